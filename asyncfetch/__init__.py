@@ -1,0 +1,136 @@
+"""Fetch and load sharded safetensors checkpoints: concurrent, resumable, verified, async and sync.
+
+    state_dict = await asyncfetch.load_async("org/model")
+    state_dict = asyncfetch.load("org/model")
+
+The code reads in the order in which bytes move:
+
+    what the user named -> source -> index -> plan -> transfer -> checkpoint -> state dict -> model
+
+The package is flat. A file imports only from files above it in this order, and none imports this one:
+
+  words and rules: no event loop, no network, no disk
+    errors        every way to fail, as one tree; redacted URLs
+    events        what happens during a load, as frozen dataclasses
+    policy        the knobs as one frozen value, and the one rule of what is retried
+    header        a safetensors header, read as hostile input; the dtypes; views on bytes
+    index         weight_map, read as hostile input; selection
+    plan          wanted minus present, as spans; which connection fetches which
+  disk
+    cache         the Hugging Face cache layout: look up, lock, publish
+    partial       one file being received: spans, journal, running hash, publication
+  network
+    network       sockets beneath httpcore: bursts, happy eyeballs, connections that serve again
+    transport     the only file that knows httpx: requests, bodies, the wall where its errors end
+    ranges        a span of a remote file, and every check on the answer
+    hub           the protocol of the Hub: commits, metadata on redirects, signed links, error codes
+  finding
+    source        what the user named: a repository, a URL, a path
+    located       what that turned out to be: commit, index, files, headers
+    finder        the order of candidates, index before shards; local folders
+    hub_finder    a checkpoint in a repository of the Hub
+    web_finder    a checkpoint on any web server
+    resolve       from a request to a located checkpoint, held against its headers
+  engine
+    transfer      connections pull spans; retry, verify, publish, report, cancel
+  tensors
+    checkpoint    the merge: shards become one state dict
+    fit           what a model has against what a state dict has
+    torch_module  a state dict into a torch module
+    tree          a state dict into nested dicts and lists
+    models        the one door to both
+  faces
+    session       one call: its settings, its transport, its steps
+    api           the public functions and their blocking twins
+    catalog       the models of a folder, as the Hub would list them
+    wire          HTTP details of the server: ranges, headers, error answers
+    endpoints     the Hub's routes over a catalog
+    server        a folder of models served with the Hub's protocol
+    wording       numbers and states in words
+    progress      the state of all files, from events
+    terminal      progress drawn on a terminal, or as plain lines
+    export        a state dict written as one safetensors file
+    listing       tables of tensors and shards
+    output        results and errors for people and for machines
+    cli_options   the flags that commands share
+    commands      the commands
+    cli           the entry point; exit codes
+    __main__      python -m asyncfetch
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .policy import __version__
+
+if TYPE_CHECKING:
+    from .api import (
+        Inspection,
+        ShardInspection,
+        Snapshot,
+        VerifiedFile,
+        download,
+        download_async,
+        inspect,
+        inspect_async,
+        load,
+        load_async,
+        load_into,
+        load_into_async,
+        plan,
+        plan_async,
+        verify,
+        verify_async,
+    )
+    from .errors import AsyncfetchError
+    from .header import PackedArray
+    from .models import LoadReport, unflatten
+    from .policy import Policy
+
+__all__ = [
+    "AsyncfetchError",
+    "Inspection",
+    "LoadReport",
+    "PackedArray",
+    "Policy",
+    "ShardInspection",
+    "Snapshot",
+    "VerifiedFile",
+    "__version__",
+    "download",
+    "download_async",
+    "inspect",
+    "inspect_async",
+    "load",
+    "load_async",
+    "load_into",
+    "load_into_async",
+    "plan",
+    "plan_async",
+    "unflatten",
+    "verify",
+    "verify_async",
+]
+
+_HOMES = {
+    "AsyncfetchError": "errors",
+    "LoadReport": "models",
+    "PackedArray": "header",
+    "Policy": "policy",
+    "unflatten": "models",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: the libraries behind it take a while to load."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES.get(name, 'api')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

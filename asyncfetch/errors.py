@@ -1,0 +1,455 @@
+"""Every way in which asyncfetch fails, as one tree.
+
+    AsyncfetchError
+    ├── SourceError                  what was asked for makes no sense
+    │   └── SelectionError           nothing matches `select`
+    ├── NotFoundError                it is not there
+    │   ├── RepositoryNotFoundError
+    │   ├── RevisionNotFoundError
+    │   ├── EntryNotFoundError       one file of a source
+    │   │   └── ShardNotFoundError   a shard that the index names
+    │   └── CheckpointNotFoundError  no index and no single file, all candidates tried
+    ├── AccessError                  it may be there, but not for this caller
+    │   └── GatedRepositoryError
+    ├── CorruptError                 the bytes are not what they should be
+    │   ├── InvalidIndexError
+    │   ├── InvalidHeaderError
+    │   ├── MissingTensorError       the index names a tensor that its shard lacks
+    │   ├── ChecksumMismatchError
+    │   └── ChangedError             the file changed at its source while it was read
+    ├── NetworkError                 the network or the server, after all retries
+    │   ├── ServerError              a 5xx answer
+    │   ├── ProtocolError            an answer that breaks the rules of HTTP or of the Hub
+    │   ├── StalledError             too few bytes for too long
+    │   ├── LinkExpiredError         a signed link that is refused, even when fetched anew
+    │   └── CertificateError         never retried
+    ├── RateLimitedError
+    ├── StorageError                 the disk
+    │   └── DiskFullError
+    ├── OfflineError                 offline, and not in the cache
+    └── ModelMismatchError           the state dict does not fit the model
+
+Each error carries its data as attributes, a stable `code`, a `hint` that says what to do, and
+`transient`: whether the same call may succeed later. All of them survive pickling. No message
+holds a token, or the credentials or the query of a URL: URLs go through `redact_url`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+__all__ = [
+    "AccessError",
+    "AsyncfetchError",
+    "ChangedError",
+    "CheckpointNotFoundError",
+    "ChecksumMismatchError",
+    "CertificateError",
+    "CorruptError",
+    "DiskFullError",
+    "EntryNotFoundError",
+    "GatedRepositoryError",
+    "InvalidHeaderError",
+    "InvalidIndexError",
+    "LinkExpiredError",
+    "MissingTensorError",
+    "ModelMismatchError",
+    "NetworkError",
+    "NotFoundError",
+    "OfflineError",
+    "ProtocolError",
+    "RateLimitedError",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "SelectionError",
+    "ServerError",
+    "ShardNotFoundError",
+    "SourceError",
+    "StalledError",
+    "StorageError",
+    "collapse",
+    "redact_url",
+]
+
+E = TypeVar("E", bound="AsyncfetchError")
+
+
+def redact_url(url: str) -> str:
+    """`url` without user, password, query and fragment: fit for a message or a log.
+
+    Signed URLs carry their signature in the query, so the query goes as a whole.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "<unreadable URL>"
+    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+
+
+class AsyncfetchError(Exception):
+    """The root of the tree. `str(error)` is one sentence, then the hint if there is one."""
+
+    code = "error"
+    hint = ""
+    transient = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """What happened, and to what; without the hint."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class SourceError(AsyncfetchError):
+    """The source, the revision or an option is not usable as given."""
+
+    code = "bad_source"
+
+
+class SelectionError(SourceError):
+    """`select` matches no tensor of the checkpoint."""
+
+    code = "nothing_selected"
+
+
+class NotFoundError(AsyncfetchError):
+    """What was asked for does not exist."""
+
+    code = "not_found"
+
+
+class RepositoryNotFoundError(NotFoundError):
+    """The Hub knows no such repository, or hides it from this caller.
+
+    The Hub answers 401 for both, so the two cannot be told apart without a token.
+    """
+
+    code = "repository_not_found"
+
+    def __init__(self, repository: str, *, authenticated: bool) -> None:
+        self.repository = repository
+        who = "with the token that was sent" if authenticated else "without a token"
+        hint = (
+            "Check the spelling, and that the token may read it."
+            if authenticated
+            else "Check the spelling; if it is private, set HF_TOKEN or pass token=."
+        )
+        super().__init__(f"Repository {repository!r} was not found {who}.", hint=hint)
+
+
+class RevisionNotFoundError(NotFoundError):
+    """The repository exists, the branch, tag or commit does not."""
+
+    code = "revision_not_found"
+
+    def __init__(self, repository: str, revision: str) -> None:
+        self.repository, self.revision = repository, revision
+        super().__init__(
+            f"Repository {repository!r} has no revision {revision!r}.",
+            hint="Give a branch, a tag or a full commit hash.",
+        )
+
+
+class EntryNotFoundError(NotFoundError):
+    """The source exists and has no such file."""
+
+    code = "entry_not_found"
+
+    def __init__(self, file: str, source: str, *, commit: str | None = None) -> None:
+        self.file, self.source, self.commit = file, source, commit
+        super().__init__(f"{source} has no file {file!r}.")
+
+
+class ShardNotFoundError(EntryNotFoundError):
+    """The index names a shard that its source lacks. There is no fallback for this."""
+
+    code = "shard_not_found"
+    hint = "The upload is incomplete or the index is stale: tell the publisher, or pin a revision."
+
+    def __init__(self, file: str, source: str, index: str) -> None:
+        super().__init__(file, source)
+        self.index = index
+        self.args = (f"{source} has no shard {file!r}, which {index!r} names.",)
+
+
+class CheckpointNotFoundError(NotFoundError):
+    """Neither an index nor a single safetensors file was found."""
+
+    code = "checkpoint_not_found"
+
+    def __init__(self, source: str, candidates: Sequence[str]) -> None:
+        self.source, self.candidates = source, tuple(candidates)
+        super().__init__(
+            f"{source} has no safetensors checkpoint; tried {', '.join(candidates)}.",
+            hint="Name its folder with subfolder=, its variant with variant=, or give the file's own URL.",
+        )
+
+
+class AccessError(AsyncfetchError):
+    """The server refuses this caller (401 or 403)."""
+
+    code = "access_denied"
+    hint = "Check that the token is valid and may read it (HF_TOKEN or token=)."
+
+
+class GatedRepositoryError(AccessError):
+    """The repository asks each reader to accept its terms first."""
+
+    code = "gated_repository"
+
+    def __init__(self, repository: str, page: str) -> None:
+        self.repository, self.page = repository, page
+        super().__init__(
+            f"Repository {repository!r} is gated.",
+            hint=f"Accept its terms at {page}, then set HF_TOKEN or pass token=.",
+        )
+
+
+class CorruptError(AsyncfetchError):
+    """Bytes that are not what they should be."""
+
+    code = "corrupt"
+
+    def __init__(self, message: str, *, file: str, hint: str | None = None) -> None:
+        self.file = file
+        super().__init__(message, hint=hint)
+
+
+class InvalidIndexError(CorruptError):
+    """An index file that is not a usable `{"weight_map": {tensor: shard}}`."""
+
+    code = "invalid_index"
+
+    def __init__(self, file: str, reason: str, *, tensor: str | None = None) -> None:
+        self.reason, self.tensor = reason, tensor
+        super().__init__(f"{file}: {reason}.", file=file)
+
+
+class InvalidHeaderError(CorruptError):
+    """A file whose safetensors header breaks the rules of the format."""
+
+    code = "invalid_header"
+
+    def __init__(self, file: str, reason: str, *, tensor: str | None = None, hint: str = "") -> None:
+        self.reason, self.tensor = reason, tensor
+        super().__init__(f"{file}: {reason}.", file=file, hint=hint)
+
+
+class MissingTensorError(CorruptError):
+    """The index places a tensor in a shard whose header does not have it."""
+
+    code = "missing_tensor"
+    hint = "The index does not belong to these shards: tell the publisher, or pin a revision."
+
+    def __init__(self, file: str, index: str, tensors: Sequence[str]) -> None:
+        self.index, self.tensors = index, tuple(tensors)
+        names = ", ".join(repr(name) for name in tensors[:3]) + (", …" if len(tensors) > 3 else "")
+        super().__init__(f"{index} places {len(tensors)} tensor(s) in {file} that it lacks: {names}.", file=file)
+
+
+class ChecksumMismatchError(CorruptError):
+    """All bytes arrived and their hash is wrong. Nothing of them is kept."""
+
+    code = "checksum_mismatch"
+    hint = "Nothing was kept. Try again; if it persists, the source or a proxy in between alters the file."
+
+    def __init__(self, file: str, *, algorithm: str, expected: str, actual: str) -> None:
+        self.algorithm, self.expected, self.actual = algorithm, expected, actual
+        super().__init__(f"{file}: expected {algorithm} {expected}, got {actual}.", file=file)
+
+
+class ChangedError(CorruptError):
+    """The file at the source is another one than when the download began."""
+
+    code = "changed"
+    transient = True
+    hint = "It was replaced while it was read; run the same call again."
+
+    def __init__(self, file: str, what: str) -> None:
+        super().__init__(f"{file} changed at its source: {what}.", file=file)
+
+
+class NetworkError(AsyncfetchError):
+    """The network or the server failed, and went on failing when retried."""
+
+    code = "network"
+    transient = True
+
+    def __init__(self, message: str, *, url: str, hint: str | None = None, retry_after: float | None = None) -> None:
+        self.url = redact_url(url)
+        self.retry_after = retry_after
+        super().__init__(f"{self.url}: {message}.", hint=hint)
+
+
+class ServerError(NetworkError):
+    """A 5xx, 408 or 425 answer."""
+
+    code = "server_error"
+
+    def __init__(self, status: int, *, url: str, retry_after: float | None = None) -> None:
+        self.status = status
+        super().__init__(f"the server answered {status}", url=url, retry_after=retry_after)
+
+
+class ProtocolError(NetworkError):
+    """An answer that breaks the rules: a wrong range, a missing length, an unexpected status."""
+
+    code = "protocol"
+
+    def __init__(self, message: str, *, url: str, transient: bool = False) -> None:
+        self.transient = transient
+        super().__init__(message, url=url)
+
+
+class StalledError(NetworkError):
+    """The connection is open, and too little comes over it."""
+
+    code = "stalled"
+
+
+class LinkExpiredError(NetworkError):
+    """The storage behind the source refuses a signed link. A new one is asked for before this comes out."""
+
+    code = "link_expired"
+
+    def __init__(self, status: int, *, url: str) -> None:
+        self.status = status
+        super().__init__(f"the storage refused the signed link with {status}", url=url)
+
+
+class CertificateError(NetworkError):
+    """The server's TLS certificate is not trusted."""
+
+    code = "certificate"
+    transient = False
+    hint = "Check the clock and the certificate store; SSL_CERT_FILE names another one."
+
+
+class RateLimitedError(AsyncfetchError):
+    """429, and the wait that the server asks for is longer than the policy allows."""
+
+    code = "rate_limited"
+    transient = True
+    hint = "Wait, or send a token: signed-in callers have a larger quota."
+
+    def __init__(self, url: str, retry_after: float | None) -> None:
+        self.url, self.retry_after = redact_url(url), retry_after
+        wait = "" if retry_after is None else f", and asks to wait {retry_after:.0f} s"
+        super().__init__(f"{self.url}: the server limits the request rate{wait}.")
+
+
+class StorageError(AsyncfetchError):
+    """The disk refused. `path` says where; the OSError is the cause."""
+
+    code = "storage"
+
+    def __init__(self, path: str, reason: str, *, hint: str | None = None) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}.", hint=hint)
+
+
+class DiskFullError(StorageError):
+    """Not enough room for what is missing. `needed` and `free` are bytes (free: None if unknown)."""
+
+    code = "disk_full"
+
+    def __init__(self, path: str, *, needed: int, free: int | None) -> None:
+        self.needed, self.free = needed, free
+        room = "no room is left" if free is None else f"{free:,} bytes are free"
+        super().__init__(
+            path,
+            f"{needed:,} bytes are needed and {room}",
+            hint="Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk.",
+        )
+
+
+class OfflineError(AsyncfetchError):
+    """Offline mode, and what is needed is not in the cache."""
+
+    code = "offline"
+
+    def __init__(self, source: str, what: str) -> None:
+        self.source, self.what = source, what
+        super().__init__(
+            f"Offline, and {what} of {source} is not in the cache.",
+            hint="Unset HF_HUB_OFFLINE or pass offline=False once to fetch it.",
+        )
+
+
+class ModelMismatchError(AsyncfetchError):
+    """The state dict does not fit the model. The model was not changed.
+
+    `missing` and `unexpected` are tensor names; `shapes` maps a name to (the model's shape,
+    the checkpoint's shape).
+    """
+
+    code = "model_mismatch"
+    hint = "Pass strict=False to load what fits."
+
+    def __init__(
+        self,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+    ) -> None:
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
+        self.shapes = dict(shapes or {})
+        parts = []
+        for label, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if names:
+                shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+                parts.append(f"{len(names)} {label} ({shown})")
+        for name, (model, checkpoint) in list(self.shapes.items())[:5]:
+            parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
+        hint = "" if self.shapes else None
+        super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
+
+
+def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception of a task group that the caller should see.
+
+    An interrupt wins over an error of ours, that over anything else; the others hang on it
+    as notes. A cancellation comes out only where there is nothing else.
+    """
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+
+    def rank(error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            return 0
+        if isinstance(error, Exception):
+            return 1 if isinstance(error, AsyncfetchError) else 2
+        return 3  # a cancellation: the echo of the first failure
+
+    first = min(leaves, key=rank)  # min keeps the first of equals
+    for other in leaves:
+        if other is not first and isinstance(other, Exception):
+            first.add_note(f"Also failed: {type(other).__name__}: {other}")
+    return first

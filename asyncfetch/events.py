@@ -1,0 +1,133 @@
+"""What happens during a load, as frozen dataclasses.
+
+`report=` takes any callable of one event. It is called on the event loop, in order, so it must
+not block; what it raises is logged once, and it is not called again. Sizes are bytes, times are
+seconds. `file` is the path within the source, as in the index.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = [
+    "Event",
+    "FileProgress",
+    "FileStarted",
+    "FileState",
+    "FileVerified",
+    "Finished",
+    "Notifier",
+    "Reporter",
+    "Resolved",
+    "Retrying",
+    "Warned",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """One file of the checkpoint, before anything moves.
+
+    `present` counts the bytes that need no transfer: all of them for a cached file, what an
+    earlier run left for a partial one.
+    """
+
+    file: str
+    size: int
+    present: int
+    checksum: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The source is known: its commit, and every file with its size. The first event."""
+
+    source: str
+    commit: str | None
+    index: str | None
+    files: tuple[FileState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileStarted:
+    """The first connection for a file opens. `present` bytes are on disk from an earlier run."""
+
+    file: str
+    size: int
+    present: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """`received` of `size` bytes are here. At most ten a second for each file."""
+
+    file: str
+    received: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A request failed and will be sent again after `delay` seconds.
+
+    `attempt` counts the failures in a row without progress, of at most `attempts`. `file` is None
+    while the source is being resolved.
+    """
+
+    file: str | None
+    reason: str
+    attempt: int
+    attempts: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerified:
+    """A file is complete, its hash is right, and it is published.
+
+    `checksum` is "algorithm:hex", or None where the source gives none to check against.
+    """
+
+    file: str
+    size: int
+    checksum: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that the caller should know and that does not stop the load."""
+
+    message: str
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """All is done. `downloaded` counts the bytes that came over the network."""
+
+    files: int
+    nbytes: int
+    downloaded: int
+    seconds: float
+
+
+Event = Resolved | FileStarted | FileProgress | Retrying | FileVerified | Warned | Finished
+Reporter = Callable[[Event], None]
+
+
+class Notifier:
+    """Calls a reporter, and stops calling it when it raises: progress must not break a load."""
+
+    def __init__(self, report: Reporter | None) -> None:
+        self._report = report
+
+    def __call__(self, event: Event) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report(event)
+        except Exception:
+            self._report = None
+            logging.getLogger("asyncfetch").exception("The reporter failed and is not called again")

@@ -1,0 +1,553 @@
+"""A safetensors header, read as hostile input, and the arrays that it describes.
+
+A file is `u64 little-endian n | n bytes of JSON | data`. The rules are those that the reference
+implementation enforces (https://github.com/huggingface/safetensors, safetensors/src/tensor.rs,
+0.8.0), down to the strictness of its JSON parser, so that both accept the same files. One thing is
+stricter here: a dtype written as an object, `{"F32": null}`, is refused; the crate takes it only
+because its enum decoder happens to.
+
+Nothing here reads a file. The caller caps how many header bytes it is willing to hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import struct
+import sys
+from dataclasses import dataclass
+from mmap import mmap
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from .errors import InvalidHeaderError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = [
+    "DTYPES",
+    "MAX_HEADER_BYTES",
+    "PREFIX_BYTES",
+    "DType",
+    "Header",
+    "PackedArray",
+    "TensorInfo",
+    "header_length",
+    "parse_header",
+    "parse_json",
+    "read_header",
+    "recognize",
+    "shorten",
+    "tensor_view",
+]
+
+Buffer = bytes | bytearray | memoryview | mmap | np.ndarray[Any, Any]
+PREFIX_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+_MAX_U64 = (1 << 64) - 1
+_MAX_NESTING = 127  # serde_json refuses the 128th level
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One dtype of the format: `bits` an element in the file, `numpy` the dtype of its array.
+
+    The kinds below 8 bits are packed in the file; `numpy` is then the one-byte dtype of ml_dtypes
+    into which `PackedArray.unpack` spreads them.
+    """
+
+    name: str
+    bits: int
+    numpy: np.dtype[Any]
+
+    @property
+    def packed(self) -> bool:
+        """Whether several elements share a byte in the file."""
+        return self.bits < 8
+
+
+DTYPES: Mapping[str, DType] = MappingProxyType(
+    {
+        name: DType(name, bits, np.dtype(scalar))
+        for name, bits, scalar in (
+            ("BOOL", 8, "?"),
+            ("U8", 8, "u1"),
+            ("I8", 8, "i1"),
+            ("U16", 16, "<u2"),
+            ("I16", 16, "<i2"),
+            ("F16", 16, "<f2"),
+            ("U32", 32, "<u4"),
+            ("I32", 32, "<i4"),
+            ("F32", 32, "<f4"),
+            ("U64", 64, "<u8"),
+            ("I64", 64, "<i8"),
+            ("F64", 64, "<f8"),
+            ("C64", 64, "<c8"),
+            ("BF16", 16, ml_dtypes.bfloat16),
+            ("F8_E4M3", 8, ml_dtypes.float8_e4m3fn),  # not float8_e4m3, whose maximum is 240
+            ("F8_E5M2", 8, ml_dtypes.float8_e5m2),
+            ("F8_E4M3FNUZ", 8, ml_dtypes.float8_e4m3fnuz),
+            ("F8_E5M2FNUZ", 8, ml_dtypes.float8_e5m2fnuz),
+            ("F8_E8M0", 8, ml_dtypes.float8_e8m0fnu),
+            ("F6_E2M3", 6, ml_dtypes.float6_e2m3fn),
+            ("F6_E3M2", 6, ml_dtypes.float6_e3m2fn),
+            ("F4", 4, ml_dtypes.float4_e2m1fn),
+        )
+    }
+)
+
+
+class TensorInfo(NamedTuple):
+    """One tensor: `shape` counts elements, `begin` and `end` are bytes from the start of the data.
+
+    A named tuple since large headers hold 100,000 of them, and it takes a third of the time to make.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header that obeys every rule: the tensors cover the data without a hole or an overlap.
+
+    `tensors` is in the order of the data, whatever the order of the JSON; empty tensors at the
+    same place keep the order of the JSON. `data_start` and `file_size` are bytes.
+    """
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    file_size: int
+
+
+class _FlawError(ValueError):
+    """A broken rule, before it is known in which file."""
+
+    def __init__(self, reason: str, tensor: str | None = None, hint: str = "") -> None:
+        self.reason, self.tensor, self.hint = reason, tensor, hint
+        super().__init__(reason if tensor is None else f"tensor {shorten(tensor)} {reason}")
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 3
+
+
+def shorten(value: object) -> str:
+    """`repr(value)` without its middle: hostile names and nesting must not flood a message, or the stack."""
+    return _SHORT.repr(value)
+
+
+# The length of a real header is mostly zeros, so it is not taken for one of the texts.
+_KNOWN_CONTENT = tuple(
+    (re.compile(pattern, re.DOTALL), sentence)
+    for pattern, sentence in (
+        (rb"\0+\Z", "It begins with zeros: a copy or a download was not finished."),
+        (rb"version ", "It looks like a Git LFS pointer: run `git lfs pull`, or fetch it through the Hub."),
+        (rb"<{7} ?", "It holds the marks of an unresolved Git merge conflict."),
+        (
+            rb"(?=[^\0]{8})\s*<[!?a-zA-Z]",
+            "It looks like an HTML or XML page: a proxy or a login page answered in its place.",
+        ),
+        (
+            rb"(?=[^\0]{8})\s*[{[]\s*[\"{}[]",
+            "It looks like bare JSON: an error message or an index was saved in its place.",
+        ),
+        (rb"PK\x03\x04", "It is a zip archive, as torch.save writes: convert it to safetensors."),
+        (rb"\x80[\x02-\x05][c(}\]\x8a\x95]", "It is a pickle, as torch.save writes: convert it to safetensors."),
+        (rb"GGUF", "It is a GGUF file, not safetensors."),
+        (rb"\x93NUMPY", "It is a numpy .npy file, not safetensors."),
+        (rb"\x89HDF", "It is an HDF5 file, not safetensors."),
+        (rb"\x1f\x8b\x08", "It is compressed with gzip: a Content-Encoding was not undone."),
+        (rb"\x28\xb5\x2f\xfd", "It is compressed with zstd: a Content-Encoding was not undone."),
+        (rb"[\t\r\n -~]{8,}\Z", "It looks like plain text: an error message was saved in its place."),
+    )
+)
+_CUT_SHORT = "It seems to be cut short: fetch it again."
+
+
+def recognize(prefix: bytes) -> str:
+    """A sentence that says what a file is that begins with `prefix`, or "" where that is unclear."""
+    return next((sentence for pattern, sentence in _KNOWN_CONTENT if pattern.match(prefix)), "")
+
+
+def header_length(prefix: bytes, *, file: str, file_size: int) -> int:
+    """n, the bytes of JSON, from the first 8 bytes of a file of `file_size` bytes.
+
+    More than 8 bytes of `prefix` only help to recognize what the file is instead. Raises
+    InvalidHeaderError, its hint naming the likely cause, if n breaks a rule.
+    """
+    if min(len(prefix), file_size) < PREFIX_BYTES:
+        what = "it is empty" if file_size == 0 else f"it has {min(len(prefix), file_size)} bytes"
+        raise InvalidHeaderError(file, f"{what}, and the length of its header takes {PREFIX_BYTES}")
+    (length,) = struct.unpack_from("<Q", prefix)
+    room = file_size - PREFIX_BYTES
+    if 0 < length <= min(room, MAX_HEADER_BYTES):
+        return int(length)
+    if length == 0:
+        reason = "its header is empty"
+    elif length > MAX_HEADER_BYTES:
+        reason = f"it claims a header of {length:,} bytes, and the format allows {MAX_HEADER_BYTES:,}"
+    else:
+        reason = f"it claims a header of {length:,} bytes, and {room:,} follow"
+    hint = recognize(prefix)
+    if not hint and room < length <= MAX_HEADER_BYTES:
+        hint = _CUT_SHORT
+    raise InvalidHeaderError(file, reason, hint=hint)
+
+
+def parse_json(raw: bytes | memoryview, object_hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """The value of `raw` by the letter of RFC 8259, in UTF-8. Objects are what `object_hook` makes of their pairs.
+
+    Unlike the json module: no NaN or Infinity, no byte-order mark, no other encoding, no lone
+    surrogate, and -0 is a float. Raises ValueError with a short reason that continues "it …".
+    """
+    try:
+        text = str(raw, "utf-8")
+        tree = json.loads(
+            text,
+            object_pairs_hook=object_hook,
+            parse_constant=_refuse_constant,
+            parse_int=_parse_int if "-0" in text else None,
+        )
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON: {error.msg.removesuffix(' at')} at character {error.pos}"
+    except RecursionError:
+        reason = "is nested too deeply"
+    except ValueError as error:
+        reason = str(error) if isinstance(error, _FlawError) else "has an integer of thousands of digits"
+    else:
+        if "\\u" not in text or not any(match[1] for match in _ESCAPES.finditer(text)):
+            return tree
+        reason = "has half of a surrogate pair"
+    raise ValueError(reason)  # out here, so that no context keeps the whole text alive
+
+
+# Every escape of a valid text, from left to right; group 1 is a surrogate without its partner.
+_ESCAPES = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+
+
+def _refuse_constant(name: str) -> None:
+    raise _FlawError(f"is not JSON, which has no {name}")
+
+
+def _parse_int(digits: str) -> int | float:
+    return -0.0 if digits == "-0" else int(digits)
+
+
+_Pairs = tuple[tuple[str, Any], ...]
+
+
+def _entry_or_pairs(pairs: list[tuple[str, Any]]) -> TensorInfo | _Pairs:
+    """The TensorInfo of an object in the usual form, at once; the pairs of any other object.
+
+    Nothing is lost by it, duplicate keys least of all, and a header of 100,000 tensors does not
+    become a million containers for the garbage collector to visit.
+    """
+    if len(pairs) == 3:
+        (first, dtype), (second, shape), (third, offsets) = pairs
+        if first == "dtype" and second == "shape" and third == "data_offsets":
+            try:
+                return _tensor_info(dtype, shape, offsets)
+            except _FlawError:
+                pass  # whether it matters depends on where the object stands
+    return tuple(pairs)
+
+
+def _tensor_info(dtype: object, shape: object, offsets: object) -> TensorInfo:
+    if type(dtype) is not str:
+        raise _FlawError("has a dtype that is not a string")
+    if dtype not in DTYPES:
+        raise _FlawError(f"has the unknown dtype {shorten(dtype)}")
+    if type(shape) is not list:
+        raise _FlawError(f"has a shape that is not a list: {shorten(shape)}")
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= _MAX_U64:
+            raise _FlawError(f"has a shape with {shorten(size)}, which is not an unsigned 64-bit integer")
+    if type(offsets) is not list or len(offsets) != 2:
+        raise _FlawError(f"has data_offsets that are not a pair: {shorten(offsets)}")
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or not (0 <= begin <= _MAX_U64 and 0 <= end <= _MAX_U64):
+        raise _FlawError(f"has data_offsets that are not unsigned 64-bit integers: {shorten(offsets)}")
+    return TensorInfo(dtype, tuple(shape), begin, end)
+
+
+def _unusual_entry(entry: object) -> TensorInfo:
+    """An entry with its fields in another order, with further fields, or as an array; or the reason why it is none."""
+    if type(entry) is list:
+        if len(entry) != 3:
+            raise _FlawError(f"is an array of {len(entry)} values, not of dtype, shape and data_offsets")
+        return _tensor_info(*entry)
+    if type(entry) is not tuple:
+        raise _FlawError(f"is not an object: {shorten(entry)}")
+    fields: dict[str, object] = {}
+    for key, value in entry:
+        if key not in ("dtype", "shape", "data_offsets"):
+            _check_ignored(value)
+        elif key in fields:
+            raise _FlawError(f"has two fields {key}")
+        else:
+            fields[key] = value
+    for key in ("dtype", "shape", "data_offsets"):
+        if key not in fields:
+            raise _FlawError(f"has no {key}")
+    return _tensor_info(fields["dtype"], fields["shape"], fields["data_offsets"])
+
+
+def _check_ignored(value: object) -> None:
+    """Refuse what serde_json refuses even in a field that is then ignored: deep nesting, numbers beyond a double."""
+    stack = [(value, 3)]  # below the header and the entry
+    while stack:
+        value, level = stack.pop()
+        if isinstance(value, TensorInfo):  # an object that happens to look like an entry: its lists are one level down
+            level += 1
+        elif isinstance(value, tuple):
+            stack.extend((inner, level + 1) for _, inner in value)
+        elif isinstance(value, list):
+            stack.extend((inner, level + 1) for inner in value)
+        else:
+            if type(value) in (int, float) and not _fits_double(value):
+                raise _FlawError("has a number beyond the range of a double")
+            continue
+        if level > _MAX_NESTING:
+            raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
+
+
+def _fits_double(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
+def parse_header(raw: bytes | memoryview, *, file: str, file_size: int) -> Header:
+    """The header whose JSON is `raw`: exactly the n bytes after the prefix of a file of `file_size` bytes.
+
+    A tensor name that occurs twice counts with its last entry, as in the crate, if that leaves no
+    hole. Raises InvalidHeaderError, with the tensor where one is at fault, and nothing else.
+    """
+    data_start = PREFIX_BYTES + len(raw)
+    try:
+        tree = parse_json(raw, _entry_or_pairs)
+        tensors, metadata = _contents(tree)
+        ordered = _in_data_order(tensors)
+        _check_layout(ordered, file_size - data_start)
+    except _FlawError as flaw:
+        reason, tensor, hint = str(flaw), flaw.tensor, flaw.hint
+    except ValueError as error:
+        reason, tensor = f"its header {error}", None
+        hint = "It holds zeros: a copy or a download was not finished." if b"\0" in bytes(raw[-1:]) else ""
+    else:
+        return Header(ordered, metadata, data_start, file_size)
+    raise InvalidHeaderError(file, reason, tensor=tensor, hint=hint)
+
+
+def _contents(tree: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The entries, each well-formed in itself, and the metadata."""
+    if type(tree) is not tuple:
+        raise _FlawError("its header is not a JSON object of tensors")
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] | None = None
+    for name, entry in tree:
+        if type(entry) is TensorInfo and name != "__metadata__":
+            tensors[name] = entry
+        elif name != "__metadata__":
+            try:
+                tensors[name] = _unusual_entry(entry)
+            except _FlawError as flaw:
+                raise _FlawError(flaw.reason, name) from None
+        elif metadata is not None:
+            raise _FlawError("its header has two fields __metadata__")
+        else:
+            metadata = _metadata(entry)
+    return tensors, metadata or {}
+
+
+def _metadata(entry: object) -> dict[str, str]:
+    if entry is None:
+        return {}
+    if type(entry) is not tuple:
+        raise _FlawError(f"its __metadata__ is not an object of strings: {shorten(entry)}")
+    for key, value in entry:
+        if type(value) is not str:
+            raise _FlawError(f"its __metadata__ maps {shorten(key)} to {shorten(value)}, which is not a string")
+    return dict(entry)
+
+
+def _in_data_order(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Sorted by the pair (begin, end): by begin alone, an empty tensor may come after its neighbour."""
+    covered = 0
+    for info in tensors.values():
+        if info.begin != covered:
+            return dict(sorted(tensors.items(), key=lambda item: item[1][2:]))
+        covered = info.end
+    return tensors  # as most writers leave them
+
+
+def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
+    """Each tensor begins where the one before ends and has the bytes of its shape; the last ends at `room`."""
+    covered = 0
+    for name, info in tensors.items():
+        begin, end = info.begin, info.end
+        if begin != covered or end < begin:
+            raise _FlawError(f"has data_offsets [{begin}, {end}] where the data before it ends at {covered}", name)
+        covered = end
+        bits = DTYPES[info.dtype].bits
+        count = 1
+        for size in info.shape:  # from left to right: a zero does not undo an overflow before it
+            count *= size
+            if count > _MAX_U64:
+                break
+        if count * bits > _MAX_U64:
+            raise _FlawError(f"has a shape too large to count: {shorten(info.shape)}", name)
+        if count * bits % 8:
+            raise _FlawError(f"has {count} elements of {bits} bits, which is no whole number of bytes", name)
+        if count * bits // 8 != end - begin:
+            raise _FlawError(
+                f"is {info.dtype} {shorten(info.shape)}, {count * bits // 8:,} bytes, "
+                f"and its data_offsets hold {end - begin:,}",
+                name,
+            )
+    if covered > room:
+        raise _FlawError(
+            f"its tensors take {covered:,} bytes, and {max(room, 0):,} follow the header",
+            hint=_CUT_SHORT,
+        )
+    if covered < room:
+        raise _FlawError(f"its tensors take {covered:,} bytes, and {room - covered:,} more follow them")
+
+
+def read_header(buffer: bytes | memoryview | mmap, *, file: str) -> Header:
+    """The header of a whole file that lies in `buffer`. Raises InvalidHeaderError."""
+    view = memoryview(buffer).cast("B")
+    length = header_length(bytes(view[:512]), file=file, file_size=len(view))
+    return parse_header(view[PREFIX_BYTES : PREFIX_BYTES + length], file=file, file_size=len(view))
+
+
+class PackedArray(np.ndarray[Any, np.dtype[np.uint8]]):
+    """The bytes of an F4 or F6 tensor as they are in the file: uint8, one dimension.
+
+    numpy has no element smaller than a byte, and the format does not say how they are packed, so
+    the bytes are the honest answer. `safetensors_dtype` and `logical_shape` (in elements) say what
+    they mean; both are None on whatever numpy derives from the array, such as a slice.
+    """
+
+    safetensors_dtype: str | None
+    logical_shape: tuple[int, ...] | None
+
+    def __array_finalize__(self, source: object) -> None:
+        self.safetensors_dtype = self.logical_shape = None
+
+    @classmethod
+    def of(cls, data: np.ndarray[Any, np.dtype[np.uint8]], info: TensorInfo) -> PackedArray:
+        """A view on `data`, the `info.nbytes` bytes of the tensor."""
+        packed = data.view(cls)
+        packed.safetensors_dtype, packed.logical_shape = info.dtype, info.shape
+        return packed
+
+    def copy(self, order: Any = "C") -> PackedArray:
+        """A copy of the bytes that still knows what they mean."""
+        other = super().copy(order)
+        other.safetensors_dtype, other.logical_shape = self.safetensors_dtype, self.logical_shape
+        return other
+
+    def __copy__(self) -> PackedArray:
+        return self.copy()
+
+    def __deepcopy__(self, memo: object) -> PackedArray:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        reduced: Any = super().__reduce__()
+        return *reduced[:2], (reduced[2], self.safetensors_dtype, self.logical_shape)
+
+    def __setstate__(self, state: Any) -> None:
+        array, self.safetensors_dtype, self.logical_shape = state
+        super().__setstate__(array)
+
+    def unpack(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The elements, one byte each, in the logical shape, as float4 or float6 of ml_dtypes.
+
+        Element i is bits [i*bits, (i+1)*bits) of the bytes read as one little-endian number: for F4
+        the low nibble comes first. Raises SourceError on a slice, which has no logical shape.
+        """
+        if self.safetensors_dtype is None or self.logical_shape is None:
+            raise SourceError("A part of a packed tensor cannot be unpacked.", hint="Unpack the tensor, then slice it.")
+        dtype = DTYPES[self.safetensors_dtype]
+        data = np.ascontiguousarray(self).view(np.ndarray)
+        if dtype.bits == 4:
+            codes = np.empty(2 * data.size, np.uint8)
+            np.bitwise_and(data, 0x0F, out=codes[0::2])
+            np.right_shift(data, 4, out=codes[1::2])
+        else:
+            a, b, c = data[0::3], data[1::3], data[2::3]
+            codes = np.empty(data.size // 3 * 4, np.uint8)
+            codes[0::4] = a & 0x3F
+            codes[1::4] = a >> 6 | (b & 0x0F) << 2
+            codes[2::4] = b >> 4 | (c & 0x03) << 4
+            codes[3::4] = c >> 2
+        try:
+            return codes.view(dtype.numpy).reshape(self.logical_shape)
+        except ValueError as error:
+            shape = shorten(self.logical_shape)
+            raise SourceError(f"The shape {shape} does not fit into a numpy array: {error}.") from None
+
+
+_BIG_ENDIAN = sys.byteorder == "big"
+
+
+def _on_item_boundary(array: np.ndarray[Any, Any]) -> bool:
+    if array.dtype.alignment == array.itemsize:
+        return array.flags.aligned
+    address: int = array.__array_interface__["data"][0]  # slow, and needed for C64 alone on 64-bit hosts
+    return address % array.itemsize == 0
+
+
+def tensor_view(
+    buffer: Buffer, info: TensorInfo, data_offset: int, *, file: str = "<buffer>", tensor: str | None = None
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """The array of `info`, on `buffer` itself, whose data section begins at `data_offset` (bytes).
+
+    It is writable if `buffer` is. It is a copy only where its address is no multiple of its item
+    size, where it is empty, or where a big-endian host must swap BF16. F4 and F6 come as a
+    PackedArray. Raises InvalidHeaderError, with `file` and `tensor`, on a shape that is legal in
+    the format and that numpy cannot hold: more than 64 dimensions, or an empty one with dimensions
+    whose product is beyond its address range.
+    """
+    dtype = DTYPES[info.dtype]
+    try:
+        if dtype.packed:
+            return PackedArray.of(np.frombuffer(buffer, np.uint8, info.nbytes, data_offset + info.begin), info)
+        if not info.nbytes:
+            return np.empty(info.shape, dtype.numpy)
+        itemsize = dtype.numpy.itemsize
+        array: np.ndarray[Any, Any]
+        array = np.frombuffer(buffer, dtype.numpy, info.nbytes // itemsize, data_offset + info.begin)
+        if itemsize > 1:
+            if not _on_item_boundary(array):
+                array = array.copy()
+            if _BIG_ENDIAN and info.dtype == "BF16":  # ml_dtypes knows only the order of the host
+                array = array.byteswap()
+        return array.reshape(info.shape)
+    except ValueError as error:
+        name = "a tensor" if tensor is None else f"tensor {shorten(tensor)}"
+        reason = f"{name} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
+        raise InvalidHeaderError(file, reason, tensor=tensor) from None

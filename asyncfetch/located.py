@@ -1,0 +1,135 @@
+"""What a source turned out to be: its commit, its index, its files with sizes, hashes and headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from .cache import RepoCache, storage_errors
+from .errors import EntryNotFoundError, MissingTensorError
+from .header import PREFIX_BYTES, Header, header_length, parse_header
+from .index import Index
+from .plan import Checksum, Span
+from .ranges import Target, read_span
+from .transport import OnRetry, Transport
+
+__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "read_header"]
+
+PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most headers fit
+
+
+class Origin(Protocol):
+    """Knows where the bytes of a file are served, also after a signed link has expired."""
+
+    async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:
+        """Where to read `file`. `renew` asks the source again; ChangedError if it is another file now."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class SourceFile:
+    """One file of a located checkpoint.
+
+    `name` is its path in the source, `size` bytes. `key` names its partial and its lock, `blob`
+    its blob (empty: its sha256, known once it is here); `identity` is what a resumed partial must
+    still be.
+    `path` is set where the whole file is on disk already, `in_blobs` where only its link is
+    missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
+    fetched twice.
+    """
+
+    name: str
+    size: int
+    checksum: Checksum | None
+    key: str = ""
+    blob: str = ""
+    identity: str = ""
+    resumable: bool = True
+    target: Target | None = None
+    prefix: bytes = b""
+    path: Path | None = None
+    in_blobs: bool = False
+    raw_header: bytes = b""
+    header: Header | None = None
+
+    @property
+    def algorithm(self) -> str:
+        return self.checksum.algorithm if self.checksum else "sha256"
+
+
+@dataclass(eq=False, slots=True)
+class Located:
+    """A checkpoint that was found. `files` are its distinct shards, in the index's order.
+
+    `ref` is the branch or tag to record once all is there. `absent` are names that the source is
+    known not to have. `folder` is the index's folder within the source: shard names count from it.
+    `selected` is the index narrowed to the wanted tensors; both are None for a single file.
+    """
+
+    source: str
+    commit: str | None
+    ref: str | None
+    folder: str
+    index: Index | None
+    selected: Index | None
+    files: list[SourceFile]
+    cache: RepoCache | None = None
+    origin: Origin | None = None
+    index_file: tuple[str, bytes, str] | None = None  # name, bytes, etag: to be published
+    index_path: Path | None = None
+    absent: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def path_of(self, shard: str) -> str:
+        """The path in the source of a shard that the index names."""
+        return f"{self.folder}/{shard}" if self.folder else shard
+
+
+async def read_header(file: SourceFile, transport: Transport | None, on_retry: OnRetry | None) -> None:
+    """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
+    if file.path is not None or transport is None:
+        file.raw_header = _local_header(file)
+    else:
+        length = header_length(file.prefix, file=file.name, file_size=file.size)
+        data_start = PREFIX_BYTES + length
+        if data_start > len(file.prefix) and file.target is not None:
+            rest = Span(len(file.prefix), data_start)
+            file.prefix += await read_span(
+                transport, file.target, rest, file=file.name, size=file.size, on_retry=on_retry
+            )
+        file.raw_header = file.prefix[:data_start]
+    file.header = parse_header(file.raw_header[PREFIX_BYTES:], file=file.name, file_size=file.size)
+
+
+def _local_header(file: SourceFile) -> bytes:
+    path = file.path
+    if path is None:
+        raise EntryNotFoundError(file.name, "the cache")
+    with storage_errors(path), open(path, "rb") as stream:
+        file.size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(4096)
+        length = header_length(prefix, file=file.name, file_size=file.size)
+        return (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]
+
+
+def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
+    """Hold the index against the headers of its shards: tensors present and not listed, as notes.
+
+    `headers` maps shard names, as in the index, to headers. The index is an allow-list: what it
+    does not list is skipped. Raises MissingTensorError for what it lists and a shard lacks.
+    """
+    notes = []
+    for shard, header in headers.items():
+        listed = index.tensors_of(shard)
+        missing = [name for name in listed if name not in header.tensors]
+        if missing:
+            raise MissingTensorError(shard, index.file, missing)
+        extra = len(header.tensors) - len(listed)
+        if extra:
+            wanted = set(listed)
+            example = next(name for name in header.tensors if name not in wanted)
+            notes.append(f"{shard} has {extra} tensor(s) that {index.file} does not list, such as {example!r}: skipped")
+    return notes

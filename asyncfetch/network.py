@@ -1,0 +1,315 @@
+"""Sockets of our own beneath httpcore, so that bodies can be received in bursts.
+
+`Backend` implements httpcore's public `AsyncNetworkBackend`. Its streams own a non-blocking
+socket and hand httpcore the response head alone: what follows the head is left for whoever reads
+the body. `Stream.burst` receives a body in a worker thread without ever blocking: recv until the
+buffer is full or the socket would block. A stream whose body was read to its exact end goes back
+to the backend and serves the next connection to the same place, TLS session and all.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import select
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import httpcore
+from anyio.abc import TaskGroup
+
+__all__ = ["Backend", "Stream"]
+
+_HEAD_END = b"\r\n\r\n"
+_STAGGER = 0.25  # seconds between attempts: RFC 8305, section 5
+_MAX_PARKED = 64
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
+
+
+class Stream(httpcore.AsyncNetworkStream):
+    """One TCP or TLS connection. One task uses it at a time."""
+
+    def __init__(self, sock: socket.socket, backend: Backend, key: tuple[str, int]) -> None:
+        self._sock = sock
+        self._backend = backend
+        self._key = key
+        self._surplus = b""  # received, and not handed out yet
+        self._in_head = False
+        self._tail = b""  # the end of what was handed out of a head: its delimiter may be split
+        self.reusable = False  # set by who has read a body to its exact end
+        self.tls_host: str | None = None
+
+    # -- what httpcore calls -----------------------------------------------------------------
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._surplus:
+            data, self._surplus = self._surplus[:max_bytes], self._surplus[max_bytes:]
+        else:
+            data = await self._receive(max_bytes, timeout)
+        return self._head_of(data) if self._in_head else data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._in_head, self._tail, self.reusable = True, b"", False
+        view = memoryview(buffer)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except (*_WOULD_BLOCK, ssl.SSLWantWriteError) as error:
+                await self._wait(error, timeout, httpcore.WriteTimeout)
+            except OSError as error:
+                raise httpcore.WriteError(_describe(error)) from error
+
+    async def aclose(self) -> None:
+        if self.reusable and not self._surplus:
+            self.reusable = False
+            self._backend.park(self)
+        else:
+            self.close()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        if self.tls_host is not None:  # parked by an earlier request to the same host
+            return self
+        try:
+            self._sock = ssl_context.wrap_socket(
+                self._sock, server_hostname=server_hostname, do_handshake_on_connect=False
+            )
+            while True:
+                try:
+                    self._sock.do_handshake()
+                    break
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                    await self._wait(error, timeout, httpcore.ConnectTimeout)
+        except (OSError, ValueError) as error:
+            self.close()
+            raise httpcore.ConnectError(_describe(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        self.tls_host = server_hostname
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "socket":
+            return self._sock
+        if info == "ssl_object":
+            return self._sock if self.tls_host is not None else None
+        if info == "is_readable":
+            return bool(self._surplus) or _readable(self._sock)
+        try:
+            if info == "client_addr":
+                return self._sock.getsockname()
+            if info == "server_addr":
+                return self._sock.getpeername()
+        except OSError:
+            return None
+        return None
+
+    # -- what reads bodies -------------------------------------------------------------------
+
+    @property
+    def at_body(self) -> bool:
+        """Whether the head was handed out to its end, so that the body comes next."""
+        return not self._in_head
+
+    def burst(self, into: memoryview) -> tuple[int, bool]:
+        """Receive into `into` without blocking: (bytes received, whether the peer has closed).
+
+        Fewer bytes than `into` holds, and not closed: the socket has no more for now. Runs in a
+        worker thread; recv, TLS included, releases the GIL. Raises OSError.
+        """
+        filled = min(len(self._surplus), len(into))
+        if filled:
+            into[:filled] = self._surplus[:filled]
+            self._surplus = self._surplus[filled:]
+        while filled < len(into):
+            try:
+                received = self._sock.recv_into(into[filled:])
+            except _WOULD_BLOCK:
+                break
+            except ssl.SSLEOFError:
+                received = 0
+            if not received:
+                return filled, True
+            filled += received
+        return filled, False
+
+    async def readable(self, timeout: float) -> bool:
+        """Wait until a burst may receive something. False after `timeout` seconds."""
+        with anyio.move_on_after(timeout) as scope:
+            await anyio.wait_readable(self._sock)
+        return not scope.cancelled_caught
+
+    def close(self) -> None:
+        if self._sock.fileno() != -1:
+            anyio.notify_closing(self._sock)
+            self._sock.close()
+
+    def parked_alive(self) -> bool:
+        """An idle connection with something to read was closed by its peer, or is out of step."""
+        return self._sock.fileno() != -1 and not _readable(self._sock)
+
+    # -- parts -------------------------------------------------------------------------------
+
+    def _head_of(self, data: bytes) -> bytes:
+        """`data` up to the end of the head; the rest is kept for who reads the body."""
+        at = (self._tail + data).find(_HEAD_END)
+        if at < 0:
+            self._tail = (self._tail + data)[-3:]
+            return data
+        end = at + len(_HEAD_END) - len(self._tail)
+        self._surplus = data[end:] + self._surplus
+        self._in_head, self._tail = data.startswith(b"HTTP/1.1 1"), b""  # 1xx: another head follows
+        return data[:end]
+
+    async def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
+        while True:
+            try:
+                return self._sock.recv(max_bytes)
+            except (*_WOULD_BLOCK, ssl.SSLWantWriteError) as error:
+                await self._wait(error, timeout, httpcore.ReadTimeout)
+            except ssl.SSLEOFError:
+                return b""
+            except OSError as error:
+                raise httpcore.ReadError(_describe(error)) from error
+
+    async def _wait(self, error: Exception, timeout: float | None, timed_out: type[Exception]) -> None:
+        sending = isinstance(error, ssl.SSLWantWriteError) or (
+            timed_out is httpcore.WriteTimeout and not isinstance(error, ssl.SSLWantReadError)
+        )
+        with anyio.move_on_after(math.inf if timeout is None else timeout) as scope:
+            await (anyio.wait_writable if sending else anyio.wait_readable)(self._sock)
+        if scope.cancelled_caught:
+            raise timed_out(f"nothing for {timeout} s")
+
+
+class Backend(httpcore.AsyncNetworkBackend):
+    """Opens connections, and keeps those that can serve again."""
+
+    def __init__(self) -> None:
+        self._parked: dict[tuple[str, int], list[Stream]] = {}
+        self.opened = 0
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        parked = self._parked.get((host, port), [])
+        while parked:
+            stream = parked.pop()
+            if stream.parked_alive():
+                return stream
+            stream.close()
+        try:
+            with anyio.fail_after(timeout):
+                sock = await _connect(host, port, local_address)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from error
+        except OSError as error:
+            raise httpcore.ConnectError(_describe(error)) from error
+        for option in socket_options or ():
+            sock.setsockopt(*option)
+        self.opened += 1
+        return Stream(sock, self, (host, port))
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        raise httpcore.ConnectError("sockets in the file system are not supported")
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    def park(self, stream: Stream) -> None:
+        parked = self._parked.setdefault(stream._key, [])
+        if len(parked) < _MAX_PARKED:
+            parked.append(stream)
+        else:
+            stream.close()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for parked in self._parked.values():
+            for stream in parked:
+                stream.close()
+        self._parked.clear()
+
+
+def _readable(sock: socket.socket) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def _describe(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def interleave(addresses: list[Any]) -> list[Any]:
+    """Addresses with the families in turn, each family's order kept: RFC 8305, section 4."""
+    first = [info for info in addresses if info[0] == addresses[0][0]]
+    other = [info for info in addresses if info[0] != addresses[0][0]]
+    mixed = []
+    for index in range(max(len(first), len(other))):
+        mixed += first[index : index + 1] + other[index : index + 1]
+    return mixed
+
+
+async def _connect(host: str, port: int, local_address: str | None) -> socket.socket:
+    """Happy eyeballs (RFC 8305): the first address to answer wins, a new one starts each 250 ms."""
+    addresses = interleave(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    winner: list[socket.socket] = []
+    failures: list[OSError] = []
+
+    async def attempt(info: Any, failed: anyio.Event, group: TaskGroup) -> None:
+        family, kind, protocol, _, address = info
+        sock = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            await _connect_one(sock, address, local_address)
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            if not winner:
+                winner.append(sock)
+                sock = None
+                group.cancel_scope.cancel()
+        finally:
+            if sock is not None:
+                sock.close()
+
+    async with anyio.create_task_group() as group:
+        for info in addresses:
+            failed = anyio.Event()
+            group.start_soon(attempt, info, failed, group)
+            with anyio.move_on_after(_STAGGER):
+                await failed.wait()
+    if winner:
+        return winner[0]
+    if len(failures) == 1:
+        raise failures[0]
+    raise OSError(failures[0].errno, _describe(failures[0])) from ExceptionGroup("all addresses failed", failures)
+
+
+async def _connect_one(sock: socket.socket, address: Any, local_address: str | None) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if local_address is not None:
+        sock.bind((local_address, 0))
+    code = sock.connect_ex(address)
+    if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
+        await anyio.wait_writable(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, errno.errorcode.get(code, str(code)))

@@ -1,0 +1,343 @@
+"""One file being received: which spans are here, its journal, its running hash, its publication.
+
+Two forms with one interface: `FilePartial` writes beside the blob that it will become,
+`MemoryPartial` is the final buffer itself. All calls block or compute: run them in a thread.
+Several threads may `land` different spans of one partial at once.
+
+The hash follows the contiguous frontier while bytes land in order; what landed out of order is
+caught up from the page cache. The journal may lag behind the bytes and never leads them: after a
+kill the listed prefix is hashed again, and the hash of the whole file decides in the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .cache import storage_errors
+from .errors import StorageError
+from .plan import Span, SpanSet
+from .policy import MiB
+
+__all__ = ["ALIGNMENT", "FilePartial", "MemoryPartial", "Partial", "aligned_buffer", "new_hash", "spans_on_disk"]
+
+ALIGNMENT = 64  # bytes: a cache line, and what JAX asks of a buffer that it takes without a copy
+_JOURNAL_FORMAT = 1
+_JOURNAL_INTERVAL = 1.0
+_CATCH_UP = 4 * MiB
+
+
+class Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hash(algorithm: str, size: int) -> Hash:
+    """A running hash of a file of `size` bytes."""
+    if algorithm == "git-sha1":
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+class Partial:
+    """What both forms share: the spans, and the hash at their frontier."""
+
+    def __init__(self, size: int, algorithm: str) -> None:
+        self.size = size
+        self.algorithm = algorithm
+        self.present = SpanSet()
+        self._lock = threading.Lock()  # guards present
+        self._hashing = threading.Lock()  # owns _hash and _hashed
+        self._hash = new_hash(algorithm, size)
+        self._hashed = 0
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:
+        """Where up to `limit` bytes for `offset` are to be received."""
+        raise NotImplementedError
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        raise NotImplementedError
+
+    def land(self, offset: int, data: memoryview) -> None:
+        """`data` has been received for `offset`: store it, hash it if it is next."""
+        self._store(offset, data)
+        with self._lock:
+            self.present.add(offset, offset + len(data))
+        if self._hashing.acquire(blocking=False):
+            try:
+                if offset == self._hashed:
+                    self._hash.update(data)
+                    self._hashed += len(data)
+            finally:
+                self._hashing.release()
+
+    @property
+    def received(self) -> int:
+        with self._lock:
+            return self.present.nbytes
+
+    def missing(self) -> list[Span]:
+        with self._lock:
+            return self.present.missing(self.size)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes at the frontier that are here and not hashed yet."""
+        with self._lock:
+            return max(self.present.frontier - self._hashed, 0)
+
+    def catch_up(self) -> bool:
+        """Hash some of the backlog: a few milliseconds of work. False when none is left."""
+        with self._hashing:
+            with self._lock:
+                limit = min(self.present.frontier - self._hashed, _CATCH_UP)
+            if limit <= 0:
+                return False
+            data = self._load(self._hashed, limit)
+            self._hash.update(data)
+            self._hashed += len(data)
+        return True
+
+    def digest(self) -> str:
+        """The hex digest of the whole file. Only when nothing is missing and no backlog is left."""
+        if self._hashed != self.size:
+            raise RuntimeError(f"{self._hashed} of {self.size} bytes are hashed")
+        return self._hash.hexdigest()
+
+    def reset(self) -> None:
+        """Forget all bytes: begin again from 0."""
+        with self._hashing, self._lock:
+            self.present = SpanSet()
+            self._hash = new_hash(self.algorithm, self.size)
+            self._hashed = 0
+
+
+def aligned_buffer(size: int, data_start: int) -> memoryview:
+    """`size` writable bytes of which number `data_start` lies at a 64-byte boundary.
+
+    numpy's large allocations use huge pages where the system offers them.
+    """
+    raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    shift = -(raw.ctypes.data + data_start) % ALIGNMENT
+    return raw.data[shift : shift + size]
+
+
+class MemoryPartial(Partial):
+    """The memory form: bytes are received straight into their final place.
+
+    `data_start` is the length of the safetensors prefix and header, so that tensors are aligned.
+    """
+
+    def __init__(self, size: int, algorithm: str, *, data_start: int) -> None:
+        super().__init__(size, algorithm)
+        self.buffer = aligned_buffer(size, data_start)
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
+        return self.buffer[offset : offset + limit]
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        place = self.buffer[offset : offset + len(data)]
+        if _address(place) != _address(data):
+            place[:] = data
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        return self.buffer[offset : offset + limit]
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data) if len(view) else 0
+
+
+class FilePartial(Partial):
+    """The disk form: `path` grows into a blob, `<path minus .incomplete>.map.incomplete` is its journal.
+
+    `identity` binds the journal to the content (etag, validator, size): what another content left
+    behind is dropped. Raises StorageError, DiskFullError.
+    """
+
+    def __init__(self, path: Path, size: int, algorithm: str, *, identity: str) -> None:
+        super().__init__(size, algorithm)
+        self.identity = identity
+        self.path, self._fd, shared = _claim(path)
+        # A private partial, beside one that another process holds, cannot be found by a later run.
+        self._journal = _journal_of(path) if shared else None
+        self._journal_at = time.monotonic()
+        self._journal_lock = threading.Lock()
+        self._closed = False
+        try:
+            with storage_errors(self.path, needed=size):
+                if shared:
+                    self.present = spans_on_disk(path, size, identity=identity)
+                if not self.present.nbytes:
+                    os.ftruncate(self._fd, 0)
+                os.ftruncate(self._fd, size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
+        return scratch[:limit]
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        with storage_errors(self.path, needed=self.size):
+            _write_all(self._fd, data, offset)
+
+    def land(self, offset: int, data: memoryview) -> None:
+        super().land(offset, data)
+        if time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL:
+            self.save_journal()
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        with storage_errors(self.path):
+            data = os.pread(self._fd, limit, offset)
+        if not data:
+            raise StorageError(str(self.path), f"it ends at byte {offset:,} although {self.size:,} were written")
+        return memoryview(data)
+
+    def save_journal(self) -> None:
+        """Write which spans are on disk, at once and atomically."""
+        if self._journal is None or not self._journal_lock.acquire(blocking=False):
+            return
+        try:
+            self._journal_at = time.monotonic()
+            with self._lock:
+                spans = [(span.start, span.stop) for span in self.present]
+            state = {
+                "format_version": _JOURNAL_FORMAT,
+                "identity": self.identity,
+                "size": self.size,
+                "inode": os.fstat(self._fd).st_ino,
+                "spans": spans,
+            }
+            temporary = self._journal.with_name(f"{self._journal.name}.tmp.incomplete")
+            with storage_errors(self._journal):
+                temporary.write_text(json.dumps(state), encoding="ascii")
+                os.replace(temporary, self._journal)
+        finally:
+            self._journal_lock.release()
+
+    def reset(self) -> None:
+        super().reset()
+        if self._journal is not None:
+            self._journal.unlink(missing_ok=True)
+
+    def suspend(self) -> None:
+        """Stop here; a later run goes on. A private partial is removed instead."""
+        if self._closed:
+            return
+        try:
+            if self._journal is None or not self.present.nbytes:
+                self._remove()
+            else:
+                self.save_journal()
+        finally:
+            self._close()
+
+    def discard(self) -> None:
+        """Remove the partial and its journal."""
+        if not self._closed:
+            try:
+                self._remove()
+            finally:
+                self._close()
+
+    def publish(self, give_name: Callable[[Path], Path]) -> Path:
+        """Sync, close, and let `give_name` rename the file. Returns what `give_name` returns.
+
+        A failed sync is never tried again: the pages may be gone, so the partial is removed.
+        """
+        try:
+            with storage_errors(self.path):
+                os.fsync(self._fd)
+        except StorageError:
+            self.discard()
+            raise
+        # A closed duplicate reports late write errors; the claim holds until the old name is gone.
+        claim = os.dup(self._fd)
+        try:
+            self._close()
+            final = give_name(self.path)
+        finally:
+            os.close(claim)
+        if self._journal is not None:
+            self._journal.unlink(missing_ok=True)
+        return final
+
+    def _remove(self) -> None:
+        for path in (self._journal, self.path):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            with storage_errors(self.path):
+                os.close(self._fd)
+
+
+def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
+    """What the journal of the partial at `path` lists, if it is of this very file and content."""
+    try:
+        saved = json.loads(_journal_of(path).read_bytes())
+        status = os.stat(path, follow_symlinks=False)
+        found = (saved["format_version"], saved["identity"], saved["size"], saved["inode"])
+        if found != (_JOURNAL_FORMAT, identity, size, status.st_ino) or status.st_size != size:
+            return SpanSet()
+        spans = [Span(int(start), int(stop)) for start, stop in saved["spans"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return SpanSet()
+    return SpanSet(span for span in spans if span.stop <= size)
+
+
+def _journal_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
+
+
+def _claim(path: Path) -> tuple[Path, int, bool]:
+    """Open `path` for this process alone, or a private file beside it if another holds it."""
+    for _ in range(3):
+        descriptor = _open(path, os.O_CREAT)
+        if _lock(descriptor):
+            # The holder before us may have renamed or removed the file between open and lock.
+            try:
+                ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+            except FileNotFoundError:
+                os.close(descriptor)
+                continue
+            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):
+                return path, descriptor, True
+        os.close(descriptor)
+    private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
+    return private, _open(private, os.O_CREAT | os.O_EXCL), False
+
+
+def _open(path: Path, flags: int) -> int:
+    with storage_errors(path):
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

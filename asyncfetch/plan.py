@@ -1,0 +1,182 @@
+"""Which bytes are wanted and missing, as half-open spans, and which connection fetches which.
+
+Pure arithmetic: no await, no disk, no clock.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Hashable, TypeVar
+
+from .errors import SourceError
+
+__all__ = ["Board", "Checksum", "Lease", "Span", "SpanSet", "parse_checksum"]
+
+_HEX = {"sha256": 64, "git-sha1": 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The hash that a whole file must have.
+
+    `algorithm` is "sha256", or "git-sha1": SHA-1 over `blob <size>\\0` and the bytes, which is how
+    git (and so the Hub, for files outside LFS) names a file. `hex` is lower-case.
+    """
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+def parse_checksum(text: str, *, file: str) -> Checksum:
+    """`"sha256:<64 hex>"`, or the 64 hex digits alone. Raises SourceError on anything else."""
+    algorithm, colon, digits = text.strip().rpartition(":")
+    if not colon:
+        algorithm = "sha256"
+    digits = digits.lower()
+    if algorithm not in _HEX or not re.fullmatch(rf"[0-9a-f]{{{_HEX[algorithm]}}}", digits, re.ASCII):
+        raise SourceError(
+            f"The checksum of {file!r} is not usable.", hint='Write it as "sha256:" and 64 hexadecimal digits.'
+        )
+    return Checksum(algorithm, digits)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """The bytes `start <= offset < stop` of one file."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.stop:
+            raise ValueError(f"not a span: [{self.start}, {self.stop})")
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+class SpanSet:
+    """A set of bytes as sorted, disjoint, non-touching spans."""
+
+    __slots__ = ("_starts", "_stops")
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        for span in spans:
+            self.add(span.start, span.stop)
+
+    def __iter__(self) -> Iterator[Span]:
+        return (Span(start, stop) for start, stop in zip(self._starts, self._stops, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self._stops) - sum(self._starts)
+
+    @property
+    def frontier(self) -> int:
+        """The end of the run of bytes that begins at 0; 0 if byte 0 is missing."""
+        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
+
+    def add(self, start: int, stop: int) -> None:
+        """Add the bytes of [start, stop), merging what overlaps or touches."""
+        if start >= stop:
+            return
+        low = bisect_left(self._stops, start)  # the first span that ends at or after start
+        high = low
+        while high < len(self._starts) and self._starts[high] <= stop:
+            start, stop = min(start, self._starts[high]), max(stop, self._stops[high])
+            high += 1
+        self._starts[low:high] = [start]
+        self._stops[low:high] = [stop]
+
+    def missing(self, size: int) -> list[Span]:
+        """The spans of [0, size) that are not in the set, in order."""
+        gaps, at = [], 0
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            if at < min(start, size):
+                gaps.append(Span(at, min(start, size)))
+            at = max(at, stop)
+        if at < size:
+            gaps.append(Span(at, size))
+        return gaps
+
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(eq=False, slots=True)
+class Lease(Generic[K]):
+    """A span that one connection is fetching. `start` moves forward as bytes land.
+
+    `stop` moves back when an idle connection takes the second half: the holder reads it anew
+    before each burst.
+    """
+
+    file: K
+    start: int
+    stop: int
+
+    @property
+    def remaining(self) -> int:
+        return max(self.stop - self.start, 0)
+
+
+@dataclass(eq=False)
+class Board(Generic[K]):
+    """Hands out spans to connections: pending ones first, then halves of the largest in flight.
+
+    One request per connection for as long as possible: a hand-shake and a slow start cost more
+    than bytes. So nothing is cut ahead of need, and no half is smaller than `min_split`.
+    """
+
+    min_split: int
+    pending: deque[Lease[K]] = field(default_factory=deque)
+    active: list[Lease[K]] = field(default_factory=list)
+    unsplittable: set[K] = field(default_factory=set)
+
+    def add(self, file: K, spans: Iterable[Span]) -> None:
+        self.pending.extend(Lease(file, span.start, span.stop) for span in spans)
+
+    def take(self) -> Lease[K] | None:
+        """The next pending span, or None."""
+        if not self.pending:
+            return None
+        lease = self.pending.popleft()
+        self.active.append(lease)
+        return lease
+
+    def steal(self) -> Lease[K] | None:
+        """The second half of the largest span in flight, or None if none is worth the cut."""
+        victims = [lease for lease in self.active if lease.file not in self.unsplittable]
+        victim = max(victims, key=lambda lease: lease.remaining, default=None)
+        if victim is None or victim.remaining < 2 * self.min_split:
+            return None
+        middle = victim.start + victim.remaining // 2
+        half = Lease(victim.file, middle, victim.stop)
+        victim.stop = middle
+        self.active.append(half)
+        return half
+
+    def release(self, lease: Lease[K]) -> None:
+        """`lease` is no longer in flight; what it lacks must be added again by the caller."""
+        self.active.remove(lease)
+
+    def forget(self, file: K) -> None:
+        """Drop what is pending for `file` and end what is in flight for it."""
+        self.pending = deque(lease for lease in self.pending if lease.file != file)
+        for lease in self.active:
+            if lease.file == file:
+                lease.stop = lease.start
+
+    def idle(self, file: K) -> bool:
+        """Whether nothing of `file` is pending or in flight."""
+        return not any(lease.file == file for lease in (*self.pending, *self.active))

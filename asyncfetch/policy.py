@@ -1,0 +1,164 @@
+"""The knobs of a load as one frozen value, and the one rule of what is retried."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+
+from .errors import NetworkError, RateLimitedError, SourceError
+
+__all__ = ["Budget", "MiB", "Policy", "__version__", "is_transient", "retrying"]
+
+__version__ = "0.1.0"  # read by pyproject.toml too
+MiB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a load behaves. Times are seconds, sizes are bytes, rates are bytes a second.
+
+    `attempts` bounds the failures in a row without real progress: each `progress_unit` bytes that
+    arrive refill the budget. `stall_bytes` in `stall_window` is the floor below which a connection
+    is dropped and resumed elsewhere. `max_wait` is the longest Retry-After that is waited for.
+    """
+
+    connections: int = 16
+    attempts: int = 5
+    backoff: float = 0.5
+    max_backoff: float = 20.0
+    max_wait: float = 300.0
+    progress_unit: int = MiB
+    connect_timeout: float = 10.0
+    read_timeout: float = 20.0
+    stall_bytes: int = 4096
+    stall_window: float = 30.0
+    min_split: int = 16 * MiB
+    burst: int = MiB
+    max_redirects: int = 10
+    max_index_bytes: int = 16 * MiB
+    lock_patience: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "connections",
+            "attempts",
+            "progress_unit",
+            "burst",
+            "min_split",
+            "connect_timeout",
+            "read_timeout",
+            "stall_window",
+            "max_index_bytes",
+        ):
+            if getattr(self, name) <= 0:
+                raise SourceError(f"Policy.{name} must be positive, not {getattr(self, name)!r}.")
+        for name in ("backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
+            if getattr(self, name) < 0:
+                raise SourceError(f"Policy.{name} must not be negative, not {getattr(self, name)!r}.")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Policy:
+        """The defaults, changed by the environment as it is now.
+
+        `HF_HUB_ETAG_TIMEOUT` sets `connect_timeout`, `HF_HUB_DOWNLOAD_TIMEOUT` sets `read_timeout`
+        (both as in huggingface_hub); `ASYNCFETCH_CONNECTIONS` and `ASYNCFETCH_ATTEMPTS` are ours.
+        Raises SourceError on a value that is not a number.
+        """
+        environ = os.environ if environ is None else environ
+        policy = cls()
+        for variable, field, kind in (
+            ("HF_HUB_ETAG_TIMEOUT", "connect_timeout", float),
+            ("HF_HUB_DOWNLOAD_TIMEOUT", "read_timeout", float),
+            ("ASYNCFETCH_CONNECTIONS", "connections", int),
+            ("ASYNCFETCH_ATTEMPTS", "attempts", int),
+        ):
+            text = environ.get(variable, "").strip()
+            if text:
+                try:
+                    value: Any = kind(text)
+                    policy = replace(policy, **{field: value})
+                except ValueError:
+                    raise SourceError(f"{variable} is {text!r}, which is not a number.") from None
+        return policy
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed when sent again. Decided by the error tree alone.
+
+    Anything that is not the network's, cancellation above all, is never retried.
+    """
+    return isinstance(error, NetworkError | RateLimitedError) and error.transient
+
+
+class Budget:
+    """The failures in a row of one piece of work; refilled by real progress only.
+
+    Refilling on any byte would let a server that drips hold the caller for ever.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.failures = 0
+        self._unit = 0
+
+    def progress(self, nbytes: int) -> None:
+        """`nbytes` more bytes have arrived."""
+        self._unit += nbytes
+        if self._unit >= self.policy.progress_unit:
+            self._unit = 0
+            self.failures = 0
+
+    def wait(self, error: BaseException | None) -> float:
+        """Seconds before the next attempt: what the server asks for, else full jitter."""
+        asked = getattr(error, "retry_after", None)
+        jitter = random.random()
+        if asked is not None:
+            return float(asked) + jitter
+        ceiling: float = self.policy.backoff * 2.0 ** max(self.failures - 1, 0)
+        return jitter * min(ceiling, self.policy.max_backoff)
+
+    def exhausted(self, error: BaseException | None) -> bool:
+        """Whether to give up: too many failures, or a wait longer than the policy allows."""
+        asked = getattr(error, "retry_after", None) or 0.0
+        if isinstance(error, RateLimitedError):  # its quota comes back by itself: only time counts
+            return asked > self.policy.max_wait or self.failures >= 2 * self.policy.attempts
+        return self.failures >= self.policy.attempts or asked > self.policy.max_wait
+
+
+def retrying(
+    budget: Budget,
+    *,
+    sleep: Callable[[float], Awaitable[None]],
+    on_retry: Callable[[BaseException, float], None] | None = None,
+) -> AsyncRetrying:
+    """A tenacity loop over `budget`: `async for attempt in retrying(...): with attempt: ...`.
+
+    The error of the last attempt comes out as itself. `sleep` is passed in (anyio.sleep), since
+    tenacity otherwise guesses the event loop.
+    """
+
+    def error_of(state: RetryCallState) -> BaseException | None:
+        return state.outcome.exception() if state.outcome else None
+
+    def stop(state: RetryCallState) -> bool:
+        budget.failures += 1
+        return budget.exhausted(error_of(state))
+
+    def before_sleep(state: RetryCallState) -> None:
+        error = error_of(state)
+        if on_retry is not None and error is not None:
+            on_retry(error, state.upcoming_sleep)
+
+    return AsyncRetrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop,
+        wait=lambda state: budget.wait(error_of(state)),
+        sleep=sleep,
+        before_sleep=before_sleep,
+        reraise=True,
+    )

@@ -1,0 +1,135 @@
+"""Reading a span of a remote file, and every check on the answer.
+
+A span is accepted only with the exact start and the known size. A server that knows no ranges
+answers with the whole file, which is read from its beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+
+from .errors import (
+    AccessError,
+    ChangedError,
+    EntryNotFoundError,
+    LinkExpiredError,
+    NetworkError,
+    ProtocolError,
+    redact_url,
+)
+from .plan import Span
+from .policy import Budget, retrying
+from .transport import Body, OnRetry, Transport
+
+__all__ = ["Target", "open_span", "read_span"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the bytes of a file are served.
+
+    `headers` may hold a token and is not shown. `neutral`: another origin than the source's, so
+    nothing that identifies the caller goes there. `signed`: a link that expires. `validator` is
+    the strong ETag that the bytes had when the file was first seen, None where there is none.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    neutral: bool = False
+    signed: bool = False
+    validator: str | None = None
+
+
+@asynccontextmanager
+async def open_span(
+    transport: Transport, target: Target, span: Span, *, file: str, size: int
+) -> AsyncIterator[tuple[Body, int]]:
+    """One request for `span`: its body, and the offset in the file at which the body begins.
+
+    The offset is `span.start`, or 0 where the server sends the whole file. Raises ChangedError
+    when size or validator are not those of `file` any more, LinkExpiredError, NetworkError kinds.
+    """
+    headers = {**target.headers, "range": f"bytes={span.start}-{span.stop - 1}"}
+    if target.validator is not None:
+        headers["if-range"] = target.validator
+    async with transport.open(target.url, headers=headers, neutral=target.neutral) as body:
+        _check_status(body, target, file)
+        if body.encoded:
+            raise ProtocolError("the body is compressed although that was declined", url=target.url)
+        etag = body.headers.get("etag")
+        if target.validator is not None and etag is not None and etag != target.validator:
+            raise ChangedError(file, "its ETag is another one")
+        yield body, _start_of(body, span, file=file, size=size)
+
+
+def _check_status(body: Body, target: Target, file: str) -> None:
+    status = body.status
+    if status in (200, 206):
+        return
+    if status == 416:
+        raise ChangedError(file, "it is shorter than before")
+    if target.signed and status in (400, 401, 403, 404, 410):
+        raise LinkExpiredError(status, url=target.url)
+    if status in (401, 403):
+        raise AccessError(f"{redact_url(target.url)}: the server answered {status}.")
+    if status in (404, 410):
+        raise EntryNotFoundError(file, redact_url(target.url))
+    raise ProtocolError(f"unexpected status {status}", url=target.url)
+
+
+def _start_of(body: Body, span: Span, *, file: str, size: int) -> int:
+    if body.status == 200:
+        if body.length not in (None, size):
+            raise ChangedError(file, f"it has {body.length:,} bytes instead of {size:,}")
+        return 0
+    text = body.headers.get("content-range", "")
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, re.ASCII)
+    if match is None:
+        raise ProtocolError(f"a partial answer with the range {text[:80]!r}", url=body.url, transient=True)
+    start, last = int(match[1]), int(match[2])
+    if match[3] != "*" and int(match[3]) != size:
+        raise ChangedError(file, f"it has {int(match[3]):,} bytes instead of {size:,}")
+    if start != span.start or last >= size or body.length not in (None, last + 1 - start):
+        raise ProtocolError(
+            f"bytes {span.start}-{span.stop - 1} were asked for and {start}-{last} answered",
+            url=body.url,
+            transient=True,
+        )
+    return start
+
+
+async def read_span(
+    transport: Transport, target: Target, span: Span, *, file: str, size: int, on_retry: OnRetry | None = None
+) -> bytes:
+    """The bytes of a small span, in memory. Transient failures are retried, from where they struck."""
+    data = bytearray()
+    budget = Budget(transport.policy)
+    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
+        with attempt:
+            rest = Span(span.start + len(data), span.stop)
+            async with open_span(transport, target, rest, file=file, size=size) as (body, at):
+                await skip(body, rest.start - at)
+                while len(data) < span.nbytes:
+                    got = await body.pull(span.nbytes - len(data), _scratch, data.extend)
+                    if not got:
+                        raise NetworkError("the body ended early", url=target.url)
+                    budget.progress(got)
+    return bytes(data)
+
+
+async def skip(body: Body, nbytes: int) -> None:
+    """Read `nbytes` and drop them: what a server without ranges sends before the wanted part."""
+    while nbytes:
+        got = await body.pull(min(nbytes, 1 << 20), _scratch, lambda _view: None)
+        if not got:
+            raise NetworkError("the body ended early", url=body.url)
+        nbytes -= got
+
+
+def _scratch(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))

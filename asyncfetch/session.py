@@ -1,0 +1,156 @@
+"""One call of the API: its settings read from the environment, its transport, its steps."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import from_thread, to_thread
+
+from .cache import cache_root
+from .checkpoint import verify_file
+from .errors import ChecksumMismatchError, SourceError, collapse
+from .events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
+from .finder import Request
+from .hub import Settings
+from .index import Selector, selector
+from .located import Located
+from .plan import parse_checksum
+from .policy import Policy
+from .resolve import resolve
+from .source import LocalSource, parse_source
+from .transfer import Landed, Transfer, file_states
+from .transport import Transport
+
+__all__ = ["Session", "open_session"]
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """The steps of a load, in order: `locate`, then `fetch`."""
+
+    request: Request
+    transport: Transport
+    notify: Notifier
+    storage: str
+    verify: str
+    began: float
+
+    async def locate(self, *, headers: bool = True) -> Located:
+        """Resolve the source and tell the reporter all files and sizes."""
+        located = await self._resolve(headers)
+        if self.verify == "always" or (self.request.checksums and isinstance(self.request.source, LocalSource)):
+            located = await self._verify_present(located, headers)
+        files = await to_thread.run_sync(file_states, located, self.storage)
+        index = located.index.file if located.index else None
+        self.notify(Resolved(located.source, located.commit, index, files))
+        for warning in located.warnings:
+            self.notify(Warned(warning))
+        return located
+
+    async def fetch(self, located: Located) -> dict[str, Landed]:
+        """Download what is missing. Returns where each file is, by name."""
+        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage)
+        landed = await transfer.run()
+        nbytes = sum(file.size for file in located.files)
+        seconds = time.monotonic() - self.began
+        self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
+        return landed
+
+    async def _resolve(self, headers: bool) -> Located:
+        def retry(error: BaseException, delay: float) -> None:
+            reason = getattr(error, "message", str(error))
+            self.notify(Retrying(None, reason, 1, self.request.policy.attempts, delay))
+
+        return await resolve(self.request, self.transport, retry, headers=headers)
+
+    async def _verify_present(self, located: Located, headers: bool) -> Located:
+        """Hash what was on disk before. A wrong file of the cache is put aside and fetched again."""
+        wrong = False
+        for file in located.files:
+            path, checksum = file.path, file.checksum
+            if path is None or checksum is None:
+                continue
+            try:
+                await to_thread.run_sync(
+                    lambda: verify_file(path, checksum, file=file.name, check=from_thread.check_cancelled)  # noqa: B023
+                )
+            except ChecksumMismatchError as error:
+                if located.cache is None or self.request.settings.offline:
+                    raise
+                self.notify(Warned(f"{error.message} The cached file is put aside and fetched again.", file.name))
+                await to_thread.run_sync(located.cache.quarantine, path)
+                wrong = True
+            else:
+                self.notify(FileVerified(file.name, file.size, str(checksum)))
+        return await self._resolve(headers) if wrong else located
+
+
+@asynccontextmanager
+async def open_session(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    select: Selector = None,
+    storage: str = "disk",
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    offline: bool | None = None,
+    checksums: Mapping[str, str] | None = None,
+    verify: str = "download",
+    policy: Policy | None = None,
+    client: Any = None,
+    report: Reporter | None = None,
+) -> AsyncIterator[Session]:
+    """Check the options, read the environment, open the transport. Raises SourceError.
+
+    What fails in the block comes out as one plain exception, never as an ExceptionGroup.
+    """
+    if storage not in ("disk", "memory"):
+        raise SourceError(f'storage={storage!r} is neither "disk" nor "memory".')
+    if verify not in ("download", "always"):
+        raise SourceError(f'verify={verify!r} is neither "download" nor "always".')
+    if select is not None:
+        selector(select)
+    began = time.monotonic()
+    environ = os.environ
+    settings = Settings.from_env(environ, endpoint=endpoint, token=token, offline=offline)
+    parsed = parse_source(source, revision=revision, subfolder=subfolder, endpoint=settings.endpoint, kind_of=_kind_of)
+    request = Request(
+        parsed,
+        settings,
+        cache_root(environ, cache_dir),
+        policy or Policy.from_env(environ),
+        variant,
+        select,
+        {file: parse_checksum(text, file=file) for file, text in (checksums or {}).items()},
+    )
+    with plain_errors():
+        async with Transport(request.policy, client=client) as transport:
+            yield Session(request, transport, Notifier(report), storage, verify, began)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let one exception out of a group: the others hang on it as notes."""
+    chosen: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        chosen = collapse(group)
+    if chosen is not None:
+        raise chosen from chosen.__cause__
+
+
+def _kind_of(path: str) -> str | None:
+    expanded = os.path.expanduser(path)
+    if os.path.isdir(expanded):
+        return "folder"
+    return "file" if os.path.isfile(expanded) else None

@@ -1,0 +1,350 @@
+"""Moving the bytes: connections pull spans, retry, verify, publish, report.
+
+One task group holds one task per connection (a lane). A lane takes a pending span, else opens the
+next file, else the second half of the largest span in flight; it ends when nothing is left. The
+lane that completes a file verifies and publishes it. On failure and on cancellation the lanes
+end, and every open file is suspended so that the next run goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+from filelock import FileLock, Timeout
+
+from .cache import RepoCache
+from .errors import ChecksumMismatchError, DiskFullError, LinkExpiredError, NetworkError, ProtocolError
+from .events import FileProgress, FileStarted, FileState, FileVerified, Notifier, Retrying
+from .header import PREFIX_BYTES
+from .located import Located, SourceFile
+from .partial import FilePartial, MemoryPartial, Partial, spans_on_disk
+from .plan import Board, Lease, Span
+from .policy import Budget, Policy, retrying
+from .ranges import open_span, skip
+from .transport import Transport
+
+__all__ = ["Landed", "Transfer", "file_states"]
+
+_REPORT_INTERVAL = 0.1
+_LOCK_POLL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
+
+    path: Path | None = None
+    buffer: memoryview | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Open:
+    """A file that is being received."""
+
+    file: SourceFile
+    partial: Partial
+    lock: FileLock | None
+    restarts: int = 0
+    finishing: bool = False
+    reported: float = 0.0
+
+
+def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
+    """How much of each file needs no transfer. Reads journals: call it in a thread."""
+    states = []
+    for file in located.files:
+        present = file.size if file.path is not None else len(file.prefix)
+        if file.path is None and storage == "disk" and located.cache is not None and file.resumable:
+            spans = spans_on_disk(located.cache.partial(file.key), file.size, identity=file.identity)
+            present = max(present, spans.nbytes)
+        checksum = str(file.checksum) if file.checksum else None
+        states.append(FileState(file.name, file.size, present, checksum))
+    return tuple(states)
+
+
+@dataclass(eq=False)
+class Transfer:
+    """Fetches the files of a located checkpoint that are not on disk yet.
+
+    `storage` is "disk" or "memory". `run` returns where each file is, by its name. Raises
+    ChecksumMismatchError, DiskFullError, StorageError, and the network's errors after retries.
+    """
+
+    located: Located
+    transport: Transport
+    policy: Policy
+    notify: Notifier
+    storage: str = "disk"
+    downloaded: int = 0
+    landed: dict[str, Landed] = field(default_factory=dict)
+    _waiting: deque[SourceFile] = field(default_factory=deque)
+    _open: dict[str, _Open] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._board: Board[str] = Board(self.policy.min_split)
+
+    async def run(self) -> dict[str, Landed]:
+        for file in self.located.files:
+            if file.path is not None and not (file.in_blobs and self.storage == "disk"):
+                self.landed[file.name] = Landed(path=file.path)
+            else:
+                self._waiting.append(file)
+        if self.storage == "disk":
+            await to_thread.run_sync(self._prepare_cache)
+        try:
+            async with anyio.create_task_group() as group:
+                for _ in range(self._lanes()):
+                    group.start_soon(self._lane)
+        finally:
+            await self._suspend()
+        if self.storage == "disk":
+            await to_thread.run_sync(self._record)
+        return self.landed
+
+    def _lanes(self) -> int:
+        """As many connections as there can be spans, and no more than the policy allows."""
+        spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
+        return min(self.policy.connections, spans)
+
+    # -- the cache around the transfer ---------------------------------------------------------
+
+    def _prepare_cache(self) -> None:
+        cache, located = self.located.cache, self.located
+        if cache is None or (not self._waiting and located.index_file is None):
+            return
+        states = file_states(located, "disk")
+        needed = sum(state.size - state.present for state in states)
+        free = cache.free_bytes()
+        if needed > free:
+            raise DiskFullError(str(cache.folder), needed=needed, free=free)
+        cache.prepare()
+        if located.index_file is not None and located.commit is not None:
+            name, data, etag = located.index_file
+            located.index_path = cache.add_small(data, etag, located.commit, name)
+
+    def _record(self) -> None:
+        """What the source does not have, and last of all what its revision resolved to."""
+        cache, located = self.located.cache, self.located
+        if cache is None or located.commit is None or located.ref is None and not located.absent:
+            return
+        if not cache.snapshot(located.commit).is_dir():
+            return
+        if all(cache.known_absent(located.commit, name) for name in located.absent) and (
+            located.ref is None or cache.commit_of(located.ref) == located.commit
+        ):
+            return  # nothing new to say: a cache that may only be read stays usable
+        for name in located.absent:
+            cache.remember_absent(located.commit, name)
+        if located.ref is not None:
+            cache.write_ref(located.ref, located.commit)
+
+    # -- lanes ---------------------------------------------------------------------------------
+
+    async def _lane(self) -> None:
+        scratch = memoryview(bytearray(self.policy.burst if self.storage == "disk" else 0))
+        while True:
+            lease = self._board.take()
+            if lease is None and self._waiting:
+                await self._begin(self._waiting.popleft())
+                continue
+            if lease is None:
+                lease = self._board.steal()
+            if lease is None:
+                return
+            task = self._open[lease.file]
+            try:
+                await self._fetch(task, lease, scratch)
+            finally:
+                self._board.release(lease)
+            await self._catch_up(task)
+            await self._finish_if_whole(task)
+
+    async def _begin(self, file: SourceFile) -> None:
+        """Open a file and offer its missing spans; or find that it is here by now."""
+        lock = None
+        algorithm = file.algorithm
+        if self.storage == "memory":
+            data_start = len(file.raw_header) or PREFIX_BYTES
+            partial: Partial = await to_thread.run_sync(
+                lambda: MemoryPartial(file.size, algorithm, data_start=data_start)
+            )
+        else:
+            cache = self._cache()
+            lock = await self._lock(cache, file)
+            try:
+                if await self._already_there(cache, file):
+                    if lock is not None:
+                        lock.release()
+                    return
+                path = cache.partial(file.key)
+                identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
+                partial = await to_thread.run_sync(lambda: FilePartial(path, file.size, algorithm, identity=identity))
+            except BaseException:
+                if lock is not None:
+                    lock.release()
+                raise
+        task = self._open[file.name] = _Open(file, partial, lock)
+        present = partial.received
+        self.notify(FileStarted(file.name, file.size, present))
+        if file.prefix and not partial.present.frontier:
+            await self._in_thread(lambda: partial.land(0, memoryview(file.prefix)))
+            self.downloaded += len(file.prefix)
+        self._board.add(file.name, partial.missing())
+        await self._catch_up(task)
+        await self._finish_if_whole(task)
+
+    async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
+        """Another run, or another commit, may have brought the same blob: then only link it."""
+        blob = file.blob or (file.checksum.hex if file.checksum else "")
+        commit = self._commit()
+        if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
+            return False
+        path = await to_thread.run_sync(cache.link, blob, commit, file.name)
+        self.landed[file.name] = Landed(path=path)
+        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+        return True
+
+    async def _lock(self, cache: RepoCache, file: SourceFile) -> FileLock | None:
+        """huggingface_hub's lock for this blob, polled. None where locks do not work.
+
+        A holder that makes no progress for `lock_patience` seconds is not waited for: the partial
+        is claimed separately, so the worst that can happen is work done twice.
+        """
+        lock = await to_thread.run_sync(cache.lock, file.key)
+        seen, since = -1.0, time.monotonic()
+        while True:
+            try:
+                await to_thread.run_sync(lambda: lock.acquire(timeout=0))
+                return lock
+            except Timeout:
+                pass
+            except (NotImplementedError, OSError):
+                return None
+            now = await to_thread.run_sync(cache.last_write, file.key)
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > self.policy.lock_patience:
+                return None
+            await anyio.sleep(_LOCK_POLL)
+
+    async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
+        """Receive a lease to its end, over as many requests as that takes."""
+        file, partial = task.file, task.partial
+        origin = self.located.origin
+        if origin is None:
+            raise ProtocolError("nothing serves this file", url=file.name)
+        budget = Budget(self.policy)
+        renew = False
+
+        def retry(error: BaseException, delay: float) -> None:
+            nonlocal renew
+            renew = isinstance(error, LinkExpiredError)
+            reason = getattr(error, "message", str(error))
+            self.notify(Retrying(file.name, reason, budget.failures, self.policy.attempts, delay))
+
+        def place(nbytes: int) -> memoryview:
+            return partial.target(lease.start, nbytes, scratch)
+
+        def land(view: memoryview) -> None:
+            partial.land(lease.start, view)
+
+        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+            with attempt:
+                target = await origin.target(file, renew=renew)
+                span = Span(lease.start, lease.stop)
+                async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
+                    if at < span.start:
+                        self._board.unsplittable.add(file.name)
+                        await skip(body, span.start - at)
+                    while lease.start < lease.stop:
+                        got = await body.pull(min(self.policy.burst, lease.stop - lease.start), place, land)
+                        if not got:
+                            raise NetworkError("the body ended early", url=target.url)
+                        lease.start += got
+                        budget.progress(got)
+                        self._progress(task, got)
+
+    async def _catch_up(self, task: _Open) -> None:
+        while task.partial.backlog and await self._in_thread(task.partial.catch_up):
+            pass
+
+    async def _finish_if_whole(self, task: _Open) -> None:
+        """Verify and publish a file of which nothing is missing or in flight."""
+        file, partial = task.file, task.partial
+        if task.finishing or not self._board.idle(file.name) or partial.missing():
+            return
+        task.finishing = True
+        await self._catch_up(task)
+        digest = partial.digest()
+        if file.checksum is not None and digest != file.checksum.hex:
+            await self._restart(task, digest)
+            return
+        self.notify(FileProgress(file.name, file.size, file.size))
+        if isinstance(partial, MemoryPartial):
+            self.landed[file.name] = Landed(buffer=partial.buffer)
+        else:
+            assert isinstance(partial, FilePartial)  # noqa: S101
+            blob, cache, commit = file.blob or digest, self._cache(), self._commit()
+            path = await to_thread.run_sync(partial.publish, lambda p: cache.publish(p, blob, commit, file.name))
+            self.landed[file.name] = Landed(path=path)
+        del self._open[file.name]
+        if task.lock is not None:
+            task.lock.release()
+        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+
+    async def _restart(self, task: _Open, digest: str) -> None:
+        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up."""
+        file = task.file
+        assert file.checksum is not None  # noqa: S101
+        error = ChecksumMismatchError(
+            file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
+        )
+        await to_thread.run_sync(task.partial.reset)
+        if task.restarts:
+            if isinstance(task.partial, FilePartial):
+                await to_thread.run_sync(task.partial.discard)
+            raise error
+        task.restarts += 1
+        task.finishing = False
+        self.notify(Retrying(file.name, error.message, 1, 2, 0.0))
+        self._board.add(file.name, task.partial.missing())
+
+    # -- small parts ---------------------------------------------------------------------------
+
+    def _progress(self, task: _Open, nbytes: int) -> None:
+        self.downloaded += nbytes
+        now = time.monotonic()
+        if now - task.reported >= _REPORT_INTERVAL:
+            task.reported = now
+            self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
+
+    async def _in_thread(self, work: Callable[[], bool | None]) -> bool | None:
+        return await to_thread.run_sync(work, limiter=self.transport.threads)
+
+    async def _suspend(self) -> None:
+        """Leave what is open resumable: journal written, closed, unlocked. Bounded, not cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+            for task in self._open.values():
+                try:
+                    if isinstance(task.partial, FilePartial):
+                        await to_thread.run_sync(task.partial.suspend)
+                finally:
+                    if task.lock is not None:
+                        task.lock.release()
+        self._open.clear()
+
+    def _cache(self) -> RepoCache:
+        if self.located.cache is None:
+            raise ProtocolError("a local checkpoint has nothing to download", url=self.located.source)
+        return self.located.cache
+
+    def _commit(self) -> str:
+        if self.located.commit is None:
+            raise ProtocolError("no commit is known", url=self.located.source)
+        return self.located.commit

@@ -1,0 +1,451 @@
+"""The only file that knows httpx: requests, ranges, bodies, and the wall where its errors end.
+
+Nothing here follows a redirect by itself: the headers that matter ride on the redirect, and a
+token must not follow it. No URL leaves this file in an error or a log line with its query.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import random
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, NoReturn
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies
+
+import anyio
+import httpcore
+import httpx
+from anyio import to_thread
+
+from .errors import CertificateError, NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
+from .network import Backend, Stream
+from .policy import Budget, Policy, __version__, retrying
+
+__all__ = ["Body", "Reply", "Transport", "origin_of"]
+
+USER_AGENT = f"asyncfetch/{__version__}; python/{platform.python_version()}"
+_FAMILIES = frozenset({"httpx", "httpcore", "httpx2", "httpcore2"})
+_TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
+# What may travel to another origin than the one that was asked first: nothing that identifies.
+_NEUTRAL_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
+)
+_FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
+
+OnRetry = Callable[[BaseException, float], None]
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port): what two URLs must share to share a token. RFC 6454, section 4."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete small answer. `truncated`: the body went on beyond the limit that was read."""
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    truncated: bool
+
+
+class _PoolTransport(httpx.AsyncBaseTransport):
+    """httpx over an httpcore pool with our network backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        # No bound: httpcore loses slots when a request that waits for one is cancelled
+        # (https://github.com/encode/httpcore/issues/1093). The lanes bound the connections.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=_ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
+            max_connections=None,
+            max_keepalive_connections=None,
+            keepalive_expiry=30.0,
+            network_backend=backend,
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = httpcore.URL(
+            scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
+        )
+        answer = await self._pool.handle_async_request(
+            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
+        )
+        return httpx.Response(
+            answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
+        )
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class _PoolStream(httpx.AsyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._answer.aiter_stream():
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
+@lru_cache(maxsize=4)
+def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:  # noqa: ARG001
+    return httpx.create_ssl_context()  # reads both variables; loading the store takes 20 ms
+
+
+class Body:
+    """The body of one answer, received piece by piece in worker threads.
+
+    `length` is what the answer announces, None if it does not.
+    """
+
+    def __init__(self, response: Any, url: str, policy: Policy, threads: anyio.CapacityLimiter) -> None:
+        self.url = url
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        length = self.headers.get("content-length", "")
+        chunked = "transfer-encoding" in self.headers
+        self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
+        self.encoded = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
+        self._response = response
+        self._policy = policy
+        self._threads = threads
+        self._left = self.length
+        self._iterator: AsyncIterator[bytes] | None = None
+        self._rest = b""
+        self._window = (time.monotonic(), 0)
+        stream = response.extensions.get("network_stream")
+        fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
+        self._stream: Stream | None = stream if fast else None
+
+    async def pull(self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]) -> int:
+        """Receive up to `limit` bytes: 0 only at the end of the body.
+
+        `target(n)` gives the place for n bytes, `land(view)` takes what was received there; both
+        run in the worker thread that receives. Raises NetworkError, and StalledError when fewer
+        than `stall_bytes` came in `stall_window` seconds.
+        """
+        if self._left == 0:
+            return 0
+        limit = limit if self._left is None else min(limit, self._left)
+        try:
+            received = await (self._pull_burst if self._stream else self._pull_chunks)(limit, target, land)
+        except Exception as error:
+            raise_translated(error, self.url)
+        if self._left is not None:
+            self._left -= received
+            if self._left and not received:
+                raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
+        self._check_floor(received)
+        return received
+
+    async def _pull_burst(
+        self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
+    ) -> int:
+        stream = self._stream
+        assert stream is not None  # noqa: S101
+
+        def work() -> tuple[int, bool]:
+            view = target(limit)
+            received, closed = stream.burst(view)
+            if received:
+                land(view[:received])
+            return received, closed
+
+        while True:
+            received, closed = await to_thread.run_sync(work, limiter=self._threads)
+            if received or closed:
+                return received
+            if not await stream.readable(self._policy.read_timeout):
+                raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
+
+    async def _pull_chunks(
+        self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
+    ) -> int:
+        if self._iterator is None:
+            self._iterator = self._response.aiter_raw()
+        pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
+        failure: Exception | None = None
+        while filled < limit and time.monotonic() - began < _FLUSH_AFTER:
+            try:
+                piece = await anext(self._iterator)
+            except StopAsyncIteration:
+                break
+            except Exception as error:  # what came before it is good: write that first
+                failure = error
+                break
+            pieces.append(piece)
+            filled += len(piece)
+        data = b"".join(pieces)
+        data, self._rest = data[:limit], data[limit:]
+        if failure is not None and not data:
+            raise failure
+
+        def work() -> None:
+            view = target(len(data))
+            view[:] = data
+            land(view)
+
+        if data:
+            await to_thread.run_sync(work, limiter=self._threads)
+        if failure is not None:
+            raise failure
+        return len(data)
+
+    def _check_floor(self, received: int) -> None:
+        began, count = self._window
+        count += received
+        elapsed = time.monotonic() - began
+        if elapsed < self._policy.stall_window:
+            self._window = (began, count)
+            return
+        if count < self._policy.stall_bytes:
+            raise StalledError(f"only {count:,} bytes came in {elapsed:.0f} s", url=self.url)
+        self._window = (time.monotonic(), 0)
+
+    async def aclose(self) -> None:
+        """Close the answer; its connection lives on if the body was read to the end."""
+        if self._stream is not None and self._left == 0 and self.headers.get("connection", "").lower() != "close":
+            self._stream.reusable = self._response.http_version == "HTTP/1.1"
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            await self._response.aclose()
+            if self._iterator is not None:
+                # Run the generators out: trio warns of those that are dropped half-way.
+                try:
+                    async for _ in self._iterator:
+                        pass
+                except Exception:  # noqa: S110
+                    pass
+
+
+class Transport:
+    """Sends requests. An `async with` block bounds its connections.
+
+    `client` is the caller's: it is never changed and never closed, and its bodies take the
+    generic path. Without it, one of our own is made; it uses proxies from the environment, and
+    without proxies it receives bodies in bursts.
+    """
+
+    def __init__(self, policy: Policy, *, client: Any = None) -> None:
+        self.policy = policy
+        self.threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        self.requests = 0
+        self._injected = client
+        self._client: Any = client
+        self._backend: Backend | None = None
+        self._gates: dict[tuple[str, str, int], float] = {}
+
+    async def __aenter__(self) -> Transport:
+        _redact_logs()
+        if self._client is None:
+            if {"http", "https", "all"} & getproxies().keys():
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+                self._client = httpx.AsyncClient(limits=limits)
+            else:
+                self._backend = Backend()
+                self._client = httpx.AsyncClient(transport=_PoolTransport(self._backend))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._injected is None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._client.aclose()
+        if self._backend is not None:
+            self._backend.close()
+
+    @asynccontextmanager
+    async def open(
+        self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, neutral: bool = False
+    ) -> AsyncIterator[Body]:
+        """One request, one attempt: the head has been read, the body has not.
+
+        `neutral` strips everything that identifies the caller, for origins other than the first.
+        Statuses that ask to come again raise RateLimitedError or ServerError; others are the
+        caller's to judge.
+        """
+        await self._pass_gate(url)
+        response = await self._send(url, method, headers or {}, neutral)
+        body = Body(response, url, self.policy, self.threads)
+        try:
+            self._raise_transient(body)
+            yield body
+        finally:
+            await body.aclose()
+
+    async def fetch(
+        self,
+        url: str,
+        *,
+        limit: int,
+        headers: Mapping[str, str] | None = None,
+        may_follow: Callable[[str, str], bool] | None = None,
+        on_retry: OnRetry | None = None,
+    ) -> Reply:
+        """A small answer whole: up to `limit` bytes of its body. Transient failures are retried.
+
+        `may_follow(from, to)` decides on each redirect; a redirect that it declines is the answer.
+        """
+        budget = Budget(self.policy)
+        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
+            with attempt:
+                return await self._fetch_once(url, limit, headers, may_follow)
+        raise AssertionError("unreachable: the last attempt raises")
+
+    async def _fetch_once(
+        self,
+        url: str,
+        limit: int,
+        headers: Mapping[str, str] | None,
+        may_follow: Callable[[str, str], bool] | None,
+    ) -> Reply:
+        first, here = origin_of(url), url
+        for _ in range(self.policy.max_redirects + 1):
+            async with self.open(here, headers=headers, neutral=origin_of(here) != first) as body:
+                target = body.headers.get("location")
+                if body.status not in (301, 302, 303, 307, 308) or not target:
+                    return await _read_whole(body, limit)
+                target = urljoin(here, target)
+                reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again
+                if may_follow is None or not may_follow(here, target):
+                    return reply
+                here = target
+        raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
+
+    async def _pass_gate(self, url: str) -> None:
+        """Wait while this origin limits the rate; then spread out, so that not all go at once."""
+        while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:
+            await anyio.sleep(delay + random.random())
+
+    async def _send(self, url: str, method: str, headers: Mapping[str, str], neutral: bool) -> Any:
+        policy = self.policy
+        own = {"user-agent": USER_AGENT, "accept-encoding": "identity", "accept": "*/*", **headers}
+        timeout = (policy.connect_timeout, policy.read_timeout, policy.read_timeout, policy.connect_timeout)
+        self.requests += 1
+        try:
+            request = self._client.build_request(method, url, headers=own, timeout=timeout)
+            if not neutral:
+                return await self._client.send(request, stream=True, follow_redirects=False)
+            for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
+                del request.headers[name]
+            return await self._client.send(request, stream=True, follow_redirects=False, auth=None)
+        except Exception as error:
+            raise_translated(error, url)
+
+    def _raise_transient(self, body: Body) -> None:
+        if body.status != 429 and body.status not in _TRANSIENT_STATUS:
+            return
+        after = retry_after(body.headers)
+        if body.status == 429:
+            wait = 1.0 if after is None else after
+            if wait <= self.policy.max_wait:
+                self._gates[origin_of(body.url)] = time.monotonic() + wait
+            raise RateLimitedError(body.url, after)
+        raise ServerError(body.status, url=body.url, retry_after=after)
+
+
+async def _read_whole(body: Body, limit: int) -> Reply:
+    data = bytearray()
+
+    def land(view: memoryview) -> None:
+        data.extend(view)
+
+    while len(data) <= limit:
+        wanted = min(limit + 1 - len(data), 1 << 20)
+        if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), land):
+            break
+    whole = bytes(data[:limit])
+    return Reply(body.url, body.status, _lower(body.headers), whole, truncated=len(data) > limit)
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: Retry-After (RFC 9110, 10.2.3), or an empty RateLimit.
+
+    A date counts from the answer's own Date. Unreadable values are None, past dates are 0.
+    """
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        return float(text)
+    if text:
+        try:
+            then = parsedate_to_datetime(text)
+            now = parsedate_to_datetime(headers["date"]) if "date" in headers else None
+            reference = now.timestamp() if now is not None else time.time()
+            return max(then.timestamp() - reference, 0.0)
+        except (ValueError, TypeError, IndexError, OverflowError):
+            pass
+    empty = re.search(r";\s*r=0\s*;\s*t=([0-9]{1,9})\b", headers.get("ratelimit", ""), re.ASCII)
+    return float(empty[1]) + 1.0 if empty else None
+
+
+def raise_translated(error: Exception, url: str) -> NoReturn:
+    """Raise the error of ours for one of the network's; what is not the network's, as it is."""
+    ours = _translated(error, url)
+    if ours is error:
+        raise error
+    raise ours from error
+
+
+def _translated(error: Exception, url: str) -> Exception:
+    if isinstance(error, ssl.SSLCertVerificationError) or _caused_by_certificate(error):
+        return CertificateError("its TLS certificate is not trusted", url=url)
+    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
+    reason = str(error) or type(error).__name__
+    if not names:
+        if isinstance(error, OSError):
+            return NetworkError(f"{type(error).__name__}: {reason}", url=url)
+        return error
+    if "TimeoutException" in names:
+        return StalledError(f"timed out ({type(error).__name__})", url=url)
+    if names & {"ProxyError", "UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
+        return ProtocolError(type(error).__name__, url=url)
+    return NetworkError(f"{type(error).__name__}: {reason}", url=url)
+
+
+def _caused_by_certificate(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return False
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+class _RedactQueries(logging.Filter):
+    """httpx logs whole URLs at INFO, httpcore logs Location headers at DEBUG: cut their queries."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?…", record.getMessage()), ()
+        return True
+
+
+_REDACT = _RedactQueries()
+
+
+def _redact_logs() -> None:
+    for name in ("httpx", "httpcore.http11", "httpcore.connection", "httpcore.proxy", "httpcore.http2"):
+        logging.getLogger(name).addFilter(_REDACT)  # adding the same filter again changes nothing

@@ -1,0 +1,146 @@
+"""The package as others see it: its public names, its weight, and the wheel."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import asyncfetch
+from asyncfetch import errors
+from asyncfetch.policy import __version__
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(path.stem for path in (ROOT / "asyncfetch").glob("*.py") if not path.stem.startswith("__"))
+# The face: each of these has a twin with _async after its name.
+TWINS = ["download", "load", "load_into", "open", "stream"]
+EXTRAS = ["cyclopts", "huggingface_hub", "rich", "starlette", "torch", "uvicorn"]
+
+
+def test_public_names_resolve() -> None:
+    """Each name in `asyncfetch.__all__` exists, once, and `dir` shows it."""
+    assert len(asyncfetch.__all__) == len(set(asyncfetch.__all__))
+    for name in asyncfetch.__all__:
+        assert getattr(asyncfetch, name) is not None, name
+    assert set(asyncfetch.__all__) <= set(dir(asyncfetch))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """A name that the package does not have fails as in any module, also when names resolve lazily."""
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = asyncfetch.no_such_name
+
+
+def test_star_import_gives_the_public_names() -> None:
+    """`from asyncfetch import *` binds exactly `__all__`."""
+    namespace: dict[str, object] = {}
+    exec("from asyncfetch import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(asyncfetch.__all__)
+
+
+def test_the_pinned_functions_are_public() -> None:
+    """The blocking functions and their async twins are all there."""
+    assert {*TWINS, *(f"{name}_async" for name in TWINS)} <= set(asyncfetch.__all__)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_take_the_same_parameters(name: str) -> None:
+    """A blocking function and its async twin have the same parameters, kinds and defaults."""
+    blocking = inspect.signature(getattr(asyncfetch, name)).parameters
+    twin = inspect.signature(getattr(asyncfetch, f"{name}_async")).parameters
+
+    def shape(parameters: object) -> list[tuple[object, ...]]:
+        return [(p.name, p.kind, p.default) for p in parameters.values()]  # type: ignore[attr-defined]
+
+    assert shape(blocking) == shape(twin)
+
+
+def test_load_takes_the_pinned_options() -> None:
+    """`load` takes the source by position and everything else by name, with the documented defaults."""
+    source, *options = inspect.signature(asyncfetch.load).parameters.values()
+    assert (source.name, source.kind) == ("source", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in options)
+    assert {option.name: option.default for option in options} == {
+        "revision": None,
+        "subfolder": None,
+        "variant": None,
+        "select": None,
+        "dtype": None,
+        "storage": "disk",
+        "cache_dir": None,
+        "token": None,
+        "endpoint": None,
+        "offline": None,
+        "checksums": None,
+        "verify": "download",
+        "policy": None,
+        "client": None,
+        "report": None,
+    }
+
+
+def test_every_public_object_is_documented() -> None:
+    """Each public function and class has a docstring of its own, and so have a class's public methods."""
+    bare = []
+    for name in asyncfetch.__all__:
+        thing = getattr(asyncfetch, name)
+        if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+            continue
+        if not (thing.__dict__.get("__doc__") if inspect.isclass(thing) else thing.__doc__):
+            bare.append(name)
+        if inspect.isclass(thing) and thing.__module__.startswith("asyncfetch"):
+            methods = [(key, value) for key, value in vars(thing).items() if not key.startswith("_")]
+            bare += [f"{name}.{key}" for key, value in methods if inspect.isroutine(value) and not value.__doc__]
+    assert bare == []
+
+
+def test_every_error_is_public() -> None:
+    """Each error of the tree can be caught as `asyncfetch.<name>`."""
+    classes = {name for name in errors.__all__ if inspect.isclass(getattr(errors, name))}
+    assert len(classes) > 20
+    assert classes <= set(asyncfetch.__all__)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_all_resolves(module: str) -> None:
+    """Each file names what it offers in `__all__`, and has it."""
+    loaded = importlib.import_module(f"asyncfetch.{module}")
+    assert loaded.__doc__
+    assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
+
+
+def test_import_needs_no_extra() -> None:
+    """`import asyncfetch` and all its public names load none of the extras: a plain install is enough."""
+    code = (
+        "import sys, asyncfetch\n"
+        "names = [getattr(asyncfetch, name) for name in asyncfetch.__all__]\n"
+        f"print(*(name for name in {EXTRAS} if name in sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (run.returncode, run.stdout.split(), run.stderr) == (0, [], "")
+
+
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    """The wheel has every module, the marker for type checkers and the licence; no tests, no scripts."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    info = f"asyncfetch-{__version__}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+    expected = {f"asyncfetch/{path.name}" for path in (ROOT / "asyncfetch").glob("*.py")} | {"asyncfetch/py.typed"}
+    assert {name for name in names if not name.startswith(f"{info}/")} == expected
+    assert f"{info}/licenses/LICENSE" in names
+    assert "asyncfetch = asyncfetch.cli:main" in entry_points
+
+
+def test_changelog_knows_the_version() -> None:
+    """The newest entry of the changelog is the version that is built."""
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")]
+    assert headings[0].startswith(f"## [{__version__}]")
