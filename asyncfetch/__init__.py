@@ -13,7 +13,8 @@ The package is flat. A file imports only from files above it in this order, and 
     errors        every way to fail, as one tree; redacted URLs
     events        what happens during a load, as frozen dataclasses
     policy        the knobs as one frozen value, and the one rule of what is retried
-    header        a safetensors header, read as hostile input; the dtypes; views on bytes
+    header        a safetensors header, read as hostile input; the dtypes
+    arrays        tensors as views on bytes; packed F4 and F6
     index         weight_map, read as hostile input; selection
     plan          wanted minus present, as spans; which connection fetches which
   disk
@@ -21,7 +22,8 @@ The package is flat. A file imports only from files above it in this order, and 
     partial       one file being received: spans, journal, running hash, publication
   network
     network       sockets beneath httpcore: bursts, happy eyeballs, connections that serve again
-    transport     the only file that knows httpx: requests, bodies, the wall where its errors end
+    wall          where the network's errors become ours, and its log lines lose their secrets
+    transport     the only file that knows httpx: requests, bodies
     ranges        a span of a remote file, and every check on the answer
     hub           the protocol of the Hub: commits, metadata on redirects, signed links, error codes
   finding
@@ -50,8 +52,8 @@ The package is flat. A file imports only from files above it in this order, and 
     progress      the state of all files, from events
     terminal      progress drawn on a terminal, or as plain lines
     export        a state dict written as one safetensors file
-    listing       tables of tensors and shards
     output        results and errors for people and for machines
+    listing       tables of tensors and shards
     cli_options   the flags that commands share
     commands      the commands
     cli           the entry point; exit codes
@@ -73,19 +75,19 @@ if TYPE_CHECKING:
         VerifiedFile,
         download,
         download_async,
+        dry_run,
+        dry_run_async,
         inspect,
         inspect_async,
         load,
         load_async,
         load_into,
         load_into_async,
-        plan,
-        plan_async,
         verify,
         verify_async,
     )
+    from .arrays import PackedArray
     from .errors import AsyncfetchError
-    from .header import PackedArray
     from .models import LoadReport, unflatten
     from .policy import Policy
 
@@ -101,14 +103,14 @@ __all__ = [
     "__version__",
     "download",
     "download_async",
+    "dry_run",
+    "dry_run_async",
     "inspect",
     "inspect_async",
     "load",
     "load_async",
     "load_into",
     "load_into_async",
-    "plan",
-    "plan_async",
     "unflatten",
     "verify",
     "verify_async",
@@ -117,7 +119,7 @@ __all__ = [
 _HOMES = {
     "AsyncfetchError": "errors",
     "LoadReport": "models",
-    "PackedArray": "header",
+    "PackedArray": "arrays",
     "Policy": "policy",
     "unflatten": "models",
 }

@@ -35,14 +35,14 @@ __all__ = [
     "VerifiedFile",
     "download",
     "download_async",
+    "dry_run",
+    "dry_run_async",
     "inspect",
     "inspect_async",
     "load",
     "load_async",
     "load_into",
     "load_into_async",
-    "plan",
-    "plan_async",
     "verify",
     "verify_async",
 ]
@@ -209,7 +209,7 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
     return Snapshot(next(iter(files.values())).parent, None, files)
 
 
-async def plan_async(
+async def dry_run_async(
     source: StrPath,
     *,
     revision: str | None = None,
@@ -382,7 +382,7 @@ def _blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
 
 load = _blocking(load_async)
 download = _blocking(download_async)
-plan = _blocking(plan_async)
+dry_run = _blocking(dry_run_async)
 inspect = _blocking(inspect_async)
 verify = _blocking(verify_async)
 load_into = _blocking(load_into_async)

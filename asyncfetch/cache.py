@@ -235,11 +235,10 @@ class RepoCache:
         if found is not None and found.read_bytes() == data:
             return found
         temporary = self.folder / "blobs" / f"{_blob_name(etag)}.{secrets.token_hex(4)}.incomplete"
-        with storage_errors(temporary, needed=len(data)):
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with storage_errors(temporary, needed=len(data)), open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         return self.publish(temporary, etag, commit, file)
 
     def remember_absent(self, commit: str, file: str) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import PackedArray, tensor_view
 from .cache import storage_errors
 from .errors import ChecksumMismatchError, CorruptError, SelectionError, SourceError
-from .header import DTYPES, PREFIX_BYTES, Header, PackedArray, parse_header, tensor_view
+from .header import DTYPES, PREFIX_BYTES, Header, parse_header
 from .index import Selector, selector
 from .located import Located, SourceFile
 from .partial import aligned_buffer, new_hash

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from .errors import StorageError
-from .output import error_object, exit_code, print_error, print_json, silence_stdout
+from .output import error_object, exit_code, flush_stdout, print_error, print_json, silence_stdout
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         code = run(arguments)
-        _flush()
+        flush_stdout()
     except BrokenPipeError:
         silence_stdout()
         return BROKEN_PIPE
@@ -56,17 +56,6 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _flush() -> None:
-    """Write out stdout while a failure can still be reported: the interpreter only prints about it."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        silence_stdout()
-        raise StorageError("stdout", error.strerror or str(error)) from error
-
-
 def _fail(error: BaseException, *, as_json: bool) -> int:
     """Report `error` on stderr, and as the last JSON line if asked for; return its exit code."""
     if os.environ.get("ASYNCFETCH_DEBUG", "") not in ("", "0"):
@@ -77,6 +66,6 @@ def _fail(error: BaseException, *, as_json: bool) -> int:
         else:
             print_error(error)
         sys.stdout.flush()
-    except OSError:
+    except (OSError, StorageError):
         silence_stdout()
     return exit_code(error)

@@ -22,8 +22,7 @@ from .wording import announcement
 
 __all__ = ["FLAG", "Options", "Selection", "noticing", "reporting"]
 
-FLAG = Parameter(negative="")
-MANY = Parameter(negative="", show_default=False)
+FLAG = Parameter(negative="", show_default=False)
 
 
 @Parameter(name="*")
@@ -59,9 +58,9 @@ class Options:
 class Selection:
     """Which tensors, and how to fetch them."""
 
-    select: Annotated[tuple[str, ...], MANY] = ()
+    select: Annotated[tuple[str, ...], FLAG] = ()
     """Glob over tensor names, repeatable. Only shards that hold such tensors are fetched."""
-    checksum: Annotated[tuple[str, ...], MANY] = ()
+    checksum: Annotated[tuple[str, ...], FLAG] = ()
     """FILE=sha256:HEX for a file whose source gives no checksum, repeatable."""
     connections: int | None = None
     """Connections at a time. Default: ASYNCFETCH_CONNECTIONS, or 16."""

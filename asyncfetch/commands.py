@@ -14,11 +14,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import api
 from .cache import cache_root
+from .cli_options import FLAG, Options, Selection, noticing, reporting
 from .errors import SourceError
 from .events import Event, Reporter, Resolved
 from .export import check_output, write_safetensors
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
-from .cli_options import FLAG, Options, Selection, noticing, reporting
 from .wording import printable, size_text
 
 __all__ = ["app", "run"]
@@ -34,10 +34,7 @@ def _version() -> str:
 app = App(
     name="asyncfetch",
     help="Fetch and load sharded safetensors checkpoints: concurrent, resumable, verified.",
-    help_epilogue=(
-        "SOURCE is org/model, org/model@revision, an https:// URL or a local path. "
-        "A token is never an argument: set HF_TOKEN, or sign in with `hf auth login`."
-    ),
+    help_epilogue="A token is never an argument: set HF_TOKEN, or sign in with `hf auth login`.",
     help_format="plaintext",
     version=_version,
     result_action="return_value",
@@ -57,6 +54,7 @@ def run(arguments: Sequence[str]) -> int:
 
 DEFAULTS = Options()
 EVERYTHING = Selection()
+Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
 Memory = Annotated[bool, FLAG, Parameter(help="Download into memory; write nothing to the cache.")]
@@ -66,7 +64,7 @@ DryRun = Annotated[bool, FLAG, Parameter(help="Download nothing; tell what would
 
 @app.command
 def load(
-    source: str,
+    source: Source,
     /,
     *,
     output: Output = None,
@@ -145,7 +143,7 @@ def _write(tensors: Mapping[str, Any], output: Path, found: api.Inspection, *, q
 
 @app.command
 def download(
-    source: str,
+    source: Source,
     /,
     *,
     verify_cache: VerifyCache = False,
@@ -167,7 +165,7 @@ def _dry_run(
     command: str, source: str, arguments: Mapping[str, Any], options: Options, *, to_disk: bool = True
 ) -> None:
     with noticing(options) as report:
-        resolved = api.plan(source, **arguments, report=report)
+        resolved = api.dry_run(source, **arguments, report=report)
     folder = cache_root(os.environ, options.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
     list_plan(command, resolved, folder=folder, free=free, as_json=options.json, quiet=options.quiet)
@@ -187,7 +185,7 @@ def _free_bytes(folder: Path) -> int | None:
 
 @app.command
 def inspect(
-    source: str,
+    source: Source,
     /,
     *,
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
@@ -202,7 +200,7 @@ def inspect(
 
 
 @app.command
-def verify(source: str, /, *, options: Options = DEFAULTS) -> int:
+def verify(source: Source, /, *, options: Options = DEFAULTS) -> int:
     """Hash what is cached of a checkpoint again; exit with 5 if a file is wrong."""
     with noticing(options) as report:
         files = api.verify(source, **_without(options.arguments(), "offline"), report=report)  # it is always offline
@@ -213,7 +211,7 @@ def verify(source: str, /, *, options: Options = DEFAULTS) -> int:
 
 @app.command
 def serve(
-    directory: Path,
+    directory: Annotated[Path, Parameter(help="A model, or models as NAME or ORG/NAME.")],
     /,
     *,
     host: str = "127.0.0.1",

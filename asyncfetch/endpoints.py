@@ -306,10 +306,11 @@ def create_app(
     `token`: refuse requests without `Authorization: Bearer <token>`. `gated`: ids that are refused
     without that token as gated, not as missing; without `token=`, to everyone.
 
-    Raises SourceError when `root` is not a directory that can be read.
+    Raises SourceError when `root` is not a directory that can be read, or `secret` is empty.
     """
     catalog = Catalog(root)
-    hub = _Hub(catalog, _Gate(token, gated, catalog), Signer(secret or secrets.token_bytes(32), lifetime), redirect)
+    signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
+    hub = _Hub(catalog, _Gate(token, gated, catalog), signer, redirect)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -40,39 +40,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = [
-    "AccessError",
-    "AsyncfetchError",
-    "ChangedError",
-    "CheckpointNotFoundError",
-    "ChecksumMismatchError",
-    "CertificateError",
-    "CorruptError",
-    "DiskFullError",
-    "EntryNotFoundError",
-    "GatedRepositoryError",
-    "InvalidHeaderError",
-    "InvalidIndexError",
-    "LinkExpiredError",
-    "MissingTensorError",
-    "ModelMismatchError",
-    "NetworkError",
-    "NotFoundError",
-    "OfflineError",
-    "ProtocolError",
-    "RateLimitedError",
-    "RepositoryNotFoundError",
-    "RevisionNotFoundError",
-    "SelectionError",
-    "ServerError",
-    "ShardNotFoundError",
-    "SourceError",
-    "StalledError",
-    "StorageError",
-    "collapse",
-    "redact_url",
-]
-
 E = TypeVar("E", bound="AsyncfetchError")
 
 
@@ -424,32 +391,3 @@ class ModelMismatchError(AsyncfetchError):
             parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
         hint = "" if self.shapes else None
         super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
-
-
-def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception of a task group that the caller should see.
-
-    An interrupt wins over an error of ours, that over anything else; the others hang on it
-    as notes. A cancellation comes out only where there is nothing else.
-    """
-    leaves: list[BaseException] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(reversed(error.exceptions))
-        else:
-            leaves.append(error)
-
-    def rank(error: BaseException) -> int:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            return 0
-        if isinstance(error, Exception):
-            return 1 if isinstance(error, AsyncfetchError) else 2
-        return 3  # a cancellation: the echo of the first failure
-
-    first = min(leaves, key=rank)  # min keeps the first of equals
-    for other in leaves:
-        if other is not first and isinstance(other, Exception):
-            first.add_note(f"Also failed: {type(other).__name__}: {other}")
-    return first

@@ -20,8 +20,8 @@ from anyio import to_thread
 
 from .cache import RepoCache, storage_errors
 from .errors import (
-    ChecksumMismatchError,
     CheckpointNotFoundError,
+    ChecksumMismatchError,
     EntryNotFoundError,
     OfflineError,
     ShardNotFoundError,
@@ -176,7 +176,7 @@ class LocalFinder(Finder):
 
     async def _path(self, name: str) -> Path:
         assert isinstance(self.source, LocalSource)  # noqa: S101
-        path = Path(self.source.folder).expanduser() / name
+        path = Path(os.path.expanduser(self.source.folder), name)
         if not await to_thread.run_sync(path.is_file):
             raise EntryNotFoundError(name, str(self.source))
         return path

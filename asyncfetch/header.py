@@ -1,4 +1,4 @@
-"""A safetensors header, read as hostile input, and the arrays that it describes.
+"""A safetensors header, read as hostile input.
 
 A file is `u64 little-endian n | n bytes of JSON | data`. The rules are those that the reference
 implementation enforces (https://github.com/huggingface/safetensors, safetensors/src/tensor.rs,
@@ -12,7 +12,6 @@ Nothing here reads a file. The caller caps how many header bytes it is willing t
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 import struct
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .errors import InvalidHeaderError, SourceError
+from .errors import InvalidHeaderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +35,6 @@ __all__ = [
     "PREFIX_BYTES",
     "DType",
     "Header",
-    "PackedArray",
     "TensorInfo",
     "header_length",
     "parse_header",
@@ -44,10 +42,8 @@ __all__ = [
     "read_header",
     "recognize",
     "shorten",
-    "tensor_view",
 ]
 
-Buffer = bytes | bytearray | memoryview | mmap | np.ndarray[Any, Any]
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 _MAX_U64 = (1 << 64) - 1
@@ -159,14 +155,8 @@ _KNOWN_CONTENT = tuple(
         (rb"\0+\Z", "It begins with zeros: a copy or a download was not finished."),
         (rb"version ", "It looks like a Git LFS pointer: run `git lfs pull`, or fetch it through the Hub."),
         (rb"<{7} ?", "It holds the marks of an unresolved Git merge conflict."),
-        (
-            rb"(?=[^\0]{8})\s*<[!?a-zA-Z]",
-            "It looks like an HTML or XML page: a proxy or a login page answered in its place.",
-        ),
-        (
-            rb"(?=[^\0]{8})\s*[{[]\s*[\"{}[]",
-            "It looks like bare JSON: an error message or an index was saved in its place.",
-        ),
+        (rb"(?=[^\0]{8})\s*<[!?a-zA-Z]", "It looks like HTML or XML: an error or a login page was saved in its place."),
+        (rb"(?=[^\0]{8})\s*[{[]\s*[\"{}[]", "It looks like JSON: an error message or an index was saved in its place."),
         (rb"PK\x03\x04", "It is a zip archive, as torch.save writes: convert it to safetensors."),
         (rb"\x80[\x02-\x05][c(}\]\x8a\x95]", "It is a pickle, as torch.save writes: convert it to safetensors."),
         (rb"GGUF", "It is a GGUF file, not safetensors."),
@@ -204,9 +194,7 @@ def header_length(prefix: bytes, *, file: str, file_size: int) -> int:
         reason = f"it claims a header of {length:,} bytes, and the format allows {MAX_HEADER_BYTES:,}"
     else:
         reason = f"it claims a header of {length:,} bytes, and {room:,} follow"
-    hint = recognize(prefix)
-    if not hint and room < length <= MAX_HEADER_BYTES:
-        hint = _CUT_SHORT
+    hint = recognize(prefix) or (_CUT_SHORT if room < length <= MAX_HEADER_BYTES else "")
     raise InvalidHeaderError(file, reason, hint=hint)
 
 
@@ -253,10 +241,7 @@ def _parse_int(digits: str) -> int | float:
     return -0.0 if digits == "-0" else int(digits)
 
 
-_Pairs = tuple[tuple[str, Any], ...]
-
-
-def _entry_or_pairs(pairs: list[tuple[str, Any]]) -> TensorInfo | _Pairs:
+def _entry_or_pairs(pairs: list[tuple[str, Any]]) -> TensorInfo | tuple[tuple[str, Any], ...]:
     """The TensorInfo of an object in the usual form, at once; the pairs of any other object.
 
     Nothing is lost by it, duplicate keys least of all, and a header of 100,000 tensors does not
@@ -324,18 +309,11 @@ def _check_ignored(value: object) -> None:
         elif isinstance(value, list):
             stack.extend((inner, level + 1) for inner in value)
         else:
-            if type(value) in (int, float) and not _fits_double(value):
+            if isinstance(value, (int, float)) and abs(value) > sys.float_info.max:
                 raise _FlawError("has a number beyond the range of a double")
             continue
         if level > _MAX_NESTING:
             raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
-
-
-def _fits_double(number: Any) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False
 
 
 def parse_header(raw: bytes | memoryview, *, file: str, file_size: int) -> Header:
@@ -407,7 +385,7 @@ def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
     covered = 0
     for name, info in tensors.items():
         begin, end = info.begin, info.end
-        if begin != covered or end < begin:
+        if begin != covered:
             raise _FlawError(f"has data_offsets [{begin}, {end}] where the data before it ends at {covered}", name)
         covered = end
         bits = DTYPES[info.dtype].bits
@@ -440,114 +418,3 @@ def read_header(buffer: bytes | memoryview | mmap, *, file: str) -> Header:
     view = memoryview(buffer).cast("B")
     length = header_length(bytes(view[:512]), file=file, file_size=len(view))
     return parse_header(view[PREFIX_BYTES : PREFIX_BYTES + length], file=file, file_size=len(view))
-
-
-class PackedArray(np.ndarray[Any, np.dtype[np.uint8]]):
-    """The bytes of an F4 or F6 tensor as they are in the file: uint8, one dimension.
-
-    numpy has no element smaller than a byte, and the format does not say how they are packed, so
-    the bytes are the honest answer. `safetensors_dtype` and `logical_shape` (in elements) say what
-    they mean; both are None on whatever numpy derives from the array, such as a slice.
-    """
-
-    safetensors_dtype: str | None
-    logical_shape: tuple[int, ...] | None
-
-    def __array_finalize__(self, source: object) -> None:
-        self.safetensors_dtype = self.logical_shape = None
-
-    @classmethod
-    def of(cls, data: np.ndarray[Any, np.dtype[np.uint8]], info: TensorInfo) -> PackedArray:
-        """A view on `data`, the `info.nbytes` bytes of the tensor."""
-        packed = data.view(cls)
-        packed.safetensors_dtype, packed.logical_shape = info.dtype, info.shape
-        return packed
-
-    def copy(self, order: Any = "C") -> PackedArray:
-        """A copy of the bytes that still knows what they mean."""
-        other = super().copy(order)
-        other.safetensors_dtype, other.logical_shape = self.safetensors_dtype, self.logical_shape
-        return other
-
-    def __copy__(self) -> PackedArray:
-        return self.copy()
-
-    def __deepcopy__(self, memo: object) -> PackedArray:
-        return self.copy()
-
-    def __reduce__(self) -> Any:
-        reduced: Any = super().__reduce__()
-        return *reduced[:2], (reduced[2], self.safetensors_dtype, self.logical_shape)
-
-    def __setstate__(self, state: Any) -> None:
-        array, self.safetensors_dtype, self.logical_shape = state
-        super().__setstate__(array)
-
-    def unpack(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The elements, one byte each, in the logical shape, as float4 or float6 of ml_dtypes.
-
-        Element i is bits [i*bits, (i+1)*bits) of the bytes read as one little-endian number: for F4
-        the low nibble comes first. Raises SourceError on a slice, which has no logical shape.
-        """
-        if self.safetensors_dtype is None or self.logical_shape is None:
-            raise SourceError("A part of a packed tensor cannot be unpacked.", hint="Unpack the tensor, then slice it.")
-        dtype = DTYPES[self.safetensors_dtype]
-        data = np.ascontiguousarray(self).view(np.ndarray)
-        if dtype.bits == 4:
-            codes = np.empty(2 * data.size, np.uint8)
-            np.bitwise_and(data, 0x0F, out=codes[0::2])
-            np.right_shift(data, 4, out=codes[1::2])
-        else:
-            a, b, c = data[0::3], data[1::3], data[2::3]
-            codes = np.empty(data.size // 3 * 4, np.uint8)
-            codes[0::4] = a & 0x3F
-            codes[1::4] = a >> 6 | (b & 0x0F) << 2
-            codes[2::4] = b >> 4 | (c & 0x03) << 4
-            codes[3::4] = c >> 2
-        try:
-            return codes.view(dtype.numpy).reshape(self.logical_shape)
-        except ValueError as error:
-            shape = shorten(self.logical_shape)
-            raise SourceError(f"The shape {shape} does not fit into a numpy array: {error}.") from None
-
-
-_BIG_ENDIAN = sys.byteorder == "big"
-
-
-def _on_item_boundary(array: np.ndarray[Any, Any]) -> bool:
-    if array.dtype.alignment == array.itemsize:
-        return array.flags.aligned
-    address: int = array.__array_interface__["data"][0]  # slow, and needed for C64 alone on 64-bit hosts
-    return address % array.itemsize == 0
-
-
-def tensor_view(
-    buffer: Buffer, info: TensorInfo, data_offset: int, *, file: str = "<buffer>", tensor: str | None = None
-) -> np.ndarray[Any, np.dtype[Any]]:
-    """The array of `info`, on `buffer` itself, whose data section begins at `data_offset` (bytes).
-
-    It is writable if `buffer` is. It is a copy only where its address is no multiple of its item
-    size, where it is empty, or where a big-endian host must swap BF16. F4 and F6 come as a
-    PackedArray. Raises InvalidHeaderError, with `file` and `tensor`, on a shape that is legal in
-    the format and that numpy cannot hold: more than 64 dimensions, or an empty one with dimensions
-    whose product is beyond its address range.
-    """
-    dtype = DTYPES[info.dtype]
-    try:
-        if dtype.packed:
-            return PackedArray.of(np.frombuffer(buffer, np.uint8, info.nbytes, data_offset + info.begin), info)
-        if not info.nbytes:
-            return np.empty(info.shape, dtype.numpy)
-        itemsize = dtype.numpy.itemsize
-        array: np.ndarray[Any, Any]
-        array = np.frombuffer(buffer, dtype.numpy, info.nbytes // itemsize, data_offset + info.begin)
-        if itemsize > 1:
-            if not _on_item_boundary(array):
-                array = array.copy()
-            if _BIG_ENDIAN and info.dtype == "BF16":  # ml_dtypes knows only the order of the host
-                array = array.byteswap()
-        return array.reshape(info.shape)
-    except ValueError as error:
-        name = "a tensor" if tensor is None else f"tensor {shorten(tensor)}"
-        reason = f"{name} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
-        raise InvalidHeaderError(file, reason, tensor=tensor) from None

@@ -212,7 +212,7 @@ class Hub:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""
         status, code = reply.status, reply.headers.get("x-error-code", "")
         if status < 400 or status == 416:
-            if status in (200, 206) or status in _REDIRECTS and reply.headers.get("location"):
+            if status in (200, 206) or (status in _REDIRECTS and reply.headers.get("location")):
                 return
             if status == 416 and size_of(reply.headers, status) == 0:
                 return  # an empty file has no first byte

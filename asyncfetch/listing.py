@@ -14,7 +14,7 @@ import numpy as np
 from .api import Inspection, Snapshot, VerifiedFile
 from .events import Resolved
 from .export import format_dtype, logical_shape
-from .output import print_json, print_table
+from .output import flush_stdout, print_json, print_table, stdout_errors
 from .wording import amount, printable, shards, size_text
 
 __all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
@@ -163,14 +163,15 @@ def _result(command: str, **values: object) -> None:
 
 def _aside(line: str) -> None:
     """A line on stderr, after what stdout has so far."""
-    sys.stdout.flush()
+    flush_stdout()
     print(line, file=sys.stderr)
 
 
 def _print_path(path: Path) -> None:
     """The path as the bytes that the file system has for it, whatever the locale."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(bytes(path) + b"\n")
+    with stdout_errors():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(bytes(path) + b"\n")
 
 
 def _tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:

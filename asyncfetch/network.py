@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import select
 import socket
 import ssl
@@ -24,6 +25,7 @@ from anyio.abc import TaskGroup
 __all__ = ["Backend", "Stream"]
 
 _HEAD_END = b"\r\n\r\n"
+_INTERIM = b"HTTP/1.1 1"  # 1xx: another head follows
 _STAGGER = 0.25  # seconds between attempts: RFC 8305, section 5
 _MAX_PARKED = 64
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
@@ -38,6 +40,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._key = key
         self._surplus = b""  # received, and not handed out yet
         self._in_head = False
+        self._first = b""  # the beginning of the head: the status tells whether another one follows
         self._tail = b""  # the end of what was handed out of a head: its delimiter may be split
         self.reusable = False  # set by who has read a body to its exact end
         self.tls_host: str | None = None
@@ -52,7 +55,7 @@ class Stream(httpcore.AsyncNetworkStream):
         return self._head_of(data) if self._in_head else data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._in_head, self._tail, self.reusable = True, b"", False
+        self._in_head, self._first, self._tail, self.reusable = True, b"", b"", False
         view = memoryview(buffer)
         while view:
             try:
@@ -133,6 +136,10 @@ class Stream(httpcore.AsyncNetworkStream):
                 break
             except ssl.SSLEOFError:
                 received = 0
+            except OSError:  # a reset: what came before it is good
+                if not filled:
+                    raise
+                received = 0
             if not received:
                 return filled, True
             filled += received
@@ -157,13 +164,15 @@ class Stream(httpcore.AsyncNetworkStream):
 
     def _head_of(self, data: bytes) -> bytes:
         """`data` up to the end of the head; the rest is kept for who reads the body."""
+        self._first += data[: len(_INTERIM) - len(self._first)]
         at = (self._tail + data).find(_HEAD_END)
         if at < 0:
             self._tail = (self._tail + data)[-3:]
             return data
         end = at + len(_HEAD_END) - len(self._tail)
         self._surplus = data[end:] + self._surplus
-        self._in_head, self._tail = data.startswith(b"HTTP/1.1 1"), b""  # 1xx: another head follows
+        self._in_head = self._first == _INTERIM
+        self._first, self._tail = b"", b""
         return data[:end]
 
     async def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
@@ -312,4 +321,4 @@ async def _connect_one(sock: socket.socket, address: Any, local_address: str | N
         await anyio.wait_writable(sock)
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if code:
-        raise OSError(code, errno.errorcode.get(code, str(code)))
+        raise OSError(code, os.strerror(code))

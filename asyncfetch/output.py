@@ -51,10 +51,13 @@ __all__ = [
     "error_object",
     "event_object",
     "exit_code",
+    "flush_stdout",
     "json_reporter",
     "print_error",
     "print_json",
     "print_table",
+    "silence_stdout",
+    "stdout_errors",
 ]
 
 SCHEMA_VERSION = 1
@@ -101,7 +104,26 @@ def error_object(error: BaseException) -> dict[str, Any]:
 def print_json(value: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """One line of JSON, in ASCII so that every locale can carry it."""
     line = json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=str)
-    print(line, file=stream or sys.stdout)
+    with stdout_errors():
+        print(line, file=stream or sys.stdout)
+
+
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Turn an OSError in the block into StorageError about stdout; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()  # else the interpreter tries again when it exits
+        raise StorageError("stdout", error.strerror or str(error)) from error
+
+
+def flush_stdout() -> None:
+    """Write out what stdout holds, while a failure can still be reported."""
+    with stdout_errors():
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -121,7 +143,7 @@ def json_reporter(stream: TextIO | None = None) -> Iterator[Reporter]:
                     print_json(event_object(event), stream)
                     if events.empty():
                         (stream or sys.stdout).flush()
-            except OSError:
+            except (OSError, StorageError):
                 open_ = False
 
     thread = threading.Thread(target=write, name="asyncfetch-json", daemon=True)
@@ -159,7 +181,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, rig
         for row in rows
     ]
     if not aligned:
-        sys.stdout.writelines("\t".join(row) + "\n" for row in [list(columns), *cells])
+        with stdout_errors():
+            sys.stdout.writelines("\t".join(row) + "\n" for row in [list(columns), *cells])
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [list(columns), *cells]:

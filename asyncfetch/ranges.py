@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import urljoin, urlsplit
 
 import anyio
 
@@ -24,7 +25,7 @@ from .errors import (
 )
 from .plan import Span
 from .policy import Budget, retrying
-from .transport import Body, OnRetry, Transport
+from .transport import Body, OnRetry, Transport, origin_of
 
 __all__ = ["Target", "open_span", "read_span"]
 
@@ -55,16 +56,34 @@ async def open_span(
     when size or validator are not those of `file` any more, LinkExpiredError, NetworkError kinds.
     """
     headers = {**target.headers, "range": f"bytes={span.start}-{span.stop - 1}"}
-    if target.validator is not None:
-        headers["if-range"] = target.validator
-    async with transport.open(target.url, headers=headers, neutral=target.neutral) as body:
+    async with _open_followed(transport, target, headers) as body:
         _check_status(body, target, file)
         if body.encoded:
-            raise ProtocolError("the body is compressed although that was declined", url=target.url)
+            raise ProtocolError("the body is compressed although that was declined", url=body.url)
         etag = body.headers.get("etag")
-        if target.validator is not None and etag is not None and etag != target.validator:
+        if target.validator is not None and body.url == target.url and etag not in (None, target.validator):
             raise ChangedError(file, "its ETag is another one")
         yield body, _start_of(body, span, file=file, size=size)
+
+
+@asynccontextmanager
+async def _open_followed(transport: Transport, target: Target, headers: Mapping[str, str]) -> AsyncIterator[Body]:
+    """The answer behind redirects. What identifies the caller, and the validator, stay at the first origin."""
+    url = target.url
+    for _ in range(transport.policy.max_redirects + 1):
+        own = dict(headers)
+        if target.validator is not None and url == target.url:
+            own["if-range"] = target.validator
+        neutral = target.neutral or origin_of(url) != origin_of(target.url)
+        async with transport.open(url, headers=own, neutral=neutral) as body:
+            location = body.headers.get("location")
+            if body.status not in (301, 302, 303, 307, 308) or not location:
+                yield body
+                return
+        here, url = url, urljoin(url, location)
+        if urlsplit(url).scheme not in ("http", "https") or origin_of(here)[0] == "https" != origin_of(url)[0]:
+            raise ProtocolError("it redirects to an address that is less safe", url=here)
+    raise ProtocolError(f"more than {transport.policy.max_redirects} redirects", url=target.url)
 
 
 def _check_status(body: Body, target: Target, file: str) -> None:

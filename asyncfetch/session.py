@@ -13,7 +13,7 @@ from anyio import from_thread, to_thread
 
 from .cache import cache_root
 from .checkpoint import verify_file
-from .errors import ChecksumMismatchError, SourceError, collapse
+from .errors import AsyncfetchError, ChecksumMismatchError, SourceError
 from .events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
 from .finder import Request
 from .hub import Settings
@@ -147,6 +147,35 @@ def plain_errors() -> Iterator[None]:
         chosen = collapse(group)
     if chosen is not None:
         raise chosen from chosen.__cause__
+
+
+def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception of a task group that the caller should see.
+
+    An interrupt wins over an error of ours, that over anything else; the others hang on it
+    as notes. A cancellation comes out only where there is nothing else.
+    """
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+
+    def rank(error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            return 0
+        if isinstance(error, Exception):
+            return 1 if isinstance(error, AsyncfetchError) else 2
+        return 3  # a cancellation: the echo of the first failure
+
+    first = min(leaves, key=rank)  # min keeps the first of equals
+    for other in leaves:
+        if other is not first and isinstance(other, Exception):
+            first.add_note(f"Also failed: {type(other).__name__}: {other}")
+    return first
 
 
 def _kind_of(path: str) -> str | None:

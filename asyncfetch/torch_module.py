@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import PackedArray
 from .errors import SourceError
 from .fit import Array, LoadReport, StateDict, Verdict, find_supply, settle_ties, tied_names, unshare
-from .header import PackedArray
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -204,11 +204,14 @@ def _rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdi
             verdict.reasons.append(f"{name} would stay on the meta device: its module's own loading code skips it")
     verdict.shapes.update(shapes)
     verdict.reasons.extend(() if shapes else errors)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, tensor in state.items():
+        leaf, dot, _ = name[len(prefix) :].partition(".")
+        if dot and name.startswith(prefix):
+            parts.setdefault(leaf, {})[name] = tensor
     for leaf, child in twin._modules.items():  # a loader may have replaced some
         if child is not None:
-            inner = f"{prefix}{leaf}."
-            part = {name: tensor for name, tensor in state.items() if name.startswith(inner)}
-            _rehearse(torch, child, part, inner, verdict)
+            _rehearse(torch, child, parts.get(leaf, {}), f"{prefix}{leaf}.", verdict)
 
 
 def _twin(torch: Any, module: Any) -> Any:

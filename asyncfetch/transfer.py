@@ -85,9 +85,11 @@ class Transfer:
     landed: dict[str, Landed] = field(default_factory=dict)
     _waiting: deque[SourceFile] = field(default_factory=deque)
     _open: dict[str, _Open] = field(default_factory=dict)
+    _opening: int = 0  # files whose spans will be on the board soon
 
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
+        self._opened = anyio.Event()
 
     async def run(self) -> dict[str, Landed]:
         for file in self.located.files:
@@ -131,7 +133,7 @@ class Transfer:
     def _record(self) -> None:
         """What the source does not have, and last of all what its revision resolved to."""
         cache, located = self.located.cache, self.located
-        if cache is None or located.commit is None or located.ref is None and not located.absent:
+        if cache is None or located.commit is None or (located.ref is None and not located.absent):
             return
         if not cache.snapshot(located.commit).is_dir():
             return
@@ -151,10 +153,13 @@ class Transfer:
         while True:
             lease = self._board.take()
             if lease is None and self._waiting:
-                await self._begin(self._waiting.popleft())
+                await self._begin_next()
                 continue
             if lease is None:
                 lease = self._board.steal()
+            if lease is None and self._opening:
+                await self._opened.wait()
+                continue
             if lease is None:
                 return
             task = self._open[lease.file]
@@ -164,6 +169,16 @@ class Transfer:
                 self._board.release(lease)
             await self._catch_up(task)
             await self._finish_if_whole(task)
+
+    async def _begin_next(self) -> None:
+        """Begin the next file; the lanes that found nothing to do look again then."""
+        self._opening += 1
+        try:
+            await self._begin(self._waiting.popleft())
+        finally:
+            self._opening -= 1
+            self._opened.set()
+            self._opened = anyio.Event()
 
     async def _begin(self, file: SourceFile) -> None:
         """Open a file and offer its missing spans; or find that it is here by now."""
@@ -244,7 +259,7 @@ class Transfer:
 
         def retry(error: BaseException, delay: float) -> None:
             nonlocal renew
-            renew = isinstance(error, LinkExpiredError)
+            renew = renew or isinstance(error, LinkExpiredError)
             reason = getattr(error, "message", str(error))
             self.notify(Retrying(file.name, reason, budget.failures, self.policy.attempts, delay))
 
@@ -257,6 +272,7 @@ class Transfer:
         async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
             with attempt:
                 target = await origin.target(file, renew=renew)
+                renew = False
                 span = Span(lease.start, lease.stop)
                 async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
                     if at < span.start:

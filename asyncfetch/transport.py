@@ -1,4 +1,4 @@
-"""The only file that knows httpx: requests, ranges, bodies, and the wall where its errors end.
+"""The only file that knows httpx: requests and bodies.
 
 Nothing here follows a redirect by itself: the headers that matter ride on the redirect, and a
 token must not follow it. No URL leaves this file in an error or a log line with its query.
@@ -6,7 +6,6 @@ token must not follow it. No URL leaves this file in an error or a log line with
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import random
@@ -16,10 +15,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
 
@@ -28,14 +26,14 @@ import httpcore
 import httpx
 from anyio import to_thread
 
-from .errors import CertificateError, NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
+from .errors import NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
 from .network import Backend, Stream
 from .policy import Budget, Policy, __version__, retrying
+from .wall import raise_translated, redact_logs, retry_after
 
 __all__ = ["Body", "Reply", "Transport", "origin_of"]
 
 USER_AGENT = f"asyncfetch/{__version__}; python/{platform.python_version()}"
-_FAMILIES = frozenset({"httpx", "httpcore", "httpx2", "httpcore2"})
 _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 # What may travel to another origin than the one that was asked first: nothing that identifies.
 _NEUTRAL_HEADERS = frozenset(
@@ -130,6 +128,7 @@ class Body:
         self._left = self.length
         self._iterator: AsyncIterator[bytes] | None = None
         self._rest = b""
+        self._failure: Exception | None = None
         self._window = (time.monotonic(), 0)
         stream = response.extensions.get("network_stream")
         fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
@@ -180,23 +179,23 @@ class Body:
         self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
     ) -> int:
         if self._iterator is None:
-            self._iterator = self._response.aiter_raw()
+            answer = self._response  # a mock's is often read already
+            self._iterator = answer.aiter_bytes() if answer.is_stream_consumed else answer.aiter_raw()
         pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
-        failure: Exception | None = None
-        while filled < limit and time.monotonic() - began < _FLUSH_AFTER:
+        while filled < limit and self._failure is None and time.monotonic() - began < _FLUSH_AFTER:
             try:
                 piece = await anext(self._iterator)
             except StopAsyncIteration:
                 break
-            except Exception as error:  # what came before it is good: write that first
-                failure = error
+            except Exception as error:  # what came before it is good: that counts first
+                self._failure = error
                 break
             pieces.append(piece)
             filled += len(piece)
         data = b"".join(pieces)
         data, self._rest = data[:limit], data[limit:]
-        if failure is not None and not data:
-            raise failure
+        if self._failure is not None and not data:
+            raise self._failure
 
         def work() -> None:
             view = target(len(data))
@@ -205,8 +204,6 @@ class Body:
 
         if data:
             await to_thread.run_sync(work, limiter=self._threads)
-        if failure is not None:
-            raise failure
         return len(data)
 
     def _check_floor(self, received: int) -> None:
@@ -253,7 +250,7 @@ class Transport:
         self._gates: dict[tuple[str, str, int], float] = {}
 
     async def __aenter__(self) -> Transport:
-        _redact_logs()
+        redact_logs()
         if self._client is None:
             if {"http", "https", "all"} & getproxies().keys():
                 limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -332,7 +329,8 @@ class Transport:
 
     async def _pass_gate(self, url: str) -> None:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""
-        while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:
+        # Another answer may have moved the gate while we slept: look again.
+        while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110
             await anyio.sleep(delay + random.random())
 
     async def _send(self, url: str, method: str, headers: Mapping[str, str], neutral: bool) -> Any:
@@ -378,74 +376,3 @@ async def _read_whole(body: Body, limit: int) -> Reply:
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: Retry-After (RFC 9110, 10.2.3), or an empty RateLimit.
-
-    A date counts from the answer's own Date. Unreadable values are None, past dates are 0.
-    """
-    text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
-        return float(text)
-    if text:
-        try:
-            then = parsedate_to_datetime(text)
-            now = parsedate_to_datetime(headers["date"]) if "date" in headers else None
-            reference = now.timestamp() if now is not None else time.time()
-            return max(then.timestamp() - reference, 0.0)
-        except (ValueError, TypeError, IndexError, OverflowError):
-            pass
-    empty = re.search(r";\s*r=0\s*;\s*t=([0-9]{1,9})\b", headers.get("ratelimit", ""), re.ASCII)
-    return float(empty[1]) + 1.0 if empty else None
-
-
-def raise_translated(error: Exception, url: str) -> NoReturn:
-    """Raise the error of ours for one of the network's; what is not the network's, as it is."""
-    ours = _translated(error, url)
-    if ours is error:
-        raise error
-    raise ours from error
-
-
-def _translated(error: Exception, url: str) -> Exception:
-    if isinstance(error, ssl.SSLCertVerificationError) or _caused_by_certificate(error):
-        return CertificateError("its TLS certificate is not trusted", url=url)
-    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
-    reason = str(error) or type(error).__name__
-    if not names:
-        if isinstance(error, OSError):
-            return NetworkError(f"{type(error).__name__}: {reason}", url=url)
-        return error
-    if "TimeoutException" in names:
-        return StalledError(f"timed out ({type(error).__name__})", url=url)
-    if names & {"ProxyError", "UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
-        return ProtocolError(type(error).__name__, url=url)
-    return NetworkError(f"{type(error).__name__}: {reason}", url=url)
-
-
-def _caused_by_certificate(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return False
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-class _RedactQueries(logging.Filter):
-    """httpx logs whole URLs at INFO, httpcore logs Location headers at DEBUG: cut their queries."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?…", record.getMessage()), ()
-        return True
-
-
-_REDACT = _RedactQueries()
-
-
-def _redact_logs() -> None:
-    for name in ("httpx", "httpcore.http11", "httpcore.connection", "httpcore.proxy", "httpcore.http2"):
-        logging.getLogger(name).addFilter(_REDACT)  # adding the same filter again changes nothing

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from .arrays import PackedArray
 from .errors import SourceError
 from .fit import Array, LoadReport, StateDict, Verdict, find_supply, kind_of, settle_ties, tied_names, unshare
-from .header import PackedArray
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping

@@ -55,7 +55,9 @@ def load(repository: str, endpoint: str, cache_dir: Path) -> Load:
     """Load `repository` from the Hub at `endpoint` through the cache in `cache_dir`."""
     events: list[Event] = []
     begin = time.perf_counter()
-    state = asyncfetch.load(repository, endpoint=endpoint, cache_dir=cache_dir, offline=False, report=events.append)
+    state = asyncfetch.load(
+        repository, endpoint=endpoint, cache_dir=cache_dir, token=False, offline=False, report=events.append
+    )
     return Load(state, time.perf_counter() - begin, events)
 
 
@@ -172,9 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="show every tensor, not the first and last few")
     options = parser.parse_args(arguments)
-    # The server is on this machine: no proxy of the user's stands in between, no token of theirs is sent to it.
+    # The server is on this machine: no proxy of the user's stands in between.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-    os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     tensors, shards = 0, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import anyio
@@ -142,12 +143,12 @@ async def test_the_commit_follows_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_rewrites_in_one_clock_tick(tmp_path: Path) -> None:
-    """Files rewritten at once after a look, with their size kept, never keep their old hash."""
-    catalog = Catalog(tmp_path)
-    for value in range(10):
-        write(tmp_path / "m" / "a", b"%d" % value)
-        repository = await look(catalog, "m")
+async def test_a_fresh_file_is_waited_for(tmp_path: Path) -> None:
+    """A hash is taken only when a later write is sure to get another time stamp from a coarse clock."""
+    for value in range(3):
+        path = write(tmp_path / "m" / "a", b"%d" % value)
+        repository = await look(Catalog(tmp_path), "m")
+        assert time.time() - path.stat().st_ctime >= catalog_module.CLOCK_TICK
         assert repository.files["a"].etag == hashlib.sha1(b"blob 1\0%d" % value).hexdigest()
 
 
@@ -204,6 +205,9 @@ async def test_opening_what_was_replaced(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "root")
     file = (await look(catalog, "m")).files["a"]
     os.close(await catalog.open(file))
+    write(tmp_path / "root" / "other").replace(path)
+    with pytest.raises(ChangedError):
+        await catalog.open(file)
     path.unlink()
     with pytest.raises(ChangedError):
         await catalog.open(file)

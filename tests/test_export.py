@@ -20,9 +20,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from asyncfetch import export
+from asyncfetch.arrays import PackedArray
 from asyncfetch.errors import DiskFullError, SourceError, StorageError
 from asyncfetch.export import check_output, format_dtype, write_safetensors
-from asyncfetch.header import DTYPES, PackedArray, TensorInfo
+from asyncfetch.header import DTYPES, TensorInfo
 
 ROOT = Path(__file__).parents[1]
 

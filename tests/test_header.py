@@ -19,17 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
-from asyncfetch import header as header_module
+from asyncfetch import arrays as arrays_module
+from asyncfetch.arrays import PackedArray, tensor_view
 from asyncfetch.errors import InvalidHeaderError, SourceError
 from asyncfetch.header import (
     DTYPES,
     MAX_HEADER_BYTES,
-    PackedArray,
     TensorInfo,
     header_length,
     parse_header,
     read_header,
-    tensor_view,
 )
 
 from .files import NAMES, raw_file, safetensors_bytes
@@ -171,6 +170,7 @@ REJECTED = {
     "offsets negative": (entry(offsets="[-1,1]"), "not unsigned"),
     "offsets beyond 2^64": (entry(offsets="[0,18446744073709551616]"), "not unsigned"),
     "offsets reversed": (entry(offsets="[2,0]"), r"data_offsets \[2, 0\]"),
+    "offsets reversed after another": (b'{"a":["U8",[2],[0,2]],"b":["U8",[1],[2,0]]}', "offsets hold -2"),
     "hole at the start": (entry(shape="[1]", offsets="[1,2]"), r"data_offsets \[1, 2\]"),
     "hole between": (b'{"a":["U8",[0],[0,0]],"b":["U8",[1],[1,2]]}', "'b' has data_offsets"),
     "overlap": (b'{"a":["U8",[2],[0,2]],"b":["U8",[1],[1,2]]}', "'b' has data_offsets"),
@@ -404,6 +404,8 @@ def test_longest_legal_header() -> None:
     assert header_length(prefix, file="w", file_size=8 + MAX_HEADER_BYTES) == MAX_HEADER_BYTES
     with pytest.raises(InvalidHeaderError):
         header_length(prefix, file="w", file_size=7 + MAX_HEADER_BYTES)
+    with pytest.raises(InvalidHeaderError):
+        header_length(struct.pack("<Q", MAX_HEADER_BYTES + 1), file="w", file_size=1 << 40)
 
 
 @pytest.mark.parametrize(
@@ -576,7 +578,7 @@ def test_shapes_that_numpy_cannot_hold(shape: tuple[int, ...], nbytes: int, reas
 
 def test_big_endian_hosts_swap_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """numpy knows the byte order of its own dtypes; those of ml_dtypes are in the order of the host."""
-    monkeypatch.setattr(header_module, "_BIG_ENDIAN", True)
+    monkeypatch.setattr(arrays_module, "_BIG_ENDIAN", True)
     assert tensor_view(b"\x01\x02", TensorInfo("BF16", (1,), 0, 2), 0).tobytes() == b"\x02\x01"
     assert tensor_view(b"\x01\x02", TensorInfo("U16", (1,), 0, 2), 0).tobytes() == b"\x01\x02"
     assert tensor_view(b"\x01\x02", TensorInfo("F8_E4M3", (2,), 0, 2), 0).tobytes() == b"\x01\x02"
@@ -656,4 +658,4 @@ def test_packed_tensors_without_elements_or_with_too_many_dimensions() -> None:
 
 def test_byte_order_of_this_host() -> None:
     """The switch for big-endian hosts follows the interpreter."""
-    assert header_module._BIG_ENDIAN is (sys.byteorder == "big")
+    assert arrays_module._BIG_ENDIAN is (sys.byteorder == "big")

@@ -362,7 +362,7 @@ def test_selector(select: object, expected: list[str]) -> None:
         assert [name for name in NAMES if chosen(name)] == expected
 
 
-@pytest.mark.parametrize("select", [b"model.*", 7, 1.5, True, [b"x"], ["a", None], [["a"]]])
+@pytest.mark.parametrize("select", [b"model.*", b"", 7, 1.5, True, [b"x"], ["a", None], [["a"]]])
 def test_selector_of_a_wrong_type(select: object) -> None:
     """Said at once, not at the first tensor."""
     with pytest.raises(SourceError, match="select must"):

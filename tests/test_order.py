@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "asyncfetch"
 MAX_LINES = 420
-# What may be imported inside a function: the extras, which need not be installed.
-OPTIONAL = frozenset({"cyclopts", "h2", "rich", "starlette", "torch", "uvicorn"})
+# What may be imported inside a function: the extras, which need not be installed, and our files that need one.
+EXTRAS = frozenset({"cyclopts", "h2", "rich", "starlette", "torch", "uvicorn"})
+NEED_AN_EXTRA = frozenset({"server"})
 ROW = re.compile(r"^    (\w+)\s{2,}\S", re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
@@ -24,13 +25,20 @@ def listed(package: Path) -> list[str]:
     return ROW.findall(docstring or "")
 
 
-def imported(node: ast.AST, package: str) -> Iterator[tuple[str, bool]]:
-    """What an import statement or a dynamic import names: (module, whether it is one of the package's own)."""
+def imported(node: ast.AST, package: Path) -> Iterator[tuple[str, bool]]:
+    """What an import statement or a dynamic import names: (module, whether it is one of the package's own).
+
+    The package root is "". `from . import x` means the file x if there is one, otherwise a name of the root.
+    """
     names: list[str] = []
     if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
+        # `import package.x` binds the root, whatever x is.
+        names = [package.name if alias.name.split(".")[0] == package.name else alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        names = ["." * node.level + (node.module or "")]
+        module = "." * node.level + (node.module or "")
+        root = module in {".", package.name}
+        files = [alias.name if (package / f"{alias.name}.py").exists() else "" for alias in node.names]
+        names = [f".{file}" for file in files] if root else [module]
     elif isinstance(node, ast.Call):
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if called in {"import_module", "__import__"}:
@@ -38,13 +46,8 @@ def imported(node: ast.AST, package: str) -> Iterator[tuple[str, bool]]:
             known = isinstance(first, ast.Constant) and isinstance(first.value, str)
             names = [str(ast.literal_eval(first)) if first is not None and known else "<computed>"]
     for name in names:
-        if name.startswith("."):
-            yield name[1:].split(".")[0], True
-        elif name.split(".")[0] == package:
-            # `import package.x` binds the root, so only `from package.x import ...` counts as x.
-            yield (name.partition(".")[2].split(".")[0] if isinstance(node, ast.ImportFrom) else ""), True
-        else:
-            yield name.split(".")[0], False
+        own = name.startswith(".") or name.split(".")[0] == package.name
+        yield (name.removeprefix(package.name).removeprefix(".") if own else name).split(".")[0], own
 
 
 def walk(tree: ast.AST, deferred: bool = False) -> Iterator[tuple[ast.AST, bool]]:
@@ -69,14 +72,14 @@ def violations(package: Path) -> list[str]:
     for name in [name for name in dict.fromkeys(order) if name in files]:
         path, above = files[name], order[: order.index(name)]
         for node, deferred in walk(ast.parse(path.read_text())):
-            for module, own in imported(node, package.name):
+            for module, own in imported(node, package):
                 where = f"{name}:{getattr(node, 'lineno', 0)}"
                 if own and module not in above:
                     found.append(f"{where} imports {module or 'the package root'}, which is not above it")
-                if isinstance(node, ast.Call) and module not in OPTIONAL:
+                if isinstance(node, ast.Call) and module not in EXTRAS:
                     found.append(f"{where} imports {module} dynamically")
-                elif deferred and module not in OPTIONAL:
-                    found.append(f"{where} imports {module} inside a function")
+                elif deferred and module not in (NEED_AN_EXTRA if own else EXTRAS):
+                    found.append(f"{where} imports {module or 'the package root'} inside a function")
     return found
 
 
@@ -89,7 +92,7 @@ GOOD = {
     "__init__": '"""Toy.\n\nthe floor\n    low      words\n    middle   rules\nthe top\n    high     faces\n"""',
     "low": "import os\n",
     "middle": "from typing import TYPE_CHECKING\nfrom .low import x\nif TYPE_CHECKING:\n    from toy.low import y\n",
-    "high": "from .low import x\nfrom .middle import y\n\n\ndef f():\n    import torch.nn\n",
+    "high": "from . import low\nfrom .middle import y\n\n\ndef f():\n    import torch.nn\n",
 }
 
 
@@ -118,8 +121,11 @@ def test_a_good_package_passes(tmp_path: Path) -> None:
         ({"low": "from toy.middle import x\n"}, ["low:1 imports middle, which is not above it"]),
         ({"high": "import toy\n"}, ["high:1 imports the package root, which is not above it"]),
         ({"high": "import toy.low\n"}, ["high:1 imports the package root, which is not above it"]),
-        ({"high": "from toy import low\n"}, ["high:1 imports the package root, which is not above it"]),
-        ({"high": "from . import low\n"}, ["high:1 imports the package root, which is not above it"]),
+        ({"high": "from toy import name\n"}, ["high:1 imports the package root, which is not above it"]),
+        ({"high": "from . import low, name\n"}, ["high:1 imports the package root, which is not above it"]),
+        ({"low": "from . import high\n"}, ["low:1 imports high, which is not above it"]),
+        ({"low": "from toy import high\n"}, ["low:1 imports high, which is not above it"]),
+        ({"low": "from ..toy import high\n"}, ["low:1 imports the package root, which is not above it"]),
         (
             {"low": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .high import x\n"},
             ["low:3 imports high, which is not above it"],

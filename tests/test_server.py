@@ -18,11 +18,14 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx
 import pytest
 
-from asyncfetch.errors import SourceError
+from asyncfetch import catalog
+from asyncfetch.errors import ChangedError, SourceError
 from asyncfetch.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from asyncfetch.catalog import Listed
 
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -320,9 +323,12 @@ def test_traversal(server: Server, path: str) -> None:
     assert status in (401, 404)
 
 
-def test_header_injection(client: httpx.Client) -> None:
+@pytest.mark.parametrize(
+    "path", ["main/a%0d%0aX-Evil:%201", "main/%F0%9F%92%A5", "x%0dX-Evil:%201/a", "x%0d%0aX-Evil:%201/a", "%E4%B8%AD/a"]
+)
+def test_header_injection(client: httpx.Client, path: str) -> None:
     """What a path says cannot become a header, nor break the answer."""
-    answer = client.get("/org/name/resolve/main/a%0d%0aX-Evil:%201%F0%9F%92%A5")
+    answer = client.get(f"/org/name/resolve/{path}")
     assert answer.status_code == 404
     assert "x-evil" not in answer.headers
 
@@ -463,6 +469,19 @@ def test_a_changed_file_is_a_new_commit(root: Path) -> None:
         assert old.headers["x-error-code"] == "RevisionNotFound"
 
 
+def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While files change under the hash the answer is 503, to be asked again."""
+
+    def changing(listed: Listed, _: object) -> str:
+        raise ChangedError(listed.path, "it was written to")
+
+    monkeypatch.setattr(catalog, "_hash", changing)
+    with Server(root) as server:
+        answer = httpx.get(file_url(server))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "changed at its source" in answer.headers["x-error-message"]
+
+
 def test_a_file_cut_short_ends_the_connection(root: Path) -> None:
     """A body that cannot be completed is never completed with other bytes."""
     weights = root / "org" / "name" / "model.safetensors"
@@ -483,10 +502,15 @@ def test_counters(root: Path) -> None:
     path = "/single/resolve/main/config.json"
     with Server(root) as server, httpx.Client(base_url=server.url) as client:
         client.head(path)
+        client.head("/absent/resolve/main/x")
         assert server.bytes_sent == 0
         client.get(path, headers={"Range": "bytes=0-0"})
     assert server.bytes_sent == 1
-    assert server.requests == (("HEAD", path, None, 200), ("GET", path, "bytes=0-0", 206))
+    assert server.requests == (
+        ("HEAD", path, None, 200),
+        ("HEAD", "/absent/resolve/main/x", None, 401),
+        ("GET", path, "bytes=0-0", 206),
+    )
 
 
 def test_stopping_with_a_client_that_does_not_read(root: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from asyncfetch.arrays import PackedArray
 from asyncfetch.errors import ModelMismatchError, SourceError
-from asyncfetch.header import PackedArray, TensorInfo
+from asyncfetch.header import TensorInfo
 from asyncfetch.models import load_state_dict_into, to_torch
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ def test_to_torch_halves_the_last_dimension_of_f4() -> None:
     assert tensor.view(torch.uint8).flatten().tolist() == raw.tolist()
     with pytest.raises(SourceError, match=r"\(4, 3\) must be even"):
         to_torch(PackedArray.of(raw, TensorInfo("F4", (4, 3), 0, 6)))
+
+
+def test_a_slice_of_a_packed_array_is_bytes() -> None:
+    """It has no logical shape any more, so it is what it looks like."""
+    part = PackedArray.of(np.arange(6, dtype=np.uint8), TensorInfo("F4", (3, 4), 0, 6))[2:4]
+    assert to_torch(part).tolist() == [2, 3]
 
 
 def test_to_torch_refuses_what_torch_lacks() -> None:
@@ -445,6 +452,18 @@ def test_load_hooks_rename_and_compute(meta: bool) -> None:
             net = nn.Sequential(Renamed())
         with pytest.raises(SourceError, match=r"0\.weight is on the meta device"):
             load_state_dict_into(net, {"0.old": np.ones(3, np.float32), "0.scale": np.array(2.0)}, assign=False)
+
+
+def test_a_hook_of_the_root_is_applied_once() -> None:
+    """Judging works on a copy of the state dict, so a hook's edits do not reach the load."""
+    net = nn.Linear(2, 2, bias=False)
+
+    def double(state: dict[str, Any], *_: object) -> None:
+        state["weight"] = state["weight"] * 2
+
+    net._register_load_state_dict_pre_hook(double)
+    load_state_dict_into(net, {"weight": np.ones((2, 2), np.float32)})
+    assert net.weight.tolist() == [[2, 2], [2, 2]]
 
 
 def test_weight_norm_reads_the_names_of_older_checkpoints() -> None:

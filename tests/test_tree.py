@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncfetch.arrays import PackedArray
 from asyncfetch.errors import ModelMismatchError, SourceError
-from asyncfetch.header import PackedArray, TensorInfo
+from asyncfetch.header import TensorInfo
 from asyncfetch.models import flatten, load_state_dict_into, unflatten
 
 

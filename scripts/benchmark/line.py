@@ -1,0 +1,98 @@
+"""A line between client and server: it delays, and limits each connection and all together.
+
+The bytes are spliced through pipes inside the kernel, so that the line costs little of the CPU
+that it shares with those it stands between.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+CHUNK = 256 * 1024
+
+
+class Line:
+    """Listens on `port`. Use as a context manager. `delay` is a round trip in seconds, rates are bytes a second.
+
+    A connection takes one round trip to open, each request one to be answered.
+    """
+
+    def __init__(self, delay: float = 0.05, rate: float = 60e6, total_rate: float = 400e6) -> None:
+        self.delay, self.rate, self.total_rate = delay, rate, total_rate
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+        self._target = 0
+        self._all = Bucket(total_rate)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def connect(self, port: int) -> None:
+        """Forward to `port`, from now on."""
+        self._target = port
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        time.sleep(self.delay)
+        server = socket.create_connection(("127.0.0.1", self._target))
+        upward = threading.Thread(target=self._forward, args=(client, server, self._hold), daemon=True)
+        upward.start()
+        own = Bucket(self.rate)
+
+        def limit(nbytes: int) -> None:
+            own.spend(nbytes)
+            self._all.spend(nbytes)
+
+        self._forward(server, client, limit)
+        for sock in (client, server):
+            sock.close()
+
+    def _hold(self, nbytes: int) -> None:  # noqa: ARG002
+        time.sleep(self.delay)
+
+    @staticmethod
+    def _forward(source: socket.socket, sink: socket.socket, before: Callable[[int], None]) -> None:
+        read, write = os.pipe()
+        try:
+            while moved := os.splice(source.fileno(), write, CHUNK):
+                before(moved)
+                while moved:
+                    moved -= os.splice(read, sink.fileno(), moved)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        finally:
+            os.close(read)
+            os.close(write)
+
+
+class Bucket:
+    """Tokens that flow in at `rate` and may run up a debt, which is slept off."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._free_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def spend(self, nbytes: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now - 0.01) + nbytes / self._rate
+            wait = self._free_at - now
+        if wait > 0:
+            time.sleep(wait)

@@ -1,0 +1,91 @@
+"""Medians, tables, plots."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_MiB = 1 << 20
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure over the rounds, and the seconds of all rounds."""
+    keys = {key for run in runs for key in run}
+    row = {key: statistics.median(run[key] for run in runs if key in run) for key in keys}
+    row["rounds"] = [round(run["seconds"], 3) for run in runs]
+    return row
+
+
+def print_table(rows: list[dict[str, Any]], mode: str) -> None:
+    console = Console(width=150)
+    groups = dict.fromkeys((row["scheme"], row["shape"]) for row in rows)
+    for scheme, shape in groups:
+        chosen = [row for row in rows if (row["scheme"], row["shape"]) == (scheme, shape)]
+        table = Table(title=f"{scheme}, {shape} ({chosen[0]['nbytes'] / _MiB:,.0f} MiB)", title_justify="left")
+        table.add_column("contestant")
+        columns = [
+            "s",
+            "MB/s",
+            "ratio",
+            "CPU s",
+            "peak MiB",
+            "anon. MiB",
+            "conn.",
+            "req.",
+            "lag p99",
+            "lag max ms",
+            "merge ms",
+        ]
+        if mode == "latency":
+            columns.append("of limit")
+        for column in columns:
+            table.add_column(column, justify="right")
+        ours = next((row["seconds"] for row in chosen if row["label"].startswith("asyncfetch")), chosen[0]["seconds"])
+        for row in chosen:
+            cells = [
+                row["label"],
+                f"{row['seconds']:.2f}",
+                f"{row['nbytes'] / row['seconds'] / 1e6:.0f}",
+                f"{row['seconds'] / ours:.2f}",
+                f"{row['cpu']:.1f}",
+                f"{row['peak'] / _MiB:.0f}",
+                f"{row['anonymous'] / _MiB:.0f}" if "anonymous" in row else "",
+                f"{row['connections']:.0f}",
+                f"{row['requests']:.0f}",
+                f"{row['lag_p99'] * 1e3:.1f}" if "lag_p99" in row else "",
+                f"{row['lag_max'] * 1e3:.0f}" if "lag_max" in row else "",
+                f"{row['merge'] * 1e3:.1f}" if row.get("merge") else "",
+            ]
+            if mode == "latency":
+                cells.append(f"{row['of_limit']:.2f}")
+            table.add_row(*cells)
+        console.print(table)
+    console.print("Medians. ratio: seconds against the first row. MB is 10^6 bytes. Lag: of a 1 ms ticker, after 1 s.")
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Seconds by contestant, one panel for each scheme and shape."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = list(dict.fromkeys((row["scheme"], row["shape"]) for row in rows))
+    figure, axes = pyplot.subplots(len(groups), 1, figsize=(9, 2.6 * len(groups)), squeeze=False)
+    for axis, (scheme, shape) in zip(axes[:, 0], groups, strict=True):
+        chosen = [row for row in rows if (row["scheme"], row["shape"]) == (scheme, shape)][::-1]
+        colors = ["#2a6f97" if row["label"].startswith("asyncfetch") else "#b0b7bf" for row in chosen]
+        bars = axis.barh([row["label"] for row in chosen], [row["seconds"] for row in chosen], color=colors)
+        axis.bar_label(bars, fmt="%.2f s", padding=3, fontsize=8)
+        axis.set_title(f"{scheme}, {shape}: {chosen[0]['nbytes'] / _MiB:,.0f} MiB", loc="left", fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.15)
+    figure.supxlabel("seconds, median (shorter is better)", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    print(f"wrote {path}")

@@ -1,0 +1,328 @@
+"""Sockets beneath httpcore: heads and bodies, bursts, connections that serve again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpcore
+import pytest
+import trustme
+
+from asyncfetch.errors import CertificateError, NetworkError
+from asyncfetch.network import Backend, Stream, interleave
+from asyncfetch.transport import Transport
+
+from .fault_server import OK, QUICK, Chunked, FaultServer, Hangup, Raw, Status, Truncate, UntilClose
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+PATH = "/files/x.bin"
+BODY = bytes(range(256)) * 400
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """A certificate authority that no system trusts."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultServer]:
+    """A folder over TLS, with a certificate for localhost that this process trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with FaultServer(context) as running:
+        running.web("/files", {"x.bin": BODY})
+        yield running
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A folder with one file."""
+    with FaultServer() as running:
+        running.web("/files", {"x.bin": BODY})
+        yield running
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Stream, socket.socket]]:
+    """A stream, and the other end of its connection."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield Stream(ours, Backend(), ("host", 80)), theirs
+
+
+async def fetch(server: FaultServer, transport: Transport) -> bytes:
+    """The file, whole."""
+    return (await transport.fetch(server.url + PATH, limit=1 << 20)).body
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"], ids=["plain", "interim"])
+async def test_head_ends_where_it_ends(pair: tuple[Stream, socket.socket], interim: bytes) -> None:
+    """However the bytes are cut, httpcore gets the head alone, and the body is left for bursts."""
+    stream, peer = pair
+    message = interim + HEAD + b"hello"
+    for cut in range(1, len(message)):
+        await stream.write(b"GET / HTTP/1.1\r\n\r\n")
+        peer.recv(100)
+        got = b""
+        for part in (message[:cut], message[cut:]):
+            peer.sendall(part)
+            while not stream.at_body and len(got) < len(interim + HEAD) and stream.get_extra_info("is_readable"):
+                got += await stream.read(65536)
+        assert got == interim + HEAD, cut
+        assert stream.at_body, cut
+        into = bytearray(10)
+        assert stream.burst(memoryview(into)) == (5, False)
+        assert bytes(into[:5]) == b"hello"
+
+
+def test_bursts(pair: tuple[Stream, socket.socket]) -> None:
+    """A burst takes what is there and never waits; it tells the end of the connection."""
+    stream, peer = pair
+    into = memoryview(bytearray(8))
+    assert stream.burst(into) == (0, False)
+    peer.sendall(b"0123456789")
+    assert stream.burst(into) == (8, False)
+    peer.close()
+    assert stream.burst(into) == (2, True)
+    assert bytes(into[:2]) == b"89"
+    assert stream.burst(into) == (0, True)
+
+
+def test_burst_keeps_what_came_before_a_reset() -> None:
+    """Bytes that arrived before a RST are good and count."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours:
+        ours.setblocking(False)
+        stream = Stream(ours, Backend(), ("host", 80))
+        theirs.sendall(b"hello")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        into = memoryview(bytearray(100))
+        assert stream.burst(into)[0] == 5
+        assert bytes(into[:5]) == b"hello"
+
+
+@pytest.mark.anyio
+async def test_one_connection_serves_again(server: FaultServer) -> None:
+    """Bodies that were read to their exact end leave the connection to the next request."""
+    async with Transport(QUICK) as transport:
+        for _ in range(5):
+            assert await fetch(server, transport) == BODY
+        server.fault(PATH, Chunked, OK)
+        assert await fetch(server, transport) == BODY
+        assert await fetch(server, transport) == BODY
+    assert server.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_tls_session_serves_again(tls_server: FaultServer) -> None:
+    """Over TLS too: one handshake for many requests."""
+    async with Transport(QUICK) as transport:
+        for _ in range(5):
+            assert await fetch(tls_server, transport) == BODY
+    assert (tls_server.accepted, tls_server.handshakes) == (1, 1)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "fault",
+    [UntilClose, Truncate(len(BODY)), Raw(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok")],
+    ids=["http-1.0", "closed", "asked-to-close"],
+)
+async def test_closed_connections_do_not_serve_again(server: FaultServer, fault: Any) -> None:
+    """A connection that the server closes, or will close, is not used again, and that costs no retry."""
+    retries: list[BaseException] = []
+    async with Transport(QUICK) as transport:
+        server.fault(PATH, fault)
+        await fetch(server, transport)
+        await anyio.sleep(0.02)
+        reply = await transport.fetch(
+            server.url + PATH, limit=1 << 20, on_retry=lambda error, _delay: retries.append(error)
+        )
+        assert reply.body == BODY
+    assert server.accepted == 2
+    assert not retries
+
+
+@pytest.mark.anyio
+async def test_connection_out_of_step_is_dropped(server: FaultServer) -> None:
+    """Bytes beyond the announced length are never taken for the next answer."""
+    server.fault(
+        PATH, Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhelloHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+    )
+    async with Transport(QUICK) as transport:
+        assert await fetch(server, transport) == b"hello"
+        assert await fetch(server, transport) == BODY
+    assert server.accepted == 2
+
+
+@pytest.mark.anyio
+async def test_answers_cut_anywhere(server: FaultServer) -> None:
+    """An answer that comes byte by byte, with early hints before it, is read right."""
+    answer = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                peer.recv(65536)
+                for byte in answer:
+                    peer.sendall(bytes([byte]))
+                    time.sleep(0.001)
+                peer.recv(1)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, serve)
+            async with Transport(QUICK) as transport:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+                with anyio.fail_after(5):
+                    assert (await transport.fetch(url, limit=100)).body == b"hello"
+
+
+@pytest.mark.anyio
+async def test_untrusted_certificate(tls_server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A certificate from an unknown authority is its own error, and is not tried again."""
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "other.pem"))
+    async with Transport(QUICK) as transport:
+        with pytest.raises(CertificateError):
+            await fetch(tls_server, transport)
+    assert tls_server.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_certificate_of_another_host(tls_server: FaultServer) -> None:
+    """So is a certificate for another name."""
+    async with Transport(QUICK) as transport:
+        with pytest.raises(CertificateError):
+            await transport.fetch(tls_server.url.replace("localhost", "127.0.0.1") + PATH, limit=10)
+    assert tls_server.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_hung_handshake(server: FaultServer) -> None:
+    """A server that accepts and never answers the TLS hello is given up after the connect time-out."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        backend = Backend()
+        stream = await backend.connect_tcp("127.0.0.1", silent.getsockname()[1], 1)
+        with pytest.raises(httpcore.ConnectTimeout):
+            await stream.start_tls(ssl.create_default_context(), "localhost", 0.1)
+
+
+@pytest.mark.anyio
+async def test_refused(server: FaultServer) -> None:
+    """Nobody listens: a network error after all attempts, without an address in it that helps nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    retries: list[BaseException] = []
+    async with Transport(QUICK) as transport:
+        with pytest.raises(NetworkError, match="refused"):
+            await transport.fetch(
+                f"http://127.0.0.1:{port}/", limit=10, on_retry=lambda error, _delay: retries.append(error)
+            )
+    assert len(retries) == QUICK.attempts - 1
+
+
+@pytest.mark.anyio
+async def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that does not resolve is a network error that is tried again a few times."""
+
+    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    async with Transport(QUICK) as transport:
+        with pytest.raises(NetworkError, match="not known"):
+            await transport.fetch("http://nowhere.invalid/", limit=10)
+
+
+@pytest.fixture
+def black_hole() -> Iterator[tuple[str, int]]:
+    """An address where connection attempts are never answered: its backlog is full."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+            fillers.append(filler)
+        yield listener.getsockname()
+        for filler in fillers:
+            filler.close()
+
+
+def resolver(*addresses: tuple[str, int]) -> Callable[..., Any]:
+    """A `getaddrinfo` that always answers `addresses`."""
+
+    async def getaddrinfo(*_: object, **__: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+
+    return getaddrinfo
+
+
+@pytest.mark.anyio
+async def test_happy_eyeballs(
+    server: FaultServer, black_hole: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that does not answer costs a quarter of a second, one that refuses costs nothing."""
+    port = int(server.url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = closed.getsockname()
+    monkeypatch.setattr(anyio, "getaddrinfo", resolver(refusing, black_hole, ("127.0.0.1", port)))
+    began = time.monotonic()
+    stream = await Backend().connect_tcp("host", port, 2)
+    assert 0.2 < time.monotonic() - began < 0.6
+    assert stream.get_extra_info("server_addr")[1] == port
+    await stream.aclose()
+
+
+@pytest.mark.anyio
+async def test_connect_time_out(black_hole: tuple[str, int]) -> None:
+    """Nobody answers in time: httpcore's own error."""
+    with pytest.raises(httpcore.ConnectTimeout):
+        await Backend().connect_tcp(*black_hole, timeout=0.1)
+
+
+def test_families_take_turns() -> None:
+    """The first family leads, and each keeps its order."""
+    six, four = [("six", n) for n in range(3)], [("four", n) for n in range(2)]
+    assert interleave([*six, *four]) == [six[0], four[0], six[1], four[1], six[2]]
+
+
+@pytest.mark.anyio
+async def test_no_socket_is_left(server: FaultServer) -> None:
+    """After success, failure, a body read in part and a cancelled request, no descriptor stays open."""
+    async with Transport(QUICK) as warm:
+        await fetch(server, warm)
+    before = len(os.listdir("/proc/self/fd"))
+    ends = server.accepted
+    async with Transport(QUICK) as transport:
+        await fetch(server, transport)
+        server.fault(PATH, Hangup, Status(404), OK)
+        await fetch(server, transport)
+        async with transport.open(server.url + PATH) as body:
+            await body.pull(10, lambda n: memoryview(bytearray(n)), lambda _view: None)
+        with anyio.move_on_after(0.001):
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(fetch, server, transport)
+    assert server.accepted > ends
+    await anyio.to_thread.run_sync(server.wait_for, lambda: len(os.listdir("/proc/self/fd")) <= before)
