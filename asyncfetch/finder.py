@@ -176,7 +176,7 @@ class LocalFinder(Finder):
 
     async def _path(self, name: str) -> Path:
         assert isinstance(self.source, LocalSource)  # noqa: S101
-        path = Path(os.path.expanduser(self.source.folder), name)
+        path = Path(self.source.folder, name)
         if not await to_thread.run_sync(path.is_file):
             raise EntryNotFoundError(name, str(self.source))
         return path

@@ -109,6 +109,7 @@ def parse_source(
 def _local(text: str, kind: str, revision: str | None, subfolder: str | None) -> LocalSource:
     if revision:
         raise SourceError(f"{text!r} is a local path, which has no revisions.")
+    text = os.path.expanduser(text)
     if kind == "folder":
         return LocalSource(os.path.join(text, _folder(subfolder or "")), None)
     folder, file = os.path.split(text)
