@@ -40,6 +40,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+__all__ = [
+    "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
+    "ChecksumMismatchError", "CorruptError", "DiskFullError", "EntryNotFoundError", "GatedRepositoryError",
+    "InvalidHeaderError", "InvalidIndexError", "LinkExpiredError", "MissingTensorError", "ModelMismatchError",
+    "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "RateLimitedError",
+    "RepositoryNotFoundError", "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError",
+    "SourceError", "StalledError", "StorageError", "redact_url",
+]  # fmt: skip
+
 E = TypeVar("E", bound="AsyncfetchError")
 
 
