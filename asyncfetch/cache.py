@@ -29,13 +29,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from .errors import CorruptError, DiskFullError, SourceError, StorageError
+from .errors import CorruptError, DiskFullError, SourceError, StorageError, redact_url
 from .plan import Checksum
 
-__all__ = ["RepoCache", "TreeEntry", "cache_root", "checksum_of_etag", "is_commit", "storage_errors", "url_repo_id"]
+__all__ = [
+    "RepoCache", "TreeEntry", "cache_root", "checksum_of_etag", "is_commit", "path_inside", "storage_errors",
+    "url_repo_id",
+]  # fmt: skip
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
@@ -106,7 +110,7 @@ class RepoCache:
         if is_commit(revision):
             return revision
         try:
-            commit = (self.folder / "refs" / _inside(revision)).read_text(encoding="ascii").strip()
+            commit = (self.folder / "refs" / path_inside(revision)).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
         return commit if is_commit(commit) else None
@@ -116,13 +120,16 @@ class RepoCache:
 
     def find(self, commit: str, file: str) -> Path | None:
         """The cached file, or None. Tests the snapshot path: blobs/ is empty without symlinks."""
-        path = self.snapshot(commit) / _inside(file)
-        return path if path.is_file() else None
+        path = self.snapshot(commit) / path_inside(file)
+        with storage_errors(path):
+            return path if path.is_file() else None
 
     def known_absent(self, commit: str, file: str) -> bool:
         """Whether an earlier look-up found that this commit has no such file."""
-        if (self.folder / ".no_exist" / _commit(commit) / _inside(file)).is_file():
-            return True
+        marker = self.folder / ".no_exist" / _commit(commit) / path_inside(file)
+        with storage_errors(marker):
+            if marker.is_file():
+                return True
         tree = self.tree(commit)
         return tree is not None and file not in tree
 
@@ -153,7 +160,8 @@ class RepoCache:
     def whole_blob(self, etag: str, size: int) -> Path | None:
         """The blob if it is there with that size, so that only a link is missing; else None."""
         path = self.blob(etag)
-        return path if path.is_file() and path.stat().st_size == size and self.symlinks() else None
+        with storage_errors(path):
+            return path if path.is_file() and path.stat().st_size == size else None
 
     def partial(self, key: str) -> Path:
         """Where the file that will be blob `key` is written."""
@@ -199,34 +207,44 @@ class RepoCache:
         blob = self.blob(etag)
         with storage_errors(blob):
             os.replace(partial, blob)
-            _sync_folder(blob.parent)
+            _sync(blob.parent)
         return self.link(etag, commit, file)
 
     def link(self, etag: str, commit: str, file: str) -> Path:
-        """Point snapshots/<commit>/<file> at a blob that exists. Returns the snapshot path."""
-        pointer, blob = self.snapshot(commit) / _inside(file), self.blob(etag)
+        """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path."""
+        pointer, blob = self.snapshot(commit) / path_inside(file), self.blob(etag)
         with storage_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            if not self.symlinks():
-                copy = pointer.parent / f".{secrets.token_hex(4)}.incomplete"
-                shutil.copyfile(blob, copy)
-                os.replace(copy, pointer)
-                return pointer
             target = os.path.relpath(blob, pointer.parent)
             if pointer.is_symlink() and os.readlink(pointer) == target:
                 return pointer
-            temporary = pointer.parent / f".{secrets.token_hex(4)}.incomplete"
-            os.symlink(target, temporary)
-            os.replace(temporary, pointer)
-            _sync_folder(pointer.parent)
+            with self._temporary(etag) as temporary:
+                if self.symlinks():
+                    os.symlink(target, temporary)
+                else:
+                    shutil.copyfile(blob, temporary)
+                    _sync(temporary)
+                os.replace(temporary, pointer)
+            _sync(pointer.parent)
         return pointer
 
+    @contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
+        """A fresh name among the blobs, where `hf cache prune` finds what a kill leaves behind."""
+        path = self.folder / "blobs" / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
+        try:
+            yield path
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
     def _place(self, partial: Path, commit: str, file: str) -> Path:
-        pointer = self.snapshot(commit) / _inside(file)
+        pointer = self.snapshot(commit) / path_inside(file)
         with storage_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, pointer)
-            _sync_folder(pointer.parent)
+            _sync(pointer.parent)
         return pointer
 
     def add_small(self, data: bytes, etag: str, commit: str, file: str) -> Path:
@@ -234,16 +252,14 @@ class RepoCache:
         found = self.find(commit, file)
         if found is not None and found.read_bytes() == data:
             return found
-        temporary = self.folder / "blobs" / f"{_blob_name(etag)}.{secrets.token_hex(4)}.incomplete"
-        with storage_errors(temporary, needed=len(data)), open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return self.publish(temporary, etag, commit, file)
+        with self._temporary(etag) as temporary:
+            with storage_errors(temporary, needed=len(data)):
+                _write_synced(temporary, data)
+            return self.publish(temporary, etag, commit, file)
 
     def remember_absent(self, commit: str, file: str) -> None:
         """Record that this commit has no such file."""
-        marker = self.folder / ".no_exist" / _commit(commit) / _inside(file)
+        marker = self.folder / ".no_exist" / _commit(commit) / path_inside(file)
         with storage_errors(marker):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
@@ -252,19 +268,26 @@ class RepoCache:
         """Record what a branch or a tag resolved to. Call it last."""
         if is_commit(revision) or self.commit_of(revision) == commit:
             return
-        ref = self.folder / "refs" / _inside(revision)
+        ref = self.folder / "refs" / path_inside(revision)
         with storage_errors(ref):
             ref.parent.mkdir(parents=True, exist_ok=True)
             temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")
-            temporary.write_text(_commit(commit), encoding="ascii")
+            _write_synced(temporary, _commit(commit).encode())
             os.replace(temporary, ref)
-            _sync_folder(ref.parent)
+            _sync(ref.parent)
 
     def quarantine(self, path: Path) -> None:
-        """Take a cached file with wrong bytes out of use. Others may have it mapped: only rename."""
-        real = path.resolve()
+        """Take a cached file with wrong bytes out of use. Others may have it mapped: only rename.
+
+        A link is followed for one step and no farther than blobs/: what a blob of the shared store,
+        or a link made by hand, points to is not ours to move.
+        """
         with storage_errors(path):
-            os.replace(real, self.folder / "blobs" / f"{real.name}.{secrets.token_hex(4)}.corrupt.incomplete")
+            file, blobs = path, self.folder / "blobs"
+            if path.is_symlink():
+                file = Path(os.path.normpath(path.parent / os.readlink(path)))
+            if file == path or file.parent == blobs:
+                os.replace(file, blobs / f"{file.name}.{secrets.token_hex(4)}.corrupt.incomplete")
             path.unlink(missing_ok=True)
 
     def symlinks(self) -> bool:
@@ -297,18 +320,25 @@ def _blob_name(etag: str) -> str:
     return etag
 
 
-def _inside(path: str) -> Path:
-    """`path` if it stays in its folder under the rules of every system, else SourceError."""
+def path_inside(path: str) -> Path:
+    """`path` if it stays in its folder, on disk under the rules of every system and in a URL. Else SourceError."""
     parts = path.split("/")
     for part in parts:
-        if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\]", part) or re.match(r"[A-Za-z]:", part):
+        if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or re.match(r"[A-Za-z]:", part):
             raise SourceError(f"{path!r} is not a path inside a repository.")
     return Path(*parts)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut. Some file systems refuse: that is no error."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, survive a power cut. Some file systems refuse: that is no error."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -321,7 +351,9 @@ def _sync_folder(folder: Path) -> None:
 def url_repo_id(url: str) -> str:
     """The cache name for files of a plain URL: a repository of the reserved owner `url`.
 
-    Kept in the same layout, so that the Hub's tools list and delete them like any other.
+    Kept in the same layout, so that the Hub's tools list and delete them like any other. Nothing of
+    a user name or a password in the URL is in it.
     """
-    host = re.sub(r"[^A-Za-z0-9]+", "-", url.split("://", 1)[-1].split("/", 1)[0]).strip("-")[:60] or "host"
-    return f"url/{host}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    shown = redact_url(url)
+    host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
+    return f"url/{host}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
@@ -182,6 +183,7 @@ class FilePartial(Partial):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
                 if not self.present.nbytes:
+                    self._forget_journal()
                     os.ftruncate(self._fd, 0)
                 os.ftruncate(self._fd, size)
         except BaseException:
@@ -208,7 +210,7 @@ class FilePartial(Partial):
         return memoryview(data)
 
     def save_journal(self) -> None:
-        """Write which spans are on disk, at once and atomically."""
+        """Write which spans are on disk, atomically. A failure costs a later run its head start, no more."""
         if self._journal is None or not self._journal_lock.acquire(blocking=False):
             return
         try:
@@ -222,17 +224,15 @@ class FilePartial(Partial):
                 "inode": os.fstat(self._fd).st_ino,
                 "spans": spans,
             }
-            temporary = self._journal.with_name(f"{self._journal.name}.tmp.incomplete")
-            with storage_errors(self._journal):
-                temporary.write_text(json.dumps(state), encoding="ascii")
-                os.replace(temporary, self._journal)
+            _replace_text(self._journal, json.dumps(state))
+        except OSError:
+            logging.getLogger(__name__).debug("The journal %s cannot be written", self._journal, exc_info=True)
         finally:
             self._journal_lock.release()
 
     def reset(self) -> None:
+        self._forget_journal()
         super().reset()
-        if self._journal is not None:
-            self._journal.unlink(missing_ok=True)
 
     def suspend(self) -> None:
         """Stop here; a later run goes on. A private partial is removed instead."""
@@ -272,14 +272,18 @@ class FilePartial(Partial):
             final = give_name(self.path)
         finally:
             os.close(claim)
-        if self._journal is not None:
-            self._journal.unlink(missing_ok=True)
+        self._forget_journal()
         return final
 
+    def _forget_journal(self) -> None:
+        if self._journal is not None:
+            with storage_errors(self._journal):
+                self._journal.unlink(missing_ok=True)
+
     def _remove(self) -> None:
-        for path in (self._journal, self.path):
-            if path is not None:
-                path.unlink(missing_ok=True)
+        self._forget_journal()
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if not self._closed:
@@ -302,14 +306,32 @@ def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
     return SpanSet(span for span in spans if span.stop <= size)
 
 
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed."""
+    temporary = path.with_name(f"{path.name}.tmp.incomplete")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "x", encoding="ascii") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _journal_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
 
 
 def _claim(path: Path) -> tuple[Path, int, bool]:
-    """Open `path` for this process alone, or a private file beside it if another holds it."""
+    """Open `path` for this process alone, or a private file beside it if another process or user has it."""
     for _ in range(3):
-        descriptor = _open(path, os.O_CREAT)
+        try:
+            descriptor = _open(path, os.O_CREAT)
+        except StorageError as error:
+            if isinstance(error.__cause__, PermissionError):
+                break
+            raise
         if _lock(descriptor):
             # The holder before us may have renamed or removed the file between open and lock.
             try:

@@ -55,10 +55,10 @@ class Policy:
             "stall_window",
             "max_index_bytes",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # so that NaN is refused too
                 raise SourceError(f"Policy.{name} must be positive, not {getattr(self, name)!r}.")
         for name in ("backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise SourceError(f"Policy.{name} must not be negative, not {getattr(self, name)!r}.")
 
     @classmethod
@@ -119,8 +119,8 @@ class Budget:
         jitter = random.random()
         if asked is not None:
             return float(asked) + jitter
-        ceiling: float = self.policy.backoff * 2.0 ** max(self.failures - 1, 0)
-        return jitter * min(ceiling, self.policy.max_backoff)
+        doublings = min(max(self.failures - 1, 0), 64)  # more overflow, and reach max_backoff anyway
+        return jitter * min(self.policy.backoff * 2.0**doublings, self.policy.max_backoff)
 
     def exhausted(self, error: BaseException | None) -> bool:
         """Whether to give up: too many failures, or a wait longer than the policy allows."""
@@ -145,9 +145,9 @@ def retrying(
     def error_of(state: RetryCallState) -> BaseException | None:
         return state.outcome.exception() if state.outcome else None
 
-    def stop(state: RetryCallState) -> bool:
-        budget.failures += 1
-        return budget.exhausted(error_of(state))
+    def wait(state: RetryCallState) -> float:
+        budget.failures += 1  # here, since tenacity asks how long to wait before it asks whether to stop
+        return budget.wait(error_of(state))
 
     def before_sleep(state: RetryCallState) -> None:
         error = error_of(state)
@@ -156,8 +156,8 @@ def retrying(
 
     return AsyncRetrying(
         retry=retry_if_exception(is_transient),
-        stop=stop,
-        wait=lambda state: budget.wait(error_of(state)),
+        stop=lambda state: budget.exhausted(error_of(state)),
+        wait=wait,
         sleep=sleep,
         before_sleep=before_sleep,
         reraise=True,

@@ -144,7 +144,7 @@ class ProgressState:
         row.stage = Stage.VERIFYING if event.received >= event.size else Stage.DOWNLOADING
 
     def _count(self, row: FileRow, received: int, now: float) -> None:
-        if received <= row.received or row.stage is Stage.CACHED:
+        if received <= row.received:
             return
         self.transferred += received - row.received
         self.last_byte = now

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from .cache import path_inside
 from .errors import SourceError, redact_url
 from .hub import DEFAULT_ENDPOINT, check_repo_id
 from .transport import origin_of
@@ -45,7 +46,8 @@ class UrlSource:
     query: str = ""
 
     def url(self, name: str) -> str:
-        """The address of a file of the folder. `name` is quoted, so it cannot leave the folder."""
+        """The address of a file of the folder. Raises SourceError for a name that would leave it."""
+        path_inside(name)
         return f"{self.folder}{quote(name)}" + (f"?{self.query}" if self.query else "")
 
     def __str__(self) -> str:
@@ -112,16 +114,21 @@ def _local(text: str, kind: str, revision: str | None, subfolder: str | None) ->
     text = os.path.expanduser(text)
     if kind == "folder":
         return LocalSource(os.path.join(text, _folder(subfolder or "")), None)
+    if subfolder:
+        raise SourceError("subfolder= goes with a folder, not with a file.")
     folder, file = os.path.split(text)
     _check_file(file)
     return LocalSource(folder, file)
 
 
 def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Source:
-    parts = urlsplit(text)
+    try:
+        parts, origin = urlsplit(text), origin_of(text)
+    except ValueError as error:
+        raise SourceError(f"{redact_url(text)!r} is not a URL: {error}.") from None
     if not parts.hostname:
         raise SourceError(f"{redact_url(text)!r} has no host.")
-    if origin_of(text) in {origin_of(endpoint), origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:
+    if origin in {origin_of(endpoint), origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:
         return _hub_page(parts.path, revision, subfolder)
     if revision:
         raise SourceError(f"{redact_url(text)!r} is a plain URL, which has no revisions.")
@@ -135,6 +142,8 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
         if file:
             raise SourceError("subfolder= goes with the URL of a folder, not of a file.")
         folder += quote(subfolder) + "/"
+    if file:
+        path_inside(unquote(file))
     return UrlSource(folder, unquote(file) or None, parts.query)
 
 
@@ -142,7 +151,7 @@ def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
     """A URL copied from the Hub's site: /owner/name[/{tree,blob,resolve}/revision[/path]]."""
     parts = [unquote(part) for part in path.strip("/").split("/")]
     cut = next(
-        (at for at, part in enumerate(parts) if part in ("tree", "blob", "resolve") and at in (1, 2)), len(parts)
+        (at for at, part in enumerate(parts[:-1]) if part in ("tree", "blob", "resolve") and at in (1, 2)), len(parts)
     )
     repo_id = check_repo_id("/".join(parts[:cut]))
     rest = parts[cut + 2 :]
@@ -153,6 +162,7 @@ def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
     if rest and parts[cut] != "tree":
         file = rest.pop()
         _check_file(file)
+        path_inside(file)
     inner = _folder("/".join([*rest, *([subfolder] if subfolder else [])]))
     return HubSource(repo_id, _revision(named or revision or "main"), inner, file)
 

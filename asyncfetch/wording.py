@@ -71,7 +71,7 @@ def _unit(size: float) -> tuple[str, int]:
 
 
 def _scaled(value: float, whole: float, unit: int) -> str:
-    decimals = 0 if unit == 1 or whole / unit >= 100 else 1 if whole / unit >= 10 else 2
+    decimals = 0 if unit == 1 or whole / unit >= 99.95 else 1 if whole / unit >= 9.995 else 2
     return f"{value / unit:.{decimals}f}"
 
 

@@ -96,10 +96,11 @@ def test_a_dtype_outside_the_format_is_refused(array: np.ndarray[Any, Any], tmp_
     assert leftovers(tmp_path) == []
 
 
-def test_data_begins_aligned_and_widest_first(tmp_path: Path) -> None:
-    """Each tensor lies at a multiple of its element size, so that it can be mapped as it is."""
+@pytest.mark.parametrize("length", range(8))
+def test_data_begins_aligned_and_widest_first(length: int, tmp_path: Path) -> None:
+    """Each tensor lies at a multiple of its element size, whatever the length of the header."""
     path = tmp_path / "m.safetensors"
-    write_safetensors(ordinary(), path)
+    write_safetensors(ordinary(), path, metadata={"note": "x" * length})
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
     assert start % 8 == 0

@@ -1,0 +1,213 @@
+"""Spans, sets of spans and the board, held against models made of plain sets of integers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from asyncfetch.errors import SourceError
+from asyncfetch.plan import Board, Checksum, Lease, Span, SpanSet, parse_checksum
+
+SIZE = 60
+PAIRS = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=12)
+
+
+def model_of(pairs: list[tuple[int, int]]) -> set[int]:
+    return {number for start, stop in pairs for number in range(start, stop)}
+
+
+def filled(pairs: list[tuple[int, int]]) -> SpanSet:
+    spans = SpanSet()
+    for start, stop in pairs:
+        spans.add(start, stop)
+    return spans
+
+
+@given(PAIRS)
+def test_a_span_set_is_a_set_of_integers(pairs: list[tuple[int, int]]) -> None:
+    """Whatever is added in whatever order, its spans, size and frontier are those of the set of integers."""
+    spans, model = filled(pairs), model_of(pairs)
+    listed = list(spans)
+    assert model_of([(span.start, span.stop) for span in listed]) == model
+    assert spans.nbytes == len(model)
+    assert spans.frontier == next(number for number in range(SIZE + 1) if number not in model)
+    assert all(a.stop < b.start for a, b in pairwise(listed)), "sorted, disjoint, not touching"
+    assert all(span.nbytes for span in listed)
+
+
+@given(PAIRS, st.integers(0, SIZE + 5))
+def test_missing_is_the_complement(pairs: list[tuple[int, int]], size: int) -> None:
+    """`missing(size)` is [0, size) without the set, in order, also where the set goes beyond it."""
+    gaps = filled(pairs).missing(size)
+    assert model_of([(gap.start, gap.stop) for gap in gaps]) == set(range(size)) - model_of(pairs)
+    assert gaps == sorted(gaps)
+    assert all(gap.nbytes for gap in gaps)
+
+
+@given(PAIRS)
+def test_a_span_set_is_made_of_spans(pairs: list[tuple[int, int]]) -> None:
+    """The constructor and `add` agree, and a set survives being listed and made again."""
+    good = [(start, stop) for start, stop in pairs if start <= stop]
+    made = SpanSet(Span(start, stop) for start, stop in good)
+    assert list(made) == list(filled(good)) == list(SpanSet(made))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (-2, -1)])
+def test_senseless_spans_are_refused(start: int, stop: int) -> None:
+    """A span has 0 <= start <= stop."""
+    with pytest.raises(ValueError, match="not a span"):
+        Span(start, stop)
+
+
+class BoardMachine(RuleBasedStateMachine):
+    """Connections that take, advance, steal, fail and finish, in any order. No byte is lost or fetched twice."""
+
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.board: Board[str] = Board(min_split=4)
+        self.wanted: dict[str, int] = {}
+        self.landed: dict[str, list[int]] = {}
+
+    @rule(file=st.sampled_from("abc"), size=st.integers(0, 64))
+    def add(self, file: str, size: int) -> None:
+        if file not in self.wanted:
+            self.wanted[file] = size
+            self.landed[file] = []
+            self.board.add(file, SpanSet().missing(size))
+
+    @rule(target=leases)
+    def take(self) -> Lease[str] | None:
+        pending = len(self.board.pending)
+        lease = self.board.take()
+        assert (lease is None) == (pending == 0)
+        return lease
+
+    @rule(target=leases)
+    def steal(self) -> Lease[str] | None:
+        before = {id(lease): lease.remaining for lease in self.board.active}
+        lease = self.board.steal()
+        allowed = [lease for lease in self.board.active if lease.file not in self.board.unsplittable]
+        if lease is None:
+            assert all(each.remaining < 8 for each in allowed)
+            return None
+        assert lease.file not in self.board.unsplittable
+        (victim,) = [each for each in self.board.active if before.get(id(each), each.remaining) != each.remaining]
+        assert before[id(victim)] == max(before[id(each)] for each in allowed if id(each) in before)
+        assert victim.stop == lease.start
+        assert 4 <= victim.remaining <= lease.remaining <= victim.remaining + 1
+        return lease
+
+    @rule(lease=leases, nbytes=st.integers(1, 20))
+    def land(self, lease: Lease[str] | None, nbytes: int) -> None:
+        if lease is not None and any(lease is each for each in self.board.active):
+            got = min(nbytes, lease.remaining)
+            self.landed[lease.file] += range(lease.start, lease.start + got)
+            lease.start += got
+
+    @rule(lease=consumes(leases))
+    def release(self, lease: Lease[str] | None) -> None:
+        if lease is not None and any(lease is each for each in self.board.active):
+            self.board.release(lease)
+            if lease.remaining:
+                self.board.add(lease.file, [Span(lease.start, lease.stop)])
+
+    @rule(file=st.sampled_from("abc"))
+    def no_ranges(self, file: str) -> None:
+        self.board.unsplittable.add(file)
+
+    @rule(file=st.sampled_from("abc"))
+    def start_over(self, file: str) -> None:
+        if file in self.wanted:
+            self.board.forget(file)
+            assert all(lease.remaining == 0 for lease in self.board.active if lease.file == file)
+            self.landed[file] = []
+            self.board.add(file, SpanSet().missing(self.wanted[file]))
+
+    @invariant()
+    def every_byte_is_somewhere_once(self) -> None:
+        for file, size in self.wanted.items():
+            offered = list(self.landed[file])
+            for lease in (*self.board.pending, *self.board.active):
+                if lease.file == file:
+                    offered += range(lease.start, lease.stop)
+            assert sorted(offered) == list(range(size))
+
+    @invariant()
+    def idle_means_that_nothing_is_left(self) -> None:
+        for file in "abc":
+            busy = any(lease.file == file for lease in (*self.board.pending, *self.board.active))
+            assert self.board.idle(file) is not busy
+
+
+BoardMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBoard = BoardMachine.TestCase
+
+
+def test_pending_spans_come_first_come_first_served() -> None:
+    """Files are taken in the order in which they were added."""
+    board: Board[str] = Board(min_split=1)
+    board.add("a", [Span(0, 5), Span(7, 9)])
+    board.add("b", [Span(0, 3)])
+    taken = [board.take() for _ in range(4)]
+    assert [lease and (lease.file, lease.start, lease.stop) for lease in taken] == [
+        ("a", 0, 5),
+        ("a", 7, 9),
+        ("b", 0, 3),
+        None,
+    ]
+
+
+def test_equal_leases_are_told_apart() -> None:
+    """Two leases with the same numbers are two leases: releasing one leaves the other."""
+    board: Board[str] = Board(min_split=1)
+    board.add("a", [Span(0, 5), Span(0, 5)])
+    first, second = board.take(), board.take()
+    assert second is not None
+    board.release(second)
+    assert board.active[0] is first
+
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "checksum"),
+    [
+        (f"sha256:{HEX}", Checksum("sha256", HEX)),
+        (HEX, Checksum("sha256", HEX)),
+        (f"  sha256:{HEX.upper()}\n", Checksum("sha256", HEX)),
+        (f"git-sha1:{HEX[:40]}", Checksum("git-sha1", HEX[:40])),
+    ],
+)
+def test_parse_checksum(text: str, checksum: Checksum) -> None:
+    """Both spellings are read, and written again with their algorithm."""
+    assert parse_checksum(text, file="f") == checksum
+    assert parse_checksum(str(checksum), file="f") == checksum
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        HEX[:-1],
+        HEX[:40],
+        f"md5:{HEX[:32]}",
+        f"sha256:{HEX}0",
+        f"git-sha1:{HEX}",
+        f":{HEX}",
+        "sha256:" + "é" * 64,
+        "sha256:" + "٣" * 64,
+        f"sha256:sha256:{HEX}",
+    ],
+)
+def test_bad_checksums_are_refused(text: str) -> None:
+    """Anything else is an error that names the file."""
+    with pytest.raises(SourceError, match=r"'model\.safetensors'"):
+        parse_checksum(text, file="model.safetensors")
