@@ -266,10 +266,12 @@ class RepoCache:
 
     def write_ref(self, revision: str, commit: str) -> None:
         """Record what a branch or a tag resolved to. Call it last."""
-        if is_commit(revision) or self.commit_of(revision) == commit:
-            return
         ref = self.folder / "refs" / path_inside(revision)
+        if is_commit(revision):
+            return
         with storage_errors(ref):
+            if ref.is_file() and ref.read_bytes() == commit.encode():
+                return
             ref.parent.mkdir(parents=True, exist_ok=True)
             temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")
             _write_synced(temporary, _commit(commit).encode())

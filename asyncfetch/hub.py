@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
-from .cache import checksum_of_etag, is_commit
+from .cache import checksum_of_etag, is_commit, path_inside
 from .errors import (
     AccessError,
     AsyncfetchError,
     EntryNotFoundError,
     GatedRepositoryError,
-    LinkExpiredError,
     NetworkError,
     ProtocolError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SourceError,
+    redact_url,
 )
-from .plan import Checksum
+from .plan import Checksum, Span
+from .ranges import Target, read_span
 from .transport import OnRetry, Reply, Transport, origin_of
 
 __all__ = ["Hub", "HubFile", "Settings", "check_repo_id", "no_downgrade", "size_of"]
@@ -47,7 +48,7 @@ class Settings:
 
     def __repr__(self) -> str:
         token = "set" if self.token else None
-        return f"Settings(endpoint={self.endpoint!r}, token={token!r}, offline={self.offline})"
+        return f"Settings(endpoint={redact_url(self.endpoint)!r}, token={token!r}, offline={self.offline})"
 
     @classmethod
     def from_env(
@@ -65,11 +66,19 @@ class Settings:
         (default HF_HOME/token). Raises SourceError.
         """
         chosen = (endpoint or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        if not re.match(r"https?://[^/]", chosen):
-            raise SourceError(f"The endpoint {chosen!r} is not an http(s) URL.")
+        if not _is_web_url(chosen):
+            raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.")
         if offline is None:
             offline = any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
         return cls(chosen, find_token(environ, token), offline)
+
+
+def _is_web_url(text: str) -> bool:
+    try:
+        scheme, host, _ = origin_of(text)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(host)
 
 
 def find_token(environ: Mapping[str, str], token: str | bool | None) -> str | None:
@@ -140,7 +149,13 @@ class Hub:
             self._trusted.add(origin_of("https://hf.co"))
 
     def url(self, file: str, revision: str) -> str:
-        """The address of a file. Every part is quoted, so no name leaves the repository."""
+        """The address of a file. Raises SourceError for a name or a revision that would leave the repository.
+
+        Quoting is not enough: HTTP clients resolve dot segments before they send
+        (RFC 3986, section 5.2.4), and the token would go along.
+        """
+        path_inside(revision)
+        path_inside(file)
         return f"{self.settings.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(file)}"
 
     def headers(self, url: str) -> dict[str, str]:
@@ -178,11 +193,10 @@ class Hub:
         if found.size > limit:
             raise ProtocolError(f"the file has {found.size:,} bytes, more than the limit of {limit:,}", url=file)
         data = found.prefix
-        if found.link is not None:
-            reply = await self.transport.fetch(found.link, limit=limit, may_follow=no_downgrade, on_retry=on_retry)
-            if reply.status != 200:
-                raise LinkExpiredError(reply.status, url=found.link)
-            data = reply.body
+        if found.link is not None and found.size:
+            target = Target(found.link, neutral=True, signed=True)
+            span = Span(0, found.size)
+            data = await read_span(self.transport, target, span, file=file, size=found.size, on_retry=on_retry)
         return found, data
 
     def _may_follow(self, here: str, target: str) -> bool:

@@ -147,6 +147,8 @@ class Stream(httpcore.AsyncNetworkStream):
 
     async def readable(self, timeout: float) -> bool:
         """Wait until a burst may receive something. False after `timeout` seconds."""
+        if self._surplus:
+            return True
         with anyio.move_on_after(timeout) as scope:
             await anyio.wait_readable(self._sock)
         return not scope.cancelled_caught

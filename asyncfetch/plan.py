@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .errors import SourceError
@@ -130,29 +130,55 @@ class Lease(Generic[K]):
         return max(self.stop - self.start, 0)
 
 
-@dataclass(eq=False)
-class Board(Generic[K]):
-    """Hands out spans to connections: pending ones first, then halves of the largest in flight.
+def piece_size(size: int, min_split: int) -> int:
+    """How much of a file of `size` bytes is leased at once: 32 MiB to 512 MiB by default.
 
-    One request per connection for as long as possible: a hand-shake and a slow start cost more
-    than bytes. So nothing is cut ahead of need, and no half is smaller than `min_split`.
+    Big enough that a round trip for each piece is nothing beside its bytes; small enough that a
+    file fetched by many connections arrives nearly in order, so that its hash, which is
+    sequential, is nearly done when its last byte lands.
+    """
+    return min(max(size // 64, 2 * min_split), 32 * min_split)
+
+
+class Board(Generic[K]):
+    """Hands out spans to connections: pieces of files in order, then halves of the largest in flight.
+
+    A connection stays with its file, so that pieces that follow each other are hashed as they
+    come. No half that is taken from another connection is smaller than `min_split`.
     """
 
-    min_split: int
-    pending: deque[Lease[K]] = field(default_factory=deque)
-    active: list[Lease[K]] = field(default_factory=list)
-    unsplittable: set[K] = field(default_factory=set)
+    def __init__(self, min_split: int) -> None:
+        self.min_split = min_split
+        self.pending: dict[K, deque[Span]] = {}
+        self.active: list[Lease[K]] = []
+        self.unsplittable: set[K] = set()
 
     def add(self, file: K, spans: Iterable[Span]) -> None:
-        self.pending.extend(Lease(file, span.start, span.stop) for span in spans)
+        """`spans` of `file` are missing."""
+        for span in spans:
+            self.pending.setdefault(file, deque()).append(span)
 
-    def take(self) -> Lease[K] | None:
-        """The next pending span, or None."""
-        if not self.pending:
+    def take(self, file: K) -> Lease[K] | None:
+        """The next piece of `file`, or None if nothing of it is pending."""
+        spans = self.pending.get(file)
+        if not spans:
             return None
-        lease = self.pending.popleft()
+        span = spans.popleft()
+        piece = piece_size(spans[-1].stop if spans else span.stop, self.min_split)
+        # A rest of less than half a piece goes along: a request for it alone is not worth while.
+        if file not in self.unsplittable and span.nbytes > piece + piece // 2:
+            spans.appendleft(Span(span.start + piece, span.stop))
+            span = Span(span.start, span.start + piece)
+        if not spans:
+            del self.pending[file]
+        lease = Lease(file, span.start, span.stop)
         self.active.append(lease)
         return lease
+
+    def take_any(self) -> Lease[K] | None:
+        """The next piece of the file that has most pending, or None if no file has any."""
+        pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
+        return self.take(max(pending, key=pending.__getitem__)) if pending else None
 
     def steal(self) -> Lease[K] | None:
         """The second half of the largest span in flight, or None if none is worth the cut."""
@@ -170,13 +196,6 @@ class Board(Generic[K]):
         """`lease` is no longer in flight; what it lacks must be added again by the caller."""
         self.active.remove(lease)
 
-    def forget(self, file: K) -> None:
-        """Drop what is pending for `file` and end what is in flight for it."""
-        self.pending = deque(lease for lease in self.pending if lease.file != file)
-        for lease in self.active:
-            if lease.file == file:
-                lease.stop = lease.start
-
     def idle(self, file: K) -> bool:
         """Whether nothing of `file` is pending or in flight."""
-        return not any(lease.file == file for lease in (*self.pending, *self.active))
+        return file not in self.pending and not any(lease.file == file for lease in self.active)

@@ -24,7 +24,9 @@ class Policy:
 
     `attempts` bounds the failures in a row without real progress: each `progress_unit` bytes that
     arrive refill the budget. `stall_bytes` in `stall_window` is the floor below which a connection
-    is dropped and resumed elsewhere. `max_wait` is the longest Retry-After that is waited for.
+    is dropped and resumed elsewhere. `bandwidth_limit` is shared by all connections; None is none.
+    `max_wait` is the longest Retry-After that is waited for. `min_split` is the least that a
+    connection takes over from another.
     """
 
     connections: int = 16
@@ -37,6 +39,7 @@ class Policy:
     read_timeout: float = 20.0
     stall_bytes: int = 4096
     stall_window: float = 30.0
+    bandwidth_limit: float | None = None
     min_split: int = 16 * MiB
     burst: int = MiB
     max_redirects: int = 10
@@ -60,6 +63,8 @@ class Policy:
         for name in ("backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
             if not getattr(self, name) >= 0:
                 raise SourceError(f"Policy.{name} must not be negative, not {getattr(self, name)!r}.")
+        if self.bandwidth_limit is not None and not self.bandwidth_limit > 0:
+            raise SourceError(f"Policy.bandwidth_limit must be positive or None, not {self.bandwidth_limit!r}.")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Policy:

@@ -124,8 +124,8 @@ def _local(text: str, kind: str, revision: str | None, subfolder: str | None) ->
 def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Source:
     try:
         parts, origin = urlsplit(text), origin_of(text)
-    except ValueError as error:
-        raise SourceError(f"{redact_url(text)!r} is not a URL: {error}.") from None
+    except ValueError:  # its text may show the password
+        raise SourceError(f"{redact_url(text)!r} is not a usable URL.") from None
     if not parts.hostname:
         raise SourceError(f"{redact_url(text)!r} has no host.")
     if origin in {origin_of(endpoint), origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:

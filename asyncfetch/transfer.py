@@ -1,8 +1,10 @@
 """Moving the bytes: connections pull spans, retry, verify, publish, report.
 
-One task group holds one task per connection (a lane). A lane takes a pending span, else opens the
-next file, else the second half of the largest span in flight; it ends when nothing is left. The
-lane that completes a file verifies and publishes it. On failure and on cancellation the lanes
+One task group holds one task per connection (a lane). A lane takes the next piece of its file, else
+opens the next file, else helps with the file that has most left, else takes the second half of the
+largest span in flight; it ends when nothing is left. Lanes are added only while those that run
+wait for the network: where the processor is the limit, more connections would only cost. The lane
+that completes a file verifies and publishes it. On failure and on cancellation the lanes
 end, and every open file is suspended so that the next run goes on where this one stopped.
 """
 
@@ -33,6 +35,8 @@ __all__ = ["Landed", "Transfer", "file_states"]
 
 _REPORT_INTERVAL = 0.1
 _LOCK_POLL = 0.05
+_GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
+_FIRST_LANES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class _Open:
     partial: Partial
     lock: FileLock | None
     restarts: int = 0
+    hashing: bool = False
     finishing: bool = False
     reported: float = 0.0
 
@@ -86,6 +91,7 @@ class Transfer:
     _waiting: deque[SourceFile] = field(default_factory=deque)
     _open: dict[str, _Open] = field(default_factory=dict)
     _opening: int = 0  # files whose spans will be on the board soon
+    _running: int = 0  # lanes
 
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
@@ -100,19 +106,12 @@ class Transfer:
         if self.storage == "disk":
             await to_thread.run_sync(self._prepare_cache)
         try:
-            async with anyio.create_task_group() as group:
-                for _ in range(self._lanes()):
-                    group.start_soon(self._lane)
+            await self._run_lanes()
         finally:
             await self._suspend()
         if self.storage == "disk":
             await to_thread.run_sync(self._record)
         return self.landed
-
-    def _lanes(self) -> int:
-        """As many connections as there can be spans, and no more than the policy allows."""
-        spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
-        return min(self.policy.connections, spans)
 
     # -- the cache around the transfer ---------------------------------------------------------
 
@@ -148,21 +147,50 @@ class Transfer:
 
     # -- lanes ---------------------------------------------------------------------------------
 
+    async def _run_lanes(self) -> None:
+        """Run lanes until all is done, and add lanes while those that run wait for the network."""
+        spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
+        most = min(self.policy.connections, spans)
+        busy = max(min(len(self._waiting), _FIRST_LANES), int(self.transport.threads.total_tokens))
+        done = anyio.Event()
+
+        async def lane() -> None:
+            await self._lane()
+            self._running -= 1
+            if not self._running:
+                done.set()
+
+        async with anyio.create_task_group() as group:
+            wanted = min(busy, most)
+            while not done.is_set() and wanted:
+                while self._running < wanted:
+                    self._running += 1
+                    group.start_soon(lane)
+                pulls, waited = self.transport.pulls, self.transport.waited
+                with anyio.move_on_after(_GROW_INTERVAL):
+                    await done.wait()
+                # Nothing at all came, or the connections mostly waited: others may bring more.
+                share = (self.transport.waited - waited) / (_GROW_INTERVAL * max(self._running, 1))
+                if pulls == self.transport.pulls or share > 0.5:
+                    wanted = min(2 * self._running, most)
+
     async def _lane(self) -> None:
         scratch = memoryview(bytearray(self.policy.burst if self.storage == "disk" else 0))
+        file = ""
         while True:
-            lease = self._board.take()
+            lease = self._board.take(file)
             if lease is None and self._waiting:
-                await self._begin_next()
+                file = await self._begin_next()
                 continue
             if lease is None:
-                lease = self._board.steal()
+                lease = self._board.take_any() or self._board.steal()
             if lease is None and self._opening:
                 await self._opened.wait()
                 continue
             if lease is None:
                 return
-            task = self._open[lease.file]
+            file = lease.file
+            task = self._open[file]
             try:
                 await self._fetch(task, lease, scratch)
             finally:
@@ -170,11 +198,13 @@ class Transfer:
             await self._catch_up(task)
             await self._finish_if_whole(task)
 
-    async def _begin_next(self) -> None:
-        """Begin the next file; the lanes that found nothing to do look again then."""
+    async def _begin_next(self) -> str:
+        """Begin the next file, and return its name; the lanes that found nothing to do look again then."""
+        file = self._waiting.popleft()
         self._opening += 1
         try:
-            await self._begin(self._waiting.popleft())
+            await self._begin(file)
+            return file.name
         finally:
             self._opening -= 1
             self._opened.set()
@@ -287,13 +317,20 @@ class Transfer:
                         self._progress(task, got)
 
     async def _catch_up(self, task: _Open) -> None:
-        while task.partial.backlog and await self._in_thread(task.partial.catch_up):
-            pass
+        """Hash what landed out of order, unless another lane is at it: that one goes on to the end."""
+        if task.hashing:
+            return
+        task.hashing = True
+        try:
+            while task.partial.backlog and await self._in_thread(task.partial.catch_up):
+                pass
+        finally:
+            task.hashing = False
 
     async def _finish_if_whole(self, task: _Open) -> None:
         """Verify and publish a file of which nothing is missing or in flight."""
         file, partial = task.file, task.partial
-        if task.finishing or not self._board.idle(file.name) or partial.missing():
+        if task.finishing or task.hashing or not self._board.idle(file.name) or partial.missing():
             return
         task.finishing = True
         await self._catch_up(task)

@@ -114,7 +114,7 @@ class Body:
     `length` is what the answer announces, None if it does not.
     """
 
-    def __init__(self, response: Any, url: str, policy: Policy, threads: anyio.CapacityLimiter) -> None:
+    def __init__(self, response: Any, url: str, transport: Transport) -> None:
         self.url = url
         self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
@@ -123,9 +123,10 @@ class Body:
         self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
         self.encoded = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
         self._response = response
-        self._policy = policy
-        self._threads = threads
+        self._transport = transport
+        self._policy = transport.policy
         self._left = self.length
+        self._drained = False  # the socket had nothing more when it was last read
         self._iterator: AsyncIterator[bytes] | None = None
         self._rest = b""
         self._failure: Exception | None = None
@@ -143,7 +144,7 @@ class Body:
         """
         if self._left == 0:
             return 0
-        limit = limit if self._left is None else min(limit, self._left)
+        limit = self._transport.piece(limit if self._left is None else min(limit, self._left))
         try:
             received = await (self._pull_burst if self._stream else self._pull_chunks)(limit, target, land)
         except Exception as error:
@@ -153,6 +154,8 @@ class Body:
             if self._left and not received:
                 raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
         self._check_floor(received)
+        self._transport.pulls += 1
+        await self._transport.spend(received)
         return received
 
     async def _pull_burst(
@@ -169,11 +172,15 @@ class Body:
             return received, closed
 
         while True:
-            received, closed = await to_thread.run_sync(work, limiter=self._threads)
+            if self._drained:
+                began = time.monotonic()
+                if not await stream.readable(self._policy.read_timeout):
+                    raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
+                self._transport.waited += time.monotonic() - began
+            received, closed = await to_thread.run_sync(work, limiter=self._transport.threads)
+            self._drained = received < limit
             if received or closed:
                 return received
-            if not await stream.readable(self._policy.read_timeout):
-                raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
 
     async def _pull_chunks(
         self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
@@ -183,6 +190,7 @@ class Body:
             self._iterator = answer.aiter_bytes() if answer.is_stream_consumed else answer.aiter_raw()
         pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
         while filled < limit and self._failure is None and time.monotonic() - began < _FLUSH_AFTER:
+            before = time.monotonic()
             try:
                 piece = await anext(self._iterator)
             except StopAsyncIteration:
@@ -190,6 +198,7 @@ class Body:
             except Exception as error:  # what came before it is good: that counts first
                 self._failure = error
                 break
+            self._transport.waited += time.monotonic() - before
             pieces.append(piece)
             filled += len(piece)
         data = b"".join(pieces)
@@ -203,7 +212,7 @@ class Body:
             land(view)
 
         if data:
-            await to_thread.run_sync(work, limiter=self._threads)
+            await to_thread.run_sync(work, limiter=self._transport.threads)
         return len(data)
 
     def _check_floor(self, received: int) -> None:
@@ -244,6 +253,9 @@ class Transport:
         self.policy = policy
         self.threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
         self.requests = 0
+        self.pulls = 0
+        self.waited = 0.0  # seconds that all bodies together waited for bytes
+        self._paid_until = 0.0
         self._injected = client
         self._client: Any = client
         self._backend: Backend | None = None
@@ -281,7 +293,7 @@ class Transport:
         """
         await self._pass_gate(url)
         response = await self._send(url, method, headers or {}, neutral)
-        body = Body(response, url, self.policy, self.threads)
+        body = Body(response, url, self)
         try:
             self._raise_transient(body)
             yield body
@@ -294,17 +306,19 @@ class Transport:
         *,
         limit: int,
         headers: Mapping[str, str] | None = None,
+        neutral: bool = False,
         may_follow: Callable[[str, str], bool] | None = None,
         on_retry: OnRetry | None = None,
     ) -> Reply:
         """A small answer whole: up to `limit` bytes of its body. Transient failures are retried.
 
         `may_follow(from, to)` decides on each redirect; a redirect that it declines is the answer.
+        `neutral` is as in `open`; beyond the first origin every request is.
         """
         budget = Budget(self.policy)
         async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
             with attempt:
-                return await self._fetch_once(url, limit, headers, may_follow)
+                return await self._fetch_once(url, limit, headers, neutral, may_follow)
         raise AssertionError("unreachable: the last attempt raises")
 
     async def _fetch_once(
@@ -312,13 +326,16 @@ class Transport:
         url: str,
         limit: int,
         headers: Mapping[str, str] | None,
+        neutral: bool,
         may_follow: Callable[[str, str], bool] | None,
     ) -> Reply:
         first, here = origin_of(url), url
         for _ in range(self.policy.max_redirects + 1):
-            async with self.open(here, headers=headers, neutral=origin_of(here) != first) as body:
+            async with self.open(here, headers=headers, neutral=neutral or origin_of(here) != first) as body:
                 target = body.headers.get("location")
                 if body.status not in (301, 302, 303, 307, 308) or not target:
+                    if body.encoded and body.status in (200, 206):
+                        raise ProtocolError("the body is compressed although that was declined", url=here)
                     return await _read_whole(body, limit)
                 target = urljoin(here, target)
                 reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again
@@ -326,6 +343,19 @@ class Transport:
                     return reply
                 here = target
         raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
+
+    def piece(self, limit: int) -> int:
+        """At most `limit` bytes, and no more than a tenth of a second's worth under a bandwidth limit."""
+        rate = self.policy.bandwidth_limit
+        return limit if rate is None else min(limit, max(int(rate / 10), 1))
+
+    async def spend(self, nbytes: int) -> None:
+        """Wait until `nbytes` more are within the bandwidth limit, which all connections share."""
+        if self.policy.bandwidth_limit is None:
+            return
+        now = time.monotonic()
+        self._paid_until = max(self._paid_until, now) + nbytes / self.policy.bandwidth_limit
+        await anyio.sleep(self._paid_until - now)
 
     async def _pass_gate(self, url: str) -> None:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""

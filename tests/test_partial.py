@@ -29,6 +29,7 @@ from asyncfetch.partial import ALIGNMENT, FilePartial, MemoryPartial, Partial, a
 from asyncfetch.plan import Span
 
 from .strace import strace
+from .users import as_nobody, public_folder
 
 SIZE = 200_003
 DATA = random.Random(1).randbytes(SIZE)
@@ -544,38 +545,26 @@ def test_a_link_at_the_journals_path_is_not_followed(tmp_path: Path, planted: st
     assert spans_on_disk(folder / NAME, SIZE, identity="etag:1").nbytes == 1000
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv for a second user")
-def test_another_users_partial_is_left_alone(tmp_path: Path) -> None:
+def test_another_users_partial_is_left_alone() -> None:
     """In a shared cache a partial that may not be opened is another user's: write a private file beside it."""
-    folder = tmp_path / "blobs"
-    folder.mkdir()
-    folder.chmod(0o777)
-    part = open_file(folder)
-    feed(part, 0, 1000)
-    part.suspend()
     code = (
         "import sys; from pathlib import Path; from asyncfetch.partial import FilePartial\n"
         "part = FilePartial(Path(sys.argv[1]), 10, 'sha256', identity='x')\n"
         "part.land(0, memoryview(b'0123456789'))\n"
         "print(part.path.name, part.digest()); part.discard()"
     )
-    run = as_nobody([sys.executable, "-c", code, str(folder / NAME)], tmp_path)
-    assert run.returncode == 0, run.stderr
-    name, digest = run.stdout.split()
-    assert name != NAME
-    assert digest == hashlib.sha256(b"0123456789").hexdigest()
-    assert spans_on_disk(folder / NAME, SIZE, identity="etag:1").nbytes == 1000
-
-
-def as_nobody(command: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    """Run as a user for whom mode bits mean something. The way to `tmp_path` is opened for it."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    setpriv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
-    environ = {**os.environ, "HOME": str(tmp_path)}
-    return subprocess.run(
-        [*setpriv, *command], capture_output=True, text=True, env=environ, cwd=Path(__file__).parents[1], timeout=50
-    )
+    with public_folder() as folder:
+        part = open_file(folder)
+        feed(part, 0, 1000)
+        part.suspend()
+        folder.chmod(0o777)
+        run = as_nobody([sys.executable, "-c", code, str(folder / NAME)])
+        assert run.returncode == 0, run.stderr
+        name, digest = run.stdout.split()
+        assert name != NAME
+        assert digest == hashlib.sha256(b"0123456789").hexdigest()
+        assert names(folder) == {NAME, journal(folder).name}
+        assert spans_on_disk(folder / NAME, SIZE, identity="etag:1").nbytes == 1000
 
 
 # -- a full disk -----------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ HF = "https://huggingface.co"
         (f"{HF}/org/name", HubSource("org/name", "main")),
         (f"{HF}/org/name/", HubSource("org/name", "main")),
         (f"{HF}/gpt2", HubSource("gpt2", "main")),
-        (f"HTTPS://HuggingFace.co:443/org/name#card", HubSource("org/name", "main")),
+        ("HTTPS://HuggingFace.co:443/org/name#card", HubSource("org/name", "main")),
         ("https://hf.co/org/name", HubSource("org/name", "main")),
         (f"{HF}/org/name/tree/v1", HubSource("org/name", "v1")),
         (f"{HF}/gpt2/tree/v1/sub", HubSource("gpt2", "v1", "sub")),
@@ -76,7 +76,7 @@ def test_a_page_with_options() -> None:
     """revision= and subfolder= complete a page's URL; revision= may repeat what the URL says, not contradict it."""
     assert parse(f"{HF}/org/name", revision="v1", subfolder="a") == HubSource("org/name", "v1", "a")
     assert parse(f"{HF}/org/name/tree/v1/a", revision="v1", subfolder="b") == HubSource("org/name", "v1", "a/b")
-    with pytest.raises(SourceError, match="'v1'.*'v2'"):
+    with pytest.raises(SourceError, match=r"'v1'.*'v2'"):
         parse(f"{HF}/org/name/tree/v1", revision="v2")
 
 
@@ -122,6 +122,24 @@ def test_what_is_shown_of_a_url() -> None:
     """As text a URL source has neither its query nor its credentials."""
     text = str(parse("https://user:canary@h/m/x.safetensors?sig=canary"))
     assert text == "https://h/m/x.safetensors"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://user:canary@h:99999/m?sig=canary",
+        "https://user:canary@h℀/m?sig=canary",
+        "https://user:canary@[::1/m?sig=canary",
+        "https://user:canary@/m?sig=canary",
+        "https://user:canary@h/m/x.bin?sig=canary",
+    ],
+)
+def test_errors_show_no_credentials(source: str) -> None:
+    """An error about a URL has neither its query nor its credentials, nor has what caused it."""
+    with pytest.raises(SourceError) as caught:
+        parse(source, revision="main")
+    assert "canary" not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
     parser.add_argument("--shapes", default="four,one,many")
-    parser.add_argument("--only", help="contestants whose label contains this text")
+    parser.add_argument("--only", help="contestants whose label contains one of these texts (comma between)")
     parser.add_argument("--work", type=Path, default=default_work(), help="data and downloads; reused")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--plot", type=Path, help="write a PNG")
@@ -125,7 +125,8 @@ def latency(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _run(
     entries: list[Entry], shapes: dict[str, checkpoints.Shape], origin: Origin, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    entries = [entry for entry in entries if not options.only or options.only in entry.label]
+    texts = options.only.split(",") if options.only else [""]
+    entries = [entry for entry in entries if any(text in entry.label for text in texts)]
     for name, tool in NEEDS.items():
         if shutil.which(tool) is None and any(entry.contestant == name for entry in entries):
             print(f"skipped: {name} ({tool} is not installed)", file=sys.stderr)
