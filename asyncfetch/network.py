@@ -300,12 +300,17 @@ async def _connect(host: str, port: int, local_address: str | None) -> socket.so
             if sock is not None:
                 sock.close()
 
-    async with anyio.create_task_group() as group:
-        for info in addresses:
-            failed = anyio.Event()
-            group.start_soon(attempt, info, failed, group)
-            with anyio.move_on_after(_STAGGER):
-                await failed.wait()
+    try:
+        async with anyio.create_task_group() as group:
+            for info in addresses:
+                failed = anyio.Event()
+                group.start_soon(attempt, info, failed, group)
+                with anyio.move_on_after(_STAGGER):
+                    await failed.wait()
+    except BaseException:  # cancelled in the moment in which one had won
+        for sock in winner:
+            sock.close()
+        raise
     if winner:
         return winner[0]
     if len(failures) == 1:

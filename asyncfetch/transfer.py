@@ -35,6 +35,7 @@ __all__ = ["Landed", "Transfer", "file_states"]
 
 _REPORT_INTERVAL = 0.1
 _LOCK_POLL = 0.05
+_BURST_SECONDS = 0.008  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
 
@@ -294,10 +295,13 @@ class Transfer:
             self.notify(Retrying(file.name, reason, budget.failures, self.policy.attempts, delay))
 
         def place(nbytes: int) -> memoryview:
-            return partial.target(lease.start, nbytes, scratch)
+            # Read anew for each piece: another connection may have taken over the end of the lease.
+            room = min(nbytes, self.policy.burst, lease.remaining)
+            return partial.target(lease.start, room, scratch)
 
         def land(view: memoryview) -> None:
             partial.land(lease.start, view)
+            lease.start += len(view)
 
         async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
             with attempt:
@@ -309,10 +313,9 @@ class Transfer:
                         self._board.unsplittable.add(file.name)
                         await skip(body, span.start - at)
                     while lease.start < lease.stop:
-                        got = await body.pull(min(self.policy.burst, lease.stop - lease.start), place, land)
+                        got = await body.pull(lease.remaining, place, land, seconds=_BURST_SECONDS)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
-                        lease.start += got
                         budget.progress(got)
                         self._progress(task, got)
 

@@ -19,6 +19,7 @@ import asyncfetch
 from asyncfetch import Snapshot
 from asyncfetch.cache import RepoCache, url_repo_id
 from asyncfetch.errors import CheckpointNotFoundError, OfflineError
+from asyncfetch.located import PREFIX_LIMIT
 from asyncfetch.server import Server
 
 from .fault_server import FaultServer, Headers
@@ -84,7 +85,7 @@ def hub(code: str, cache: Path, **environ: str) -> Any:
 
 
 def tree(cache: Path) -> dict[str, str]:
-    """Each name below `cache`: the target of a link, "dir", or the bytes. Lock files count as such, listings not."""
+    """Each name below `cache` that a reader looks at: the target of a link, "dir", or the bytes."""
     found = {}
     for path in sorted(cache.rglob("*")):
         name = str(path.relative_to(cache))
@@ -96,7 +97,7 @@ def tree(cache: Path) -> dict[str, str]:
             found[name] = path.read_bytes().hex() if path.stat().st_size < 1000 else f"{path.stat().st_size} bytes"
         if path.name == "CACHEDIR.TAG":
             found[name] = path.read_text().splitlines()[0]
-    return {name: what for name, what in found.items() if "/trees" not in name and "/.no_exist" not in name}
+    return {name: what for name, what in found.items() if not {".locks", "trees", ".no_exist"} & {*Path(name).parts}}
 
 
 def asked(server: Server) -> int:
@@ -267,6 +268,23 @@ result = Path(hf_hub_download("org/single", "model.safetensors")).parent.name
     assert asked(server) == before
 
 
+def test_blobs_from_before_links_were_switched_off(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that another commit, or another time, left is used again: linked, or copied where links are off."""
+    monkeypatch.delenv("HF_HUB_DISABLE_SYMLINKS", raising=False)
+    path = Path(hub("result = hf_hub_download('org/single', 'model.safetensors')", tmp_path / "hub"))
+    shutil.rmtree(path.parents[1])
+    before = asked(server)
+    for links in (True, False):
+        monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "0" if links else "1")
+        assert same(asyncfetch.load("org/single"))
+        assert path.is_symlink() is links
+        path.unlink()
+    ranges = [record.range for record in server.requests[before:] if record.path.endswith("/model.safetensors")]
+    assert ranges == [f"bytes=0-{PREFIX_LIMIT - 1}"] * 2, "only metadata and header"
+
+
 def test_offline_without_a_download(server: Server) -> None:
     """Offline and not cached is an error of its own, without a request."""
     before = asked(server)
@@ -323,7 +341,8 @@ def test_a_cache_that_may_only_be_read(server: Server, online: bool) -> None:
         "snapshot = asyncfetch.download('org/sharded')\n"
         "arrays = asyncfetch.load('org/sharded')\n"
         "single = asyncfetch.load('org/single')\n"
-        "print(json.dumps([len(arrays), sum(float(a.sum()) for a in arrays.values()), len(single), str(snapshot.path)]))"
+        "total = sum(float(array.sum()) for array in arrays.values())\n"
+        "print(json.dumps([len(arrays), total, len(single), str(snapshot.path)]))"
     )
     with public_folder() as root:
         first = asyncfetch.download("org/sharded", cache_dir=root)
@@ -338,7 +357,7 @@ def test_a_cache_that_may_only_be_read(server: Server, online: bool) -> None:
 
 
 def test_files_of_a_url_are_no_corruption(tmp_path: Path) -> None:
-    """A checkpoint from a plain web server is cached in the same layout: the scan lists it, and it works offline."""
+    """A checkpoint from a plain web server lies in the same layout: the scan lists it, and it works offline."""
     files = sharded(tmp_path / "files", TENSORS)
     with FaultServer() as web:
         url = web.web("/models/mine", files)

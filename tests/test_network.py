@@ -16,6 +16,7 @@ import httpcore
 import pytest
 import trustme
 
+from asyncfetch import network
 from asyncfetch.errors import CertificateError, NetworkError
 from asyncfetch.network import Backend, Stream, interleave
 from asyncfetch.transport import Transport
@@ -292,6 +293,23 @@ async def test_happy_eyeballs(
     assert 0.2 < time.monotonic() - began < 0.6
     assert stream.get_extra_info("server_addr")[1] == port
     await stream.aclose()
+
+
+@pytest.mark.anyio
+async def test_cancelled_when_connected(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that succeeds in the moment of a cancellation is closed."""
+    connect_one, sockets = network._connect_one, []
+
+    async def connect_then_cancel(sock: socket.socket, *arguments: Any) -> None:
+        await connect_one(sock, *arguments)
+        sockets.append(sock)
+        scope.cancel()
+
+    monkeypatch.setattr(network, "_connect_one", connect_then_cancel)
+    with anyio.CancelScope() as scope:
+        await Backend().connect_tcp("localhost", int(server.url.rpartition(":")[2]), 2)
+    assert scope.cancelled_caught
+    assert [sock.fileno() for sock in sockets] == [-1]
 
 
 @pytest.mark.anyio

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from asyncfetch.errors import SourceError
-from asyncfetch.plan import Board, Checksum, Lease, Span, SpanSet, parse_checksum
+from asyncfetch.plan import Board, Checksum, Lease, Span, SpanSet, parse_checksum, piece_size
+from asyncfetch.policy import MiB, Policy
 
 SIZE = 60
 PAIRS = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=12)
@@ -81,12 +82,38 @@ class BoardMachine(RuleBasedStateMachine):
             self.landed[file] = []
             self.board.add(file, SpanSet().missing(size))
 
-    @rule(target=leases)
-    def take(self) -> Lease[str] | None:
-        pending = len(self.board.pending)
-        lease = self.board.take()
-        assert (lease is None) == (pending == 0)
+    @rule(target=leases, file=st.sampled_from("abc"))
+    def take(self, file: str) -> Lease[str] | None:
+        pending = list(self.board.pending.get(file, ()))
+        lease = self.board.take(file)
+        if not pending:
+            assert lease is None
+            return None
+        self.check_piece(lease, file, pending)
         return lease
+
+    @rule(target=leases)
+    def take_any(self) -> Lease[str] | None:
+        pending = {file: list(spans) for file, spans in self.board.pending.items()}
+        lease = self.board.take_any()
+        if not pending:
+            assert lease is None
+            return None
+        assert lease is not None
+        left = {file: sum(span.nbytes for span in spans) for file, spans in pending.items()}
+        assert left[lease.file] == max(left.values())
+        self.check_piece(lease, lease.file, pending[lease.file])
+        return lease
+
+    def check_piece(self, lease: Lease[str] | None, file: str, pending: list[Span]) -> None:
+        """The first pending span of the file, or its first piece; whole where the server knows no ranges."""
+        assert lease is not None
+        assert (lease.file, lease.start) == (file, pending[0].start)
+        piece = piece_size(pending[-1].stop, 4)
+        if file in self.board.unsplittable or pending[0].nbytes <= piece * 1.5:
+            assert lease.stop == pending[0].stop
+        else:
+            assert lease.remaining == piece
 
     @rule(target=leases)
     def steal(self) -> Lease[str] | None:
@@ -121,19 +148,13 @@ class BoardMachine(RuleBasedStateMachine):
     def no_ranges(self, file: str) -> None:
         self.board.unsplittable.add(file)
 
-    @rule(file=st.sampled_from("abc"))
-    def start_over(self, file: str) -> None:
-        if file in self.wanted:
-            self.board.forget(file)
-            assert all(lease.remaining == 0 for lease in self.board.active if lease.file == file)
-            self.landed[file] = []
-            self.board.add(file, SpanSet().missing(self.wanted[file]))
-
     @invariant()
     def every_byte_is_somewhere_once(self) -> None:
         for file, size in self.wanted.items():
             offered = list(self.landed[file])
-            for lease in (*self.board.pending, *self.board.active):
+            for span in self.board.pending.get(file, ()):
+                offered += range(span.start, span.stop)
+            for lease in self.board.active:
                 if lease.file == file:
                     offered += range(lease.start, lease.stop)
             assert sorted(offered) == list(range(size))
@@ -141,33 +162,65 @@ class BoardMachine(RuleBasedStateMachine):
     @invariant()
     def idle_means_that_nothing_is_left(self) -> None:
         for file in "abc":
-            busy = any(lease.file == file for lease in (*self.board.pending, *self.board.active))
+            busy = any(lease.file == file for lease in self.board.active) or bool(self.board.pending.get(file))
             assert self.board.idle(file) is not busy
 
 
-BoardMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+BoardMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestBoard = BoardMachine.TestCase
 
 
-def test_pending_spans_come_first_come_first_served() -> None:
-    """Files are taken in the order in which they were added."""
-    board: Board[str] = Board(min_split=1)
-    board.add("a", [Span(0, 5), Span(7, 9)])
+def take(board: Board[str], file: str) -> tuple[int, int] | None:
+    lease = board.take(file)
+    return None if lease is None else (lease.start, lease.stop)
+
+
+def test_the_spans_of_a_file_come_in_order() -> None:
+    """A connection that stays with its file gets its pieces one after the other, then nothing."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 5), Span(7, 28)])
     board.add("b", [Span(0, 3)])
-    taken = [board.take() for _ in range(4)]
-    assert [lease and (lease.file, lease.start, lease.stop) for lease in taken] == [
-        ("a", 0, 5),
-        ("a", 7, 9),
-        ("b", 0, 3),
-        None,
-    ]
+    assert [take(board, "a") for _ in range(4)] == [(0, 5), (7, 15), (15, 23), (23, 28)]
+    assert take(board, "a") is None
+    assert take(board, "b") == (0, 3)
+    assert take(board, "c") is None
+
+
+def test_a_short_rest_goes_along() -> None:
+    """No request for less than half a piece: the last piece takes the rest."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 20)])
+    assert [take(board, "a") for _ in range(3)] == [(0, 8), (8, 20), None]
+
+
+def test_a_file_without_ranges_is_one_piece() -> None:
+    """Where each request brings the whole file there is one request, and no half of it is taken."""
+    board: Board[str] = Board(min_split=4)
+    board.unsplittable.add("a")
+    board.add("a", [Span(0, 1000)])
+    assert take(board, "a") == (0, 1000)
+    assert board.steal() is None
+
+
+@given(st.integers(0, 1 << 45), st.integers(1, 1 << 30))
+def test_pieces_are_of_a_sensible_size(size: int, min_split: int) -> None:
+    """At least two of the smallest halves, so that a piece may be split once; bounded, so that files come in order."""
+    piece = piece_size(size, min_split)
+    assert 2 * min_split <= piece <= 32 * min_split
+    assert piece_size(size + 64, min_split) >= piece
+
+
+def test_the_sizes_that_are_told() -> None:
+    """With the default policy a piece is 32 MiB to 512 MiB."""
+    split = Policy().min_split
+    assert [piece_size(size * MiB, split) // MiB for size in (1, 2048, 8192, 50_000)] == [32, 32, 128, 512]
 
 
 def test_equal_leases_are_told_apart() -> None:
     """Two leases with the same numbers are two leases: releasing one leaves the other."""
-    board: Board[str] = Board(min_split=1)
+    board: Board[str] = Board(min_split=4)
     board.add("a", [Span(0, 5), Span(0, 5)])
-    first, second = board.take(), board.take()
+    first, second = board.take("a"), board.take("a")
     assert second is not None
     board.release(second)
     assert board.active[0] is first

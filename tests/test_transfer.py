@@ -193,6 +193,9 @@ async def test_resumes_where_it_broke(server: FaultServer, tmp_path: Path, kind:
     policy = replace(ONE_LANE, read_timeout=0.1)
     state = await load(server, tmp_path, kind=kind, storage=storage, policy=policy, report=events.append)
     assert same(state, BIG)
+    if (kind, fault) == ("client", Reset):  # what the client's own buffers held at a RST may be lost
+        assert PREFIX < bodies(server, path)[1].start <= PREFIX + 500_000
+        return
     assert [seen.start for seen in bodies(server, path)] == [PREFIX, PREFIX + 500_000, PREFIX + 800_000]
     assert server.sent(path) == len(BIG_FILE)
     retries = [event for event in events if isinstance(event, Retrying)]
@@ -417,12 +420,12 @@ async def test_cancelled_at_any_burst(server: FaultServer, tmp_path: Path, monke
     pull, calls = Body.pull, 0
     threads = threading.active_count()
 
-    async def counted(body: Body, *arguments: Any) -> int:
+    async def counted(body: Body, *arguments: Any, **options: Any) -> int:
         nonlocal calls
         calls += 1
         if calls == at:
             scope.cancel()
-        return await pull(body, *arguments)
+        return await pull(body, *arguments, **options)
 
     for at in (1, 2, 3, 4, 5, 7, 10, 14, 20):
         cache = tmp_path / str(at)
