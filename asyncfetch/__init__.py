@@ -45,7 +45,7 @@ The package is flat. A file imports only from files above it in this order, and 
     session       one call: its settings, its transport, its steps
     api           the public functions and their blocking twins
     catalog       the models of a folder, as the Hub would list them
-    wire          HTTP details of the server: ranges, headers, error answers
+    wire          what a request to the server means, and what the answers say
     endpoints     the Hub's routes over a catalog
     server        a folder of models served with the Hub's protocol
     wording       numbers and states in words

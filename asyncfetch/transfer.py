@@ -65,10 +65,10 @@ def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
     """How much of each file needs no transfer. Reads journals: call it in a thread."""
     states = []
     for file in located.files:
-        present = file.size if file.path is not None else len(file.prefix)
+        present = file.size if file.path is not None else 0
         if file.path is None and storage == "disk" and located.cache is not None and file.resumable:
             spans = spans_on_disk(located.cache.partial(file.key), file.size, identity=file.identity)
-            present = max(present, spans.nbytes)
+            present = spans.nbytes
         checksum = str(file.checksum) if file.checksum else None
         states.append(FileState(file.name, file.size, present, checksum))
     return tuple(states)

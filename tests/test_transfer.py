@@ -416,6 +416,7 @@ async def test_one_error_comes_out(server: FaultServer, tmp_path: Path) -> None:
 async def test_cancelled_at_any_burst(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it is cancelled, what came stays, and the next run fetches what is missing and no more."""
     _, path = single(server)
+    server.fault(path, OK, Drip(25_000, 0.002), forever=True)
     policy = replace(QUICK, burst=100_000, connections=2, min_split=300_000)
     pull, calls = Body.pull, 0
     threads = threading.active_count()
@@ -430,6 +431,7 @@ async def test_cancelled_at_any_burst(server: FaultServer, tmp_path: Path, monke
     for at in (1, 2, 3, 4, 5, 7, 10, 14, 20):
         cache = tmp_path / str(at)
         calls = 0
+        server.fault(path, Drip(50_000, 0.002), forever=True)
         with monkeypatch.context() as patched, anyio.CancelScope() as scope:
             patched.setattr(Body, "pull", counted)
             await load(server, cache, policy=policy)
@@ -437,6 +439,7 @@ async def test_cancelled_at_any_burst(server: FaultServer, tmp_path: Path, monke
         assert not blobs(cache)
         journals = [json.loads(file.read_text()) for file in cache.glob("models--*/blobs/*.map.incomplete")]
         held = sum(stop - start for journal in journals for start, stop in journal["spans"])
+        server.heal(path)
         server.seen.clear()
         events: list[Event] = []
         assert same(await load(server, cache, policy=ONE_LANE, report=events.append), BIG)
