@@ -160,13 +160,12 @@ async def load_async(
         cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate()
-        landed = await session.fetch(located)
-        return await _merge(located, landed, select, dtype)
+        located, landed = await session.fetch()
+        return await _merge(located, landed, dtype)
 
 
-async def _merge(located: Located, landed: Mapping[str, Landed], select: Selector, dtype: object) -> dict[str, Array]:
-    return await to_thread.run_sync(lambda: state_dict(located, landed, select=select, dtype=dtype))
+async def _merge(located: Located, landed: Mapping[str, Landed], dtype: object) -> dict[str, Array]:
+    return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=dtype))
 
 
 async def download_async(
@@ -195,8 +194,7 @@ async def download_async(
         token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
         client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate()
-        landed = await session.fetch(located)
+        located, landed = await session.fetch()
         return _snapshot(located, landed)
 
 
@@ -262,7 +260,8 @@ async def inspect_async(
         source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
         token=token, endpoint=endpoint, offline=offline, policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
-        return _inspection(await session.locate())
+        located = await session.locate()
+        return await to_thread.run_sync(_inspection, located)
 
 
 def _inspection(located: Located) -> Inspection:
@@ -282,8 +281,6 @@ def _inspection(located: Located) -> Inspection:
             path = located.path_of(shard_name)
             tensors[name] = (path, by_name[path].header.tensors[name])
         metadata |= located.selected.metadata
-    else:
-        tensors = {name: (shards[0].file, info) for name, info in shards[0].header.tensors.items()}
     index = located.index.file if located.index else None
     return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
 
@@ -355,13 +352,12 @@ async def load_into_async(
         aliases: dict[str, str] = {}
         tensors: Mapping[str, Array] = source
     else:
-        select, dtype = options.pop("select", None), options.pop("dtype", None)
+        dtype = options.pop("dtype", None)
         if dtype is not None:
             dtype_of(dtype)
-        async with open_session(source, select=select, **options) as session:
-            located = await session.locate()
-            landed = await session.fetch(located)
-            tensors = await _merge(located, landed, select, dtype)
+        async with open_session(source, **options) as session:
+            located, landed = await session.fetch()
+            tensors = await _merge(located, landed, dtype)
             aliases = aliases_of(located, tensors)
     return load_state_dict_into(model, tensors, strict=strict, assign=assign, aliases=aliases)
 

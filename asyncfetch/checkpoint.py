@@ -18,9 +18,8 @@ import numpy as np
 
 from .arrays import PackedArray, tensor_view
 from .cache import storage_errors
-from .errors import ChecksumMismatchError, CorruptError, SelectionError, SourceError
+from .errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError
 from .header import DTYPES, PREFIX_BYTES, Header, parse_header
-from .index import Selector, selector
 from .located import Located, SourceFile
 from .partial import aligned_buffer, new_hash
 from .plan import Checksum
@@ -38,36 +37,30 @@ _READ_JOB = 16 * MiB
 _READ_THREADS = 2
 
 
-def state_dict(
-    located: Located, landed: Mapping[str, Landed], *, select: Selector = None, dtype: object = None
-) -> dict[str, Array]:
+def state_dict(located: Located, landed: Mapping[str, Landed], *, dtype: object = None) -> dict[str, Array]:
     """All selected tensors by name, in the order of the index (a single file: of its data).
 
     `landed` says where each file of `located` is. Arrays are writable views, 64-byte aligned per
     shard in memory; a tensor whose address is no multiple of its item size is a copy. F4 and F6
-    tensors are PackedArray. Raises InvalidHeaderError, CorruptError, SelectionError.
+    tensors are PackedArray. Raises InvalidHeaderError, CorruptError, MissingTensorError.
     """
     target = None if dtype is None else dtype_of(dtype)
+    selected = located.selected
+    if selected is None:
+        raise SourceError(f"The headers of {located.source} were not read.")
+    files = {file.name: file for file in located.files}
     views: dict[str, Array] = {}
-    for shard, file in _shards(located):
+    for shard in selected.shards:
+        file = files[located.path_of(shard)]
         header, buffer = open_landed(file, landed[file.name])
-        names = located.selected.tensors_of(shard) if located.selected else list(header.tensors)
-        if located.selected is None and select is not None:
-            names = list(filter(selector(select), names))
+        names = selected.tensors_of(shard)
+        missing = [name for name in names if name not in header.tensors]
+        if missing:
+            raise MissingTensorError(shard, selected.file, missing)
         for name in names:
             view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
             views[name] = view if target is None else cast(view, target)
-    if located.selected is None:
-        if select is not None and not views:
-            raise SelectionError(f"select= matches no tensor of {located.source}.")
-        return views
-    return {name: views[name] for name in located.selected.weight_map}
-
-
-def _shards(located: Located) -> list[tuple[str, SourceFile]]:
-    """Pairs of (name in the index, file)."""
-    names = located.selected.shards if located.selected else [file.name for file in located.files]
-    return list(zip(names, located.files, strict=True))
+    return {name: views[name] for name in selected.weight_map}
 
 
 def open_landed(file: SourceFile, landed: Landed) -> tuple[Header, Any]:

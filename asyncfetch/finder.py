@@ -153,6 +153,18 @@ class Finder:
             self.absent,
         )
 
+    def single_beside(self, located: Located) -> str | None:
+        """The name that a single file beside the index would have; None without an index."""
+        variant = f".{self.request.variant}" if self.request.variant else ""
+        single = located.path_of(f"model{variant}.safetensors")
+        return None if located.index is None or any(file.name == single for file in located.files) else single
+
+    def warn_of(self, single: str, located: Located) -> None:
+        index = located.index.file if located.index else ""
+        located.warnings.append(
+            f"{located.source} has {index} and also {single}, which some loaders prefer: the index was used"
+        )
+
     async def read_prefix(self, file: SourceFile) -> bytes:
         """The first bytes of a file, from where its bytes are served."""
         if file.target is None or not file.size:
@@ -172,7 +184,16 @@ class LocalFinder(Finder):
 
     async def look(self, name: str) -> SourceFile:
         path = await self._path(name)
-        return SourceFile(name, path.stat().st_size, None, path=path)
+        return await to_thread.run_sync(file_on_disk, name, path)
+
+    async def settle(self, located: Located) -> None:
+        single = self.single_beside(located)
+        if single is not None:
+            try:
+                await self._path(single)
+            except EntryNotFoundError:
+                return
+            self.warn_of(single, located)
 
     async def _path(self, name: str) -> Path:
         assert isinstance(self.source, LocalSource)  # noqa: S101
@@ -180,6 +201,12 @@ class LocalFinder(Finder):
         if not await to_thread.run_sync(path.is_file):
             raise EntryNotFoundError(name, str(self.source))
         return path
+
+
+def file_on_disk(name: str, path: Path, cache: RepoCache | None = None) -> SourceFile:
+    """A file that is here, with the hash that its blob's name promises."""
+    with storage_errors(path):
+        return SourceFile(name, path.stat().st_size, cache.checksum_of(path) if cache else None, path=path)
 
 
 def read_limited(path: Path, limit: int) -> bytes:

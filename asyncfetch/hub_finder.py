@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 from anyio import to_thread
 
 from .cache import RepoCache, is_commit
-from .errors import ChangedError, CorruptError, EntryNotFoundError, OfflineError
-from .finder import Finder, Request, read_limited, verify_small
+from .errors import (
+    AsyncfetchError,
+    ChangedError,
+    ChecksumMismatchError,
+    CorruptError,
+    EntryNotFoundError,
+    OfflineError,
+)
+from .finder import Finder, Request, file_on_disk, read_limited, verify_small
 from .hub import Hub, HubFile
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .ranges import Target
@@ -46,26 +54,39 @@ class HubFinder(Finder):
         return located
 
     async def settle(self, located: Located) -> None:
-        if located.index is not None:
-            await self._look_for_single_file(located)
+        await self._look_for_single_file(located)
 
     async def read_index(self, name: str) -> bytes:
         limit = self.request.policy.max_index_bytes
         path = await self._cached(name)
         if path is not None:
-            self.index_path = path
-            return await to_thread.run_sync(read_limited, path, limit)
+            cached = await to_thread.run_sync(self._read_cached_index, name, path)
+            if cached is not None:
+                self.index_path = path
+                return cached
         found, data = await self.hub.read_whole(name, self.commit or self.revision, limit=limit, on_retry=self.on_retry)
         verify_small(name, data, found.checksum)
         self._pin(found)
         self.index_file = (name, data, found.etag)
         return data
 
+    def _read_cached_index(self, name: str, path: Path) -> bytes | None:
+        """A cached index; None where it is damaged and the Hub can be asked."""
+        data = read_limited(path, self.request.policy.max_index_bytes)
+        checksum = self.repo_cache.checksum_of(path)
+        try:
+            if checksum is not None:
+                verify_small(name, data, checksum)
+        except ChecksumMismatchError:
+            if self.offline:
+                raise
+            return None
+        return data
+
     async def look(self, name: str) -> SourceFile:
         path = await self._cached(name)
         if path is not None:
-            checksum = self.repo_cache.checksum_of(path)
-            return SourceFile(name, path.stat().st_size, checksum, path=path)
+            return await to_thread.run_sync(file_on_disk, name, path, self.repo_cache)
         found = await self.hub.look(name, self.commit or self.revision, limit=PREFIX_LIMIT, on_retry=self.on_retry)
         self._pin(found)
         file = SourceFile(
@@ -110,21 +131,20 @@ class HubFinder(Finder):
 
     async def _look_for_single_file(self, located: Located) -> None:
         """A single file beside an index is another checkpoint, which other loaders prefer: say so."""
-        if self.commit is None or all(file.path is not None for file in located.files):
-            return
-        variant = f".{self.request.variant}" if self.request.variant else ""
-        single = located.path_of(f"model{variant}.safetensors")
-        if any(file.name == single for file in located.files):
+        single = self.single_beside(located)
+        if single is None or self.commit is None or all(file.path is not None for file in located.files):
             return
         try:
-            if await self._cached(single) is None:
-                await self.hub.look(single, self.commit, limit=1, on_retry=self.on_retry)
+            with anyio.move_on_after(self.request.policy.connect_timeout) as scope:
+                if await self._cached(single) is None:
+                    await self.hub.look(single, self.commit, limit=1, on_retry=self.on_retry)
         except EntryNotFoundError:
             self.absent.append(single)
-            return
-        located.warnings.append(
-            f"{located.source} has an index and also {single}, which some loaders prefer: the index was used"
-        )
+        except AsyncfetchError:
+            pass  # only advice: what was asked for is there
+        else:
+            if not scope.cancelled_caught:
+                self.warn_of(single, located)
 
 
 class HubOrigin:

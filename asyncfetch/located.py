@@ -66,7 +66,8 @@ class Located:
 
     `ref` is the branch or tag to record once all is there. `absent` are names that the source is
     known not to have. `folder` is the index's folder within the source: shard names count from it.
-    `selected` is the index narrowed to the wanted tensors; both are None for a single file.
+    `index` is None for a single file. `selected` is the index, or else the file's own tensors,
+    narrowed to what is wanted; None where no header was read.
     """
 
     source: str

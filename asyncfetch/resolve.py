@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from .errors import CorruptError, SourceError
 from .finder import Finder, LocalFinder, Request, each
 from .hub_finder import HubFinder
+from .index import Index, Selector, select_tensors
 from .located import Located, SourceFile, check_index, read_header
 from .plan import Checksum
 from .source import HubSource, LocalSource, UrlSource
@@ -44,7 +46,9 @@ async def resolve(
         await read_header(file, transport, on_retry)
 
     await each(located.files, header, request.policy.connections)
-    if located.index is not None and located.selected is not None:
+    if located.index is None:
+        located.selected = _select_in_file(located.files[0], request.select)
+    elif located.selected is not None:
         by_shard = {
             shard: file.header
             for shard, file in zip(located.selected.shards, located.files, strict=True)
@@ -52,6 +56,12 @@ async def resolve(
         }
         located.warnings += check_index(located.index, by_shard)
     return located
+
+
+def _select_in_file(file: SourceFile, select: Selector) -> Index:
+    """The wanted tensors of a file that no index lists, as an index of its own."""
+    names = file.header.tensors if file.header is not None else {}
+    return select_tensors(Index(file.name, dict.fromkeys(names, os.path.basename(file.name))), select)
 
 
 def _apply_checksums(located: Located, checksums: Mapping[str, Checksum]) -> None:

@@ -7,11 +7,12 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anyio import from_thread, to_thread
 
-from .cache import cache_root
+from .cache import cache_root, checksum_of_etag
 from .checkpoint import verify_file
 from .errors import AsyncfetchError, ChecksumMismatchError, SourceError
 from .events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
@@ -19,7 +20,7 @@ from .finder import Request
 from .hub import Settings
 from .index import Selector, selector
 from .located import Located
-from .plan import parse_checksum
+from .plan import Checksum, parse_checksum
 from .policy import Policy
 from .resolve import resolve
 from .source import LocalSource, parse_source
@@ -31,7 +32,7 @@ __all__ = ["Session", "open_session"]
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """The steps of a load, in order: `locate`, then `fetch`."""
+    """The steps of a load: `locate` writes nothing, `fetch` locates and downloads."""
 
     request: Request
     transport: Transport
@@ -43,8 +44,6 @@ class Session:
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
         located = await self._resolve(headers)
-        if self.verify == "always" or (self.request.checksums and isinstance(self.request.source, LocalSource)):
-            located = await self._verify_present(located, headers)
         files = await to_thread.run_sync(file_states, located, self.storage)
         index = located.index.file if located.index else None
         self.notify(Resolved(located.source, located.commit, index, files))
@@ -52,14 +51,17 @@ class Session:
             self.notify(Warned(warning))
         return located
 
-    async def fetch(self, located: Located) -> dict[str, Landed]:
-        """Download what is missing. Returns where each file is, by name."""
+    async def fetch(self) -> tuple[Located, dict[str, Landed]]:
+        """Download what is missing. Returns what was found, and where each file is, by name."""
+        located = await self.locate()
+        if await self._verify_present(located):
+            located = await self._resolve(headers=True)
         transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage)
         landed = await transfer.run()
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
-        return landed
+        return located, landed
 
     async def _resolve(self, headers: bool) -> Located:
         def retry(error: BaseException, delay: float) -> None:
@@ -68,12 +70,12 @@ class Session:
 
         return await resolve(self.request, self.transport, retry, headers=headers)
 
-    async def _verify_present(self, located: Located, headers: bool) -> Located:
-        """Hash what was on disk before. A wrong file of the cache is put aside and fetched again."""
+    async def _verify_present(self, located: Located) -> bool:
+        """Hash what was on disk before. A wrong file of the cache is put aside: whether there was one."""
         wrong = False
         for file in located.files:
             path, checksum = file.path, file.checksum
-            if path is None or checksum is None:
+            if path is None or checksum is None or not self._in_doubt(path, checksum):
                 continue
             try:
                 await to_thread.run_sync(
@@ -81,13 +83,21 @@ class Session:
                 )
             except ChecksumMismatchError as error:
                 if located.cache is None or self.request.settings.offline:
+                    error.hint = f"{path} is not what it should be: it is damaged, or another file."
                     raise
                 self.notify(Warned(f"{error.message} The cached file is put aside and fetched again.", file.name))
                 await to_thread.run_sync(located.cache.quarantine, path)
                 wrong = True
             else:
                 self.notify(FileVerified(file.name, file.size, str(checksum)))
-        return await self._resolve(headers) if wrong else located
+        return wrong
+
+    def _in_doubt(self, path: Path, checksum: Checksum) -> bool:
+        """Whether a file on disk is to be hashed: by verify="always", or since no blob's name vouches for it."""
+        if self.verify == "always" or isinstance(self.request.source, LocalSource):
+            return True
+        blob = os.readlink(path) if path.is_symlink() else path
+        return checksum_of_etag(os.path.basename(blob)) != checksum
 
 
 @asynccontextmanager
@@ -117,21 +127,22 @@ async def open_session(
         raise SourceError(f'storage={storage!r} is neither "disk" nor "memory".')
     if verify not in ("download", "always"):
         raise SourceError(f'verify={verify!r} is neither "download" nor "always".')
-    if select is not None:
-        selector(select)
     began = time.monotonic()
-    environ = os.environ
-    settings = Settings.from_env(environ, endpoint=endpoint, token=token, offline=offline)
-    parsed = parse_source(source, revision=revision, subfolder=subfolder, endpoint=settings.endpoint, kind_of=_kind_of)
-    request = Request(
-        parsed,
-        settings,
-        cache_root(environ, cache_dir),
-        policy or Policy.from_env(environ),
-        variant,
-        select,
-        {file: parse_checksum(text, file=file) for file, text in (checksums or {}).items()},
-    )
+
+    def prepare() -> Request:
+        environ = os.environ
+        settings = Settings.from_env(environ, endpoint=endpoint, token=token, offline=offline)
+        return Request(
+            parse_source(source, revision=revision, subfolder=subfolder, endpoint=settings.endpoint, kind_of=_kind_of),
+            settings,
+            cache_root(environ, cache_dir),
+            policy or Policy.from_env(environ),
+            variant,
+            None if select is None else selector(select),
+            {file: parse_checksum(text, file=file) for file, text in (checksums or {}).items()},
+        )
+
+    request = await to_thread.run_sync(prepare)  # looks at the disk
     with plain_errors():
         async with Transport(request.policy, client=client) as transport:
             yield Session(request, transport, Notifier(report), storage, verify, began)

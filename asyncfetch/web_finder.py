@@ -26,7 +26,7 @@ from .errors import (
     ProtocolError,
     redact_url,
 )
-from .finder import Finder, Request, read_limited
+from .finder import Finder, Request, file_on_disk, read_limited
 from .hub import no_downgrade, size_of
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
@@ -67,7 +67,7 @@ class WebFinder(Finder):
     async def look(self, name: str) -> SourceFile:
         if self.offline:
             path = await self._find_offline(name)
-            return SourceFile(name, path.stat().st_size, self.repo_cache.checksum_of(path), path=path)
+            return await to_thread.run_sync(file_on_disk, name, path, self.repo_cache)
         return self.file_of(name, await self._ask(name, limit=PREFIX_LIMIT, ranged=True))
 
     async def _find_offline(self, name: str) -> Path:

@@ -438,8 +438,8 @@ async def test_spellings_of_etags(server: FaultServer, etag: str) -> None:
 
 def test_clean_etag_strips_no_letters() -> None:
     """Only the mark of a weak tag goes: W and / may begin what is inside."""
-    assert clean_etag('W/"W/x"') == "W/x"
-    assert clean_etag('"/W"') == "/W"
+    assert clean_etag('W/"W/x"') == clean_etag("W/W/x") == "W/x"
+    assert clean_etag("/W") == "/W"
 
 
 @pytest.mark.anyio

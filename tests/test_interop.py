@@ -206,17 +206,21 @@ def test_an_unfinished_download_is_no_corruption(tmp_path: Path, monkeypatch: py
     assert list((cache.folder / "blobs").glob("*")) == []
 
 
-@pytest.mark.parametrize("revision", ["refs/pr/1", "v1.0", "feature/a/b"])
-def test_refs_of_any_name(tmp_path: Path, home: str, revision: str) -> None:
+def test_refs_of_any_name(tmp_path: Path) -> None:
     """Nested names of refs, written by us, are read by huggingface_hub."""
+    revisions = ["refs/pr/1", "v1.0", "feature/a/b"]
     snapshot = asyncfetch.download("org/single")
-    RepoCache(tmp_path / "hub", "org/single").write_ref(revision, str(snapshot.commit))
-    code = f"{SCAN}\nresult['path'] = hf_hub_download('org/single', 'model.safetensors', revision={revision!r})"
+    for revision in revisions:
+        RepoCache(tmp_path / "hub", "org/single").write_ref(revision, str(snapshot.commit))
+        assert same(asyncfetch.load("org/single", revision=revision, offline=True))
+    code = f"""
+{SCAN}
+result["paths"] = [hf_hub_download("org/single", "model.safetensors", revision=revision) for revision in {revisions}]
+"""
     result = hub(code, tmp_path / "hub", HF_HUB_OFFLINE="1")
-    assert result["path"] == str(snapshot.path / "model.safetensors")
-    assert result["repos"]["org/single"]["refs"] == sorted(["main", revision])
+    assert result["paths"] == [str(snapshot.path / "model.safetensors")] * 3
+    assert result["repos"]["org/single"]["refs"] == sorted(["main", *revisions])
     assert result["warnings"] == []
-    assert same(asyncfetch.load("org/single", revision=revision, offline=True))
 
 
 # -- theirs, read by us ----------------------------------------------------------------------------

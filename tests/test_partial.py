@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from asyncfetch import partial as module
 from asyncfetch.cache import RepoCache
 from asyncfetch.errors import DiskFullError, StorageError
 from asyncfetch.partial import ALIGNMENT, FilePartial, MemoryPartial, Partial, aligned_buffer, new_hash, spans_on_disk
-from asyncfetch.plan import Span
+from asyncfetch.plan import Span, SpanSet
 
 from .strace import strace
 from .users import as_nobody, public_folder
@@ -81,6 +82,20 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_JOURNAL_INTERVAL", 0.0)
 
 
+class Exclusive(SpanSet):
+    """A set of spans that notices when two threads change it at once."""
+
+    busy = False
+    torn = False
+
+    def add(self, start: int, stop: int) -> None:
+        self.torn |= self.busy
+        self.busy = True
+        time.sleep(1e-4)
+        super().add(start, stop)
+        self.busy = False
+
+
 # -- landing ---------------------------------------------------------------------------------------
 
 
@@ -112,6 +127,7 @@ def test_any_order_gives_the_right_hash(
 def test_several_threads_land_at_once(tmp_path: Path, kind: str) -> None:
     """Eight connections on one file, each with a span of its own, and one that catches up: no byte is lost."""
     part = make(kind, tmp_path)
+    spans = part.present = Exclusive()
     edges = [SIZE * number // 8 for number in range(9)]
     begin = threading.Barrier(9)
 
@@ -133,6 +149,7 @@ def test_several_threads_land_at_once(tmp_path: Path, kind: str) -> None:
         thread.join(20)
     try:
         assert part.missing() == []
+        assert not spans.torn
         assert finish(part) == SHA256
     finally:
         close(part)
