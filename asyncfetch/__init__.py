@@ -11,6 +11,7 @@ The package is flat. A file imports only from files above it in this order, and 
 
   words and rules: no event loop, no network, no disk
     errors        every way to fail, as one tree; redacted URLs
+    urls          what two URLs share, and where a redirect may lead
     events        what happens during a load, as frozen dataclasses
     policy        the knobs as one frozen value, and the one rule of what is retried
     header        a safetensors header, read as hostile input; the dtypes

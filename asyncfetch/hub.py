@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 from .cache import checksum_of_etag, is_commit, path_inside
 from .errors import (
@@ -29,9 +29,10 @@ from .errors import (
 )
 from .plan import Checksum, Span
 from .ranges import Target, read_span
-from .transport import OnRetry, Reply, Transport, origin_of
+from .transport import OnRetry, Reply, Transport
+from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Hub", "HubFile", "Settings", "check_repo_id", "no_downgrade", "size_of"]
+__all__ = ["Hub", "HubFile", "Settings", "check_repo_id", "size_of"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -213,14 +214,14 @@ class Hub:
         checksum = checksum_of_etag(etag)
         if checksum is None:
             raise ProtocolError("the answer's etag is no hash, so the file cannot be verified", url=reply.url)
-        redirected = reply.status in _REDIRECTS
+        elsewhere = reply.status in _REDIRECTS
         size = size_of(headers, reply.status)
         if size is None:
             raise ProtocolError("the answer tells no size", url=reply.url)
-        link = urljoin(reply.url, headers["location"]) if redirected else None
+        link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
             raise ProtocolError("it redirects from https to http", url=reply.url)
-        return HubFile(commit, etag, checksum, size, link, b"" if redirected else reply.body)
+        return HubFile(commit, etag, checksum, size, link, b"" if elsewhere else reply.body)
 
     def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""
@@ -260,12 +261,6 @@ class Hub:
 def clean_etag(value: str) -> str:
     """The opaque part of an ETag header, weak or strong, with or without quotes."""
     return value.strip().removeprefix("W/").strip('"')
-
-
-def no_downgrade(here: str, target: str) -> bool:
-    """Whether a redirect may be followed at all: to http or https, and never from https to http."""
-    schemes = urlsplit(here).scheme.lower(), urlsplit(target).scheme.lower()
-    return schemes in {("http", "http"), ("http", "https"), ("https", "https")}
 
 
 def size_of(headers: Mapping[str, str], status: int) -> int | None:

@@ -36,7 +36,7 @@ class Checksum:
 
 def parse_checksum(text: str, *, file: str) -> Checksum:
     """`"sha256:<64 hex>"`, or the 64 hex digits alone. Raises SourceError on anything else."""
-    algorithm, colon, digits = text.strip().rpartition(":")
+    algorithm, colon, digits = str(text).strip().rpartition(":")
     if not colon:
         algorithm = "sha256"
     digits = digits.lower()

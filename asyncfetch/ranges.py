@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urljoin, urlsplit
 
 import anyio
 
@@ -25,7 +24,8 @@ from .errors import (
 )
 from .plan import Span
 from .policy import Budget, retrying
-from .transport import Body, OnRetry, Transport, origin_of
+from .transport import Body, OnRetry, Transport
+from .urls import no_downgrade, origin_of, redirected
 
 __all__ = ["Target", "open_span", "read_span"]
 
@@ -80,8 +80,8 @@ async def _open_followed(transport: Transport, target: Target, headers: Mapping[
             if body.status not in (301, 302, 303, 307, 308) or not location:
                 yield body
                 return
-        here, url = url, urljoin(url, location)
-        if urlsplit(url).scheme not in ("http", "https") or origin_of(here)[0] == "https" != origin_of(url)[0]:
+        here, url = url, redirected(url, location)
+        if not no_downgrade(here, url):
             raise ProtocolError("it redirects to an address that is less safe", url=here)
     raise ProtocolError(f"more than {transport.policy.max_redirects} redirects", url=target.url)
 

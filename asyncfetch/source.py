@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from .cache import path_inside
 from .errors import SourceError, redact_url
 from .hub import DEFAULT_ENDPOINT, check_repo_id
-from .transport import origin_of
+from .urls import origin_of
 
 __all__ = ["HubSource", "LocalSource", "Source", "UrlSource", "candidates", "is_index_name", "parse_source"]
 

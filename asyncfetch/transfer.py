@@ -21,7 +21,7 @@ from anyio import to_thread
 from filelock import FileLock, Timeout
 
 from .cache import RepoCache
-from .errors import ChecksumMismatchError, DiskFullError, LinkExpiredError, NetworkError, ProtocolError
+from .errors import ChecksumMismatchError, DiskFullError, LinkExpiredError, NetworkError, ProtocolError, StorageError
 from .events import FileProgress, FileStarted, FileState, FileVerified, Notifier, Retrying
 from .header import PREFIX_BYTES
 from .located import Located, SourceFile
@@ -390,6 +390,8 @@ class Transfer:
                 try:
                     if isinstance(task.partial, FilePartial):
                         await to_thread.run_sync(task.partial.suspend)
+                except StorageError:  # this file's bytes are fetched again; what failed first is what is told
+                    pass
                 finally:
                     if task.lock is not None:
                         task.lock.release()

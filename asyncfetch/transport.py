@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
 
 import anyio
@@ -29,9 +28,10 @@ from anyio import to_thread
 from .errors import NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
 from .network import Backend, Stream
 from .policy import Budget, Policy, __version__, retrying
+from .urls import origin_of, redirected
 from .wall import raise_translated, redact_logs, retry_after
 
-__all__ = ["Body", "Reply", "Transport", "origin_of"]
+__all__ = ["Body", "Reply", "Transport"]
 
 USER_AGENT = f"asyncfetch/{__version__}; python/{platform.python_version()}"
 _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
@@ -42,13 +42,6 @@ _NEUTRAL_HEADERS = frozenset(
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 OnRetry = Callable[[BaseException, float], None]
-
-
-def origin_of(url: str) -> tuple[str, str, int]:
-    """(scheme, host, port): what two URLs must share to share a token. RFC 6454, section 4."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +339,7 @@ class Transport:
                     if body.encoded and body.status in (200, 206):
                         raise ProtocolError("the body is compressed although that was declined", url=here)
                     return await _read_whole(body, limit)
-                target = urljoin(here, target)
+                target = redirected(here, target)
                 reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again
                 if may_follow is None or not may_follow(here, target):
                     return reply

@@ -27,12 +27,13 @@ from .errors import (
     redact_url,
 )
 from .finder import Finder, Request, file_on_disk, read_limited
-from .hub import no_downgrade, size_of
+from .hub import size_of
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
 from .ranges import Target
 from .source import UrlSource
-from .transport import OnRetry, Reply, Transport, origin_of
+from .transport import OnRetry, Reply, Transport
+from .urls import no_downgrade, origin_of
 
 __all__ = ["WebFinder"]
 
@@ -106,7 +107,7 @@ class WebFinder(Finder):
             raise ProtocolError("the answer tells no size", url=reply.url)
         etag, modified = reply.headers.get("etag", ""), reply.headers.get("last-modified", "")
         strong = etag if re.fullmatch(r'"[^"]*"', etag) else None
-        identity = f"{self.web.url(name).partition('?')[0]}\n{size}\n{etag or modified}"
+        identity = f"{redact_url(self.web.url(name))}\n{size}\n{etag or modified}"
         checksum = _digest_of(reply.headers)
         url = self.web.url(name)
         neutral = origin_of(reply.url) != origin_of(url)

@@ -28,9 +28,10 @@ from asyncfetch.errors import (
     ServerError,
     SourceError,
 )
-from asyncfetch.hub import Hub, Settings, check_repo_id, clean_etag, find_token, no_downgrade, size_of
+from asyncfetch.hub import Hub, Settings, check_repo_id, clean_etag, find_token, size_of
 from asyncfetch.plan import Checksum
 from asyncfetch.transport import Transport
+from asyncfetch.urls import no_downgrade
 
 from .fault_server import COMMIT, QUICK, Answer, FaultServer, Headers, Raw, Reset, Resource, Status, transport_of
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -259,9 +260,12 @@ def test_parse_checksum(text: str, checksum: Checksum) -> None:
         "sha256:" + "é" * 64,
         "sha256:" + "٣" * 64,
         f"sha256:sha256:{HEX}",
+        3,
+        b"x",
+        None,
     ],
 )
-def test_bad_checksums_are_refused(text: str) -> None:
+def test_bad_checksums_are_refused(text: Any) -> None:
     """Anything else is an error that names the file."""
     with pytest.raises(SourceError, match=r"'model\.safetensors'"):
         parse_checksum(text, file="model.safetensors")

@@ -23,7 +23,8 @@ from asyncfetch.errors import (
     StalledError,
 )
 from asyncfetch.policy import Policy
-from asyncfetch.transport import Body, Transport, origin_of, retry_after
+from asyncfetch.transport import Body, Transport, retry_after
+from asyncfetch.urls import origin_of
 
 from .fault_server import (
     OK,
