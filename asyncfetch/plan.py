@@ -131,13 +131,13 @@ class Lease(Generic[K]):
 
 
 def piece_size(size: int, min_split: int) -> int:
-    """How much of a file of `size` bytes is leased at once: 32 MiB to 512 MiB by default.
+    """How much of a file of `size` bytes is leased at once: 64 MiB to 512 MiB by default.
 
     Big enough that a round trip for each piece is nothing beside its bytes; small enough that a
     file fetched by many connections arrives nearly in order, so that its hash, which is
     sequential, is nearly done when its last byte lands.
     """
-    return min(max(size // 64, 2 * min_split), 32 * min_split)
+    return min(max(size // 64, 4 * min_split), 32 * min_split)
 
 
 class Board(Generic[K]):

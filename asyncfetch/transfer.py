@@ -35,7 +35,7 @@ __all__ = ["Landed", "Transfer", "file_states"]
 
 _REPORT_INTERVAL = 0.1
 _LOCK_POLL = 0.05
-_BURST_SECONDS = 0.008  # how long a worker thread receives before it looks back at the event loop
+_BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
 

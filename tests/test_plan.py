@@ -206,16 +206,16 @@ def test_a_file_without_ranges_is_one_piece() -> None:
 
 @given(st.integers(0, 1 << 45), st.integers(1, 1 << 30))
 def test_pieces_are_of_a_sensible_size(size: int, min_split: int) -> None:
-    """At least two of the smallest halves, so that a piece may be split once; bounded, so that files come in order."""
+    """At least four of the smallest parts, so that a piece may be split; bounded, so that files come in order."""
     piece = piece_size(size, min_split)
-    assert 2 * min_split <= piece <= 32 * min_split
+    assert 4 * min_split <= piece <= 32 * min_split
     assert piece_size(size + 64, min_split) >= piece
 
 
 def test_the_sizes_that_are_told() -> None:
-    """With the default policy a piece is 32 MiB to 512 MiB."""
+    """With the default policy a piece is 64 MiB to 512 MiB."""
     split = Policy().min_split
-    assert [piece_size(size * MiB, split) // MiB for size in (1, 2048, 8192, 50_000)] == [32, 32, 128, 512]
+    assert [piece_size(size * MiB, split) // MiB for size in (1, 2048, 8192, 50_000)] == [64, 64, 128, 512]
 
 
 def test_equal_leases_are_told_apart() -> None:

@@ -135,7 +135,12 @@ def _no_hash() -> None:
         def hexdigest(self) -> str:
             return Anything("0" * 64)
 
+    def catch_up(self: partial.Partial) -> bool:
+        self._hashed = self.present.frontier
+        return False
+
     partial.new_hash = lambda algorithm, size: NoHash()  # noqa: ARG005
+    partial.Partial.catch_up = catch_up  # type: ignore[method-assign]
 
 
 def huggingface_hub(job: Job, target: Path) -> dict[str, Any]:
