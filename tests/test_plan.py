@@ -180,9 +180,9 @@ def take(board: Board[str], file: str) -> tuple[int, int] | None:
 def test_the_spans_of_a_file_come_in_order() -> None:
     """A connection that stays with its file gets its pieces one after the other, then nothing."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 5), Span(7, 28)])
+    board.add("a", [Span(0, 5), Span(7, 48)])
     board.add("b", [Span(0, 3)])
-    assert [take(board, "a") for _ in range(4)] == [(0, 5), (7, 15), (15, 23), (23, 28)]
+    assert [take(board, "a") for _ in range(4)] == [(0, 5), (7, 23), (23, 39), (39, 48)]
     assert take(board, "a") is None
     assert take(board, "b") == (0, 3)
     assert take(board, "c") is None
@@ -191,8 +191,8 @@ def test_the_spans_of_a_file_come_in_order() -> None:
 def test_a_short_rest_goes_along() -> None:
     """No request for less than half a piece: the last piece takes the rest."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 20)])
-    assert [take(board, "a") for _ in range(3)] == [(0, 8), (8, 20), None]
+    board.add("a", [Span(0, 40)])
+    assert [take(board, "a") for _ in range(3)] == [(0, 16), (16, 40), None]
 
 
 def test_a_file_without_ranges_is_one_piece() -> None:
