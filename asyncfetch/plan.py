@@ -130,14 +130,16 @@ class Lease(Generic[K]):
         return max(self.stop - self.start, 0)
 
 
-def piece_size(size: int, min_split: int) -> int:
-    """How much of a file of `size` bytes is leased at once: 64 MiB to 512 MiB by default.
+def piece_size(pending: int, sharers: int, min_split: int) -> int:
+    """How much of a file is leased at once, where `pending` bytes of it are not leased yet.
 
-    Big enough that a round trip for each piece is nothing beside its bytes; small enough that a
-    file fetched by many connections arrives nearly in order, so that its hash, which is
-    sequential, is nearly done when its last byte lands.
+    Big enough that a round trip for each piece is little beside its bytes, and never below
+    `min_split`; twice that while a file has one connection only. Small enough that a file fetched
+    by many (`sharers`) arrives nearly in order, so that its hash, which is sequential, is nearly
+    done when the last byte lands.
     """
-    return min(max(size // 64, 4 * min_split), 32 * min_split)
+    least = min_split if sharers > 1 else 2 * min_split
+    return min(max(pending // 64, least), 32 * min_split)
 
 
 class Board(Generic[K]):
@@ -163,8 +165,9 @@ class Board(Generic[K]):
         spans = self.pending.get(file)
         if not spans:
             return None
+        sharers = 1 + sum(lease.file == file for lease in self.active)
+        piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split)
         span = spans.popleft()
-        piece = piece_size(spans[-1].stop if spans else span.stop, self.min_split)
         # A rest of less than half a piece goes along: a request for it alone is not worth while.
         if file not in self.unsplittable and span.nbytes > piece + piece // 2:
             spans.appendleft(Span(span.start + piece, span.stop))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from .header import PREFIX_BYTES
 from .located import Located, SourceFile
 from .partial import FilePartial, MemoryPartial, Partial, spans_on_disk
 from .plan import Board, Lease, Span
-from .policy import Budget, Policy, retrying
+from .policy import Budget, MiB, Policy, retrying
 from .ranges import open_span, skip
 from .transport import Transport
 
@@ -37,7 +36,9 @@ _REPORT_INTERVAL = 0.1
 _LOCK_POLL = 0.05
 _BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
+_IDLE_SHARE = 0.6  # threads less busy than this wait for the network: another connection may bring more
 _FIRST_LANES = 4
+_BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class Transfer:
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
         self._opened = anyio.Event()
+        self._done = anyio.Event()
 
     async def run(self) -> dict[str, Landed]:
         for file in self.located.files:
@@ -150,30 +152,29 @@ class Transfer:
 
     async def _run_lanes(self) -> None:
         """Run lanes until all is done, and add lanes while those that run wait for the network."""
+        threads = int(self.transport.threads.total_tokens)
         spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
         most = min(self.policy.connections, spans)
-        busy = max(min(len(self._waiting), _FIRST_LANES), int(self.transport.threads.total_tokens))
-        done = anyio.Event()
+        wanted = min(max(min(len(self._waiting), _FIRST_LANES), threads), most)
+        async with anyio.create_task_group() as self._group:
+            while wanted and not self._done.is_set():
+                while self._running < wanted:
+                    self._add_lane()
+                before = self.transport.busy
+                with anyio.move_on_after(_GROW_INTERVAL):
+                    await self._done.wait()
+                if self.transport.busy - before < _IDLE_SHARE * _GROW_INTERVAL * threads:
+                    wanted = min(2 * self._running, most)
 
+    def _add_lane(self) -> None:
         async def lane() -> None:
             await self._lane()
             self._running -= 1
             if not self._running:
-                done.set()
+                self._done.set()
 
-        async with anyio.create_task_group() as group:
-            wanted = min(busy, most)
-            while not done.is_set() and wanted:
-                while self._running < wanted:
-                    self._running += 1
-                    group.start_soon(lane)
-                pulls, waited = self.transport.pulls, self.transport.waited
-                with anyio.move_on_after(_GROW_INTERVAL):
-                    await done.wait()
-                # Nothing at all came, or the connections mostly waited: others may bring more.
-                share = (self.transport.waited - waited) / (_GROW_INTERVAL * max(self._running, 1))
-                if pulls == self.transport.pulls or share > 0.5:
-                    wanted = min(2 * self._running, most)
+        self._running += 1
+        self._group.start_soon(lane)
 
     async def _lane(self) -> None:
         scratch = memoryview(bytearray(self.policy.burst if self.storage == "disk" else 0))
@@ -196,7 +197,7 @@ class Transfer:
                 await self._fetch(task, lease, scratch)
             finally:
                 self._board.release(lease)
-            await self._catch_up(task)
+            self._hash_behind(task, 0)
             await self._finish_if_whole(task)
 
     async def _begin_next(self) -> str:
@@ -239,7 +240,7 @@ class Transfer:
         present = partial.received
         self.notify(FileStarted(file.name, file.size, present))
         if file.prefix and not partial.present.frontier:
-            await self._in_thread(lambda: partial.land(0, memoryview(file.prefix)))
+            await self.transport.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
             self.downloaded += len(file.prefix)
         self._board.add(file.name, partial.missing())
         await self._catch_up(task)
@@ -318,17 +319,28 @@ class Transfer:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)
                         self._progress(task, got)
+                        self._hash_behind(task, _BACKLOG)
 
     async def _catch_up(self, task: _Open) -> None:
-        """Hash what landed out of order, unless another lane is at it: that one goes on to the end."""
-        if task.hashing:
-            return
+        """Hash what landed out of order."""
         task.hashing = True
         try:
-            while task.partial.backlog and await self._in_thread(task.partial.catch_up):
+            transport = self.transport
+            while task.partial.backlog and await transport.in_thread(task.partial.catch_up, transport.hashing):
                 pass
         finally:
             task.hashing = False
+
+    def _hash_behind(self, task: _Open, backlog: int) -> None:
+        """Catch up beside the lanes, so that little is left to hash when the last byte lands."""
+
+        async def catch_up() -> None:
+            await self._catch_up(task)
+            await self._finish_if_whole(task)
+
+        if not task.hashing and not task.finishing and task.partial.backlog > backlog:
+            task.hashing = True
+            self._group.start_soon(catch_up)
 
     async def _finish_if_whole(self, task: _Open) -> None:
         """Verify and publish a file of which nothing is missing or in flight."""
@@ -370,6 +382,7 @@ class Transfer:
         task.finishing = False
         self.notify(Retrying(file.name, error.message, 1, 2, 0.0))
         self._board.add(file.name, task.partial.missing())
+        self._add_lane()  # the lanes before may have ended
 
     # -- small parts ---------------------------------------------------------------------------
 
@@ -379,9 +392,6 @@ class Transfer:
         if now - task.reported >= _REPORT_INTERVAL:
             task.reported = now
             self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
-
-    async def _in_thread(self, work: Callable[[], bool | None]) -> bool | None:
-        return await to_thread.run_sync(work, limiter=self.transport.threads)
 
     async def _suspend(self) -> None:
         """Leave what is open resumable: journal written, closed, unlocked. Bounded, not cancelled."""

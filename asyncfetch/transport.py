@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.request import getproxies
 
 import anyio
@@ -42,6 +42,7 @@ _NEUTRAL_HEADERS = frozenset(
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 OnRetry = Callable[[BaseException, float], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,6 @@ class Body:
             if self._left and not received:
                 raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
         self._check_floor(received)
-        self._transport.pulls += 1
         await self._transport.spend(received)
         return received
 
@@ -178,12 +178,9 @@ class Body:
                     return total, closed
 
         while True:
-            if self._drained:
-                began = time.monotonic()
-                if not await stream.readable(self._policy.read_timeout):
-                    raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
-                self._transport.waited += time.monotonic() - began
-            received, closed = await to_thread.run_sync(work, limiter=self._transport.threads)
+            if self._drained and not await stream.readable(self._policy.read_timeout):
+                raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
+            received, closed = await self._transport.in_thread(work)
             if received or closed:
                 return received
 
@@ -195,7 +192,6 @@ class Body:
             self._iterator = answer.aiter_bytes() if answer.is_stream_consumed else answer.aiter_raw()
         pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
         while filled < limit and self._failure is None and time.monotonic() - began < _FLUSH_AFTER:
-            before = time.monotonic()
             try:
                 piece = await anext(self._iterator)
             except StopAsyncIteration:
@@ -203,7 +199,6 @@ class Body:
             except Exception as error:  # what came before it is good: that counts first
                 self._failure = error
                 break
-            self._transport.waited += time.monotonic() - before
             pieces.append(piece)
             filled += len(piece)
         data = b"".join(pieces)
@@ -217,7 +212,7 @@ class Body:
             land(view)
 
         if data:
-            await to_thread.run_sync(work, limiter=self._transport.threads)
+            await self._transport.in_thread(work)
         return len(data)
 
     def _check_floor(self, received: int) -> None:
@@ -257,9 +252,9 @@ class Transport:
     def __init__(self, policy: Policy, *, client: Any = None) -> None:
         self.policy = policy
         self.threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        self.hashing = anyio.CapacityLimiter(1)  # apart, so that hashing never queues behind all bodies
         self.requests = 0
-        self.pulls = 0
-        self.waited = 0.0  # seconds that all bodies together waited for bytes
+        self.busy = 0.0  # seconds that worker threads spent on bodies, all together
         self._paid_until = 0.0
         self._injected = client
         self._client: Any = client
@@ -345,6 +340,17 @@ class Transport:
                     return reply
                 here = target
         raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
+
+    async def in_thread(self, work: Callable[[], T], limiter: anyio.CapacityLimiter | None = None) -> T:
+        """Run `work` in one of the few threads for bytes, or of `limiter`, and count its time as busy."""
+
+        def timed() -> tuple[T, float]:
+            began = time.monotonic()
+            return work(), time.monotonic() - began
+
+        result, took = await to_thread.run_sync(timed, limiter=limiter or self.threads)
+        self.busy += took
+        return result
 
     def piece(self, limit: int) -> int:
         """At most `limit` bytes, and no more than a tenth of a second's worth under a bandwidth limit."""

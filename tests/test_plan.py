@@ -111,7 +111,8 @@ class BoardMachine(RuleBasedStateMachine):
         """The first pending span of the file, or its first piece; whole where the server knows no ranges."""
         assert lease is not None
         assert (lease.file, lease.start) == (file, pending[0].start)
-        piece = piece_size(pending[-1].stop, 4)
+        sharers = sum(each.file == file for each in self.board.active)
+        piece = piece_size(sum(span.nbytes for span in pending), sharers, 4)
         if file in self.board.unsplittable or pending[0].nbytes <= piece * 1.5:
             assert lease.stop == pending[0].stop
         else:
@@ -177,12 +178,19 @@ def take(board: Board[str], file: str) -> tuple[int, int] | None:
     return None if lease is None else (lease.start, lease.stop)
 
 
+def take_alone(board: Board[str], file: str) -> tuple[int, int] | None:
+    """Take and release: as the only connection of a file does."""
+    taken = take(board, file)
+    board.active.clear()
+    return taken
+
+
 def test_the_spans_of_a_file_come_in_order() -> None:
     """A connection that stays with its file gets its pieces one after the other, then nothing."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 5), Span(7, 48)])
+    board.add("a", [Span(0, 5), Span(7, 28)])
     board.add("b", [Span(0, 3)])
-    assert [take(board, "a") for _ in range(4)] == [(0, 5), (7, 23), (23, 39), (39, 48)]
+    assert [take_alone(board, "a") for _ in range(4)] == [(0, 5), (7, 15), (15, 23), (23, 28)]
     assert take(board, "a") is None
     assert take(board, "b") == (0, 3)
     assert take(board, "c") is None
@@ -191,8 +199,8 @@ def test_the_spans_of_a_file_come_in_order() -> None:
 def test_a_short_rest_goes_along() -> None:
     """No request for less than half a piece: the last piece takes the rest."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 40)])
-    assert [take(board, "a") for _ in range(3)] == [(0, 16), (16, 40), None]
+    board.add("a", [Span(0, 20)])
+    assert [take_alone(board, "a") for _ in range(3)] == [(0, 8), (8, 20), None]
 
 
 def test_a_file_without_ranges_is_one_piece() -> None:
@@ -204,18 +212,20 @@ def test_a_file_without_ranges_is_one_piece() -> None:
     assert board.steal() is None
 
 
-@given(st.integers(0, 1 << 45), st.integers(1, 1 << 30))
-def test_pieces_are_of_a_sensible_size(size: int, min_split: int) -> None:
-    """At least four of the smallest parts, so that a piece may be split; bounded, so that files come in order."""
-    piece = piece_size(size, min_split)
-    assert 4 * min_split <= piece <= 32 * min_split
-    assert piece_size(size + 64, min_split) >= piece
+@given(st.integers(0, 1 << 45), st.integers(1, 64), st.integers(1, 1 << 30))
+def test_pieces_are_of_a_sensible_size(pending: int, sharers: int, min_split: int) -> None:
+    """Never less than what is worth a request, and bounded; larger where more is pending."""
+    piece = piece_size(pending, sharers, min_split)
+    assert min_split <= piece <= 32 * min_split
+    assert piece_size(pending + 64, sharers, min_split) >= piece
+    assert piece_size(pending, 1, min_split) >= max(piece, 2 * min_split)
 
 
 def test_the_sizes_that_are_told() -> None:
-    """With the default policy a piece is 64 MiB to 512 MiB."""
+    """With the default policy: one connection, then a file that many share."""
     split = Policy().min_split
-    assert [piece_size(size * MiB, split) // MiB for size in (1, 2048, 8192, 50_000)] == [64, 64, 128, 512]
+    assert [piece_size(size * MiB, 1, split) // MiB for size in (1, 2048, 8192, 50_000)] == [32, 32, 128, 512]
+    assert [piece_size(size * MiB, 2, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 32, 128, 512]
 
 
 def test_equal_leases_are_told_apart() -> None:

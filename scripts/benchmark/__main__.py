@@ -102,7 +102,7 @@ def _entries(scheme: str, shape: str) -> list[Entry]:
 
 def latency(options: argparse.Namespace) -> list[dict[str, Any]]:
     """50 ms away, 60 MB/s for each connection, 400 MB/s for all: one connection cannot fill the line."""
-    shapes = checkpoints.shapes(min(options.gib, 1.0))
+    shapes = checkpoints.shapes(options.gib)
     data = options.work / "latency"
     for name in ("four", "one"):
         checkpoints.make(data, shapes[name])
