@@ -18,6 +18,7 @@ The package is flat. A file imports only from files above it in this order, and 
     arrays        tensors as views on bytes; packed F4 and F6
     index         weight_map, read as hostile input; selection
     plan          wanted minus present, as spans; which connection fetches which
+    slices        which bytes a part of a tensor needs, and in which ranges
   disk
     cache         the Hugging Face cache layout: look up, lock, publish
     partial       one file being received: spans, journal, running hash, publication
@@ -35,7 +36,9 @@ The package is flat. A file imports only from files above it in this order, and 
     web_finder    a checkpoint on any web server
     resolve       from a request to a located checkpoint, held against its headers
   engine
+    bookkeeping   what a transfer does in the cache around its bytes
     transfer      connections pull spans; retry, verify, publish, report, cancel
+    gather        parts of files into memory, by range or from disk
   tensors
     checkpoint    the merge: shards become one state dict
     fit           what a model has against what a state dict has
@@ -45,6 +48,7 @@ The package is flat. A file imports only from files above it in this order, and 
   faces
     session       one call: its settings, its transport, its steps
     api           the public functions and their blocking twins
+    opened        tensors on demand: an opened checkpoint, async and blocking
     catalog       the models of a folder, as the Hub would list them
     wire          what a request to the server means, and what the answers say
     endpoints     the Hub's routes over a catalog
@@ -90,16 +94,20 @@ if TYPE_CHECKING:
     from .arrays import PackedArray
     from .errors import AsyncfetchError
     from .models import LoadReport, unflatten
+    from .opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
     from .policy import Policy
 
 __all__ = [
     "AsyncfetchError",
+    "BlockingCheckpoint",
+    "Checkpoint",
     "Inspection",
     "LoadReport",
     "PackedArray",
     "Policy",
     "ShardInspection",
     "Snapshot",
+    "StoredTensor",
     "VerifiedFile",
     "__version__",
     "download",
@@ -112,6 +120,8 @@ __all__ = [
     "load_async",
     "load_into",
     "load_into_async",
+    "open",
+    "open_async",
     "unflatten",
     "verify",
     "verify_async",
@@ -119,9 +129,14 @@ __all__ = [
 
 _HOMES = {
     "AsyncfetchError": "errors",
+    "BlockingCheckpoint": "opened",
+    "Checkpoint": "opened",
     "LoadReport": "models",
     "PackedArray": "arrays",
     "Policy": "policy",
+    "StoredTensor": "opened",
+    "open": "opened",
+    "open_async": "opened",
     "unflatten": "models",
 }
 

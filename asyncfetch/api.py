@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from anyio import from_thread, to_thread
 
+from .bookkeeping import file_states
 from .checkpoint import Array, aliases_of, dtype_of, state_dict, verify_file
 from .errors import ChecksumMismatchError, SourceError, StorageError
 from .events import Reporter, Resolved
@@ -26,7 +27,7 @@ from .models import LoadReport, load_state_dict_into
 from .plan import Checksum
 from .policy import Policy
 from .session import Session, open_session
-from .transfer import Landed, file_states
+from .transfer import Landed
 
 __all__ = [
     "Inspection",

@@ -169,9 +169,18 @@ class Finder:
         """The first bytes of a file, from where its bytes are served."""
         if file.target is None or not file.size:
             return b""
-        span = Span(0, min(PREFIX_LIMIT, file.size))
+
+        def learn(etag: str | None) -> None:
+            file.etag = etag
+
         return await read_span(
-            self.transport, file.target, span, file=file.name, size=file.size, on_retry=self.on_retry
+            self.transport,
+            file.target,
+            Span(0, min(PREFIX_LIMIT, file.size)),
+            file=file.name,
+            size=file.size,
+            on_retry=self.on_retry,
+            on_etag=learn,
         )
 
 

@@ -38,7 +38,7 @@ class SourceFile:
     still be.
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
     missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
-    fetched twice.
+    fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
     """
 
     name: str
@@ -50,6 +50,7 @@ class SourceFile:
     resumable: bool = True
     target: Target | None = None
     prefix: bytes = b""
+    etag: str | None = None
     path: Path | None = None
     in_blobs: bool = False
     raw_header: bytes = b""

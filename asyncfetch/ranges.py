@@ -7,7 +7,7 @@ answers with the whole file, which is read from its beginning.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ from .policy import Budget, retrying
 from .transport import Body, OnRetry, Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Target", "open_span", "read_span"]
+__all__ = ["Target", "open_span", "read_span", "strong_etag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +122,33 @@ def _start_of(body: Body, span: Span, *, file: str, size: int) -> int:
     return start
 
 
+def strong_etag(body: Body, target: Target) -> str | None:
+    """The ETag of an answer that came from `target` itself, if it is fit for If-Range (RFC 9110, section 13.1.5)."""
+    etag = body.headers.get("etag", "")
+    return etag if body.url == target.url and re.fullmatch(r'"[^"]*"', etag) else None
+
+
 async def read_span(
-    transport: Transport, target: Target, span: Span, *, file: str, size: int, on_retry: OnRetry | None = None
+    transport: Transport,
+    target: Target,
+    span: Span,
+    *,
+    file: str,
+    size: int,
+    on_retry: OnRetry | None = None,
+    on_etag: Callable[[str | None], None] = lambda _: None,
 ) -> bytes:
-    """The bytes of a small span, in memory. Transient failures are retried, from where they struck."""
+    """The bytes of a small span, in memory. Transient failures are retried, from where they struck.
+
+    `on_etag` is told the strong ETag of each answer.
+    """
     data = bytearray()
     budget = Budget(transport.policy)
     async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
         with attempt:
             rest = Span(span.start + len(data), span.stop)
             async with open_span(transport, target, rest, file=file, size=size) as (body, at):
+                on_etag(strong_etag(body, target))
                 await skip(body, rest.start - at)
                 while len(data) < span.nbytes:
                     got = await body.pull(span.nbytes - len(data), _scratch, data.extend)

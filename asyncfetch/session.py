@@ -12,6 +12,7 @@ from typing import Any
 
 from anyio import from_thread, to_thread
 
+from .bookkeeping import file_states
 from .cache import cache_root, checksum_of_etag
 from .checkpoint import verify_file
 from .errors import AsyncfetchError, ChecksumMismatchError, SourceError
@@ -24,7 +25,7 @@ from .plan import Checksum, parse_checksum
 from .policy import Policy
 from .resolve import resolve
 from .source import LocalSource, parse_source
-from .transfer import Landed, Transfer, file_states
+from .transfer import Landed, Transfer
 from .transport import Transport
 
 __all__ = ["Session", "open_session"]
@@ -51,11 +52,16 @@ class Session:
             self.notify(Warned(warning))
         return located
 
-    async def fetch(self) -> tuple[Located, dict[str, Landed]]:
-        """Download what is missing. Returns what was found, and where each file is, by name."""
+    async def locate_verified(self) -> Located:
+        """As `locate`, and with the files on disk hashed as far as `verify` and their names ask for it."""
         located = await self.locate()
         if await self._verify_present(located):
             located = await self._resolve(headers=True)
+        return located
+
+    async def fetch(self) -> tuple[Located, dict[str, Landed]]:
+        """Download what is missing. Returns what was found, and where each file is, by name."""
+        located = await self.locate_verified()
         transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage)
         landed = await transfer.run()
         nbytes = sum(file.size for file in located.files)

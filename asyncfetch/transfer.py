@@ -17,23 +17,23 @@ from pathlib import Path
 
 import anyio
 from anyio import to_thread
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from .bookkeeping import lock_blob, prepare_cache, record
 from .cache import RepoCache
-from .errors import ChecksumMismatchError, DiskFullError, LinkExpiredError, NetworkError, ProtocolError, StorageError
-from .events import FileProgress, FileStarted, FileState, FileVerified, Notifier, Retrying
+from .errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
+from .events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
 from .header import PREFIX_BYTES
 from .located import Located, SourceFile
-from .partial import FilePartial, MemoryPartial, Partial, spans_on_disk
+from .partial import FilePartial, MemoryPartial, Partial
 from .plan import Board, Lease, Span
 from .policy import Budget, MiB, Policy, retrying
 from .ranges import open_span, skip
 from .transport import Transport
 
-__all__ = ["Landed", "Transfer", "file_states"]
+__all__ = ["Landed", "Transfer"]
 
 _REPORT_INTERVAL = 0.1
-_LOCK_POLL = 0.05
 _BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _IDLE_SHARE = 0.6  # threads less busy than this wait for the network: another connection may bring more
@@ -60,19 +60,6 @@ class _Open:
     hashing: bool = False
     finishing: bool = False
     reported: float = 0.0
-
-
-def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
-    """How much of each file needs no transfer. Reads journals: call it in a thread."""
-    states = []
-    for file in located.files:
-        present = file.size if file.path is not None else 0
-        if file.path is None and storage == "disk" and located.cache is not None and file.resumable:
-            spans = spans_on_disk(located.cache.partial(file.key), file.size, identity=file.identity)
-            present = spans.nbytes
-        checksum = str(file.checksum) if file.checksum else None
-        states.append(FileState(file.name, file.size, present, checksum))
-    return tuple(states)
 
 
 @dataclass(eq=False)
@@ -107,46 +94,14 @@ class Transfer:
             else:
                 self._waiting.append(file)
         if self.storage == "disk":
-            await to_thread.run_sync(self._prepare_cache)
+            await to_thread.run_sync(prepare_cache, self.located)
         try:
             await self._run_lanes()
         finally:
             await self._suspend()
         if self.storage == "disk":
-            await to_thread.run_sync(self._record)
+            await to_thread.run_sync(record, self.located)
         return self.landed
-
-    # -- the cache around the transfer ---------------------------------------------------------
-
-    def _prepare_cache(self) -> None:
-        cache, located = self.located.cache, self.located
-        if cache is None or (not self._waiting and located.index_file is None):
-            return
-        states = file_states(located, "disk")
-        needed = sum(state.size - state.present for state in states)
-        free = cache.free_bytes()
-        if needed > free:
-            raise DiskFullError(str(cache.folder), needed=needed, free=free)
-        cache.prepare()
-        if located.index_file is not None and located.commit is not None:
-            name, data, etag = located.index_file
-            located.index_path = cache.add_small(data, etag, located.commit, name)
-
-    def _record(self) -> None:
-        """What the source does not have, and last of all what its revision resolved to."""
-        cache, located = self.located.cache, self.located
-        if cache is None or located.commit is None or (located.ref is None and not located.absent):
-            return
-        if not cache.snapshot(located.commit).is_dir():
-            return
-        if all(cache.known_absent(located.commit, name) for name in located.absent) and (
-            located.ref is None or cache.commit_of(located.ref) == located.commit
-        ):
-            return  # nothing new to say: a cache that may only be read stays usable
-        for name in located.absent:
-            cache.remember_absent(located.commit, name)
-        if located.ref is not None:
-            cache.write_ref(located.ref, located.commit)
 
     # -- lanes ---------------------------------------------------------------------------------
 
@@ -223,7 +178,7 @@ class Transfer:
             )
         else:
             cache = self._cache()
-            lock = await self._lock(cache, file)
+            lock = await lock_blob(cache, file.key, self.policy.lock_patience)
             try:
                 if await self._already_there(cache, file):
                     if lock is not None:
@@ -243,7 +198,7 @@ class Transfer:
             await self.transport.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
             self.downloaded += len(file.prefix)
         self._board.add(file.name, partial.missing())
-        await self._catch_up(task)
+        self._hash_behind(task, 0)
         await self._finish_if_whole(task)
 
     async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
@@ -256,29 +211,6 @@ class Transfer:
         self.landed[file.name] = Landed(path=path)
         self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
         return True
-
-    async def _lock(self, cache: RepoCache, file: SourceFile) -> FileLock | None:
-        """huggingface_hub's lock for this blob, polled. None where locks do not work.
-
-        A holder that makes no progress for `lock_patience` seconds is not waited for: the partial
-        is claimed separately, so the worst that can happen is work done twice.
-        """
-        lock = await to_thread.run_sync(cache.lock, file.key)
-        seen, since = -1.0, time.monotonic()
-        while True:
-            try:
-                await to_thread.run_sync(lambda: lock.acquire(timeout=0))
-                return lock
-            except Timeout:
-                pass
-            except (NotImplementedError, OSError):
-                return None
-            now = await to_thread.run_sync(cache.last_write, file.key)
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > self.policy.lock_patience:
-                return None
-            await anyio.sleep(_LOCK_POLL)
 
     async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
         """Receive a lease to its end, over as many requests as that takes."""

@@ -107,7 +107,7 @@ class WebFinder(Finder):
             raise ProtocolError("the answer tells no size", url=reply.url)
         etag, modified = reply.headers.get("etag", ""), reply.headers.get("last-modified", "")
         strong = etag if re.fullmatch(r'"[^"]*"', etag) else None
-        identity = f"{redact_url(self.web.url(name))}\n{size}\n{etag or modified}"
+        identity = f"{redact_url(self.web.url(name)).partition('?')[0]}\n{size}\n{etag or modified}"
         checksum = _digest_of(reply.headers)
         url = self.web.url(name)
         neutral = origin_of(reply.url) != origin_of(url)

@@ -402,11 +402,10 @@ async def test_one_error_comes_out(server: FaultServer, tmp_path: Path) -> None:
     server.fault(first, OK, Status(418), forever=True)
     server.fault(second, OK, Status(404), forever=True)
     server.fault(third, OK, Drip(100, 0.05), forever=True)
-    began = time.monotonic()
     with pytest.raises(AsyncfetchError) as caught:
         await load(server, tmp_path)
     assert not isinstance(caught.value, BaseExceptionGroup)
-    assert time.monotonic() - began < 2
+    assert server.sent(third) < len(repository.files["model-00003-of-00003.safetensors"]) / 2
 
 
 # -- interruption --------------------------------------------------------------------------------
