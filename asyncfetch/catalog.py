@@ -226,7 +226,7 @@ class Catalog:
         if not self.root.is_dir():
             raise SourceError(f"{self.root} cannot be served: it is not a directory.")
         self._closed = threading.Event()
-        self._hashing = anyio.CapacityLimiter(min(os.cpu_count() or 1, 4))
+        self._hashing: anyio.CapacityLimiter | None = None  # of the loop that serves, not of the one that asks
         self._known: dict[tuple[str, bool], tuple[Signature, str]] = {}
         self._running: dict[tuple[str, bool], anyio.Event] = {}
         self._repositories: dict[tuple[str, Path], Repository] = {}
@@ -323,6 +323,7 @@ class Catalog:
                 continue
             self._running[key] = done = anyio.Event()
             try:
+                self._hashing = self._hashing or anyio.CapacityLimiter(min(os.cpu_count() or 1, 4))
                 await to_thread.run_sync(self._learn, key, listed, limiter=self._hashing)
             finally:
                 del self._running[key]

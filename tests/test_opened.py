@@ -146,7 +146,8 @@ async def test_contents(tmp_path: Path) -> None:
 async def test_opening_reads_headers_only(server: Server, tmp_path: Path) -> None:
     """What opening transfers is the index and the first bytes of each shard; nothing is written."""
     async with asyncfetch.open_async("org/sharded", endpoint=server.url, cache_dir=tmp_path / "cache") as checkpoint:
-        assert server.bytes_sent == len(SHARDS[INDEX]) + 3 * PREFIX_LIMIT
+        headers = len(SHARDS[INDEX]) + 3 * PREFIX_LIMIT
+        assert headers <= server.bytes_sent < headers + 200  # the answer that there is no single file beside it
         before = len(server.requests)
         equal(await checkpoint.tensor("first", np.s_[:10]), TENSORS["first"][:10])  # came with the header
         assert checkpoint.plan_of("rows").strategy == "contiguous"
@@ -750,8 +751,11 @@ def test_blocking_errors_pass(server: Server) -> None:
     assert raised.value is error
 
 
-def test_an_interrupt_cancels_a_blocking_read(faulty: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in a read ends the read, and the block closes at once, though nothing comes over the wire."""
+@pytest.mark.parametrize("caught", ["in the block", "outside"])
+def test_an_interrupt_cancels_a_blocking_read(
+    faulty: FaultServer, monkeypatch: pytest.MonkeyPatch, caught: str
+) -> None:
+    """Ctrl-C ends the read at once, though nothing comes over the wire, and frees its connection."""
     url = faulty.web("/files", ONE)
     path = "/files/model.safetensors"
 
@@ -761,13 +765,21 @@ def test_an_interrupt_cancels_a_blocking_read(faulty: FaultServer, monkeypatch: 
         raise KeyboardInterrupt
 
     def read() -> None:
-        with asyncfetch.open(url, policy=replace(QUICK, read_timeout=40)) as checkpoint:
+        with asyncfetch.open(url, policy=replace(QUICK, read_timeout=40, connections=1)) as checkpoint:
             faulty.fault(path, Stall(1000))
             monkeypatch.setattr("concurrent.futures.Future.result", interrupted)
-            checkpoint.tensor("rows")
+            try:
+                checkpoint.tensor("rows")
+            except KeyboardInterrupt:
+                if caught == "outside":
+                    raise
+            equal(checkpoint.tensor("rows"), TENSORS["rows"])
 
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    if caught == "outside":
+        with pytest.raises(KeyboardInterrupt):
+            read()
+    else:
         read()
     assert time.monotonic() - began < 10
 
