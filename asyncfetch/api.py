@@ -315,7 +315,7 @@ async def _verify(session: Session) -> tuple[VerifiedFile, ...]:
     located = await session.locate(headers=False)
     paths = [(file.name, file.path, file.checksum) for file in located.files if file.path is not None]
     if located.index is not None and located.index_path is not None and located.cache is not None:
-        known = located.cache.checksum_of(located.index_path)
+        known = await to_thread.run_sync(located.cache.checksum_of, located.index_path)
         paths.insert(0, (located.index.file, located.index_path, known))
     return tuple([await to_thread.run_sync(_verify_one, *entry) for entry in paths])
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import PackedArray, tensor_view
+from .arrays import tensor_view
 from .cache import storage_errors
 from .errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError
 from .header import DTYPES, PREFIX_BYTES, Header, parse_header
@@ -148,7 +148,7 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     """A floating array in `dtype`; integers, complex numbers and packed tensors as they are."""
-    if isinstance(array, PackedArray) or not is_floating(array.dtype) or array.dtype == dtype:
+    if not is_floating(array.dtype) or array.dtype == dtype:
         return array
     return array.astype(dtype)
 

@@ -23,6 +23,7 @@ from .errors import (
     CheckpointNotFoundError,
     ChecksumMismatchError,
     EntryNotFoundError,
+    InvalidIndexError,
     OfflineError,
     ShardNotFoundError,
 )
@@ -119,6 +120,10 @@ class Finder:
         raise CheckpointNotFoundError(str(self.source), names)
 
     async def _from_index(self, name: str, raw: bytes) -> Located:
+        checksums = self.request.checksums or {}
+        expected = checksums.get(name) or checksums.get(os.path.basename(name))
+        if expected is not None:
+            verify_small(name, raw, expected)
         limit = self.request.policy.max_index_bytes
         index = await to_thread.run_sync(lambda: parse_index(raw, file=name, max_bytes=limit))
         selected = index if self.request.select is None else select_tensors(index, self.request.select)
@@ -189,7 +194,7 @@ class LocalFinder(Finder):
 
     async def read_index(self, name: str) -> bytes:
         self.index_path = await self._path(name)
-        return await to_thread.run_sync(read_limited, self.index_path, self.request.policy.max_index_bytes)
+        return await to_thread.run_sync(read_index, name, self.index_path, self.request.policy.max_index_bytes)
 
     async def look(self, name: str) -> SourceFile:
         path = await self._path(name)
@@ -218,10 +223,17 @@ def file_on_disk(name: str, path: Path, cache: RepoCache | None = None) -> Sourc
         return SourceFile(name, path.stat().st_size, cache.checksum_of(path) if cache else None, path=path)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of a file, so that the caller sees when it is longer."""
+def read_index(name: str, path: Path, limit: int) -> bytes:
+    """The bytes of an index on disk. Raises InvalidIndexError if they are more than `limit`."""
     with storage_errors(path), open(path, "rb") as stream:
-        return stream.read(limit + 1)
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise index_too_large(name, limit)
+    return data
+
+
+def index_too_large(name: str, limit: int) -> InvalidIndexError:
+    return InvalidIndexError(name, f"it has more bytes than the {limit:,} that max_index_bytes allows")
 
 
 def verify_small(name: str, data: bytes, checksum: Checksum) -> None:

@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import anyio
 import numpy as np
@@ -233,11 +234,7 @@ class Gatherer:
             raise ProtocolError("the file is not on disk", url=file.name)
         with storage_errors(path):
             if file.name not in self._descriptors:
-                descriptor = os.open(path, os.O_RDONLY)
-                if os.pread(descriptor, len(file.raw_header), 0) != file.raw_header:
-                    os.close(descriptor)
-                    raise ChangedError(file.name, "its header is another one")
-                self._descriptors[file.name] = descriptor, os.fstat(descriptor)
+                self._descriptors[file.name] = _open_same(path, file)
             descriptor, before = self._descriptors[file.name]
             now = os.fstat(descriptor)
         if (now.st_size, now.st_mtime_ns) != (file.size, before.st_mtime_ns):
@@ -257,6 +254,18 @@ def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> li
     for piece, memory in here:
         _copy(piece, prefix[piece.start :], memory)
     return left
+
+
+def _open_same(path: Path, file: SourceFile) -> tuple[int, os.stat_result]:
+    """An open descriptor of the file that has the header that was read."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if os.pread(descriptor, len(file.raw_header), 0) != file.raw_header:
+            raise ChangedError(file.name, "its header is another one")
+        return descriptor, os.fstat(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _read_some(descriptor: int, sink: Sink, burst: int, file: SourceFile) -> None:

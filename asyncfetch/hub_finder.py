@@ -16,7 +16,7 @@ from .errors import (
     EntryNotFoundError,
     OfflineError,
 )
-from .finder import Finder, Request, file_on_disk, read_limited, verify_small
+from .finder import Finder, Request, file_on_disk, read_index, verify_small
 from .hub import Hub, HubFile
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .ranges import Target
@@ -37,9 +37,7 @@ class HubFinder(Finder):
         self.repo_cache = RepoCache(request.cache_root, source.repo_id)
         self.cache, self.origin = self.repo_cache, HubOrigin(self)
         self.offline = request.settings.offline
-        if self.offline:
-            self.commit = self.repo_cache.commit_of(source.revision)
-        elif is_commit(source.revision):
+        if is_commit(source.revision):
             self.commit = source.revision
 
     def names(self) -> list[str]:
@@ -47,6 +45,8 @@ class HubFinder(Finder):
         return [folder + name for name in super().names()]
 
     async def find(self) -> Located:
+        if self.offline:
+            self.commit = await to_thread.run_sync(self.repo_cache.commit_of, self.revision)
         if self.offline and self.commit is None:
             raise OfflineError(self.hub.repo_id, f"revision {self.revision!r}")
         located = await super().find()
@@ -72,7 +72,7 @@ class HubFinder(Finder):
 
     def _read_cached_index(self, name: str, path: Path) -> bytes | None:
         """A cached index; None where it is damaged and the Hub can be asked."""
-        data = read_limited(path, self.request.policy.max_index_bytes)
+        data = read_index(name, path, self.request.policy.max_index_bytes)
         checksum = self.repo_cache.checksum_of(path)
         try:
             if checksum is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from anyio import to_thread
+
 from .cache import RepoCache, storage_errors
 from .errors import EntryNotFoundError, MissingTensorError
 from .header import PREFIX_BYTES, Header, header_length, parse_header
@@ -93,7 +95,7 @@ class Located:
 async def read_header(file: SourceFile, transport: Transport | None, on_retry: OnRetry | None) -> None:
     """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
     if file.path is not None or transport is None:
-        file.raw_header = _local_header(file)
+        file.raw_header = await to_thread.run_sync(_local_header, file)
     else:
         length = header_length(file.prefix, file=file.name, file_size=file.size)
         data_start = PREFIX_BYTES + length
@@ -103,7 +105,8 @@ async def read_header(file: SourceFile, transport: Transport | None, on_retry: O
                 transport, file.target, rest, file=file.name, size=file.size, on_retry=on_retry
             )
         file.raw_header = file.prefix[:data_start]
-    file.header = parse_header(file.raw_header[PREFIX_BYTES:], file=file.name, file_size=file.size)
+    raw = memoryview(file.raw_header)[PREFIX_BYTES:]
+    file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
 
 
 def _local_header(file: SourceFile) -> bytes:

@@ -60,8 +60,8 @@ async def open_span(
         _check_status(body, target, file)
         if body.encoded:
             raise ProtocolError("the body is compressed although that was declined", url=body.url)
-        etag = body.headers.get("etag")
-        if target.validator is not None and body.url == target.url and etag not in (None, target.validator):
+        etag = body.headers.get("etag", "")
+        if target.validator and etag and body.url == target.url and _opaque(etag) != _opaque(target.validator):
             raise ChangedError(file, "its ETag is another one")
         yield body, _start_of(body, span, file=file, size=size)
 
@@ -84,6 +84,11 @@ async def _open_followed(transport: Transport, target: Target, headers: Mapping[
         if not no_downgrade(here, url):
             raise ProtocolError("it redirects to an address that is less safe", url=here)
     raise ProtocolError(f"more than {transport.policy.max_redirects} redirects", url=target.url)
+
+
+def _opaque(etag: str) -> str:
+    """An ETag without its marks: proxies that may compress weaken it, some servers forget the quotes."""
+    return etag.strip().removeprefix("W/").strip('"')
 
 
 def _check_status(body: Body, target: Target, file: str) -> None:

@@ -20,7 +20,7 @@ from .events import FileVerified, Finished, Notifier, Reporter, Resolved, Retryi
 from .finder import Request
 from .hub import Settings
 from .index import Selector, selector
-from .located import Located
+from .located import Located, SourceFile
 from .plan import Checksum, parse_checksum
 from .policy import Policy
 from .resolve import resolve
@@ -79,10 +79,7 @@ class Session:
     async def _verify_present(self, located: Located) -> bool:
         """Hash what was on disk before. A wrong file of the cache is put aside: whether there was one."""
         wrong = False
-        for file in located.files:
-            path, checksum = file.path, file.checksum
-            if path is None or checksum is None or not self._in_doubt(path, checksum):
-                continue
+        for file, path, checksum in await to_thread.run_sync(self._in_doubt, located):
             try:
                 await to_thread.run_sync(
                     lambda: verify_file(path, checksum, file=file.name, check=from_thread.check_cancelled)  # noqa: B023
@@ -98,12 +95,16 @@ class Session:
                 self.notify(FileVerified(file.name, file.size, str(checksum)))
         return wrong
 
-    def _in_doubt(self, path: Path, checksum: Checksum) -> bool:
-        """Whether a file on disk is to be hashed: by verify="always", or since no blob's name vouches for it."""
-        if self.verify == "always" or isinstance(self.request.source, LocalSource):
-            return True
-        blob = os.readlink(path) if path.is_symlink() else path
-        return checksum_of_etag(os.path.basename(blob)) != checksum
+    def _in_doubt(self, located: Located) -> list[tuple[SourceFile, Path, Checksum]]:
+        """What is to be hashed: all on disk by verify="always", else that for which no blob's name vouches."""
+        always = self.verify == "always" or isinstance(self.request.source, LocalSource)
+        found = []
+        for file in located.files:
+            if file.path is not None and file.checksum is not None:
+                blob = os.readlink(file.path) if file.path.is_symlink() else file.path
+                if always or checksum_of_etag(os.path.basename(blob)) != file.checksum:
+                    found.append((file, file.path, file.checksum))
+        return found
 
 
 @asynccontextmanager

@@ -20,13 +20,12 @@ from .cache import RepoCache, url_repo_id
 from .errors import (
     AccessError,
     ChangedError,
-    CorruptError,
     EntryNotFoundError,
     OfflineError,
     ProtocolError,
     redact_url,
 )
-from .finder import Finder, Request, file_on_disk, read_limited
+from .finder import Finder, Request, file_on_disk, index_too_large, read_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
@@ -49,17 +48,20 @@ class WebFinder(Finder):
         self.repo_cache = RepoCache(request.cache_root, url_repo_id(source.folder))
         self.cache, self.origin = self.repo_cache, WebOrigin(self)
         self.offline = request.settings.offline
+
+    async def find(self) -> Located:
         if self.offline:
-            self.commit = self.repo_cache.commit_of(_REVISION)
+            self.commit = await to_thread.run_sync(self.repo_cache.commit_of, _REVISION)
+        return await super().find()
 
     async def read_index(self, name: str) -> bytes:
         limit = self.request.policy.max_index_bytes
         if self.offline:
             self.index_path = await self._find_offline(name)
-            return await to_thread.run_sync(read_limited, self.index_path, limit)
+            return await to_thread.run_sync(read_index, name, self.index_path, limit)
         reply = await self._ask(name, limit=limit)
         if reply.truncated:
-            raise CorruptError(f"{name} is larger than the limit of {limit:,} bytes for an index.", file=name)
+            raise index_too_large(name, limit)
         data = reply.body
         etag = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         self.index_file = (name, data, etag)

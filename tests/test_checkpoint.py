@@ -81,9 +81,9 @@ def bases(array: np.ndarray) -> Iterator[object]:
 def test_two_shards_become_one_dict(tmp_path: Path, landing: Any) -> None:
     """Values, dtypes and shapes are right, and the order is the index's, not the files'."""
     floats, halves = np.arange(3000, dtype=np.float32).reshape(30, 100), np.arange(6, dtype=np.float16)
-    located = locate(tmp_path, {A: {"x": floats, "y": halves}, B: {"z": np.array(7)}}, ["z", "y", "x"])
+    located = locate(tmp_path, {A: {"x": floats, "y": halves}, B: {"z": np.array(7)}}, ["y", "z", "x"])
     merged = state_dict(located, landing(located))
-    assert list(merged) == ["z", "y", "x"]
+    assert list(merged) == ["y", "z", "x"]
     assert merged["z"].shape == ()
     assert merged["z"].dtype == np.int64
     for name, expected in (("x", floats), ("y", halves)):

@@ -84,6 +84,7 @@ async def test_head_ends_where_it_ends(pair: tuple[Stream, socket.socket], inter
                 got += await stream.read(65536)
         assert got == interim + HEAD, cut
         assert stream.at_body, cut
+        assert await stream.readable(0.1), cut
         into = bytearray(10)
         assert stream.burst(memoryview(into)) == (5, False)
         assert bytes(into[:5]) == b"hello"

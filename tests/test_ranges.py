@@ -121,6 +121,7 @@ async def test_shorter_range_than_asked(server: FaultServer) -> None:
         (ContentRange("bytes {start+1}-{last}/{size}"), ProtocolError, 5),
         (ContentRange("bytes {start}-{last+1}/{size}"), ProtocolError, 5),
         (ContentRange("bytes {start}-{size}/{size}"), ProtocolError, 5),
+        ((ContentRange("bytes {start}-{size}/{size}"), Chunked), ProtocolError, 5),
         (ContentRange("bytes {start}-{last}/{size+1}"), ChangedError, 1),
         (ContentRange("bytes {start}-{last}/{size-1}"), ChangedError, 1),
         (ContentRange("bytes {last}-{start}/{size}"), ProtocolError, 5),
@@ -178,6 +179,17 @@ async def test_content_that_changes_is_not_mixed(server: FaultServer) -> None:
             await read(server, transport, validator=etag)
     assert [seen.headers.get("if-range") for seen in server.to(PATH)] == [etag, etag]
     assert server.to(PATH)[-1].status == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("spelling", ["W/{}", "{}"])
+async def test_other_spellings_of_the_same_etag(server: FaultServer, spelling: str) -> None:
+    """A proxy that weakens an ETag, or a server that forgets its quotes, has not changed the file."""
+    etag = server.resources[PATH].headers["etag"]
+    spelled = spelling.format(etag if spelling.startswith("W") else etag.strip('"'))
+    server.fault(PATH, Headers(etag=spelled), forever=True)
+    async with transport_of("own") as transport:
+        assert await read(server, transport, validator=etag) == BODY[1000:91_000]
 
 
 @pytest.mark.anyio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import subprocess
@@ -115,9 +116,60 @@ def test_ctrl_c(tmp_path: Path) -> None:
             output, _ = process.communicate(timeout=20)
         finally:
             process.kill()
+        assert not list(tmp_path.glob("models--org--model/refs/*"))
+        assert not list(tmp_path.glob("models--org--model/snapshots/*/*.safetensors"))
+        partials = list(tmp_path.glob("models--org--model/blobs/*.map.incomplete"))
+        before = sum(server.sent(path) for path in repository.storage.values())
+        for path in repository.storage.values():
+            server.heal(path)
+        tensors = asyncfetch.load("org/model", endpoint=server.url, cache_dir=tmp_path)
+        again = sum(server.sent(path) for path in repository.storage.values()) - before
+    assert partials
+    assert again < 8_000_000 - 400_000, "what came before the interrupt is not asked for again"
+    assert all(not tensor.any() for tensor in tensors.values())
     word, moment = output.split()[-2:]
     assert word == "interrupted"
     assert float(moment) - sent < 0.5
     assert process.returncode == 0
-    assert list(tmp_path.glob("models--org--model/blobs/*.map.incomplete"))
-    assert not list(tmp_path.glob("models--org--model/refs/*"))
+
+
+def test_in_a_cell_of_a_notebook(hub: Server) -> None:
+    """Called where a loop runs already, the loop's own tasks go on afterwards, and the result can be awaited upon."""
+
+    async def notebook() -> list[str]:
+        seen: list[str] = []
+
+        async def background() -> None:
+            await asyncio.sleep(0)
+            seen.append("background")
+
+        task = asyncio.create_task(background())
+        model = {name: np.zeros_like(tensor) for name, tensor in TENSORS.items()}
+        asyncfetch.load_into(model, "org/model")
+        assert right(model)
+        seen.append("cell")
+        await task
+        assert right(await asyncfetch.load_async("org/model"))
+        return seen
+
+    assert asyncio.run(notebook()) == ["cell", "background"]
+
+
+def test_signatures() -> None:
+    """A twin has the parameters of its coroutine, and its own name."""
+    for name in ("load", "download", "dry_run", "inspect", "verify", "load_into"):
+        twin, original = getattr(asyncfetch, name), getattr(asyncfetch, f"{name}_async")
+        assert inspect.signature(twin).parameters == inspect.signature(original).parameters
+        assert not inspect.iscoroutinefunction(twin)
+        assert twin.__name__ == name
+        assert f"{name}_async" in twin.__doc__
+
+
+def test_an_interrupt_inside_the_loop(hub: Server, tmp_path: Path) -> None:
+    """A KeyboardInterrupt that strikes in the loop's own thread comes out as itself too."""
+
+    def report(event: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncfetch.load("org/model", report=report, cache_dir=tmp_path / "cache")

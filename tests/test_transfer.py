@@ -243,12 +243,11 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
 
 @pytest.mark.anyio
 async def test_nothing_is_split_where_there_are_no_ranges(server: FaultServer, tmp_path: Path) -> None:
-    """A server that sends the whole file to every range is asked by as few connections as can be."""
+    """A server that sends the whole file to a range is asked once more, for all the rest, and not piece by piece."""
     _, path = single(server)
-    server.fault(path, OK, (IgnoreRange, Drip(32_768, 0.001)), forever=True)
-    policy = replace(QUICK, min_split=700_000, connections=8, burst=32_768)
-    assert same(await load(server, tmp_path, policy=policy), BIG)
-    assert len(bodies(server, path)) <= 2
+    server.fault(path, OK, IgnoreRange, forever=True)
+    assert same(await load(server, tmp_path, policy=replace(QUICK, min_split=100_000, connections=1)), BIG)
+    assert [seen.status for seen in bodies(server, path)] == [200, 200]
 
 
 @pytest.mark.anyio
@@ -330,6 +329,28 @@ async def test_other_content_behind_a_new_link(server: FaultServer, tmp_path: Pa
         await load(server, tmp_path, policy=ONE_LANE)
     assert not blobs(tmp_path)
     assert same(await load(server, tmp_path, policy=ONE_LANE), other)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("changes", [False, True])
+async def test_expired_link_of_a_web_server(server: FaultServer, tmp_path: Path, changes: bool) -> None:
+    """A plain URL that redirects to links: a new link is followed if what is behind it is still the same."""
+    _, path = single(server)
+    url = f"{server.url}/org/model/resolve/main/{SINGLE}"
+
+    def expired(answer: Any) -> Any:
+        if changes:
+            server.resources[path].headers["etag"] = '"another"'
+        return Expire(500_000)(answer)
+
+    server.fault(path, OK, expired)
+    if changes:
+        with pytest.raises(ChangedError):
+            await asyncfetch.load_async(url, cache_dir=tmp_path, policy=ONE_LANE)
+        assert not blobs(tmp_path)
+    else:
+        assert same(await asyncfetch.load_async(url, cache_dir=tmp_path, policy=ONE_LANE), BIG)
+        assert bodies(server, path)[-1].start == PREFIX + 500_000
 
 
 @pytest.mark.anyio
