@@ -125,7 +125,8 @@ class HubFile:
     """What the Hub says of one file, and the first bytes of it.
 
     `link` is where storage serves the bytes (a signed URL), None if the Hub does so itself.
-    `prefix` is empty where the bytes are behind the link.
+    `prefix` is empty where the bytes are behind the link. `validator` is the ETag of the bytes as the
+    Hub itself serves them, where it is fit for If-Range: a mirror's is often not the file's hash.
     """
 
     commit: str
@@ -134,6 +135,7 @@ class HubFile:
     size: int
     link: str | None
     prefix: bytes
+    validator: str | None
 
 
 class Hub:
@@ -221,7 +223,9 @@ class Hub:
         link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
             raise ProtocolError("it redirects from https to http", url=reply.url)
-        return HubFile(commit, etag, checksum, size, link, b"" if elsewhere else reply.body)
+        own = headers.get("etag", "")
+        validator = own if not elsewhere and re.fullmatch(r'"[^"]*"', own) else None
+        return HubFile(commit, etag, checksum, size, link, b"" if elsewhere else reply.body, validator)
 
     def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""

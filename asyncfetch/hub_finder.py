@@ -127,7 +127,7 @@ class HubFinder(Finder):
         if found.link is not None:
             return Target(found.link, neutral=True, signed=True)
         url = self.hub.url(name, found.commit)
-        return Target(url, self.hub.headers(url), validator=f'"{found.etag}"')
+        return Target(url, self.hub.headers(url), validator=found.validator)
 
     async def _look_for_single_file(self, located: Located) -> None:
         """A single file beside an index is another checkpoint, which other loaders prefer: say so."""

@@ -37,6 +37,7 @@ from .fault_server import (
     FaultServer,
     Flip,
     Gzip,
+    Headers,
     IgnoreRange,
     Repository,
     Reset,
@@ -224,6 +225,21 @@ async def test_no_progress_gives_up(server: FaultServer, tmp_path: Path) -> None
     server.heal(path)
     assert same(await load(server, tmp_path, policy=ONE_LANE), BIG)
     assert bodies(server, path)[-1].start == PREFIX + 100 * QUICK.attempts
+
+
+@pytest.mark.anyio
+async def test_a_mirror_with_etags_of_its_own(server: FaultServer, tmp_path: Path) -> None:
+    """The hash comes from X-Linked-Etag, the validator of later ranges is the ETag that the mirror serves."""
+    repository = server.hub("org/model", SHARDS, links="nothing")
+    for name in SHARDS:
+        if name.endswith(".safetensors"):
+            linked = hashlib.sha256(SHARDS[name]).hexdigest()
+            own = Headers(x_linked_etag=f'"{linked}"', etag='"of-the-mirror"')
+            server.fault(repository.pages[name], own, forever=True)
+    assert same(await load(server, tmp_path), TENSORS)
+    later = [seen for seen in server.seen if seen.headers.get("if-range")]
+    assert later
+    assert {seen.headers["if-range"] for seen in later} == {'"of-the-mirror"'}
 
 
 @pytest.mark.anyio
