@@ -22,6 +22,7 @@ The package is flat. A file imports only from files above it in this order, and 
   disk
     cache         the Hugging Face cache layout: look up, lock, publish
     partial       one file being received: spans, journal, running hash, publication
+    segments      one shard being received into memory of its own for each tensor
   network
     network       sockets beneath httpcore: bursts, happy eyeballs, connections that serve again
     wall          where the network's errors become ours, and its log lines lose their secrets
@@ -37,10 +38,12 @@ The package is flat. A file imports only from files above it in this order, and 
     resolve       from a request to a located checkpoint, held against its headers
   engine
     bookkeeping   what a transfer does in the cache around its bytes
+    outlet        what a transfer hands over, and to whom
     transfer      connections pull spans; retry, verify, publish, report, cancel
     gather        parts of files into memory, by range or from disk
   tensors
     checkpoint    the merge: shards become one state dict
+    feed          tensors on their way from a transfer to one reader, within a memory limit
     fit           what a model has against what a state dict has
     torch_module  a state dict into a torch module
     tree          a state dict into nested dicts and lists
@@ -48,6 +51,8 @@ The package is flat. A file imports only from files above it in this order, and 
   faces
     session       one call: its settings, its transport, its steps
     api           the public functions and their blocking twins
+    streaming     tensors as they land
+    loading       a checkpoint streamed into a model
     opened        tensors on demand: an opened checkpoint, async and blocking
     catalog       the models of a folder, as the Hub would list them
     wire          what a request to the server means, and what the answers say
@@ -86,16 +91,16 @@ if TYPE_CHECKING:
         inspect_async,
         load,
         load_async,
-        load_into,
-        load_into_async,
         verify,
         verify_async,
     )
     from .arrays import PackedArray
     from .errors import AsyncfetchError
+    from .loading import load_into, load_into_async
     from .models import LoadReport, unflatten
     from .opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
     from .policy import Policy
+    from .streaming import stream, stream_async
 
 __all__ = [
     "AsyncfetchError",
@@ -122,6 +127,8 @@ __all__ = [
     "load_into_async",
     "open",
     "open_async",
+    "stream",
+    "stream_async",
     "unflatten",
     "verify",
     "verify_async",
@@ -135,8 +142,12 @@ _HOMES = {
     "PackedArray": "arrays",
     "Policy": "policy",
     "StoredTensor": "opened",
+    "load_into": "loading",
+    "load_into_async": "loading",
     "open": "opened",
     "open_async": "opened",
+    "stream": "streaming",
+    "stream_async": "streaming",
     "unflatten": "models",
 }
 

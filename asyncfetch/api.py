@@ -17,13 +17,12 @@ from typing import Any, ParamSpec, TypeVar
 from anyio import from_thread, to_thread
 
 from .bookkeeping import file_states
-from .checkpoint import Array, aliases_of, dtype_of, state_dict, verify_file
+from .checkpoint import Array, dtype_of, state_dict, verify_file
 from .errors import ChecksumMismatchError, SourceError, StorageError
 from .events import Reporter, Resolved
 from .header import Header, TensorInfo
 from .index import Selector
 from .located import Located
-from .models import LoadReport, load_state_dict_into
 from .plan import Checksum
 from .policy import Policy
 from .session import Session, open_session
@@ -34,6 +33,7 @@ __all__ = [
     "ShardInspection",
     "Snapshot",
     "VerifiedFile",
+    "blocking",
     "download",
     "download_async",
     "dry_run",
@@ -42,8 +42,6 @@ __all__ = [
     "inspect_async",
     "load",
     "load_async",
-    "load_into",
-    "load_into_async",
     "verify",
     "verify_async",
 ]
@@ -332,38 +330,7 @@ def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFil
     return VerifiedFile(name, path, size, str(checksum), error is None, error)
 
 
-async def load_into_async(
-    model: Any,
-    source: StrPath | Mapping[str, Array],
-    *,
-    strict: bool = True,
-    assign: bool = True,
-    **options: Any,
-) -> LoadReport:
-    """Load a checkpoint, or a state dict that is here already, into a model.
-
-    `model` is a `torch.nn.Module`, or nested dicts and lists of numpy arrays with the same names
-    joined by dots. `options` are those of `load_async`. The model is changed only if all fits; see
-    `asyncfetch.models.load_state_dict_into` for strict, assign, meta devices and tied weights.
-    Raises ModelMismatchError, and the errors of `load_async`.
-    """
-    if isinstance(source, Mapping):
-        if options:
-            raise SourceError(f"A state dict takes no options such as {next(iter(options))}=.")
-        aliases: dict[str, str] = {}
-        tensors: Mapping[str, Array] = source
-    else:
-        dtype = options.pop("dtype", None)
-        if dtype is not None:
-            dtype_of(dtype)
-        async with open_session(source, **options) as session:
-            located, landed = await session.fetch()
-            tensors = await _merge(located, landed, dtype)
-            aliases = aliases_of(located, tensors)
-    return load_state_dict_into(model, tensors, strict=strict, assign=assign, aliases=aliases)
-
-
-def _blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """The blocking twin of a coroutine function: same signature, same result, same errors."""
 
     @wraps(function)
@@ -377,9 +344,8 @@ def _blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return call
 
 
-load = _blocking(load_async)
-download = _blocking(download_async)
-dry_run = _blocking(dry_run_async)
-inspect = _blocking(inspect_async)
-verify = _blocking(verify_async)
-load_into = _blocking(load_into_async)
+load = blocking(load_async)
+download = blocking(download_async)
+dry_run = blocking(dry_run_async)
+inspect = blocking(inspect_async)
+verify = blocking(verify_async)

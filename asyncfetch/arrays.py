@@ -11,7 +11,7 @@ import numpy as np
 from .errors import InvalidHeaderError, SourceError
 from .header import DTYPES, TensorInfo, shorten
 
-__all__ = ["Buffer", "PackedArray", "tensor_view"]
+__all__ = ["Buffer", "PackedArray", "hollow_array", "is_floating", "tensor_view"]
 
 Buffer = bytes | bytearray | memoryview | mmap | np.ndarray[Any, Any]
 
@@ -122,4 +122,27 @@ def tensor_view(
     except ValueError as error:
         name = "a tensor" if tensor is None else f"tensor {shorten(tensor)}"
         reason = f"{name} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
+        raise InvalidHeaderError(file, reason, tensor=tensor) from None
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether `dtype` is a real float: numpy's, or bfloat16 and the float8 kinds of ml_dtypes."""
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
+
+
+def hollow_array(
+    info: TensorInfo, *, file: str, tensor: str, cast_to: np.dtype[Any] | None = None
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """What `tensor_view` will give, without its bytes: the dtype and the shape, zeros on no memory, read-only.
+
+    `cast_to` is the dtype that a floating tensor will be cast to.
+    """
+    dtype = DTYPES[info.dtype]
+    try:
+        if dtype.packed:
+            return PackedArray.of(np.broadcast_to(np.zeros((), np.uint8), (info.nbytes,)), info)
+        own = dtype.numpy if cast_to is None or not is_floating(dtype.numpy) else cast_to
+        return np.broadcast_to(np.zeros((), own), info.shape)
+    except ValueError as error:
+        reason = f"tensor {shorten(tensor)} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
         raise InvalidHeaderError(file, reason, tensor=tensor) from None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import tensor_view
+from .arrays import is_floating, tensor_view
 from .cache import storage_errors
 from .errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError
 from .header import DTYPES, PREFIX_BYTES, Header, parse_header
@@ -139,11 +139,6 @@ def dtype_of(dtype: object) -> np.dtype[Any]:
     if not is_floating(found):
         raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
     return found
-
-
-def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is a real float: numpy's, or bfloat16 and the float8 kinds of ml_dtypes."""
-    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:

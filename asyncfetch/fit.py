@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from .errors import ModelMismatchError
 
 __all__ = [
     "Array",
+    "Filler",
     "LoadReport",
     "StateDict",
     "Verdict",
     "find_supply",
     "kind_of",
+    "same_bytes",
     "settle_ties",
     "tied_names",
     "unshare",
@@ -49,6 +51,14 @@ class LoadReport:
     on_meta: tuple[str, ...] = ()
 
 
+class Filler(Protocol):
+    """Copies the tensors of a state dict that fits into a model, one by one as they come."""
+
+    def put(self, name: str, array: Array) -> None: ...
+
+    def report(self) -> LoadReport: ...
+
+
 def find_supply(slots: Mapping[str, Hashable], present: Collection[str], aliases: Mapping[str, str]) -> dict[str, str]:
     """For each name of the model that can be filled: the name in the state dict that fills it."""
     found: dict[str, str] = {}
@@ -65,13 +75,29 @@ def find_supply(slots: Mapping[str, Hashable], present: Collection[str], aliases
     return {name: found.get(name, of_slot[slots[name]]) for name in slots if slots[name] in of_slot}
 
 
-def settle_ties(slots: Mapping[str, Hashable], supply: dict[str, str], state_dict: StateDict) -> dict[str, str]:
-    """Let each group of tied names be filled from one source. Returns {loser: winner} where they differ."""
+def same_bytes(a: Array, b: Array) -> bool:
+    """Whether two arrays are equal bit by bit, dtype and shape included."""
+    if a is b:
+        return True
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    left, right = (np.asarray(array).reshape(-1).view(np.uint8) for array in (a, b))
+    step = 1 << 24  # a comparison allocates as many bytes as it compares
+    return all(np.array_equal(left[at : at + step], right[at : at + step]) for at in range(0, left.size, step))
+
+
+def settle_ties(
+    slots: Mapping[str, Hashable],
+    supply: dict[str, str],
+    state_dict: StateDict,
+    same: Callable[[Array, Array], bool] = same_bytes,
+) -> dict[str, str]:
+    """Let each group of tied names be filled from one source. Returns {loser: winner} where they are not the same."""
     winners: dict[Hashable, str] = {}
     losers: dict[str, str] = {}
     for name, source in supply.items():
         winner = winners.setdefault(slots[name], source)
-        if winner != source and not _same_bytes(state_dict[winner], state_dict[source]):
+        if winner != source and not same(state_dict[winner], state_dict[source]):
             losers[source] = winner
         supply[name] = winner
     return losers
@@ -80,16 +106,6 @@ def settle_ties(slots: Mapping[str, Hashable], supply: dict[str, str], state_dic
 def tied_names(supply: Mapping[str, str], present: Collection[str], losers: Collection[str]) -> dict[str, str]:
     """The names of the model that are filled from another name of the state dict, and from which."""
     return {name: source for name, source in supply.items() if name not in present or name in losers}
-
-
-def _same_bytes(a: Array, b: Array) -> bool:
-    if a is b:
-        return True
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    left, right = (np.asarray(array).reshape(-1).view(np.uint8) for array in (a, b))
-    step = 1 << 24  # a comparison allocates as many bytes as it compares
-    return all(np.array_equal(left[at : at + step], right[at : at + step]) for at in range(0, left.size, step))
 
 
 def unshare(

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import SourceError
-from .fit import LoadReport, StateDict, kind_of
-from .torch_module import load_module, to_torch
-from .tree import flatten, load_tree, unflatten
+from .fit import Array, Filler, LoadReport, StateDict, kind_of
+from .torch_module import judge_module, load_module, to_torch
+from .tree import flatten, judge_tree, load_tree, unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import ModuleType
 
-__all__ = ["LoadReport", "StateDict", "flatten", "load_state_dict_into", "to_torch", "unflatten"]
+__all__ = ["LoadReport", "Loading", "StateDict", "flatten", "load_state_dict_into", "to_torch", "unflatten"]
 
 
 def load_state_dict_into(
@@ -61,14 +62,62 @@ def load_state_dict_into(
     for name, array in state_dict.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise SourceError(f"A state dict maps names to numpy arrays, but {name!r} is {kind_of(array)}.")
+    torch = _torch_of(model)
+    if torch is not None:
+        return load_module(torch, model, state_dict, strict, assign, aliases or {})
+    return load_tree(model, state_dict, strict, assign, aliases or {})
+
+
+def _torch_of(model: object) -> ModuleType | None:
+    """torch for one of its modules, None for a tree. Raises SourceError for a model of another kind."""
     torch = sys.modules.get("torch")
     module_type = getattr(getattr(torch, "nn", None), "Module", None)
     if module_type is not None and isinstance(model, module_type):
-        return load_module(torch, model, state_dict, strict, assign, aliases or {})
+        return torch
     if isinstance(model, dict | list | tuple):
-        return load_tree(model, state_dict, strict, assign, aliases or {})
+        return None
     raise SourceError(
         f"Cannot load into {kind_of(model)}: only into a torch.nn.Module or nested dicts and lists of arrays.",
         hint="For JAX and Flax take unflatten(state_dict); for MLX call "
         "model.load_weights([(name, mx.array(array)) for name, array in state_dict.items()]).",
     )
+
+
+class Loading:
+    """A load whose arrays are still to come, judged by their dtypes and shapes: raises as `load_state_dict_into`.
+
+    `expected` is the state dict in its order; its values are not read. `copies`: what is put is
+    copied into the model at once, and need not be kept. Otherwise the model stays as it is until
+    `finish`, which may still find in the values, or with the help of the model's own loading code,
+    that they do not fit.
+    """
+
+    def __init__(
+        self, model: object, expected: StateDict, *, strict: bool, assign: bool, aliases: Mapping[str, str]
+    ) -> None:
+        self._model, self._order = model, list(expected)
+        self._strict, self._assign, self._aliases = strict, assign, aliases
+        self._held: dict[str, Array] = {}
+        torch = _torch_of(model)
+        self._filler: Filler | None
+        if torch is not None:
+            self._filler = judge_module(torch, model, expected, strict, assign, aliases)
+        else:
+            self._filler = judge_tree(model, expected, strict, assign, aliases)
+
+    @property
+    def copies(self) -> bool:
+        return self._filler is not None
+
+    def put(self, name: str, array: Array) -> None:
+        if self._filler is not None:
+            self._filler.put(name, array)
+        else:
+            self._held[name] = array
+
+    def finish(self) -> LoadReport:
+        """All arrays were put: what became of each name."""
+        if self._filler is not None:
+            return self._filler.report()
+        held = {name: self._held[name] for name in self._order}
+        return load_state_dict_into(self._model, held, strict=self._strict, assign=self._assign, aliases=self._aliases)

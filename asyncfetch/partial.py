@@ -51,7 +51,17 @@ def new_hash(algorithm: str, size: int) -> Hash:
 
 
 class Partial:
-    """What both forms share: the spans, and the hash at their frontier."""
+    """What all forms share: the spans, and the hash at their frontier.
+
+    `buffer` is the whole file, for forms that hold it in one piece. `in_order`: its bytes must be
+    landed from the first to the last.
+    """
+
+    in_order = False
+
+    @property
+    def buffer(self) -> memoryview | None:
+        return None
 
     def __init__(self, size: int, algorithm: str) -> None:
         self.size = size
@@ -93,6 +103,12 @@ class Partial:
     def missing(self) -> list[Span]:
         with self._lock:
             return self.present.missing(self.size)
+
+    @property
+    def frontier(self) -> int:
+        """The end of the run of bytes that begins at 0."""
+        with self._lock:
+            return self.present.frontier
 
     @property
     def backlog(self) -> int:
@@ -144,7 +160,11 @@ class MemoryPartial(Partial):
 
     def __init__(self, size: int, algorithm: str, *, data_start: int) -> None:
         super().__init__(size, algorithm)
-        self.buffer = aligned_buffer(size, data_start)
+        self._buffer = aligned_buffer(size, data_start)
+
+    @property
+    def buffer(self) -> memoryview:
+        return self._buffer
 
     def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
         return self.buffer[offset : offset + limit]
@@ -208,6 +228,10 @@ class FilePartial(Partial):
         if not data:
             raise StorageError(str(self.path), f"it ends at byte {offset:,} although {self.size:,} were written")
         return memoryview(data)
+
+    def duplicate(self) -> int:
+        """A descriptor of the file for reading, which stays good when the file is renamed or removed."""
+        return os.dup(self._fd)
 
     def save_journal(self) -> None:
         """Write which spans are on disk, atomically. A failure costs a later run its head start, no more."""

@@ -21,11 +21,12 @@ from .finder import Request
 from .hub import Settings
 from .index import Selector, selector
 from .located import Located, SourceFile
+from .outlet import Landed, Outlet
 from .plan import Checksum, parse_checksum
 from .policy import Policy
 from .resolve import resolve
 from .source import LocalSource, parse_source
-from .transfer import Landed, Transfer
+from .transfer import Transfer
 from .transport import Transport
 
 __all__ = ["Session", "open_session"]
@@ -62,12 +63,16 @@ class Session:
     async def fetch(self) -> tuple[Located, dict[str, Landed]]:
         """Download what is missing. Returns what was found, and where each file is, by name."""
         located = await self.locate_verified()
-        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage)
+        return located, await self.download(located)
+
+    async def download(self, located: Located, outlet: Outlet | None = None) -> dict[str, Landed]:
+        """Download what is missing of `located`, and hand it to `outlet` as it comes. Returns where each file is."""
+        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage, outlet)
         landed = await transfer.run()
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
-        return located, landed
+        return landed
 
     async def _resolve(self, headers: bool) -> Located:
         def retry(error: BaseException, delay: float) -> None:

@@ -8,20 +8,33 @@ from __future__ import annotations
 import importlib
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import PackedArray
 from .errors import SourceError
-from .fit import Array, LoadReport, StateDict, Verdict, find_supply, settle_ties, tied_names, unshare
+from .fit import (
+    Array,
+    Filler,
+    LoadReport,
+    StateDict,
+    Verdict,
+    find_supply,
+    same_bytes,
+    settle_ties,
+    tied_names,
+    unshare,
+)
+from .header import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Callable, Collection, Hashable, Mapping
 
     from torch import Tensor
 
-__all__ = ["load_module", "to_torch"]
+__all__ = ["judge_module", "load_module", "to_torch"]
 
 
 def to_torch(array: Array) -> Tensor:
@@ -121,10 +134,102 @@ def _places(module: Any) -> dict[str, _Place]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """How a state dict fills a module: `supply` says from which of its names, `losers` which differ from it.
+
+    `tensors` are under the names of both.
+    """
+
+    places: dict[str, _Place]
+    slots: dict[str, Hashable]
+    supply: dict[str, str]
+    losers: dict[str, str]
+    tensors: dict[str, Any]
+    verdict: Verdict
+
+    def report(self, module: Any, present: Collection[str]) -> LoadReport:
+        tied = tied_names(self.supply, present, self.losers)
+        return LoadReport(
+            loaded=tuple(name for name in self.places if name in self.verdict.filled and name not in tied),
+            missing=tuple(self.verdict.missing),
+            unexpected=tuple(self.verdict.unexpected),
+            tied=tied,
+            on_meta=_still_on_meta(module),
+        )
+
+
 def load_module(
     torch: Any, module: Any, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
 ) -> LoadReport:
     """`load_state_dict_into` for a `torch.nn.Module`; `torch` is the imported package."""
+    fit = _judge(torch, module, state_dict, assign, aliases)
+    fit.verdict.settle(fit.losers, strict=strict)
+    if assign:
+        unshare(fit.tensors, fit.slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
+    _fill(torch, module, fit.places, fit.tensors, assign)
+    return fit.report(module, state_dict.keys())
+
+
+def judge_module(
+    torch: Any, module: Any, expected: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
+) -> Filler | None:
+    """Judge a state dict that is still to come by its dtypes and shapes: raise as `load_module` would.
+
+    Returns what copies its tensors one by one, or None where the whole state dict must be seen:
+    with `assign`, with loading code that is not torch's own, and where one tensor of the module
+    has several names in the state dict, whose values must be equal.
+    """
+    if not _ordinary(torch, module):
+        return None
+    fit = _judge(torch, module, expected, assign, aliases, hollow=True)
+    fit.verdict.settle({}, strict=strict)
+    return None if assign or fit.losers else _ModuleFiller(torch, module, fit, expected)
+
+
+class _ModuleFiller:
+    def __init__(self, torch: Any, module: Any, fit: _Fit, expected: StateDict) -> None:
+        self._torch, self._module, self._fit, self._expected = torch, module, fit, expected
+        self._targets: dict[str, dict[Hashable, Any]] = {}
+        for name, source in fit.supply.items():
+            self._targets.setdefault(source, {})[fit.slots[name]] = fit.places[name].tensor
+
+    def put(self, name: str, array: Array) -> None:
+        with self._torch.no_grad():
+            for own in self._targets.get(name, {}).values():
+                given = to_torch(array)
+                # As torch does it: a tensor without dimensions may be saved with one.
+                own.copy_(given[0] if own.dim() == 0 and given.dim() == 1 else given)
+
+    def report(self) -> LoadReport:
+        return self._fit.report(self._module, self._expected.keys())
+
+
+def _ordinary(torch: Any, module: Any) -> bool:
+    """Whether only torch's own code takes part in loading, so that tensors may come one by one."""
+    base = torch.nn.Module
+    if torch.__future__.get_swap_module_params_on_conversion():
+        return False
+    for owner in module.modules():
+        kind = type(owner)
+        loader = kind._load_from_state_dict
+        if (
+            (loader is not base._load_from_state_dict and loader.__module__ != "torch.nn.modules.batchnorm")
+            or kind.load_state_dict is not base.load_state_dict
+            or kind.set_extra_state is not base.set_extra_state
+            or {"_load_from_state_dict", "load_state_dict"} & owner.__dict__.keys()
+            or owner._load_state_dict_pre_hooks
+            or owner._load_state_dict_post_hooks
+        ):
+            return False
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return all(type(place.tensor) in plain for place in _places(module).values())
+
+
+def _judge(
+    torch: Any, module: Any, state_dict: StateDict, assign: bool, aliases: Mapping[str, str], *, hollow: bool = False
+) -> _Fit:
+    """Hold a module against a state dict; with `hollow`, whose arrays have no memory, no values are read."""
     places = {name: place for name, place in _places(module).items() if place.persistent}
     for name, place in places.items():
         if torch.nn.parameter.is_lazy(place.tensor) or isinstance(place.owner, torch.jit.ScriptModule):
@@ -134,8 +239,8 @@ def load_module(
             )
     slots = {name: place.identity(torch) for name, place in places.items()}
     supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = settle_ties(slots, supply, state_dict)
-    tensors, refused = _tensors(state_dict, supply)
+    losers = settle_ties(slots, supply, state_dict, (lambda _a, _b: False) if hollow else same_bytes)
+    tensors, refused = _tensors(state_dict, supply, partial(_hollow_tensor, torch) if hollow else to_torch)
 
     verdict = Verdict()
     with torch.no_grad():
@@ -145,29 +250,29 @@ def load_module(
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
     for name in verdict.filled if not assign else ():
         _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
-    verdict.settle(losers, strict=strict)
-
-    if assign:
-        unshare(tensors, slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
-    _fill(torch, module, places, tensors, assign)
-    tied = tied_names(supply, state_dict.keys(), losers)
-    return LoadReport(
-        loaded=tuple(name for name in places if name in verdict.filled and name not in tied),
-        missing=tuple(verdict.missing),
-        unexpected=tuple(verdict.unexpected),
-        tied=tied,
-        on_meta=_still_on_meta(module),
-    )
+    return _Fit(places, slots, supply, losers, tensors, verdict)
 
 
-def _tensors(state_dict: StateDict, supply: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+def _hollow_tensor(torch: Any, array: Array) -> Any:
+    """What `to_torch` will make of an array like this one, on the memory of one element."""
+    if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
+        _, _, shape = _packed_form(array)
+        one: Array = PackedArray.of(np.zeros(1, np.uint8), TensorInfo(array.safetensors_dtype, (2,), 0, 1))
+    else:
+        shape, one = array.shape, np.zeros(1, array.dtype)
+    return torch.empty((), dtype=to_torch(one).dtype).expand(shape)
+
+
+def _tensors(
+    state_dict: StateDict, supply: Mapping[str, str], convert: Callable[[Array], Any]
+) -> tuple[dict[str, Any], list[str]]:
     """What torch gets to see, and the names that it cannot and need not represent."""
     converted: dict[str, Any] = {}
     refused: list[str] = []
     needed = set(supply.values())
     for name, array in state_dict.items():
         try:
-            converted[name] = to_torch(array)
+            converted[name] = convert(array)
         except SourceError as error:
             if name in needed:
                 raise SourceError(f"{name}: {error.message}", hint=error.hint) from error
@@ -282,6 +387,6 @@ def _still_on_meta(module: Any) -> tuple[str, ...]:
             f"No checkpoint holds non-persistent buffers, and these are on the meta device: {', '.join(temporary)}. "
             "Compute them before the first forward pass.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return tuple(places)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -25,6 +24,7 @@ from .errors import ChecksumMismatchError, LinkExpiredError, NetworkError, Proto
 from .events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
 from .header import PREFIX_BYTES
 from .located import Located, SourceFile
+from .outlet import Landed, Outlet
 from .partial import FilePartial, MemoryPartial, Partial
 from .plan import Board, Lease, Span
 from .policy import Budget, MiB, Policy, retrying
@@ -39,14 +39,6 @@ _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would
 _IDLE_SHARE = 0.6  # threads less busy than this wait for the network: another connection may bring more
 _FIRST_LANES = 4
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
-
-
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
-
-    path: Path | None = None
-    buffer: memoryview | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -75,6 +67,7 @@ class Transfer:
     policy: Policy
     notify: Notifier
     storage: str = "disk"
+    outlet: Outlet | None = None
     downloaded: int = 0
     landed: dict[str, Landed] = field(default_factory=dict)
     _waiting: deque[SourceFile] = field(default_factory=deque)
@@ -86,11 +79,13 @@ class Transfer:
         self._board: Board[str] = Board(self.policy.min_split)
         self._opened = anyio.Event()
         self._done = anyio.Event()
+        if self.outlet is not None:
+            self.outlet.wake = self._wake
 
     async def run(self) -> dict[str, Landed]:
         for file in self.located.files:
             if file.path is not None and not (file.in_blobs and self.storage == "disk"):
-                self.landed[file.name] = Landed(path=file.path)
+                self._land(file, Landed(path=file.path))
             else:
                 self._waiting.append(file)
         if self.storage == "disk":
@@ -136,12 +131,12 @@ class Transfer:
         file = ""
         while True:
             lease = self._board.take(file)
-            if lease is None and self._waiting:
+            if lease is None and self._waiting and (self.outlet is None or self.outlet.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue
             if lease is None:
                 lease = self._board.take_any() or self._board.steal()
-            if lease is None and self._opening:
+            if lease is None and (self._opening or self._waiting):
                 await self._opened.wait()
                 continue
             if lease is None:
@@ -164,18 +159,24 @@ class Transfer:
             return file.name
         finally:
             self._opening -= 1
-            self._opened.set()
-            self._opened = anyio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._opened.set()
+        self._opened = anyio.Event()
 
     async def _begin(self, file: SourceFile) -> None:
         """Open a file and offer its missing spans; or find that it is here by now."""
         lock = None
+        partial: Partial
         algorithm = file.algorithm
-        if self.storage == "memory":
+        if self.storage == "memory" and self.outlet is not None:
+            partial = await to_thread.run_sync(self.outlet.partial, file)
+            if partial.in_order:
+                self._board.unsplittable.add(file.name)
+        elif self.storage == "memory":
             data_start = len(file.raw_header) or PREFIX_BYTES
-            partial: Partial = await to_thread.run_sync(
-                lambda: MemoryPartial(file.size, algorithm, data_start=data_start)
-            )
+            partial = await to_thread.run_sync(lambda: MemoryPartial(file.size, algorithm, data_start=data_start))
         else:
             cache = self._cache()
             lock = await lock_blob(cache, file.key, self.policy.lock_patience)
@@ -198,6 +199,7 @@ class Transfer:
             await self.transport.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
             self.downloaded += len(file.prefix)
         self._board.add(file.name, partial.missing())
+        self._advanced(task)
         self._hash_behind(task, 0)
         await self._finish_if_whole(task)
 
@@ -208,7 +210,7 @@ class Transfer:
         if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
             return False
         path = await to_thread.run_sync(cache.link, blob, commit, file.name)
-        self.landed[file.name] = Landed(path=path)
+        self._land(file, Landed(path=path))
         self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
         return True
 
@@ -246,11 +248,13 @@ class Transfer:
                         self._board.unsplittable.add(file.name)
                         await skip(body, span.start - at)
                     while lease.start < lease.stop:
-                        got = await body.pull(lease.remaining, place, land, seconds=_BURST_SECONDS)
+                        room = lease.remaining if self.outlet is None else await self._room(task, lease)
+                        got = await body.pull(room, place, land, seconds=_BURST_SECONDS)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)
                         self._progress(task, got)
+                        self._advanced(task)
                         self._hash_behind(task, _BACKLOG)
 
     async def _catch_up(self, task: _Open) -> None:
@@ -259,7 +263,7 @@ class Transfer:
         try:
             transport = self.transport
             while task.partial.backlog and await transport.in_thread(task.partial.catch_up, transport.hashing):
-                pass
+                self._advanced(task)
         finally:
             task.hashing = False
 
@@ -286,13 +290,12 @@ class Transfer:
             await self._restart(task, digest)
             return
         self.notify(FileProgress(file.name, file.size, file.size))
-        if isinstance(partial, MemoryPartial):
-            self.landed[file.name] = Landed(buffer=partial.buffer)
+        if not isinstance(partial, FilePartial):
+            self._land(file, Landed(buffer=partial.buffer), partial)
         else:
-            assert isinstance(partial, FilePartial)  # noqa: S101
             blob, cache, commit = file.blob or digest, self._cache(), self._commit()
             path = await to_thread.run_sync(partial.publish, lambda p: cache.publish(p, blob, commit, file.name))
-            self.landed[file.name] = Landed(path=path)
+            self._land(file, Landed(path=path), partial)
         del self._open[file.name]
         if task.lock is not None:
             task.lock.release()
@@ -306,7 +309,7 @@ class Transfer:
             file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
         )
         await to_thread.run_sync(task.partial.reset)
-        if task.restarts:
+        if task.restarts or (self.outlet is not None and self.outlet.early):
             if isinstance(task.partial, FilePartial):
                 await to_thread.run_sync(task.partial.discard)
             raise error
@@ -324,6 +327,23 @@ class Transfer:
         if now - task.reported >= _REPORT_INTERVAL:
             task.reported = now
             self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
+
+    def _land(self, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+        self.landed[file.name] = landed
+        if self.outlet is not None:
+            self.outlet.landed(file, landed, partial)
+
+    def _advanced(self, task: _Open) -> None:
+        if self.outlet is not None:
+            self.outlet.advanced(task.file, task.partial)
+
+    async def _room(self, task: _Open, lease: Lease[str]) -> int:
+        """How much of a lease may be received now. Waits while the outlet has no memory for it."""
+        assert self.outlet is not None  # noqa: S101
+        while not (room := self.outlet.room(task.file, lease.start)):
+            self._hash_behind(task, 0)  # what waits to be hashed holds memory too
+            await self._opened.wait()
+        return min(room, lease.remaining)
 
     async def _suspend(self) -> None:
         """Leave what is open resumable: journal written, closed, unlocked. Bounded, not cancelled."""

@@ -124,7 +124,7 @@ class Body:
         self._iterator: AsyncIterator[bytes] | None = None
         self._rest = b""
         self._failure: Exception | None = None
-        self._window = (time.monotonic(), 0)
+        self._window = (0.0, 0)  # seconds that were waited, bytes that came in them
         stream = response.extensions.get("network_stream")
         fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
         self._stream: Stream | None = stream if fast else None
@@ -142,6 +142,7 @@ class Body:
         if self._left == 0:
             return 0
         limit = self._transport.piece(limit if self._left is None else min(limit, self._left))
+        began = time.monotonic()
         try:
             if self._stream is not None:
                 received = await self._pull_burst(self._stream, limit, target, land, seconds)
@@ -153,7 +154,7 @@ class Body:
             self._left -= received
             if self._left and not received:
                 raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
-        self._check_floor(received)
+        self._check_floor(received, time.monotonic() - began)
         await self._transport.spend(received)
         return received
 
@@ -206,25 +207,24 @@ class Body:
         if self._failure is not None and not data:
             raise self._failure
 
-        def work() -> None:
-            view = target(len(data))
-            view[:] = data
-            land(view)
+        def work() -> int:
+            rest = memoryview(data)
+            while rest and (view := target(len(rest))):
+                view[:] = rest[: len(view)]
+                land(view)
+                rest = rest[len(view) :]
+            return len(data) - len(rest)
 
-        if data:
-            await self._transport.in_thread(work)
-        return len(data)
+        return await self._transport.in_thread(work) if data else 0
 
-    def _check_floor(self, received: int) -> None:
-        began, count = self._window
-        count += received
-        elapsed = time.monotonic() - began
-        if elapsed < self._policy.stall_window:
-            self._window = (began, count)
+    def _check_floor(self, received: int, waited: float) -> None:
+        seconds, count = self._window
+        self._window = seconds, count = seconds + waited, count + received
+        if seconds < self._policy.stall_window:
             return
         if count < self._policy.stall_bytes:
-            raise StalledError(f"only {count:,} bytes came in {elapsed:.0f} s", url=self.url)
-        self._window = (time.monotonic(), 0)
+            raise StalledError(f"only {count:,} bytes came in {seconds:.0f} s", url=self.url)
+        self._window = (0.0, 0)
 
     async def aclose(self) -> None:
         """Close the answer; its connection lives on if the body was read to the end."""

@@ -10,12 +10,24 @@ import numpy as np
 
 from .arrays import PackedArray
 from .errors import SourceError
-from .fit import Array, LoadReport, StateDict, Verdict, find_supply, kind_of, settle_ties, tied_names, unshare
+from .fit import (
+    Array,
+    Filler,
+    LoadReport,
+    StateDict,
+    Verdict,
+    find_supply,
+    kind_of,
+    same_bytes,
+    settle_ties,
+    tied_names,
+    unshare,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 
-__all__ = ["flatten", "load_tree", "unflatten"]
+__all__ = ["flatten", "judge_tree", "load_tree", "unflatten"]
 
 
 def flatten(tree: object) -> dict[str, Array]:
@@ -97,42 +109,98 @@ def _walk(node: Any, prefix: str, parents: tuple[int, ...]) -> Iterator[tuple[st
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """How a state dict fills a tree: `supply` says from which of its names, `losers` which differ from it."""
+
+    leaves: dict[str, _Leaf]
+    slots: dict[str, Hashable]
+    supply: dict[str, str]
+    losers: dict[str, str]
+    verdict: Verdict
+
+    def report(self, present: Collection[str]) -> LoadReport:
+        tied = tied_names(self.supply, present, self.losers)
+        return LoadReport(
+            loaded=tuple(name for name in self.supply if name not in tied),
+            missing=tuple(self.verdict.missing),
+            unexpected=tuple(self.verdict.unexpected),
+            tied=tied,
+        )
+
+
 def load_tree(
     tree: object, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
 ) -> LoadReport:
     """`load_state_dict_into` for nested dicts, lists and tuples."""
+    fit = _judge(tree, state_dict, assign, aliases, same_bytes)
+    fit.verdict.settle(fit.losers, strict=strict)
+    arrays = {name: state_dict[source] for name, source in fit.supply.items()}
+    if assign:
+        unshare(arrays, fit.slots, lambda array: array.ctypes.data if array.size else 0, lambda array: array.copy())
+    for name, array in arrays.items():
+        if assign:
+            fit.leaves[name].container[fit.leaves[name].key] = array
+        else:
+            _copy(array, fit.leaves[name])
+    return fit.report(state_dict.keys())
+
+
+def judge_tree(
+    tree: object, expected: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
+) -> Filler | None:
+    """Judge a state dict that is still to come by its dtypes and shapes: raise as `load_tree` would.
+
+    Returns what copies its arrays one by one, or None where the whole state dict must be seen: with
+    `assign`, and where one array of the tree has several names in the state dict.
+    """
+    fit = _judge(tree, expected, assign, aliases, lambda _a, _b: False)
+    fit.verdict.settle({}, strict=strict)
+    return None if assign or fit.losers else _TreeFiller(fit, expected)
+
+
+class _TreeFiller:
+    def __init__(self, fit: _Fit, expected: StateDict) -> None:
+        self._fit, self._expected = fit, expected
+        self._targets: dict[str, list[_Leaf]] = {}
+        for name, source in fit.supply.items():
+            self._targets.setdefault(source, []).append(fit.leaves[name])
+
+    def put(self, name: str, array: Array) -> None:
+        for leaf in self._targets.get(name, ()):
+            _copy(array, leaf)
+
+    def report(self) -> LoadReport:
+        return self._fit.report(self._expected.keys())
+
+
+def _copy(array: Array, leaf: _Leaf) -> None:
+    np.copyto(leaf.value, array.astype(leaf.value.dtype, copy=False))
+
+
+def _judge(
+    tree: object,
+    state_dict: StateDict,
+    assign: bool,
+    aliases: Mapping[str, str],
+    same: Callable[[Array, Array], bool],
+) -> _Fit:
+    """Hold a tree against a state dict; of the values only `same` sees anything."""
     leaves = _leaves(tree)
     slots = {name: leaf.identity() for name, leaf in leaves.items()}
     supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = settle_ties(slots, supply, state_dict)
+    losers = settle_ties(slots, supply, state_dict, same)
     used = set(supply.values()) | set(supply) | losers.keys()
     verdict = Verdict(
         missing=[name for name in leaves if name not in supply],
         unexpected=[name for name in state_dict if name not in used],
     )
-    arrays = {name: state_dict[source] for name, source in supply.items()}
-    for name, array in arrays.items():
-        shape = leaves[name].shape()
+    for name, source in supply.items():
+        shape, array = leaves[name].shape(), state_dict[source]
         if shape is not None and shape != _shape(array):
             verdict.shapes[name] = (shape, _shape(array))
         _judge_leaf(name, leaves[name], array, assign, verdict)
-    verdict.settle(losers, strict=strict)
-
-    if assign:
-        unshare(arrays, slots, lambda array: array.ctypes.data if array.size else 0, lambda array: array.copy())
-    for name, array in arrays.items():
-        leaf = leaves[name]
-        if assign:
-            leaf.container[leaf.key] = array
-        else:
-            np.copyto(leaf.value, array.astype(leaf.value.dtype, copy=False))
-    tied = tied_names(supply, state_dict.keys(), losers)
-    return LoadReport(
-        loaded=tuple(name for name in arrays if name not in tied),
-        missing=tuple(verdict.missing),
-        unexpected=tuple(verdict.unexpected),
-        tied=tied,
-    )
+    return _Fit(leaves, slots, supply, losers, verdict)
 
 
 def _judge_leaf(name: str, leaf: _Leaf, array: Array, assign: bool, verdict: Verdict) -> None:

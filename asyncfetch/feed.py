@@ -1,0 +1,317 @@
+"""Tensors on their way from a transfer to one reader, within a memory limit.
+
+In memory, a file (or with `early` a segment of one) is begun only while what is being received and
+what the reader has not finished with stay within the limit. On disk nothing waits for the reader, and
+the limit is that of what is received at once: so the first shards are whole long before the last.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from anyio.lowlevel import checkpoint
+
+from .arrays import tensor_view
+from .cache import storage_errors
+from .checkpoint import Array, cast, open_landed
+from .errors import CorruptError, MissingTensorError, SourceError
+from .header import TensorInfo
+from .located import Located, SourceFile
+from .outlet import Landed
+from .partial import FilePartial, Partial, aligned_buffer
+from .policy import MiB, Policy
+from .segments import Filled, Segment, TensorPartial, segments_of
+
+__all__ = ["Feed"]
+
+_AHEAD = 8 * MiB  # what a connection may be allowed to receive at once
+_LEAST = 64 * MiB  # the memory limit, where two of the largest shards, or tensors, are less
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A tensor that can be handed out. `credit` bytes are free when the reader comes for the next one."""
+
+    name: str
+    make: Callable[[], Array]
+    heavy: bool
+    credit: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Stored:
+    """A file on its way to disk, some of whose tensors can be read already. `waiting` is in the file's order."""
+
+    waiting: deque[tuple[str, TensorInfo]]
+    descriptor: int
+    unread: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unread = len(self.waiting)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+# Tensors that came together, or how to open the shard that they are in.
+_Lot = list[_Entry] | Callable[[], list[_Entry]]
+
+
+class Feed:
+    """The outlet of a transfer, and what its reader asks for the next tensor.
+
+    `early` hands tensors out before the hash of their shard is known. `memory_limit` is bytes; None
+    is two of the largest shards, or with `early` two of the largest tensors, and at least 64 MiB.
+    """
+
+    def __init__(
+        self,
+        located: Located,
+        *,
+        storage: str,
+        policy: Policy,
+        early: bool,
+        memory_limit: int | None,
+        dtype: np.dtype[Any] | None,
+    ) -> None:
+        selected = located.selected
+        if selected is None:
+            raise SourceError(f"The headers of {located.source} were not read.")
+        self.early = early
+        self.wake: Callable[[], None] = lambda: None
+        self._index_file = selected.file
+        self._memory = storage == "memory"
+        self._dtype = dtype
+        self._names = {located.path_of(shard): selected.tensors_of(shard) for shard in selected.shards}
+        self._segments: dict[str, list[Segment]] = {}
+        if self._memory:
+            received = [file for file in located.files if file.path is None and file.header is not None]
+            self._segments = {
+                file.name: segments_of(file.header, self._names.get(file.name, ()))
+                for file in received
+                if file.header is not None
+            }
+        self._stops = {name: [segment.stop for segment in parts] for name, parts in self._segments.items()}
+        self._largest = max((segment.nbytes for parts in self._segments.values() for segment in parts), default=0)
+        largest_file = max((file.size for file in located.files), default=0)
+        if not self._memory:
+            # Enough for each connection to have a piece of its own, also where shards are small.
+            self._limit = max(2 * largest_file, 2 * policy.connections * policy.min_split)
+        elif memory_limit is not None:
+            self._limit = memory_limit
+        else:
+            self._limit = max(2 * (self._largest if early else largest_file), _LEAST)
+        self._used = 0
+        self._reserved: dict[str, int] = {}  # for files as a whole
+        self._admitted: dict[str, int] = {}  # early, in memory: up to which byte of a file there is memory
+        self._receiving = 0  # early, in memory: files that were begun and are not whole
+        self._stored: dict[str, _Stored] = {}
+        self._send, self._receive = anyio.create_memory_object_stream[_Lot](math.inf)
+        self._ready: deque[_Entry] = deque()
+        self._owed = 0
+        self.closed = False
+        self._failure: Exception | None = None
+
+    # -- the transfer's side ----------------------------------------------------------------------
+
+    def admits(self, file: SourceFile) -> bool:
+        if not self._memory or not self.early:
+            admitted = self._reserve(file.size)
+            if admitted:
+                self._reserved[file.name] = file.size
+            return admitted
+        if self._receiving >= max(self._limit // max(self._largest, 1), 1):
+            return False
+        stop = self._end_of_segment(file, max(len(file.prefix), 1) - 1)
+        if not self._reserve(stop):
+            return False
+        self._admitted[file.name] = stop
+        self._receiving += 1
+        return True
+
+    def partial(self, file: SourceFile) -> Partial:
+        return TensorPartial(file.size, file.algorithm, self._segments[file.name], in_order=self.early)
+
+    def room(self, file: SourceFile, offset: int) -> int:
+        if not self._memory or not self.early:
+            return file.size
+        admitted = self._admitted[file.name]
+        while admitted < min(file.size, offset + _AHEAD):
+            end = self._end_of_segment(file, admitted)
+            if not self._reserve(end - admitted):
+                break
+            admitted = self._admitted[file.name] = end
+        return admitted - offset
+
+    def advanced(self, file: SourceFile, partial: Partial) -> None:
+        if isinstance(partial, TensorPartial):
+            taken = partial.take(unwanted=not self.early)
+            if self.early:
+                self._offer_filled(file, taken)
+                self._give_back(sum(filled.segment.nbytes for filled in taken if not filled.segment.tensors))
+        elif self.early and isinstance(partial, FilePartial):
+            self._offer_stored(file, partial)
+
+    def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
+        reserved = self._reserved.pop(file.name, 0)
+        if isinstance(partial, TensorPartial) and self.early:
+            self.advanced(file, partial)
+            self._receiving -= 1
+            self.wake()
+        elif isinstance(partial, TensorPartial) and landed.buffer is None:
+            filled = partial.take_all()
+            self._offer_filled(file, filled)
+            self._give_back(reserved - sum(one.segment.nbytes for one in filled))
+        else:
+            credit = reserved if self._memory else 0
+            if partial is None or not self.early:
+                self._send.send_nowait(lambda: self._open(file, landed, credit))
+            self._give_back(reserved - credit)
+
+    def finish(self, failure: Exception | None) -> None:
+        """Nothing more comes; the reader gets `failure` after all that is here."""
+        self._failure = failure
+        self._send.close()
+
+    def _end_of_segment(self, file: SourceFile, offset: int) -> int:
+        stops = self._stops[file.name]
+        return stops[bisect_right(stops, offset)]
+
+    def _reserve(self, nbytes: int) -> bool:
+        if self._used and self._used + nbytes > self._limit:
+            return False
+        self._used += nbytes
+        return True
+
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self._used -= nbytes
+            self.wake()
+
+    # -- what is handed over ----------------------------------------------------------------------
+
+    def _offer_filled(self, file: SourceFile, taken: Iterable[Filled]) -> None:
+        entries: list[_Entry] = []
+        for filled in taken:
+            for name, info in filled.segment.tensors:
+                entries.append(self._entry(name, _maker(filled, name, info, file.name)))
+            if filled.segment.tensors:
+                entries[-1].credit = filled.segment.nbytes
+        if entries:
+            self._send.send_nowait(entries)
+
+    def _offer_stored(self, file: SourceFile, partial: FilePartial) -> None:
+        """What is on disk from the first byte on: read when it is asked for, by a descriptor of our own."""
+        assert file.header is not None  # noqa: S101
+        stored = self._stored.get(file.name)
+        if stored is None:
+            wanted = set(self._names.get(file.name, ()))
+            waiting = deque((name, info) for name, info in file.header.tensors.items() if name in wanted)
+            stored = self._stored[file.name] = _Stored(waiting, partial.duplicate() if waiting else -1)
+        reached = partial.frontier - file.header.data_start
+        entries = []
+        while stored.waiting and stored.waiting[0][1].end <= reached:
+            name, info = stored.waiting.popleft()
+            entries.append(self._entry(name, _reader(stored, file, name, info), heavy=True))
+        if entries:
+            self._send.send_nowait(entries)
+
+    def _open(self, file: SourceFile, landed: Landed, credit: int) -> list[_Entry]:
+        header, buffer = open_landed(file, landed)
+        names = self._names.get(file.name, ())
+        missing = [name for name in names if name not in header.tensors]
+        if missing:
+            raise MissingTensorError(file.name, self._index_file, missing)
+        entries = [
+            self._entry(name, _viewer(buffer, header.tensors[name], header.data_start, file.name, name))
+            for name in names
+        ]
+        if entries:
+            entries[-1].credit = credit
+        return entries
+
+    def _entry(self, name: str, make: Callable[[], Array], *, heavy: bool = False) -> _Entry:
+        dtype = self._dtype
+        return _Entry(name, make, heavy) if dtype is None else _Entry(name, lambda: cast(make(), dtype), heavy=True)
+
+    # -- the reader's side ------------------------------------------------------------------------
+
+    async def next(self) -> tuple[str, Array] | None:
+        """The next tensor; None at the end. Raises what the transfer failed with, after all that landed."""
+        if self.closed:
+            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
+        self._give_back(self._owed)
+        self._owed = 0
+        await checkpoint()  # the download and the rest of the program have their turn, however many tensors wait
+        while not self._ready:
+            try:
+                lot = await self._receive.receive()
+            except anyio.EndOfStream:
+                if self._failure is not None:
+                    raise self._failure from self._failure.__cause__
+                return None
+            self._ready.extend(lot if isinstance(lot, list) else await to_thread.run_sync(lot))
+            del lot  # so that nothing but the queue holds what is waiting
+        entry = self._ready[0]
+        array = await to_thread.run_sync(entry.make) if entry.heavy else entry.make()
+        self._ready.popleft()
+        self._owed = entry.credit
+        return entry.name, array
+
+    def next_at_hand(self) -> tuple[str, Array] | None:
+        """The next tensor if it is here and frees no memory: for a reader outside of the event loop's thread."""
+        if self.closed or self._owed or not self._ready:
+            return None
+        entry = self._ready[0]
+        array = entry.make()
+        self._ready.popleft()
+        self._owed = entry.credit
+        return entry.name, array
+
+    def close(self) -> None:
+        """Drop what was not read."""
+        self.closed = True
+        self._ready.clear()
+        self._send.close()
+        self._receive.close()
+        for stored in self._stored.values():
+            stored.close()
+
+
+def _maker(filled: Filled, name: str, info: TensorInfo, file: str) -> Callable[[], Array]:
+    return lambda: filled.array(name, info, file=file)
+
+
+def _viewer(buffer: Any, info: TensorInfo, data_start: int, file: str, name: str) -> Callable[[], Array]:
+    return lambda: tensor_view(buffer, info, data_start, file=file, tensor=name)
+
+
+def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> Callable[[], Array]:
+    assert file.header is not None  # noqa: S101
+    offset = file.header.data_start + info.begin
+
+    def read() -> Array:
+        buffer, at = aligned_buffer(info.nbytes, 0), 0
+        with storage_errors(file.name):
+            while at < info.nbytes:
+                got = os.preadv(stored.descriptor, [buffer[at : at + 16 * MiB]], offset + at)
+                if not got:
+                    raise CorruptError(f"{file.name} ends at byte {offset + at:,}.", file=file.name)
+                at += got
+        stored.unread -= 1
+        if not stored.unread:
+            stored.close()
+        return tensor_view(buffer, TensorInfo(info.dtype, info.shape, 0, info.nbytes), 0, file=file.name, tensor=name)
+
+    return read
