@@ -1,9 +1,11 @@
-"""Fixtures for the whole suite: the event loops, and an environment without the user's settings."""
+"""For the whole suite: the event loops, an environment without the user's settings, seeds and figures."""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -16,6 +18,50 @@ BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
     pytest.param(("trio", {}), id="trio"),
 ]
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long` is what scripts/torture runs; `--seed` repeats what a random test did."""
+    parser.addoption("--long", action="store_true", help="run tests/torture in full (an hour or two)")
+    parser.addoption("--seed", type=int, default=random.randrange(10**9), help="of the random tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What `figure` collects."""
+    config.stash[FIGURES] = []
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Without the seed, a random failure could not be repeated."""
+    return f"seed: {config.option.seed}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests measured."""
+    if config.stash[FIGURES]:
+        terminalreporter.section("figures")
+        for line in config.stash[FIGURES]:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run; the same for each test."""
+    return request.config.option.seed
+
+
+@pytest.fixture
+def scale(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`scale(quick, whole)`: how often to do something, in the suite and in scripts/torture."""
+    return lambda quick, whole: whole if request.config.option.long else quick
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`figure(text)` puts a line below the run's results."""
+    return lambda text: request.config.stash[FIGURES].append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture(params=BACKENDS)
