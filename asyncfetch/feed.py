@@ -1,8 +1,8 @@
 """Tensors on their way from a transfer to one reader, within a memory limit.
 
-In memory, a file (or with `early` a segment of one) is begun only while what is being received and
-what the reader has not finished with stay within the limit. On disk nothing waits for the reader, and
-the limit is that of what is received at once: so the first shards are whole long before the last.
+In memory, a segment of a file is received only while what is being received and what the reader has
+not finished with stay within the limit. On disk nothing waits for the reader, and the limit is that
+of what is received at once: so the first shards are whole long before the last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .segments import Filled, Segment, TensorPartial, segments_of
 __all__ = ["Feed"]
 
 _AHEAD = 8 * MiB  # what a connection may be allowed to receive at once
-_LEAST = 64 * MiB  # the memory limit, where two of the largest shards, or tensors, are less
+_MANY = 4  # files of at most this part of the limit are begun as a whole, several at a time
+_LEAST = 64 * MiB  # the memory limit, where the shards, or tensors, are smaller
 
 
 @dataclass(eq=False, slots=True)
@@ -72,7 +73,7 @@ class Feed:
     """The outlet of a transfer, and what its reader asks for the next tensor.
 
     `early` hands tensors out before the hash of their shard is known. `memory_limit` is bytes; None
-    is two of the largest shards, or with `early` two of the largest tensors, and at least 64 MiB.
+    is 1.25 times the largest shard, or with `early` twice the largest tensor, and at least 64 MiB.
     """
 
     def __init__(
@@ -111,11 +112,12 @@ class Feed:
         elif memory_limit is not None:
             self._limit = memory_limit
         else:
-            self._limit = max(2 * (self._largest if early else largest_file), _LEAST)
+            self._limit = max(2 * self._largest if early else largest_file * 5 // 4, _LEAST)
         self._used = 0
         self._reserved: dict[str, int] = {}  # for files as a whole
-        self._admitted: dict[str, int] = {}  # early, in memory: up to which byte of a file there is memory
+        self._admitted: dict[str, int] = {}  # for files segment by segment: up to which byte there is memory
         self._receiving = 0  # early, in memory: files that were begun and are not whole
+        self._growing = ""  # else, in memory: the one file that has memory for its beginning only
         self._stored: dict[str, _Stored] = {}
         self._send, self._receive = anyio.create_memory_object_stream[_Lot](math.inf)
         self._ready: deque[_Entry] = deque()
@@ -126,33 +128,40 @@ class Feed:
     # -- the transfer's side ----------------------------------------------------------------------
 
     def admits(self, file: SourceFile) -> bool:
-        if not self._memory or not self.early:
+        if not self._memory or (not self.early and file.size <= self._limit // _MANY):
             admitted = self._reserve(file.size)
             if admitted:
                 self._reserved[file.name] = file.size
             return admitted
-        if self._receiving >= max(self._limit // max(self._largest, 1), 1):
+        if self._growing or (self.early and self._receiving >= max(self._limit // max(self._largest, 1), 1)):
             return False
         stop = self._end_of_segment(file, max(len(file.prefix), 1) - 1)
         if not self._reserve(stop):
             return False
         self._admitted[file.name] = stop
-        self._receiving += 1
+        if self.early:
+            self._receiving += 1
+        else:
+            self._growing = file.name
+            self._settle(file)
         return True
 
     def partial(self, file: SourceFile) -> Partial:
         return TensorPartial(file.size, file.algorithm, self._segments[file.name], in_order=self.early)
 
     def room(self, file: SourceFile, offset: int) -> int:
-        if not self._memory or not self.early:
+        admitted = self._admitted.get(file.name)
+        if admitted is None:
             return file.size
-        admitted = self._admitted[file.name]
         while admitted < min(file.size, offset + _AHEAD):
             end = self._end_of_segment(file, admitted)
-            if not self._reserve(end - admitted):
+            # Without `early` all that was received of a file stays until it is whole.
+            if not self._reserve(end - admitted, held=0 if self.early else admitted):
                 break
             admitted = self._admitted[file.name] = end
-        return admitted - offset
+        if not self.early:
+            self._settle(file)
+        return max(admitted - offset, 0)
 
     def advanced(self, file: SourceFile, partial: Partial) -> None:
         if isinstance(partial, TensorPartial):
@@ -188,8 +197,16 @@ class Feed:
         stops = self._stops[file.name]
         return stops[bisect_right(stops, offset)]
 
-    def _reserve(self, nbytes: int) -> bool:
-        if self._used and self._used + nbytes > self._limit:
+    def _settle(self, file: SourceFile) -> None:
+        """Once there is memory for a whole file, the next one may begin: two could wait for each other's memory."""
+        if self._admitted[file.name] == file.size:
+            self._reserved[file.name] = self._admitted.pop(file.name)
+            self._growing = ""
+            self.wake()
+
+    def _reserve(self, nbytes: int, *, held: int = 0) -> bool:
+        """Whether there is memory now. Always, where nothing but `held` is in use: waiting would not end."""
+        if self._used > held and self._used + nbytes > self._limit:
             return False
         self._used += nbytes
         return True

@@ -15,11 +15,13 @@ import fcntl
 import hashlib
 import json
 import logging
+import mmap
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -145,11 +147,22 @@ class Partial:
 def aligned_buffer(size: int, data_start: int) -> memoryview:
     """`size` writable bytes of which number `data_start` lies at a 64-byte boundary.
 
-    numpy's large allocations use huge pages where the system offers them.
+    Large ones are mapped by themselves, in huge pages where the system offers them: so they are free
+    for other programs once they are dropped, while malloc may keep blocks of up to 32 MiB.
     """
-    raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
-    shift = -(raw.ctypes.data + data_start) % ALIGNMENT
-    return raw.data[shift : shift + size]
+    if size < MiB:
+        raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        shift = -(raw.ctypes.data + data_start) % ALIGNMENT
+        return raw.data[shift : shift + size]
+    try:
+        pages = mmap.mmap(-1, size + ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"No memory for {size:,} bytes.") from error
+    if size >= 4 * MiB and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    shift = -data_start % ALIGNMENT  # pages are aligned
+    return memoryview(pages)[shift : shift + size]
 
 
 class MemoryPartial(Partial):

@@ -133,11 +133,11 @@ async def stream_async(
 
     `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free
     once the array is dropped (what is on disk already is mapped instead). `memory_limit` bounds it,
-    in bytes: a shard (with `early`, a tensor) is begun only while those that are being received or
-    not yet consumed stay within the limit, so a slow reader slows the download down. A tensor counts
-    as consumed when the next one is asked for. One shard (tensor) is always begun, however large.
-    The default is two of the largest shards (tensors), and at least 64 MiB. `dtype` casts one tensor
-    at a time.
+    in bytes: a tensor is received only while those that are being received or not yet consumed stay
+    within the limit, so a slow reader slows the download down. A tensor counts as consumed when the
+    next one is asked for. One shard (with `early`, one tensor) always has its memory, however large.
+    The default is 1.25 times the largest shard (with `early`, twice the largest tensor), and at least
+    64 MiB. `dtype` casts one tensor at a time.
 
     `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and
     `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
