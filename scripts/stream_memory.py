@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 from benchmark.checkpoints import write_sparse
 from rich.console import Console
@@ -60,30 +61,56 @@ def status(field: str) -> int:
     raise KeyError(field)
 
 
-def measure(options: dict[str, Any]) -> dict[str, float]:
+class Consumer:
+    """Looks at arrays, and at the clock when the first one comes."""
+
+    def __init__(self) -> None:
+        self.began, self.first, self.count = time.perf_counter(), 0.0, 0
+
+    def take(self, array: np.ndarray) -> None:
+        """Read a byte of every page, as a copy to a device would read all."""
+        self.first = self.first or time.perf_counter() - self.began
+        self.count += 1
+        if array.reshape(-1)[::4096].any():
+            raise SystemExit("a tensor of zeros holds something else")
+
+
+def measure(options: dict[str, Any], loop: str) -> dict[str, float]:
     """Stream or load once in this process: peak in bytes, seconds to the first tensor and to the last."""
-    early = options.pop("early", None)
     asyncfetch.inspect(REPOSITORY)  # what is imported and connected on first use is not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, began, first, count = status("VmRSS"), time.perf_counter(), 0.0, 0
-    if early is None:
-        for array in asyncfetch.load(REPOSITORY, **options).values():
-            first = first or time.perf_counter() - began
-            look_at(array)
-            count += 1
+    before, consumer = status("VmRSS"), Consumer()
+    if loop == "blocking":
+        consume(options, consumer)
     else:
-        with asyncfetch.stream(REPOSITORY, early=early, **options) as tensors:
+        anyio.run(consume_async, options, consumer, backend=loop)
+    seconds = time.perf_counter() - consumer.began
+    return {
+        "peak": status("VmHWM") - before,
+        "first": consumer.first,
+        "seconds": seconds,
+        "tensors": consumer.count,
+    }
+
+
+def consume(options: dict[str, Any], consumer: Consumer) -> None:
+    if "early" in options:
+        with asyncfetch.stream(REPOSITORY, **options) as tensors:
             for _, array in tensors:
-                first = first or time.perf_counter() - began
-                look_at(array)
-                count += 1
-    return {"peak": status("VmHWM") - before, "first": first, "seconds": time.perf_counter() - began, "tensors": count}
+                consumer.take(array)
+    else:
+        for array in asyncfetch.load(REPOSITORY, **options).values():
+            consumer.take(array)
 
 
-def look_at(array: np.ndarray) -> None:
-    """Read a byte of every page, as a copy to a device would read all."""
-    if array.reshape(-1)[::4096].any():
-        raise SystemExit("a tensor of zeros holds something else")
+async def consume_async(options: dict[str, Any], consumer: Consumer) -> None:
+    if "early" in options:
+        async with asyncfetch.stream_async(REPOSITORY, **options) as tensors:
+            async for _, array in tensors:
+                consumer.take(array)
+    else:
+        for array in (await asyncfetch.load_async(REPOSITORY, **options)).values():
+            consumer.take(array)
 
 
 @contextmanager
@@ -94,11 +121,11 @@ def served(mib: int, shards: int, tensors: int) -> Iterator[str]:
             yield server.url
 
 
-def in_a_process(url: str, options: dict[str, Any]) -> dict[str, float]:
+def in_a_process(url: str, options: dict[str, Any], loop: str) -> dict[str, float]:
     """`measure` in a fresh process with an empty cache."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_ENDPOINT": url, "HF_HUB_CACHE": cache, "HF_HUB_OFFLINE": "0"}
-        command = [sys.executable, __file__, "--measure", json.dumps(options)]
+        command = [sys.executable, __file__, "--measure", json.dumps(options), "--loop", loop]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=600)
     result: dict[str, float] = json.loads(done.stdout)
     return result
@@ -110,15 +137,18 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8)
     parser.add_argument("--tensors", type=int, default=8, help="in each shard (default %(default)s)")
     parser.add_argument("--memory-limit", type=int, metavar="MIB", help="instead of the default of a stream")
+    parser.add_argument("--loop", choices=["blocking", "asyncio", "trio"], default="blocking", help="of the consumer")
     parser.add_argument("--no-disk", action="store_true", help="leave out the rows that fill a cache")
     parser.add_argument("--json", action="store_true", help="one JSON object a row on stdout")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(json.loads(args.measure))))
+        print(json.dumps(measure(json.loads(args.measure), args.loop)))
         return
     shard, tensor = args.mib / args.shards, args.mib / args.shards / args.tensors
-    table = Table(title=f"{args.mib} MiB in {args.shards} shards of {shard:g} MiB, tensors of {tensor:g} MiB")
+    table = Table(
+        title=f"{args.mib} MiB in {args.shards} shards of {shard:g} MiB, tensors of {tensor:g} MiB; {args.loop}"
+    )
     for column in ("", "peak MiB", "in shards", "in tensors", "seconds", "first tensor after"):
         table.add_column(column, justify="right" if column else "left")
     with served(args.mib, args.shards, args.tensors) as url:
@@ -127,7 +157,7 @@ def main() -> None:
             if args.no_disk and options["storage"] == "disk":
                 continue
             limited = {"memory_limit": args.memory_limit * MiB} if args.memory_limit and "early" in options else {}
-            row = in_a_process(url, options | limited)
+            row = in_a_process(url, options | limited, args.loop)
             peak = row["peak"] / MiB
             if args.json:
                 print(json.dumps({"row": label, **row}), flush=True)
