@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from .errors import SourceError
 
-__all__ = ["Board", "Checksum", "Lease", "Span", "SpanSet", "parse_checksum"]
+__all__ = ["Board", "Checksum", "Growth", "Lease", "Span", "SpanSet", "parse_checksum"]
 
 _HEX = {"sha256": 64, "git-sha1": 40}
 
@@ -142,11 +142,42 @@ def piece_size(pending: int, sharers: int, min_split: int) -> int:
     return min(max(pending // 64, least), 32 * min_split)
 
 
-class Board(Generic[K]):
-    """Hands out spans to connections: pieces of files in order, then halves of the largest in flight.
+class Growth:
+    """Whether more connections would help: from how busy the byte threads are, and what the last ones brought."""
 
-    A connection stays with its file, so that pieces that follow each other are hashed as they
-    come. No half that is taken from another connection is smaller than `min_split`.
+    IDLE_SHARE = 0.6  # threads less busy than this wait for the network: another connection may bring more
+    GAIN = 1.15  # the rate must have risen so much for the last ones to have been worth while
+    SETTLING = 0.25  # seconds until a new connection shows what it brings
+    PATIENCE = 5.0  # seconds until it is tried again after it brought nothing
+    _WINDOW = 0.1  # seconds over which the rate is taken
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, int]] = deque()
+        self._before: float | None = None  # the rate when connections were last added
+        self._until = 0.0
+
+    def look(self, now: float, received: int, busy: float) -> bool:
+        """Whether to add connections. `now` is in seconds, `received` bytes so far, `busy` a share from 0 to 1."""
+        self._looks.append((now, received))
+        while len(self._looks) > 2 and now - self._looks[1][0] >= self._WINDOW:
+            self._looks.popleft()
+        began, at = self._looks[0]
+        rate = (received - at) / (now - began) if now > began else 0.0
+        if now < self._until or len(self._looks) == 1:  # the first look sees connections being made
+            return False
+        if self._before is not None and rate < self.GAIN * self._before:
+            self._before, self._until = None, now + self.PATIENCE
+            return False
+        if busy >= self.IDLE_SHARE:
+            return False
+        self._before, self._until = rate, now + self.SETTLING
+        return True
+
+
+class Board(Generic[K]):
+    """Hands out spans to connections: pieces of files in order, then pieces of the largest in flight.
+
+    A connection stays with its file, so that pieces that follow each other are hashed as they come.
     """
 
     def __init__(self, min_split: int) -> None:
@@ -160,16 +191,22 @@ class Board(Generic[K]):
         for span in spans:
             self.pending.setdefault(file, deque()).append(span)
 
-    def take(self, file: K) -> Lease[K] | None:
-        """The next piece of `file`, or None if nothing of it is pending."""
+    @property
+    def files(self) -> int:
+        """How many files have bytes that are pending or in flight."""
+        return len(self.pending.keys() | {lease.file for lease in self.active})
+
+    def take(self, file: K, *, alone: bool = False) -> Lease[K] | None:
+        """The next piece of `file`, or None if nothing of it is pending. `alone`: nobody shall share it for now."""
         spans = self.pending.get(file)
         if not spans:
             return None
         sharers = 1 + sum(lease.file == file for lease in self.active)
         piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split)
+        whole = file in self.unsplittable or (alone and sharers == 1)
         span = spans.popleft()
         # A rest of less than half a piece goes along: a request for it alone is not worth while.
-        if file not in self.unsplittable and span.nbytes > piece + piece // 2:
+        if not whole and span.nbytes > piece + piece // 2:
             spans.appendleft(Span(span.start + piece, span.stop))
             span = Span(span.start, span.start + piece)
         if not spans:
@@ -184,16 +221,19 @@ class Board(Generic[K]):
         return self.take(max(pending, key=pending.__getitem__)) if pending else None
 
     def steal(self) -> Lease[K] | None:
-        """The second half of the largest span in flight, or None if none is worth the cut."""
+        """A piece of the largest span in flight, which keeps what comes before it; None if none is worth the cut.
+
+        What comes after it is pending again, so that a file shared from now on goes on nearly in order.
+        """
         victims = [lease for lease in self.active if lease.file not in self.unsplittable]
         victim = max(victims, key=lambda lease: lease.remaining, default=None)
         if victim is None or victim.remaining < 2 * self.min_split:
             return None
-        middle = victim.start + victim.remaining // 2
-        half = Lease(victim.file, middle, victim.stop)
-        victim.stop = middle
-        self.active.append(half)
-        return half
+        kept = min(piece_size(victim.remaining, 2, self.min_split), victim.remaining // 2)
+        rest = Span(victim.start + kept, victim.stop)
+        victim.stop = rest.start
+        self.pending.setdefault(victim.file, deque()).appendleft(rest)
+        return self.take(victim.file)
 
     def release(self, lease: Lease[K]) -> None:
         """`lease` is no longer in flight; what it lacks must be added again by the caller."""

@@ -1,8 +1,8 @@
 """Moving the bytes: connections pull spans, retry, verify, publish, report.
 
 One task group holds one task per connection (a lane). A lane takes the next piece of its file, else
-opens the next file, else helps with the file that has most left, else takes the second half of the
-largest span in flight; it ends when nothing is left. Lanes are added only while those that run
+opens the next file, else helps with the file that has most left, else takes a piece of the largest
+span in flight; it ends when nothing is left. Lanes are added only while those that run
 wait for the network: where the processor is the limit, more connections would only cost. The lane
 that completes a file verifies and publishes it. On failure and on cancellation the lanes
 end, and every open file is suspended so that the next run goes on where this one stopped.
@@ -26,7 +26,7 @@ from .header import PREFIX_BYTES
 from .located import Located, SourceFile
 from .outlet import Landed, Outlet
 from .partial import FilePartial, MemoryPartial, Partial
-from .plan import Board, Lease, Span
+from .plan import Board, Growth, Lease, Span
 from .policy import Budget, MiB, Policy, retrying
 from .ranges import open_span, skip
 from .transport import Transport
@@ -36,7 +36,6 @@ __all__ = ["Landed", "Transfer"]
 _REPORT_INTERVAL = 0.1
 _BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
-_IDLE_SHARE = 0.6  # threads less busy than this wait for the network: another connection may bring more
 _FIRST_LANES = 4
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
 
@@ -106,6 +105,7 @@ class Transfer:
         spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
         most = min(self.policy.connections, spans)
         wanted = min(max(min(len(self._waiting), _FIRST_LANES), threads), most)
+        growth = Growth()
         async with anyio.create_task_group() as self._group:
             while wanted and not self._done.is_set():
                 while self._running < wanted:
@@ -113,7 +113,8 @@ class Transfer:
                 before = self.transport.busy
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
-                if self.transport.busy - before < _IDLE_SHARE * _GROW_INTERVAL * threads:
+                busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
+                if growth.look(time.monotonic(), self.downloaded, busy):
                     wanted = min(2 * self._running, most)
 
     def _add_lane(self) -> None:
@@ -130,7 +131,9 @@ class Transfer:
         scratch = memoryview(bytearray(self.policy.burst if self.storage == "disk" else 0))
         file = ""
         while True:
-            lease = self._board.take(file)
+            # With a file for each connection, one request brings the whole of it.
+            files = self._board.files + len(self._waiting) + self._opening
+            lease = self._board.take(file, alone=self._running <= files)
             if lease is None and self._waiting and (self.outlet is None or self.outlet.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from asyncfetch.errors import SourceError
-from asyncfetch.plan import Board, Checksum, Lease, Span, SpanSet, parse_checksum, piece_size
+from asyncfetch.plan import Board, Checksum, Growth, Lease, Span, SpanSet, parse_checksum, piece_size
 from asyncfetch.policy import MiB, Policy
 
 SIZE = 16  # small, so that spans often touch
@@ -210,6 +211,63 @@ def test_a_file_without_ranges_is_one_piece() -> None:
     board.add("a", [Span(0, 1000)])
     assert take(board, "a") == (0, 1000)
     assert board.steal() is None
+
+
+def test_one_request_for_a_file_that_nobody_shares() -> None:
+    """A connection that shall be alone gets all that is pending; once it is not, pieces as ever."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 1000)])
+    board.add("b", [Span(0, 1000)])
+    first = board.take("a", alone=True)
+    assert first is not None
+    assert (first.start, first.stop) == (0, 1000)
+    assert board.files == 2
+    assert take(board, "b") != (0, 1000)
+    board.pending.clear()
+    board.add("a", [Span(2000, 3000)])
+    shared = board.take("a", alone=True)
+    assert shared is not None
+    assert shared.remaining < 1000
+
+
+def test_a_file_that_is_shared_late_goes_on_in_order() -> None:
+    """The first thief takes what follows what the victim keeps; the rest is pending, in order."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 1000)])
+    victim = board.take("a", alone=True)
+    assert victim is not None
+    victim.start = 100
+    stolen = board.steal()
+    assert stolen is not None
+    kept = piece_size(900, 2, 4)
+    assert (victim.stop, stolen.start) == (100 + kept, 100 + kept)
+    assert board.pending == {"a": deque([Span(stolen.stop, 1000)])}
+    assert stolen.remaining == piece_size(900 - kept, 2, 4)
+
+
+def grown(looks: list[tuple[float, int, float]]) -> list[bool]:
+    growth = Growth()
+    return [growth.look(now, received, busy) for now, received, busy in looks]
+
+
+def test_growth_where_the_network_is_waited_for() -> None:
+    """Idle threads: more connections, and again while the last ones made it faster."""
+    rates = [(0.05, 10), (0.1, 20), (0.3, 60), (0.35, 100), (0.4, 140), (0.65, 340), (0.7, 400), (0.75, 460)]
+    assert grown([(now, got, 0.2) for now, got in rates]) == [False, True, False, True, False, True, False, False]
+
+
+def test_no_growth_where_the_processor_is_the_limit() -> None:
+    """Busy threads; and the first look, at which nothing has begun, says nothing."""
+    assert not any(grown([(0.05, 1, 0.1), *((0.05 * n, n, 0.7) for n in range(2, 100))]))
+
+
+def test_growth_ends_where_it_brings_nothing() -> None:
+    """Idle threads, and the same rate with more connections: not again for seconds."""
+    looks = [(0.05 * n, 10 * n, 0.2) for n in range(1, 150)]
+    at = [now for (now, _, _), grew in zip(looks, grown(looks), strict=True) if grew]
+    assert at[0] == pytest.approx(0.1)
+    assert at[1] >= Growth.PATIENCE
+    assert len(at) == 2
 
 
 @given(st.integers(0, 1 << 45), st.integers(1, 64), st.integers(1, 1 << 30))
