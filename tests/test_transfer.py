@@ -246,7 +246,7 @@ async def test_a_mirror_with_etags_of_its_own(server: FaultServer, tmp_path: Pat
 async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path: Path) -> None:
     """Idle connections take pieces of what is in flight; breaks in any of them are mended; the bytes are right."""
     repository, path = single(server)
-    pace = Drip(16_384, 0.01)
+    pace = Drip(8_192, 0.01)
     server.fault(path, OK, *[(pace, Truncate(n)) for n in (40_000, 150_000, 70_000)], pace, forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8, burst=32_768)
     assert same(await load(server, tmp_path, policy=policy), BIG)
