@@ -7,7 +7,7 @@ answers with the whole file, which is read from its beginning.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -141,19 +141,32 @@ async def read_span(
     file: str,
     size: int,
     on_retry: OnRetry | None = None,
-    on_etag: Callable[[str | None], None] = lambda _: None,
+    on_answer: Callable[[Body, Target], None] = lambda _body, _target: None,
+    renew: Callable[[], Awaitable[Target]] | None = None,
 ) -> bytes:
     """The bytes of a small span, in memory. Transient failures are retried, from where they struck.
 
-    `on_etag` is told the strong ETag of each answer.
+    `on_answer` is told each answer, and which target gave it. `renew` asks for the target anew when its
+    link has expired.
     """
     data = bytearray()
     budget = Budget(transport.policy)
-    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
+    expired = False
+
+    def retry(error: BaseException, delay: float) -> None:
+        nonlocal expired
+        expired = expired or isinstance(error, LinkExpiredError)
+        if on_retry is not None:
+            on_retry(error, delay)
+
+    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
         with attempt:
+            if expired and renew is not None:
+                target = await renew()
+            expired = False
             rest = Span(span.start + len(data), span.stop)
             async with open_span(transport, target, rest, file=file, size=size) as (body, at):
-                on_etag(strong_etag(body, target))
+                on_answer(body, target)
                 await skip(body, rest.start - at)
                 while len(data) < span.nbytes:
                     got = await body.pull(span.nbytes - len(data), _scratch, data.extend)

@@ -333,6 +333,8 @@ class Transport:
                 if body.status not in (301, 302, 303, 307, 308) or not target:
                     if body.encoded and body.status in (200, 206):
                         raise ProtocolError("the body is compressed although that was declined", url=here)
+                    if body.status == 206 and "range" not in (headers or {}):
+                        raise ProtocolError("a part is answered although the whole was asked for", url=here)
                     return await _read_whole(body, limit)
                 target = redirected(here, target)
                 reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again

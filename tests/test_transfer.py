@@ -149,11 +149,17 @@ async def test_plain_web_servers(server: FaultServer, tmp_path: Path, fault: Fau
 @pytest.mark.anyio
 @pytest.mark.parametrize("framing", [Chunked, UntilClose])
 async def test_web_server_without_ranges_and_lengths(server: FaultServer, tmp_path: Path, framing: Fault) -> None:
-    """Where nothing tells the size of a shard, an end that comes too early could not be seen: it is refused."""
-    url = server.web("/files", {SINGLE: BIG_FILE})
-    server.fault(f"/files/{SINGLE}", (IgnoreRange, framing), forever=True)
-    with pytest.raises(NetworkError, match="no size"):
-        await asyncfetch.load_async(url, cache_dir=tmp_path, policy=QUICK)
+    """Where nothing else tells the size of a shard its header does: an end that comes too early is seen."""
+    url, path = server.web("/files", {SINGLE: BIG_FILE}), f"/files/{SINGLE}"
+    whole: Any = (IgnoreRange, framing)
+    server.fault(path, whole, (*whole, Truncate(900_000)), whole, forever=True)
+    assert same(await asyncfetch.load_async(url, cache_dir=tmp_path / "a", policy=QUICK), BIG)
+    assert len(server.to(path)) == 3
+    server.heal(path)
+    server.fault(path, whole, (*whole, Truncate(900_000)), forever=True)
+    with pytest.raises(NetworkError):
+        await asyncfetch.load_async(url, cache_dir=tmp_path / "b", policy=QUICK)
+    assert not blobs(tmp_path / "b")
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ A `Script` says how a small checkpoint is loaded and which faults strike where; 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import ssl
 import time
@@ -109,7 +110,7 @@ class Report:
         )
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """The load did what it never may."""
 
 
@@ -155,7 +156,7 @@ class Slot:
             outcome = await self._play(script, server, name, cache)
         except Exception as error:
             outcome = "violation"
-            text = str(error) if isinstance(error, Violation) else "\n".join(_chain(error))
+            text = str(error) if isinstance(error, ViolationError) else "\n".join(_chain(error))
             report.violations.append(f"{script}\n  -> {text}")
         report.outcomes[outcome] += 1
         report.faults += sum(len(step) for strike in script.strikes for step in strike.steps)
@@ -181,13 +182,13 @@ class Slot:
         except AsyncfetchError as error:
             assert_silent(texts_of(error))
             if script.must_pass:
-                raise Violation(f"it should have passed: {type(error).__name__}: {error}") from error
+                raise ViolationError(f"it should have passed: {type(error).__name__}: {error}") from error
             outcome = error.code
         except TimeoutError:
-            raise Violation(f"it did not end within {DEADLINE:.0f} s") from None
+            raise ViolationError(f"it did not end within {DEADLINE:.0f} s") from None
         else:
             if not any(same(state, tensors) for tensors in good):
-                raise Violation("wrong bytes")
+                raise ViolationError("wrong bytes")
             outcome = "right"
         assert_clean(cache)
         for path in {*paths["page"].values(), *paths["bytes"].values()}:
@@ -195,7 +196,7 @@ class Slot:
         with anyio.fail_after(DEADLINE):
             state = await self._load(script, server, name, cache, files, PATIENT, checksums=not changes)
         if not any(same(state, tensors) for tensors in good):
-            raise Violation("wrong bytes in the load after the faults")
+            raise ViolationError("wrong bytes in the load after the faults")
         assert_clean(cache)
         return outcome
 
@@ -285,6 +286,7 @@ def play(
     finally:
         for slot in slots:
             slot.__exit__()
+        gc.collect()  # so that what is not closed is told of this test
     return report
 
 

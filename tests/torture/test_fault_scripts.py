@@ -1,9 +1,9 @@
-"""Seeded random scripts of faults over all that the fault server can do: the right bytes or an error of ours, in time."""
+"""Seeded random scripts of all that the fault server can do: the right bytes or an error of ours, in time."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,19 @@ from ..fault_server import (
 )
 from .scripted import INDEX, SHARD, SINGLE, Script, Step, Strike, play
 
-PORTIONS = 10
+PORTIONS = 5  # of each client, so that none takes long
+# httpcore leaves a socket to the garbage collector when a TLS handshake of the caller's client is cancelled.
+CLIENTS = [
+    pytest.param("own", id="own"),
+    pytest.param(
+        "generic",
+        marks=[
+            pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+            pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+        ],
+        id="generic",
+    ),
+]
 STATUSES = (
     200, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 410, 416, 418, 425, 429, 451,
     500, 501, 502, 503, 504, 507, 599,
@@ -129,9 +141,9 @@ def _status(rng: random.Random) -> Step:
     return f"Status({status}, {headers})", Status(status, headers)
 
 
-def draw_script(seed: int, number: int) -> Script:
+def draw_script(seed: int, number: int, client: str) -> Script:
     """Script `number` of `seed`: one to five faults, some at once, on any of the files."""
-    rng = random.Random(f"{seed}/{number}")
+    rng = random.Random(f"{seed}/{client}/{number}")
     source = rng.choice(("hub", "hub", "hub-direct", "web", "web-unhashed"))
     sharded = rng.random() < 0.6
     call = rng.choice(("load", "load", "load", "stream", "open"))
@@ -151,33 +163,31 @@ def draw_script(seed: int, number: int) -> Script:
     if not sharded and call == "load" and rng.random() < 0.1:
         strikes.append(Strike(SINGLE, "bytes", ((("OK", OK),), (("Replaced", OK),))))
     return Script(
-        f"--seed {seed}, script {number}",
+        f"--seed {seed}, script {client} {number}",
         source=source,
         sharded=sharded,
         storage=rng.choice(("disk", "memory")),
-        client=rng.choice(("own", "generic")),
+        client=client,
         tls=rng.random() < 0.3,
         call=call,
         strikes=tuple(strikes),
     )
 
 
-def scripts_of(seed: int, numbers: range) -> Iterator[Script]:
-    return (draw_script(seed, number) for number in numbers)
-
-
 def test_scripts_are_repeatable() -> None:
     """Seed and number give the same script again, and one number another one than the next."""
-    texts = [str(draw_script(7, number)) for number in range(200)]
-    assert texts == [str(draw_script(7, number)) for number in range(200)]
+    texts = [str(draw_script(7, number, "own")) for number in range(200)]
+    assert texts == [str(draw_script(7, number, "own")) for number in range(200)]
     assert len(set(texts)) == 200
     every = "".join(texts)
     for kind in ("Truncate", "Reset(", "Stall", "Expire", "Hangup", "Flip", "Raw", "Drip", "Replaced", " + "):
         assert kind in every
 
 
+@pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("portion", range(PORTIONS))
 def test_random_scripts(
+    client: str,
     portion: int,
     seed: int,
     scale: Callable[[int, int], int],
@@ -189,9 +199,10 @@ def test_random_scripts(
     count = scale(8, 1000)
     backend = BACKENDS[portion % len(BACKENDS)].values[0]
     numbers = range(portion * count, (portion + 1) * count)
-    report = play(scripts_of(seed, numbers), tmp_path, monkeypatch, backend)
+    scripts = (draw_script(seed, number, client) for number in numbers)
+    report = play(scripts, tmp_path, monkeypatch, backend)
     figure(f"{report}; {dict(report.outcomes.most_common())}")
     assert not report.violations, "\n\n".join(report.violations[:10])
     assert sum(report.outcomes.values()) == count
     assert report.outcomes["right"]
-    assert len(report.outcomes) > 1
+    assert count < 100 or len(report.outcomes) > 5
