@@ -31,21 +31,9 @@ from ..fault_server import (
     Truncate,
     UntilClose,
 )
-from .scripted import INDEX, SHARD, SINGLE, Script, Step, Strike, play
+from .scripted import CLIENTS, INDEX, SHARD, SINGLE, Script, Step, Strike, play
 
 PORTIONS = 5  # of each client, so that none takes long
-# httpcore leaves a socket to the garbage collector when a TLS handshake of the caller's client is cancelled.
-CLIENTS = [
-    pytest.param("own", id="own"),
-    pytest.param(
-        "generic",
-        marks=[
-            pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-            pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-        ],
-        id="generic",
-    ),
-]
 STATUSES = (
     200, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 408, 409, 410, 416, 418, 425, 429, 451,
     500, 501, 502, 503, 504, 507, 599,
