@@ -27,7 +27,7 @@ from .policy import Budget, retrying
 from .transport import Body, OnRetry, Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Target", "open_span", "read_span", "strong_etag"]
+__all__ = ["Target", "open_span", "read_span", "strong_etag", "version_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Target:
 
     `headers` may hold a token and is not shown. `neutral`: another origin than the source's, so
     nothing that identifies the caller goes there. `signed`: a link that expires. `validator` is
-    the strong ETag that the bytes had when the file was first seen, None where there is none.
+    the strong ETag that the bytes had when the file was first seen, None where there is none. `version` is
+    what is left then to tell a changed file: its weak ETag and its Last-Modified, each empty if not known.
     """
 
     url: str = field(repr=False)
@@ -44,6 +45,7 @@ class Target:
     neutral: bool = False
     signed: bool = False
     validator: str | None = None
+    version: tuple[str, str] = ("", "")
 
 
 @asynccontextmanager
@@ -63,6 +65,10 @@ async def open_span(
         etag = body.headers.get("etag", "")
         if target.validator and etag and body.url == target.url and _opaque(etag) != _opaque(target.validator):
             raise ChangedError(file, "its ETag is another one")
+        if body.url == target.url:
+            now = version_of(body.headers)
+            if any(was and is_ and was != is_ for was, is_ in zip(target.version, now, strict=True)):
+                raise ChangedError(file, "its ETag or its Last-Modified is another one")
         yield body, _start_of(body, span, file=file, size=size)
 
 
@@ -89,6 +95,11 @@ async def _open_followed(transport: Transport, target: Target, headers: Mapping[
 def _opaque(etag: str) -> str:
     """An ETag without its marks: proxies that may compress weaken it, some servers forget the quotes."""
     return etag.strip().removeprefix("W/").strip('"')
+
+
+def version_of(headers: Mapping[str, str]) -> tuple[str, str]:
+    """What a resource without a strong ETag tells of its version. Unfit for If-Range, but a change in it is one."""
+    return _opaque(headers.get("etag", "")), headers.get("last-modified", "")
 
 
 def _check_status(body: Body, target: Target, file: str) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from anyio import to_thread
@@ -32,7 +33,7 @@ from .hub import size_of
 from .index import index_too_large
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
-from .ranges import Target
+from .ranges import Target, version_of
 from .source import UrlSource
 from .transport import OnRetry, Reply, Transport
 from .urls import no_downgrade, origin_of
@@ -119,7 +120,8 @@ class WebFinder(Finder):
         checksum = _digest_of(reply.headers)
         url = self.web.url(name)
         neutral = origin_of(reply.url) != origin_of(url)
-        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=strong)
+        version = ("", "") if strong else version_of(reply.headers)
+        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=strong, version=version)
         key = hashlib.sha256(identity.encode()).hexdigest()
         resumable = bool(etag or modified)
         prefix = reply.body if reply.status != 416 else b""
@@ -175,7 +177,8 @@ class WebOrigin:
             file.target = again.target
         if file.target is None:
             raise ProtocolError("the file is served nowhere", url=finder.web.url(file.name))
-        return file.target
+        # Where a hash decides in the end, a date that differs between two servers of a site does no harm.
+        return file.target if file.checksum is None else replace(file.target, version=("", ""))
 
 
 def _implied_size(name: str, prefix: bytes) -> int | None:

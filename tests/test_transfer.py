@@ -392,6 +392,43 @@ async def test_other_content_at_the_same_place(server: FaultServer, tmp_path: Pa
     assert same(await asyncfetch.load_async(url, cache_dir=tmp_path, policy=ONE_LANE), other)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("storage", ["disk", "memory"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"etag": 'W/"1"'}, {"etag": 'W/"2"'}),
+        (
+            {"etag": "", "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"},
+            {"last_modified": "Tue, 02 Jan 2024 00:00:00 GMT"},
+        ),
+    ],
+    ids=["weak", "date"],
+)
+async def test_other_content_without_a_strong_etag(
+    server: FaultServer, tmp_path: Path, before: dict[str, str], after: dict[str, str], storage: str
+) -> None:
+    """A weak ETag or a date is not fit for If-Range, but one that changes tells two files apart; a hash does so too."""
+    other = safetensors_bytes({"w": BIG["w"][::-1].copy()})
+
+    def replaced(answer: Any) -> Any:
+        server.web("/files", {SINGLE: other}, **{**before, **after})
+        return Truncate(500_000)(answer)
+
+    async def fetch(name: str, **options: Any) -> None:
+        url = server.web("/files", {SINGLE: BIG_FILE}, **before)
+        server.fault(f"/files/{SINGLE}", OK, replaced)
+        options = {"policy": ONE_LANE, "storage": storage, "cache_dir": tmp_path / name, **options}
+        await asyncfetch.load_async(url, **options)
+
+    with pytest.raises(ChangedError):
+        await fetch("a")
+    with pytest.raises(ChecksumMismatchError):
+        await fetch("b", checksums={SINGLE: f"sha256:{hashlib.sha256(BIG_FILE).hexdigest()}"})
+    assert not blobs(tmp_path / "a")
+    assert not any("if-range" in seen.headers for seen in server.seen)
+
+
 # -- verification --------------------------------------------------------------------------------
 
 

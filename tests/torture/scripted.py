@@ -35,6 +35,7 @@ SHARD = "model-00001-of-00002.safetensors"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OTHER_COMMIT = "f" * 40
+FIRST_DATE, SECOND_DATE = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
 HASTY = Policy(
     connections=4,
     attempts=5,
@@ -84,7 +85,9 @@ class Strike:
 
 @dataclass(frozen=True)
 class Script:
-    """One load. `source`: "hub", "hub-direct" (no links), "web" (with checksums) or "web-unhashed".
+    """One load. `source`: "hub", "hub-direct" (no links), "web" (with checksums), "web-unhashed" or "web-dated".
+
+    The last two have no hashes, and the very last no ETags, only dates.
 
     `must_pass`: no error is good enough.
     """
@@ -131,11 +134,17 @@ def replaced(server: FaultServer, name: str, nbytes: int) -> Fault:
 
     def fault(answer: Answer) -> Answer:
         other = sharded_bytes(OTHERS, 1)["model-00001-of-00001.safetensors"]
-        server.web(f"/files/{name}", {SINGLE: other})
+        server.web(f"/files/{name}", {SINGLE: other}, **dated(server, name))
         server.hub(f"org/{name}", {SINGLE: other}, commit=OTHER_COMMIT)
         return Truncate(nbytes)(answer)
 
     return fault
+
+
+def dated(server: FaultServer, name: str) -> dict[str, str]:
+    """The headers of the other file: a newer date, where the first one has a date only."""
+    resource = server.resources.get(f"/files/{name}/{SINGLE}")
+    return {"etag": "", "last_modified": SECOND_DATE} if resource and "last-modified" in resource.headers else {}
 
 
 class Slot:
@@ -215,7 +224,8 @@ class Slot:
     def _serve(self, script: Script, server: FaultServer, name: str, files: dict[str, bytes]) -> dict[str, Any]:
         """Serve the files; the paths of each file's page and of its bytes."""
         if script.source.startswith("web"):
-            server.web(f"/files/{name}", files)
+            dates = {"etag": "", "last_modified": FIRST_DATE} if script.source == "web-dated" else {}
+            server.web(f"/files/{name}", files, **dates)
             paths = {file: f"/files/{name}/{file}" for file in files}
             return {"page": paths, "bytes": paths}
         links = r".*\.safetensors" if script.source == "hub" else "nothing"

@@ -132,10 +132,10 @@ def _status(rng: random.Random) -> Step:
 def draw_script(seed: int, number: int, client: str) -> Script:
     """Script `number` of `seed`: one to five faults, some at once, on any of the files."""
     rng = random.Random(f"{seed}/{client}/{number}")
-    source = rng.choice(("hub", "hub", "hub-direct", "web", "web-unhashed"))
+    source = rng.choice(("hub", "hub", "hub-direct", "web", "web-unhashed", "web-dated"))
     sharded = rng.random() < 0.6
     call = rng.choice(("load", "load", "load", "stream", "open"))
-    bits = source != "web-unhashed" and call != "open"
+    bits = source not in ("web-unhashed", "web-dated") and call != "open"
     strikes = []
     left = rng.randint(1, 5)
     while left:
@@ -148,7 +148,7 @@ def draw_script(seed: int, number: int, client: str) -> Script:
             steps.append(tuple(draw_fault(rng, bits=bits) for _ in range(at_once)))
         file = rng.choice((SHARD, SHARD, INDEX)) if sharded else SINGLE
         strikes.append(Strike(file, rng.choice(("page", "bytes", "bytes")), tuple(steps)))
-    if not sharded and call == "load" and rng.random() < 0.1:
+    if not sharded and call == "load" and rng.random() < 0.3:
         strikes.append(Strike(SINGLE, "bytes", ((("OK", OK),), (("Replaced", OK),))))
     return Script(
         f"--seed {seed}, script {client} {number}",
