@@ -60,7 +60,6 @@ class Http2Server:
             except OSError:
                 return
             self.connections += 1
-            self.connections += 1
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets.append(sock)
             thread = threading.Thread(target=_Connection(self, sock).serve, daemon=True)

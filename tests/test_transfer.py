@@ -273,14 +273,17 @@ async def test_nothing_is_split_where_there_are_no_ranges(server: FaultServer, t
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["own", "client"])
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-async def test_few_connections_for_many_shards(tmp_path: Path, tls: bool, request: pytest.FixtureRequest) -> None:
+async def test_few_connections_for_many_shards(
+    tmp_path: Path, tls: bool, kind: str, request: pytest.FixtureRequest
+) -> None:
     """Connections that brought a shard to its end bring the next one."""
     context = request.getfixturevalue("trusted") if tls else None
     tensors = {f"t{n}": np.full(80_000, n, dtype=np.uint8) for n in range(16)}
     with FaultServer(context) as server:
         server.hub("org/model", sharded_bytes(tensors, 16))
-        assert same(await load(server, tmp_path, policy=replace(QUICK, connections=3)), tensors)
+        assert same(await load(server, tmp_path, kind=kind, policy=replace(QUICK, connections=3)), tensors)
         assert len(server.seen) > 48
         assert server.accepted <= 2 * 3
 
