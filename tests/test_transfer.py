@@ -473,7 +473,7 @@ async def test_compressed_body(server: FaultServer, tmp_path: Path) -> None:
     _, path = single(server)
     server.fault(path, OK, Gzip, forever=True)
     with pytest.raises(NetworkError, match="compressed"):
-        await load(server, tmp_path)
+        await load(server, tmp_path, policy=replace(QUICK, read_timeout=10))  # compressing takes the server a while
     assert len(bodies(server, path)) == 1
 
 
