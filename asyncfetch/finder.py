@@ -23,18 +23,17 @@ from .errors import (
     CheckpointNotFoundError,
     ChecksumMismatchError,
     EntryNotFoundError,
-    InvalidIndexError,
     OfflineError,
     ShardNotFoundError,
 )
 from .hub import Settings
-from .index import Index, Selector, parse_index, select_tensors
-from .located import PREFIX_LIMIT, Located, Origin, SourceFile
+from .index import Index, Selector, index_too_large, parse_index, select_tensors
+from .located import PREFIX_LIMIT, Located, Origin, SourceFile, renewal
 from .plan import Checksum, Span
 from .policy import Policy
-from .ranges import read_span
+from .ranges import Target, read_span, strong_etag
 from .source import LocalSource, Source, candidates, is_index_name
-from .transport import OnRetry, Transport
+from .transport import Body, OnRetry, Transport
 
 __all__ = ["Finder", "LocalFinder", "Request", "each"]
 
@@ -175,8 +174,9 @@ class Finder:
         if file.target is None or not file.size:
             return b""
 
-        def learn(etag: str | None) -> None:
-            file.etag = etag
+        def learn(body: Body, target: Target) -> None:
+            file.etag = strong_etag(body, target)
+            file.splittable = body.status == 206
 
         return await read_span(
             self.transport,
@@ -185,7 +185,8 @@ class Finder:
             file=file.name,
             size=file.size,
             on_retry=self.on_retry,
-            on_etag=learn,
+            on_answer=learn,
+            renew=renewal(self.origin, file),
         )
 
 
@@ -230,10 +231,6 @@ def read_index(name: str, path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise index_too_large(name, limit)
     return data
-
-
-def index_too_large(name: str, limit: int) -> InvalidIndexError:
-    return InvalidIndexError(name, f"it has more bytes than the {limit:,} that max_index_bytes allows")
 
 
 def verify_small(name: str, data: bytes, checksum: Checksum) -> None:

@@ -316,9 +316,10 @@ def _check_ignored(value: object) -> None:
             raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
 
 
-def parse_header(raw: bytes | memoryview, *, file: str, file_size: int) -> Header:
+def parse_header(raw: bytes | memoryview, *, file: str, file_size: int | None) -> Header:
     """The header whose JSON is `raw`: exactly the n bytes after the prefix of a file of `file_size` bytes.
 
+    Where the size is not known, it is the one that the last tensor implies.
     A tensor name that occurs twice counts with its last entry, as in the crate, if that leaves no
     hole. Raises InvalidHeaderError, with the tensor where one is at fault, and nothing else.
     """
@@ -327,6 +328,8 @@ def parse_header(raw: bytes | memoryview, *, file: str, file_size: int) -> Heade
         tree = parse_json(raw, _entry_or_pairs)
         tensors, metadata = _contents(tree)
         ordered = _in_data_order(tensors)
+        if file_size is None:
+            file_size = data_start + max((info.end for info in ordered.values()), default=0)
         _check_layout(ordered, file_size - data_start)
     except _FlawError as flaw:
         reason, tensor, hint = str(flaw), flaw.tensor, flaw.hint

@@ -18,6 +18,7 @@ from .cache import checksum_of_etag, is_commit, path_inside
 from .errors import (
     AccessError,
     AsyncfetchError,
+    ChangedError,
     EntryNotFoundError,
     GatedRepositoryError,
     NetworkError,
@@ -27,6 +28,7 @@ from .errors import (
     SourceError,
     redact_url,
 )
+from .index import index_too_large
 from .plan import Checksum, Span
 from .ranges import Target, read_span
 from .transport import OnRetry, Reply, Transport
@@ -127,6 +129,7 @@ class HubFile:
     `link` is where storage serves the bytes (a signed URL), None if the Hub does so itself.
     `prefix` is empty where the bytes are behind the link. `validator` is the ETag of the bytes as the
     Hub itself serves them, where it is fit for If-Range: a mirror's is often not the file's hash.
+    `splittable` is false where the Hub itself serves the bytes and sent all of them to a range.
     """
 
     commit: str
@@ -136,6 +139,7 @@ class HubFile:
     link: str | None
     prefix: bytes
     validator: str | None
+    splittable: bool
 
 
 class Hub:
@@ -191,16 +195,36 @@ class Hub:
     async def read_whole(
         self, file: str, revision: str, *, limit: int, on_retry: OnRetry | None = None
     ) -> tuple[HubFile, bytes]:
-        """A small file and all its bytes, wherever they are served. More than `limit`: ProtocolError."""
+        """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError."""
         found = await self.look(file, revision, limit=limit, whole=True, on_retry=on_retry)
         if found.size > limit:
-            raise ProtocolError(f"the file has {found.size:,} bytes, more than the limit of {limit:,}", url=file)
-        data = found.prefix
-        if found.link is not None and found.size:
-            target = Target(found.link, neutral=True, signed=True)
-            span = Span(0, found.size)
-            data = await read_span(self.transport, target, span, file=file, size=found.size, on_retry=on_retry)
+            raise index_too_large(file, limit)
+        if found.link is None or not found.size:
+            return found, found.prefix
+
+        async def renew() -> Target:
+            again = await self.look(file, found.commit, limit=1)
+            if (again.etag, again.size) != (found.etag, found.size):
+                raise ChangedError(file, "the Hub names another hash for it")
+            return self.target(file, again)
+
+        data = await read_span(
+            self.transport,
+            self.target(file, found),
+            Span(0, found.size),
+            file=file,
+            size=found.size,
+            on_retry=on_retry,
+            renew=renew,
+        )
         return found, data
+
+    def target(self, file: str, found: HubFile) -> Target:
+        """Where the bytes of a file are served."""
+        if found.link is not None:
+            return Target(found.link, neutral=True, signed=True)
+        url = self.url(file, found.commit)
+        return Target(url, self.headers(url), validator=found.validator)
 
     def _may_follow(self, here: str, target: str) -> bool:
         return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
@@ -225,7 +249,8 @@ class Hub:
             raise ProtocolError("it redirects from https to http", url=reply.url)
         own = headers.get("etag", "")
         validator = own if not elsewhere and re.fullmatch(r'"[^"]*"', own) else None
-        return HubFile(commit, etag, checksum, size, link, b"" if elsewhere else reply.body, validator)
+        prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
+        return HubFile(commit, etag, checksum, size, link, prefix, validator, splittable)
 
     def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""

@@ -96,8 +96,9 @@ class HubFinder(Finder):
             key=found.etag,
             blob=found.etag,
             identity=f"{found.etag}:{found.size}",
-            target=self.target_of(name, found),
+            target=self.hub.target(name, found),
             prefix=found.prefix,
+            splittable=found.splittable,
         )
         blob = await to_thread.run_sync(self.repo_cache.whole_blob, found.etag, found.size)
         if blob is not None:
@@ -122,12 +123,6 @@ class HubFinder(Finder):
         if self.commit not in (None, found.commit):
             raise CorruptError(f"The Hub went from commit {self.commit} to {found.commit}.", file=str(self.source))
         self.commit = found.commit
-
-    def target_of(self, name: str, found: HubFile) -> Target:
-        if found.link is not None:
-            return Target(found.link, neutral=True, signed=True)
-        url = self.hub.url(name, found.commit)
-        return Target(url, self.hub.headers(url), validator=found.validator)
 
     async def _look_for_single_file(self, located: Located) -> None:
         """A single file beside an index is another checkpoint, which other loaders prefer: say so."""
@@ -159,5 +154,5 @@ class HubOrigin:
             found = await finder.hub.look(file.name, finder.commit or finder.revision, limit=1, on_retry=on_retry)
             if (found.etag, found.size) != (file.key, file.size):
                 raise ChangedError(file.name, "the Hub names another hash for it")
-            file.target = finder.target_of(file.name, found)
+            file.target = finder.hub.target(file.name, found)
         return file.target

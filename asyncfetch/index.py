@@ -96,6 +96,11 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
     return Index(file, weight_map, _metadata(metadata[-1]) if metadata else {})
 
 
+def index_too_large(file: str, limit: int) -> InvalidIndexError:
+    """The error for an index that is not even read."""
+    return InvalidIndexError(file, f"it has more bytes than the {limit:,} that max_index_bytes allows")
+
+
 def _parse(raw: bytes, file: str) -> tuple[tuple[str, Any], ...]:
     """The members of the top-level object; objects inside are tuples of pairs too, so that no duplicate is lost."""
     text = raw.removeprefix(b"\xef\xbb\xbf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from .plan import Checksum, Span
 from .ranges import Target, read_span
 from .transport import OnRetry, Transport
 
-__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "read_header"]
+__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "read_header", "renewal"]
 
 PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most headers fit
 
@@ -41,6 +41,7 @@ class SourceFile:
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
     missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
+    `splittable` is false where the server is known to answer a range with the whole file.
     """
 
     name: str
@@ -53,6 +54,7 @@ class SourceFile:
     target: Target | None = None
     prefix: bytes = b""
     etag: str | None = None
+    splittable: bool = True
     path: Path | None = None
     in_blobs: bool = False
     raw_header: bytes = b""
@@ -92,7 +94,14 @@ class Located:
         return f"{self.folder}/{shard}" if self.folder else shard
 
 
-async def read_header(file: SourceFile, transport: Transport | None, on_retry: OnRetry | None) -> None:
+def renewal(origin: Origin | None, file: SourceFile) -> Callable[[], Awaitable[Target]] | None:
+    """What asks `origin` for a new link to `file`."""
+    return None if origin is None else lambda: origin.target(file, renew=True)
+
+
+async def read_header(
+    file: SourceFile, transport: Transport | None, on_retry: OnRetry | None, origin: Origin | None = None
+) -> None:
     """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
     if file.path is not None or transport is None:
         file.raw_header = await to_thread.run_sync(_local_header, file)
@@ -102,7 +111,13 @@ async def read_header(file: SourceFile, transport: Transport | None, on_retry: O
         if data_start > len(file.prefix) and file.target is not None:
             rest = Span(len(file.prefix), data_start)
             file.prefix += await read_span(
-                transport, file.target, rest, file=file.name, size=file.size, on_retry=on_retry
+                transport,
+                file.target,
+                rest,
+                file=file.name,
+                size=file.size,
+                on_retry=on_retry,
+                renew=renewal(origin, file),
             )
         file.raw_header = file.prefix[:data_start]
     raw = memoryview(file.raw_header)[PREFIX_BYTES:]

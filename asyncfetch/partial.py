@@ -303,7 +303,8 @@ class FilePartial(Partial):
             self.discard()
             raise
         # A closed duplicate reports late write errors; the claim holds until the old name is gone.
-        claim = os.dup(self._fd)
+        with storage_errors(self.path):
+            claim = os.dup(self._fd)
         try:
             self._close()
             final = give_name(self.path)

@@ -7,7 +7,7 @@ answers with the whole file, which is read from its beginning.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ from .policy import Budget, retrying
 from .transport import Body, OnRetry, Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Target", "open_span", "read_span", "strong_etag"]
+__all__ = ["Target", "open_span", "read_span", "strong_etag", "version_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Target:
 
     `headers` may hold a token and is not shown. `neutral`: another origin than the source's, so
     nothing that identifies the caller goes there. `signed`: a link that expires. `validator` is
-    the strong ETag that the bytes had when the file was first seen, None where there is none.
+    the strong ETag that the bytes had when the file was first seen, None where there is none. `version` is
+    what is left then to tell a changed file: its weak ETag and its Last-Modified, each empty if not known.
     """
 
     url: str = field(repr=False)
@@ -44,6 +45,7 @@ class Target:
     neutral: bool = False
     signed: bool = False
     validator: str | None = None
+    version: tuple[str, str] = ("", "")
 
 
 @asynccontextmanager
@@ -63,6 +65,10 @@ async def open_span(
         etag = body.headers.get("etag", "")
         if target.validator and etag and body.url == target.url and _opaque(etag) != _opaque(target.validator):
             raise ChangedError(file, "its ETag is another one")
+        if body.url == target.url:
+            now = version_of(body.headers)
+            if any(was and is_ and was != is_ for was, is_ in zip(target.version, now, strict=True)):
+                raise ChangedError(file, "its ETag or its Last-Modified is another one")
         yield body, _start_of(body, span, file=file, size=size)
 
 
@@ -89,6 +95,11 @@ async def _open_followed(transport: Transport, target: Target, headers: Mapping[
 def _opaque(etag: str) -> str:
     """An ETag without its marks: proxies that may compress weaken it, some servers forget the quotes."""
     return etag.strip().removeprefix("W/").strip('"')
+
+
+def version_of(headers: Mapping[str, str]) -> tuple[str, str]:
+    """What a resource without a strong ETag tells of its version. Unfit for If-Range, but a change in it is one."""
+    return _opaque(headers.get("etag", "")), headers.get("last-modified", "")
 
 
 def _check_status(body: Body, target: Target, file: str) -> None:
@@ -141,19 +152,32 @@ async def read_span(
     file: str,
     size: int,
     on_retry: OnRetry | None = None,
-    on_etag: Callable[[str | None], None] = lambda _: None,
+    on_answer: Callable[[Body, Target], None] = lambda _body, _target: None,
+    renew: Callable[[], Awaitable[Target]] | None = None,
 ) -> bytes:
     """The bytes of a small span, in memory. Transient failures are retried, from where they struck.
 
-    `on_etag` is told the strong ETag of each answer.
+    `on_answer` is told each answer, and which target gave it. `renew` asks for the target anew when its
+    link has expired.
     """
     data = bytearray()
     budget = Budget(transport.policy)
-    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
+    expired = False
+
+    def retry(error: BaseException, delay: float) -> None:
+        nonlocal expired
+        expired = expired or isinstance(error, LinkExpiredError)
+        if on_retry is not None:
+            on_retry(error, delay)
+
+    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
         with attempt:
+            if expired and renew is not None:
+                target = await renew()
+            expired = False
             rest = Span(span.start + len(data), span.stop)
             async with open_span(transport, target, rest, file=file, size=size) as (body, at):
-                on_etag(strong_etag(body, target))
+                on_answer(body, target)
                 await skip(body, rest.start - at)
                 while len(data) < span.nbytes:
                     got = await body.pull(span.nbytes - len(data), _scratch, data.extend)

@@ -43,7 +43,7 @@ async def resolve(
         return located
 
     async def header(file: SourceFile) -> None:
-        await read_header(file, transport, on_retry)
+        await read_header(file, transport, on_retry, located.origin)
 
     await each(located.files, header, request.policy.connections)
     if located.index is None:

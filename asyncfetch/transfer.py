@@ -195,6 +195,8 @@ class Transfer:
                 if lock is not None:
                     lock.release()
                 raise
+        if not file.splittable:
+            self._board.unsplittable.add(file.name)
         task = self._open[file.name] = _Open(file, partial, lock)
         present = partial.received
         self.notify(FileStarted(file.name, file.size, present))

@@ -231,14 +231,23 @@ class Body:
         if self._stream is not None and self._left == 0 and self.headers.get("connection", "").lower() != "close":
             self._stream.reusable = self._response.http_version == "HTTP/1.1"
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            if self._iterator is not None and self._left == 0:
+                with anyio.move_on_after(1):  # a connection serves again only after the end of the message
+                    await _run_out(self._iterator)
             await self._response.aclose()
             if self._iterator is not None:
-                # Run the generators out: trio warns of those that are dropped half-way.
-                try:
-                    async for _ in self._iterator:
-                        pass
-                except Exception:  # noqa: S110
-                    pass
+                # Trio warns of generators that are dropped half-way, and one of HTTP/2 would wait for frames.
+                with anyio.CancelScope() as ended:
+                    ended.cancel()
+                    await _run_out(self._iterator)
+
+
+async def _run_out(iterator: AsyncIterator[bytes]) -> None:
+    try:
+        async for _ in iterator:
+            pass
+    except Exception:  # noqa: S110
+        pass
 
 
 class Transport:
@@ -333,6 +342,8 @@ class Transport:
                 if body.status not in (301, 302, 303, 307, 308) or not target:
                     if body.encoded and body.status in (200, 206):
                         raise ProtocolError("the body is compressed although that was declined", url=here)
+                    if body.status == 206 and "range" not in (headers or {}):
+                        raise ProtocolError("a part is answered although the whole was asked for", url=here)
                     return await _read_whole(body, limit)
                 target = redirected(here, target)
                 reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again

@@ -15,7 +15,8 @@ from .errors import CertificateError, NetworkError, ProtocolError, StalledError
 __all__ = ["raise_translated", "redact_logs", "retry_after"]
 
 # By name, since an injected client may be of httpx's or of httpx2's family.
-_FAMILIES = frozenset({"httpx", "httpcore", "httpx2", "httpcore2"})
+# h2's own errors come through both where a body of HTTP/2 contradicts its length.
+_FAMILIES = frozenset({"httpx", "httpcore", "httpx2", "httpcore2", "h2"})
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from anyio import to_thread
@@ -25,11 +27,13 @@ from .errors import (
     ProtocolError,
     redact_url,
 )
-from .finder import Finder, Request, file_on_disk, index_too_large, read_index
+from .finder import Finder, Request, file_on_disk, read_index
+from .header import PREFIX_BYTES, header_length, parse_header
 from .hub import size_of
+from .index import index_too_large
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
-from .ranges import Target
+from .ranges import Target, version_of
 from .source import UrlSource
 from .transport import OnRetry, Reply, Transport
 from .urls import no_downgrade, origin_of
@@ -100,11 +104,14 @@ class WebFinder(Finder):
             raise ProtocolError(f"unexpected status {reply.status}", url=url)
         return reply
 
-    def file_of(self, name: str, reply: Reply) -> SourceFile:
-        """What an answer to a request for the first bytes says of a file."""
+    def file_of(self, name: str, reply: Reply, known: int | None = None) -> SourceFile:
+        """What an answer to a request for the first bytes says of a file.
+
+        An answer that tells no size is of the `known` one, or of the one that its header implies.
+        """
         size = size_of(reply.headers, reply.status)
-        if size is None and not reply.truncated:
-            size = len(reply.body)
+        if size is None:
+            size = known or (_implied_size(name, reply.body) if reply.truncated else len(reply.body))
         if size is None:
             raise ProtocolError("the answer tells no size", url=reply.url)
         etag, modified = reply.headers.get("etag", ""), reply.headers.get("last-modified", "")
@@ -113,12 +120,21 @@ class WebFinder(Finder):
         checksum = _digest_of(reply.headers)
         url = self.web.url(name)
         neutral = origin_of(reply.url) != origin_of(url)
-        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=strong)
+        version = ("", "") if strong else version_of(reply.headers)
+        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=strong, version=version)
         key = hashlib.sha256(identity.encode()).hexdigest()
         resumable = bool(etag or modified)
         prefix = reply.body if reply.status != 416 else b""
         return SourceFile(
-            name, size, checksum, key=key, identity=identity, resumable=resumable, target=target, prefix=prefix
+            name,
+            size,
+            checksum,
+            key=key,
+            identity=identity,
+            resumable=resumable,
+            target=target,
+            prefix=prefix,
+            splittable=reply.status != 200,
         )
 
     async def settle(self, located: Located) -> None:
@@ -155,13 +171,21 @@ class WebOrigin:
     async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:  # noqa: ARG002
         if file.target is None or renew:
             finder = self._finder
-            again = finder.file_of(file.name, await finder._ask(file.name, limit=1, ranged=True))
+            again = finder.file_of(file.name, await finder._ask(file.name, limit=1, ranged=True), file.size)
             if again.identity != file.identity:
                 raise ChangedError(file.name, "its size or its validator is another one")
             file.target = again.target
         if file.target is None:
             raise ProtocolError("the file is served nowhere", url=finder.web.url(file.name))
-        return file.target
+        # Where a hash decides in the end, a date that differs between two servers of a site does no harm.
+        return file.target if file.checksum is None else replace(file.target, version=("", ""))
+
+
+def _implied_size(name: str, prefix: bytes) -> int | None:
+    """The size that a header gives its file: data follow it to the end, without a hole. None if it is cut off."""
+    length = header_length(prefix, file=name, file_size=sys.maxsize)
+    raw = memoryview(prefix)[PREFIX_BYTES : PREFIX_BYTES + length]
+    return parse_header(raw, file=name, file_size=None).file_size if len(raw) == length else None
 
 
 def _digest_of(headers: Mapping[str, str]) -> Checksum | None:

@@ -190,15 +190,15 @@ def IgnoreRange(answer: Answer) -> Answer:  # noqa: N802
     return replace(Headers(content_range=None)(answer), status=200, body=answer.full)
 
 
-def Flip(position: int) -> Fault:  # noqa: N802
-    """One wrong bit in byte `position` of the file, if this answer holds it."""
+def Flip(position: int, mask: int = 1) -> Fault:  # noqa: N802
+    """One wrong bit (or those of `mask`) in byte `position` of the file, if this answer holds it."""
 
     def fault(answer: Answer) -> Answer:
         match = re.match(r"bytes (\d+)-", answer.headers.get("content-range", "bytes 0-"))
         at = position - (int(match[1]) if match else 0)
         body = bytearray(answer.body)
         if answer.status in (200, 206) and 0 <= at < len(body):
-            body[at] ^= 1
+            body[at] ^= mask
         return replace(answer, body=bytes(body))
 
     return fault

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import pickle
@@ -226,50 +225,6 @@ async def test_fatal(server: FaultServer, tmp_path: Path, fault: str) -> None:
     assert not (tmp_path / "models--org--model" / "refs").exists()
     server.heal(path)
     assert same(await load(server, tmp_path))
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])
-async def test_pairs(server: FaultServer, tmp_path: Path) -> None:
-    """Any two faults in a row that pass alone pass together."""
-    names = (
-        "closed", "reset", "hangup", "chunked-closed", "http-1.0-closed", "no-ranges-closed",
-        "wrong-start", "502-503-504", "429", "expired",
-    )  # fmt: skip
-    repository = server.hub("org/model", FILES)
-    path = repository.storage[SHARD]
-    policy = replace(FAST, attempts=8)
-    for number, (first, second) in enumerate(itertools.product(names, names)):
-        server.fault(path, OK, *SURVIVED[first], *SURVIVED[second])
-        state = await load(server, tmp_path / str(number), storage="memory", policy=policy)
-        assert same(state), (first, second)
-        server.heal(path)
-        server.seen.clear()
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])
-async def test_random_scripts(server: FaultServer, tmp_path: Path) -> None:
-    """Seeded scripts over all paths: the right state dict or an error of ours, whatever comes together."""
-    repository = server.hub("org/model", FILES)
-    paths = [*repository.storage.values(), *repository.pages.values(), f"/org/model/resolve/main/{INDEX}"]
-    every = [*SURVIVED.values(), *((fault,) for fault, _ in FATAL.values())]
-    outcomes = set()
-    for seed in range(40):
-        choose = random.Random(seed)
-        for _ in range(choose.randint(1, 4)):
-            server.fault(choose.choice(paths), *[OK] * choose.randint(0, 2), *choose.choice(every))
-        try:
-            assert same(await load(server, tmp_path / str(seed))), seed
-            outcomes.add("ok")
-        except AsyncfetchError as error:
-            outcomes.add(error.code)
-        for path in paths:
-            server.heal(path)
-        assert same(await load(server, tmp_path / str(seed))), seed
-        server.seen.clear()
-    assert "ok" in outcomes
-    assert len(outcomes) > 3
 
 
 @pytest.mark.anyio

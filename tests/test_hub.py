@@ -19,6 +19,7 @@ from asyncfetch.errors import (
     AsyncfetchError,
     EntryNotFoundError,
     GatedRepositoryError,
+    InvalidIndexError,
     LinkExpiredError,
     NetworkError,
     ProtocolError,
@@ -355,7 +356,7 @@ async def test_reading_more_than_the_limit(server: FaultServer) -> None:
     async with Transport(QUICK) as transport:
         hub = hub_of(server, transport)
         for file in ("index.json", "model.safetensors"):
-            with pytest.raises(ProtocolError, match="limit of 10"):
+            with pytest.raises(InvalidIndexError, match="the 10 that max_index_bytes allows"):
                 await hub.read_whole(file, "main", limit=10)
     assert not any(seen.second for seen in server.seen)
 

@@ -149,11 +149,17 @@ async def test_plain_web_servers(server: FaultServer, tmp_path: Path, fault: Fau
 @pytest.mark.anyio
 @pytest.mark.parametrize("framing", [Chunked, UntilClose])
 async def test_web_server_without_ranges_and_lengths(server: FaultServer, tmp_path: Path, framing: Fault) -> None:
-    """Where nothing tells the size of a shard, an end that comes too early could not be seen: it is refused."""
-    url = server.web("/files", {SINGLE: BIG_FILE})
-    server.fault(f"/files/{SINGLE}", (IgnoreRange, framing), forever=True)
-    with pytest.raises(NetworkError, match="no size"):
-        await asyncfetch.load_async(url, cache_dir=tmp_path, policy=QUICK)
+    """Where nothing else tells the size of a shard its header does: an end that comes too early is seen."""
+    url, path = server.web("/files", {SINGLE: BIG_FILE}), f"/files/{SINGLE}"
+    whole: Any = (IgnoreRange, framing)
+    server.fault(path, whole, (*whole, Truncate(900_000)), whole, forever=True)
+    assert same(await asyncfetch.load_async(url, cache_dir=tmp_path / "a", policy=QUICK), BIG)
+    assert len(server.to(path)) == 3
+    server.heal(path)
+    server.fault(path, whole, (*whole, Truncate(900_000)), forever=True)
+    with pytest.raises(NetworkError):
+        await asyncfetch.load_async(url, cache_dir=tmp_path / "b", policy=QUICK)
+    assert not blobs(tmp_path / "b")
 
 
 @pytest.mark.anyio
@@ -267,14 +273,17 @@ async def test_nothing_is_split_where_there_are_no_ranges(server: FaultServer, t
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["own", "client"])
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-async def test_few_connections_for_many_shards(tmp_path: Path, tls: bool, request: pytest.FixtureRequest) -> None:
+async def test_few_connections_for_many_shards(
+    tmp_path: Path, tls: bool, kind: str, request: pytest.FixtureRequest
+) -> None:
     """Connections that brought a shard to its end bring the next one."""
     context = request.getfixturevalue("trusted") if tls else None
     tensors = {f"t{n}": np.full(80_000, n, dtype=np.uint8) for n in range(16)}
     with FaultServer(context) as server:
         server.hub("org/model", sharded_bytes(tensors, 16))
-        assert same(await load(server, tmp_path, policy=replace(QUICK, connections=3)), tensors)
+        assert same(await load(server, tmp_path, kind=kind, policy=replace(QUICK, connections=3)), tensors)
         assert len(server.seen) > 48
         assert server.accepted <= 2 * 3
 
@@ -386,6 +395,43 @@ async def test_other_content_at_the_same_place(server: FaultServer, tmp_path: Pa
     assert same(await asyncfetch.load_async(url, cache_dir=tmp_path, policy=ONE_LANE), other)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("storage", ["disk", "memory"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"etag": 'W/"1"'}, {"etag": 'W/"2"'}),
+        (
+            {"etag": "", "last_modified": "Mon, 01 Jan 2024 00:00:00 GMT"},
+            {"last_modified": "Tue, 02 Jan 2024 00:00:00 GMT"},
+        ),
+    ],
+    ids=["weak", "date"],
+)
+async def test_other_content_without_a_strong_etag(
+    server: FaultServer, tmp_path: Path, before: dict[str, str], after: dict[str, str], storage: str
+) -> None:
+    """A weak ETag or a date is not fit for If-Range, but one that changes tells two files apart; a hash does so too."""
+    other = safetensors_bytes({"w": BIG["w"][::-1].copy()})
+
+    def replaced(answer: Any) -> Any:
+        server.web("/files", {SINGLE: other}, **{**before, **after})
+        return Truncate(500_000)(answer)
+
+    async def fetch(name: str, **options: Any) -> None:
+        url = server.web("/files", {SINGLE: BIG_FILE}, **before)
+        server.fault(f"/files/{SINGLE}", OK, replaced)
+        options = {"policy": ONE_LANE, "storage": storage, "cache_dir": tmp_path / name, **options}
+        await asyncfetch.load_async(url, **options)
+
+    with pytest.raises(ChangedError):
+        await fetch("a")
+    with pytest.raises(ChecksumMismatchError):
+        await fetch("b", checksums={SINGLE: f"sha256:{hashlib.sha256(BIG_FILE).hexdigest()}"})
+    assert not blobs(tmp_path / "a")
+    assert not any("if-range" in seen.headers for seen in server.seen)
+
+
 # -- verification --------------------------------------------------------------------------------
 
 
@@ -427,7 +473,7 @@ async def test_compressed_body(server: FaultServer, tmp_path: Path) -> None:
     _, path = single(server)
     server.fault(path, OK, Gzip, forever=True)
     with pytest.raises(NetworkError, match="compressed"):
-        await load(server, tmp_path)
+        await load(server, tmp_path, policy=replace(QUICK, read_timeout=10))  # compressing takes the server a while
     assert len(bodies(server, path)) == 1
 
 
