@@ -197,7 +197,7 @@ class RepoCache:
         with storage_errors(self.folder):
             (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
-            if not tag.exists():
+            if not tag.exists() or not tag.stat().st_size:  # a kill may have left it empty
                 tag.write_text(_TAG, encoding="ascii")
 
     def publish(self, partial: Path, etag: str, commit: str, file: str) -> Path:
@@ -273,9 +273,10 @@ class RepoCache:
             if ref.is_file() and ref.read_bytes() == commit.encode():
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
-            temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")
-            _write_synced(temporary, _commit(commit).encode())
-            os.replace(temporary, ref)
+            with self._temporary(_commit(commit)) as temporary:  # not beside it: any name there is a ref
+                temporary.parent.mkdir(exist_ok=True)
+                _write_synced(temporary, commit.encode())
+                os.replace(temporary, ref)
             _sync(ref.parent)
 
     def quarantine(self, path: Path) -> None:

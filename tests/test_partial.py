@@ -697,8 +697,8 @@ def test_the_order_of_publication(tmp_path: Path) -> None:
         rf'symlink\("\.\./\.\./\.\./{blobs}", ".*{blobs}\.\w{{8}}\.incomplete"\) = 0',
         rf'rename\(".*{blobs}\.\w{{8}}\.incomplete", ".*{snapshot}/model\.safetensors"\) = 0',
         rf"fsync\(\d+<.*{snapshot}>\) = 0",
-        r"fsync\(\d+<.*/refs/main\..*>\) = 0",
-        r'rename\(".*/refs/main\..*", ".*/refs/main"\) = 0',
+        r"fsync\(\d+<.*/blobs/c{40}\.\w{8}\.incomplete>\) = 0",
+        r'rename\(".*/blobs/c{40}\.\w{8}\.incomplete", ".*/refs/main"\) = 0',
         r"fsync\(\d+<.*/refs>\) = 0",
     ]
     positions = []
