@@ -19,9 +19,12 @@ __all__ = ["CHANGING", "Calls", "Tracer", "skip_without_strace"]
 
 # The calls that change what is on disk, or who may use it: kills between two of them all leave the same.
 CHANGING = frozenset(
-    "open openat creat close write pwrite64 writev pwritev pwritev2 fsync fdatasync sync_file_range ftruncate truncate"
-    " fallocate flock rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir"
-    " chmod fchmod fchmodat chown fchown utimensat copy_file_range sendfile fcntl mmap".split()
+    re.findall(
+        r"\w+",
+        "open openat creat close write pwrite64 writev pwritev pwritev2 fsync fdatasync sync_file_range ftruncate truncate"
+        " fallocate flock rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir"
+        " chmod fchmod fchmodat chown fchown utimensat copy_file_range sendfile fcntl mmap",
+    )
 )
 _ALL = "trace=%file,%desc"
 
