@@ -38,15 +38,11 @@ class Experiment:
         assert self.tracer.record(self.run, calls.paths).counts == calls.counts, "the paths select other calls"
         return calls
 
-    def points(self, names: frozenset[str] | None = None) -> list[tuple[str, int]]:
-        """Each call, or each of `names`: its name, and the how manieth of that name it is."""
+    def points(self, without: frozenset[str] = frozenset()) -> list[tuple[str, int]]:
+        """Each call that is not in `without`: its name, and the how manieth of that name it is."""
         counts = self.calls.counts
-        return [
-            (name, when)
-            for name in sorted(counts)
-            if names is None or name in names
-            for when in range(1, counts[name] + 1)
-        ]
+        names = sorted(set(counts) - without)
+        return [(name, when) for name in names for when in range(1, counts[name] + 1)]
 
     def strike(self, name: str, when: int, what: str) -> tuple[Outcome, list[str]]:
         """A run with `what` in place of, or before, one call; and the lines of the calls of that name."""

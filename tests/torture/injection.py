@@ -15,16 +15,12 @@ import pytest
 
 from .runs import Forks, Outcome, Run
 
-__all__ = ["CHANGING", "Calls", "Tracer", "skip_without_strace"]
+__all__ = ["READING", "Calls", "Tracer", "skip_without_strace"]
 
-# The calls that change what is on disk, or who may use it: kills between two of them all leave the same.
-CHANGING = frozenset(
-    re.findall(
-        r"\w+",
-        "open openat creat close write pwrite64 writev pwritev pwritev2 fsync fdatasync sync_file_range ftruncate truncate"
-        " fallocate flock rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir"
-        " chmod fchmod fchmodat chown fchown utimensat copy_file_range sendfile fcntl mmap",
-    )
+# All other calls count as ones that change what is on disk, or who may use it: kills between two of those leave the same.
+READING = frozenset(
+    ["stat", "lstat", "fstat", "newfstatat", "statx", "statfs", "fstatfs", "access", "faccessat", "faccessat2", "lseek"]
+    + ["read", "pread64", "readv", "preadv", "readlink", "readlinkat", "getdents64", "ioctl", "fadvise64", "getxattr"]
 )
 _ALL = "trace=%file,%desc"
 
