@@ -152,7 +152,8 @@ class RepoCache:
 
     def checksum_of(self, path: Path) -> Checksum | None:
         """What the name of the blob behind a snapshot path promises; None if it is no link."""
-        return checksum_of_etag(os.path.basename(os.readlink(path))) if path.is_symlink() else None
+        with storage_errors(path):
+            return checksum_of_etag(os.path.basename(os.readlink(path))) if path.is_symlink() else None
 
     def blob(self, etag: str) -> Path:
         return self.folder / "blobs" / _blob_name(etag)
@@ -177,17 +178,18 @@ class RepoCache:
     def last_write(self, key: str) -> float:
         """When a file that will be blob `key` was last written to, by any tool; 0 if there is none."""
         times = [0.0]
-        for path in (self.folder / "blobs").glob(f"{_blob_name(key)}.*incomplete"):
-            with suppress(OSError):
-                times.append(path.stat().st_mtime)
+        with suppress(OSError):
+            for path in (self.folder / "blobs").glob(f"{_blob_name(key)}.*incomplete"):
+                with suppress(OSError):
+                    times.append(path.stat().st_mtime)
         return max(times)
 
     def free_bytes(self) -> int:
         """Free bytes on the file system that holds, or will hold, the cache."""
         folder = self.folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
         with storage_errors(folder):
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
             return shutil.disk_usage(folder).free
 
     # -- publish -----------------------------------------------------------------------------
@@ -250,8 +252,10 @@ class RepoCache:
     def add_small(self, data: bytes, etag: str, commit: str, file: str) -> Path:
         """Publish a whole small file, already verified, such as an index."""
         found = self.find(commit, file)
-        if found is not None and found.read_bytes() == data:
-            return found
+        if found is not None:
+            with storage_errors(found):
+                if found.read_bytes() == data:
+                    return found
         with self._temporary(etag) as temporary:
             with storage_errors(temporary, needed=len(data)):
                 _write_synced(temporary, data)

@@ -20,6 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +35,8 @@ __all__ = ["ALIGNMENT", "FilePartial", "MemoryPartial", "Partial", "aligned_buff
 
 ALIGNMENT = 64  # bytes: a cache line, and what JAX asks of a buffer that it takes without a copy
 _JOURNAL_FORMAT = 1
-_JOURNAL_INTERVAL = 1.0
+_JOURNAL_INTERVAL = 1.0  # seconds
+_JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
 _CATCH_UP = 4 * MiB
 
 
@@ -196,12 +198,14 @@ class FilePartial(Partial):
         # A private partial, beside one that another process holds, cannot be found by a later run.
         self._journal = _journal_of(path) if shared else None
         self._journal_at = time.monotonic()
+        self._journaled = 0  # bytes
         self._journal_lock = threading.Lock()
         self._closed = False
         try:
             with storage_errors(self.path, needed=size):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
+                    self._journaled = self.present.nbytes
                 if not self.present.nbytes:
                     self._forget_journal()
                     os.ftruncate(self._fd, 0)
@@ -219,7 +223,8 @@ class FilePartial(Partial):
 
     def land(self, offset: int, data: memoryview) -> None:
         super().land(offset, data)
-        if time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL:
+        late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
+        if late or self.received - self._journaled >= _JOURNAL_BYTES:
             self.save_journal()
 
     def _load(self, offset: int, limit: int) -> memoryview:
@@ -241,6 +246,7 @@ class FilePartial(Partial):
             self._journal_at = time.monotonic()
             with self._lock:
                 spans = [(span.start, span.stop) for span in self.present]
+                self._journaled = self.present.nbytes
             state = {
                 "format_version": _JOURNAL_FORMAT,
                 "identity": self.identity,
@@ -257,6 +263,7 @@ class FilePartial(Partial):
     def reset(self) -> None:
         self._forget_journal()
         super().reset()
+        self._journaled = 0
 
     def suspend(self) -> None:
         """Stop here; a later run goes on. A private partial is removed instead."""
@@ -290,12 +297,14 @@ class FilePartial(Partial):
             self.discard()
             raise
         # A closed duplicate reports late write errors; the claim holds until the old name is gone.
-        claim = os.dup(self._fd)
+        with storage_errors(self.path):
+            claim = os.dup(self._fd)
         try:
             self._close()
             final = give_name(self.path)
         finally:
-            os.close(claim)
+            with suppress(OSError):  # the bytes are synced, and the first close has told of late errors
+                os.close(claim)
         self._forget_journal()
         return final
 
@@ -359,11 +368,12 @@ def _claim(path: Path) -> tuple[Path, int, bool]:
         if _lock(descriptor):
             # The holder before us may have renamed or removed the file between open and lock.
             try:
-                ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
-            except FileNotFoundError:
+                with storage_errors(path):
+                    same = _is_at(descriptor, path)
+            except BaseException:
                 os.close(descriptor)
-                continue
-            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):
+                raise
+            if same:
                 return path, descriptor, True
         os.close(descriptor)
     private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
@@ -373,6 +383,15 @@ def _claim(path: Path) -> tuple[Path, int, bool]:
 def _open(path: Path, flags: int) -> int:
     with storage_errors(path):
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the open file."""
+    try:
+        ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)
 
 
 def _lock(descriptor: int) -> bool:

@@ -271,6 +271,23 @@ def test_suspend_and_resume(tmp_path: Path) -> None:
     assert blob.read_bytes() == DATA
 
 
+def test_a_kill_costs_little_however_fast_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two seconds too the journal is written, by bytes: on a fast line much lands in a second."""
+    monkeypatch.setattr(module, "_JOURNAL_BYTES", 60_000)
+    part = open_file(tmp_path)
+    written = []
+    for at in range(0, SIZE, 20_000):
+        feed(part, at, min(at + 20_000, SIZE))
+        listed = spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes
+        assert part.received - listed < 60_000
+        written.append(listed)
+    assert sorted(set(written)) == [0, 60_000, 120_000, 180_000]
+    part.reset()
+    feed(part, 0, 60_000)
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 60_000
+    part.discard()
+
+
 def test_bytes_that_rot_between_runs_are_noticed(tmp_path: Path) -> None:
     """The prefix is hashed from the disk, not remembered: a changed byte changes the digest."""
     part = open_file(tmp_path)
@@ -654,6 +671,24 @@ def test_a_failed_sync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
         part.publish(lambda path: path.rename(tmp_path / "blob"))
     assert len(calls) == 1
     assert names(tmp_path) == set()
+
+
+def test_descriptors_that_run_out_are_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails beside reads and writes is told as those are, and what landed is resumed."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    part = open_file(tmp_path)
+    feed(part, 0, SIZE)
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match="too many open files"):
+        patched.setattr(module.os, "dup", fail)
+        part.publish(lambda path: path.rename(tmp_path / "blob"))
+    part.suspend()
+    with monkeypatch.context() as patched, pytest.raises(StorageError, match="too many open files"):
+        patched.setattr(module.os, "fstat", fail)
+        open_file(tmp_path)
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == SIZE
 
 
 def test_published_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
