@@ -208,7 +208,7 @@ class RepoCache:
             return self._place(partial, commit, file)
         blob = self.blob(etag)
         with storage_errors(blob):
-            os.replace(partial, blob)
+            os.replace(partial, blob)  # in one folder
             _sync(blob.parent)
         return self.link(etag, commit, file)
 
@@ -226,7 +226,7 @@ class RepoCache:
                 else:
                     shutil.copyfile(blob, temporary)
                     _sync(temporary)
-                os.replace(temporary, pointer)
+                _rename(temporary, pointer)
             _sync(pointer.parent)
         return pointer
 
@@ -245,7 +245,7 @@ class RepoCache:
         pointer = self.snapshot(commit) / path_inside(file)
         with storage_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial, pointer)
+            _rename(partial, pointer)
             _sync(pointer.parent)
         return pointer
 
@@ -280,7 +280,7 @@ class RepoCache:
             with self._temporary(_commit(commit)) as temporary:  # not beside it: any name there is a ref
                 temporary.parent.mkdir(exist_ok=True)
                 _write_synced(temporary, commit.encode())
-                os.replace(temporary, ref)
+                _rename(temporary, ref)
             _sync(ref.parent)
 
     def quarantine(self, path: Path) -> None:
@@ -341,6 +341,21 @@ def _write_synced(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a file or a link, also from a folder of blobs that is on another disk."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(source.name)
+        shutil.copyfile(source, beside, follow_symlinks=False)
+        if not beside.is_symlink():
+            _sync(beside)
+        os.replace(beside, target)
+        source.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -681,13 +681,15 @@ def test_descriptors_that_run_out_are_an_error_of_ours(tmp_path: Path, monkeypat
 
     part = open_file(tmp_path)
     feed(part, 0, SIZE)
-    with monkeypatch.context() as patched, pytest.raises(StorageError, match="too many open files"):
+    with monkeypatch.context() as patched:
         patched.setattr(module.os, "dup", fail)
-        part.publish(lambda path: path.rename(tmp_path / "blob"))
+        with pytest.raises(StorageError, match="too many open files"):
+            part.publish(lambda path: path.rename(tmp_path / "blob"))
     part.suspend()
-    with monkeypatch.context() as patched, pytest.raises(StorageError, match="too many open files"):
+    with monkeypatch.context() as patched:
         patched.setattr(module.os, "fstat", fail)
-        open_file(tmp_path)
+        with pytest.raises(StorageError, match="too many open files"):
+            open_file(tmp_path)
     assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == SIZE
 
 

@@ -110,10 +110,6 @@ def _prepare(run: dict[str, Any]) -> None:
     os.environ.update(run["environ"])
     if run["umask"] is not None:
         os.umask(run["umask"])
-    if run["uid"] is not None:
-        os.setgroups([])
-        os.setgid(run["uid"])
-        os.setuid(run["uid"])
     if run["often"]:
         partial._JOURNAL_INTERVAL = 0
     if run["one_thread"]:
@@ -139,12 +135,17 @@ def _use_one_thread() -> None:
 async def _load(run: dict[str, Any]) -> str:
     policy = asyncfetch.Policy(**run["policy"])
     options = {"endpoint": run["endpoint"], "token": False, "policy": policy, **run["options"]}
-    if run["limits"]:
-        # The first load imports what is imported late, so that what fails below the limits is ours.
+    if run["warm"]:
+        # The first load imports what is imported late, so that what fails then is ours.
         await asyncfetch.load_async(run["source"], cache_dir=run["warm"], **options)
+        if run["uid"] is not None:
+            os.setgroups([])
+            os.setgid(run["uid"])
+            os.setuid(run["uid"])
         for name, value in run["limits"].items():
             kind = getattr(resource, name)
-            resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+            open_now = max(map(int, os.listdir("/proc/self/fd"))) if name == "RLIMIT_NOFILE" else 0
+            resource.setrlimit(kind, (open_now + value, resource.getrlimit(kind)[1]))
     return digest_of(await asyncfetch.load_async(run["source"], cache_dir=run["cache"], **options))
 
 

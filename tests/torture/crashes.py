@@ -37,6 +37,7 @@ class Model:
         self.digest = digest_of(tensors)
         self.commits = {OLD: sharded_bytes(before), NEW: sharded_bytes(tensors)}
         self.files = self.commits[NEW]
+        self.hashes = {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()}
         self.publish(NEW)
 
     def publish(self, commit: str) -> Repository:
@@ -68,10 +69,19 @@ class Model:
         folder = cache / "models--org--model"
         left = {}
         for name in SHARDS:
-            blob = folder / "blobs" / hashlib.sha256(self.files[name]).hexdigest()
+            blob = folder / "blobs" / self.hashes[name]
             if not blob.exists() and not (folder / "snapshots" / NEW / name).exists():
                 left[name] = len(self.files[name]) - _journaled(blob)
         return left
+
+    def landed(self, cache: Path) -> dict[str, int]:
+        """For each shard that is not whole, the bytes in its partial. The model's are random: no page of them is 0."""
+        counts = {}
+        for name in self.missing(cache):
+            partial = cache / "models--org--model" / "blobs" / f"{self.hashes[name]}.asyncfetch.incomplete"
+            data = np.fromfile(partial, np.uint8) if partial.exists() else np.empty(0, np.uint8)
+            counts[name] = 4096 * int(data[: len(data) // 4096 * 4096].reshape(-1, 4096).any(axis=1).sum())
+        return counts
 
     def refetched(self, missing: Mapping[str, int]) -> dict[str, int]:
         """For each shard, the bytes that came although they were not `missing`, nor read with the metadata."""

@@ -22,7 +22,8 @@ ONE_LANE = {**FAST, "connections": 1, "burst": 64 * 1024}
 
 @dataclass(frozen=True)
 class Run:
-    """What a child does. `limits` are rlimits by name, set after a first load into the folder `warm`.
+    """What a child does. `uid` and `limits`, rlimits by name, are set after a first load into the folder `warm`;
+    RLIMIT_NOFILE counts from the descriptors that are open then.
 
     `one_thread` makes its system calls repeatable, `often` journals after each piece, `kill_after` sends
     SIGKILL after so many seconds, `traced` waits for `Forks.go`.
@@ -74,6 +75,7 @@ class Forks:
     def start(self, run: Run) -> int:
         """Begin a run. Returns the child's pid; it waits for `go` if it is to be traced."""
         assert self._process.stdin is not None
+        assert run.warm or (run.uid is None and not run.limits)
         self._process.stdin.write(json.dumps(asdict(run)) + "\n")
         self._process.stdin.flush()
         return int(self._answer()["pid"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +46,35 @@ def test_errnos(
         faults += [f"after {name} number {when}: {fault}" for fault in experiment.faults_after()]
     figure(f"{ends.total()} times {errno}, {len(faults)} violations; {dict(ends)}")
     assert not faults, "\n".join(faults)
+
+
+def test_failed_syncs_are_not_retried(
+    experiment_of: Callable[[str, bool], Experiment], seed: int, scale: Callable[[int, int], int]
+) -> None:
+    """After EIO at fsync the pages may be gone: no second try, and what was being synced is not used again."""
+    experiment = experiment_of("nothing", True)
+    points = [(name, when) for name, when in experiment.points() if name == "fsync"]
+    for name, when in some(points, seed, scale(3, 0)):
+        outcome, lines = experiment.strike(name, when, "error=EIO")
+        failed = re.search(r"fsync\(\d+<(.*)>\) = -1 EIO .*INJECTED", "\n".join(lines))
+        assert failed, lines
+        assert outcome.error == "StorageError", outcome
+        assert "Input/output error" in outcome.message
+        assert sum(f"<{failed[1]}>" in line for line in lines) == 1
+        if failed[1].endswith(".incomplete"):
+            assert not list(Path(failed[1]).parent.glob(Path(failed[1]).name.split(".")[0] + "*")), failed[1]
+        assert not (faults := experiment.faults_after()), (when, faults)
+
+
+def test_short_writes(
+    experiment_of: Callable[[str, bool], Experiment], seed: int, scale: Callable[[int, int], int]
+) -> None:
+    """A write that takes nothing yet is gone on with; no byte is left out."""
+    experiment = experiment_of("nothing", True)
+    points = [(name, when) for name, when in experiment.points() if name in ("write", "pwrite64")]
+    assert {name for name, _ in points} == {"write", "pwrite64"}
+    for name, when in some(points, seed, scale(3, 0)):
+        outcome, lines = experiment.strike(name, when, "retval=0")
+        assert any("INJECTED" in line for line in lines), (name, when)
+        assert outcome.digest == experiment.model.digest, (name, when, outcome)
+        assert not (faults := experiment.faults_after()), (name, when, faults)
