@@ -311,6 +311,7 @@ class FilePartial(Partial):
     def _forget_journal(self) -> None:
         if self._journal is not None:
             with storage_errors(self._journal):
+                _temporary_of(self._journal).unlink(missing_ok=True)
                 self._journal.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -327,8 +328,12 @@ class FilePartial(Partial):
 
 def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
     """What the journal of the partial at `path` lists, if it is of this very file and content."""
+    journal = _journal_of(path)
     try:
-        saved = json.loads(_journal_of(path).read_bytes())
+        try:
+            saved = json.loads(journal.read_bytes())
+        except FileNotFoundError:  # a kill may have come between the two steps of `_replace_text`
+            saved = json.loads(_temporary_of(journal).read_bytes())
         status = os.stat(path, follow_symlinks=False)
         found = (saved["format_version"], saved["identity"], saved["size"], saved["inode"])
         if found != (_JOURNAL_FORMAT, identity, size, status.st_ino) or status.st_size != size:
@@ -340,12 +345,16 @@ def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed."""
-    temporary = path.with_name(f"{path.name}.tmp.incomplete")
+    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed.
+
+    ext4 writes a file out at once, which takes milliseconds, when it is renamed over another: so the other goes first.
+    """
+    temporary = _temporary_of(path)
     temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "x", encoding="ascii") as stream:
             stream.write(text)
+        path.unlink(missing_ok=True)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -354,6 +363,10 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _journal_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
+
+
+def _temporary_of(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.tmp.incomplete")
 
 
 def _claim(path: Path) -> tuple[Path, int, bool]:

@@ -371,6 +371,30 @@ def test_the_journal_never_leads(tmp_path: Path, often: None, monkeypatch: pytes
     assert listed > 5 * SIZE
 
 
+@pytest.mark.parametrize("call", ["unlink", "replace"])
+def test_a_kill_while_the_journal_is_replaced(
+    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The old one or the new one counts at every moment; once the bytes are dropped neither does."""
+    part = open_file(tmp_path)
+    feed(part, 0, 1000)
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((module.os, call) if call == "replace" else (Path, call)), killed)
+        with pytest.raises(SystemExit):
+            feed(part, 1000, 3000)
+    assert journal(tmp_path).exists() is (call == "unlink")
+    listed = 1000 if call == "unlink" else 3000
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == listed
+    part.reset()
+    assert names(tmp_path) == {NAME}
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 0
+    part.discard()
+
+
 def test_a_stale_journal_dies_before_its_file_is_used_again(tmp_path: Path) -> None:
     """Content A, then content B of the same size, killed early, then A: nothing of B passes for A."""
     part = open_file(tmp_path, "A")

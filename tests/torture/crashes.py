@@ -95,8 +95,11 @@ class Model:
 def _journaled(blob: Path) -> int:
     """The bytes that the journal beside an unfinished `blob` lists."""
     partial = blob.with_name(f"{blob.name}.asyncfetch.incomplete")
+    path = blob.with_name(f"{blob.name}.asyncfetch.map.incomplete")
+    if not path.exists():
+        path = path.with_name(f"{path.name}.tmp.incomplete")  # complete before the journal goes for it
     try:
-        journal = json.loads(blob.with_name(f"{blob.name}.asyncfetch.map.incomplete").read_text())
+        journal = json.loads(path.read_text())
         same = (journal["inode"], journal["size"]) == (partial.stat().st_ino, partial.stat().st_size)
     except (FileNotFoundError, ValueError):
         return 0

@@ -109,7 +109,7 @@ def test_random_kills(
     whole = time.monotonic() - began
     chain.begin()
     kills, chains = 0, 0
-    while kills < scale(1, 1000 // PARTS):
+    while kills < scale(2, 1000 // PARTS):
         if chain.run(choose.uniform(0, whole * (0.3 + 0.7 * chain.left))):
             kills += 1
         else:
