@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 import asyncfetch
-from asyncfetch.errors import DiskFullError
+from asyncfetch.errors import DiskFullError, StorageError
 
 from .fault_server import OK, FaultServer
+from .torture.child import digest_of
 from .torture.crashes import INDEX, PREFIX, SHARDS, Model, violations
 from .torture.runs import ONE_LANE, Forks, forks
 from .users import public_folder
@@ -205,3 +208,36 @@ def test_umask(forker: Forks, model: Model, tmp_path: Path, umask: int) -> None:
         kinds.add(path.is_dir())
         assert stat.S_IMODE(mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
     assert kinds == {True, False}
+
+
+# -- what only helps -------------------------------------------------------------------------------
+
+
+def test_a_lock_that_cannot_be_given_back(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks only save work: a download that is whole by then does not fail for one."""
+    real, refused = fcntl.flock, []
+
+    def flock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN:
+            refused.append(descriptor)
+            raise OSError(errno.EIO, "input/output error")
+        real(descriptor, operation)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        state_dict = asyncfetch.load("org/model", endpoint=model.server.url, cache_dir=tmp_path, token=False)
+    assert digest_of(state_dict) == model.digest
+    assert refused
+    assert not violations(tmp_path, model.commits)
+
+
+def test_a_disk_that_cannot_be_asked(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even the free bytes are told, the error is one of ours and names the folder."""
+
+    def refuse(path: object) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    with pytest.raises(StorageError, match="input/output error") as caught:
+        asyncfetch.load("org/model", endpoint=model.server.url, cache_dir=tmp_path, token=False)
+    assert caught.value.path == str(tmp_path)

@@ -83,6 +83,6 @@ def experiments(folder: Path) -> Iterator[Callable[[str, bool], Experiment]]:
         yield get
 
 
-def some(points: list[tuple[str, int]], seed: int, count: int) -> list[tuple[str, int]]:
+def some(points: list[tuple[str, int]], seed: str, count: int) -> list[tuple[str, int]]:
     """`count` of `points` for a seed; all of them for 0."""
     return random.Random(seed).sample(points, min(count, len(points))) if count else points

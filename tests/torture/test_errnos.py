@@ -38,7 +38,7 @@ def test_errnos(
     experiment = experiment_of(state, links)
     ends: Counter[str] = Counter()
     faults = []
-    for name, when in some(experiment.points(), seed + len(errno), scale(1, 0)):
+    for name, when in some(experiment.points(), f"{seed} {state} {links} {errno}", scale(1, 0)):
         outcome, _ = experiment.strike(name, when, f"error={errno}")
         if outcome.foreign or outcome.late or outcome.status or outcome.digest not in ("", experiment.model.digest):
             faults.append(f"{name} number {when}: {outcome}")
@@ -54,7 +54,7 @@ def test_failed_syncs_are_not_retried(
     """After EIO at fsync the pages may be gone: no second try, and what was being synced is not used again."""
     experiment = experiment_of("nothing", True)
     points = [(name, when) for name, when in experiment.points() if name == "fsync"]
-    for name, when in some(points, seed, scale(3, 0)):
+    for name, when in some(points, str(seed), scale(3, 0)):
         outcome, lines = experiment.strike(name, when, "error=EIO")
         syncs = [line for line in lines if " fsync(" in line]
         failed = re.search(r"fsync\(\d+<(.*)>\) = -1 EIO .*INJECTED", syncs[-1])
@@ -73,7 +73,7 @@ def test_short_writes(
     experiment = experiment_of("nothing", True)
     points = [(name, when) for name, when in experiment.points() if name in ("write", "pwrite64")]
     assert {name for name, _ in points} == {"write", "pwrite64"}
-    for name, when in some(points, seed, scale(3, 0)):
+    for name, when in some(points, str(seed), scale(3, 0)):
         outcome, lines = experiment.strike(name, when, "retval=0")
         assert any("INJECTED" in line for line in lines), (name, when)
         assert outcome.digest == experiment.model.digest, (name, when, outcome)

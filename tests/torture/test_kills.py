@@ -46,7 +46,7 @@ def test_kill_points(
     names = sorted({name for name, _ in points})
     assert {"openat", "close", "fsync", "rename", "mkdir", "pwrite64", "write", "unlink", "flock"} <= set(names)
     killed: Counter[str] = Counter()
-    for name, when in some(points, seed, scale(4, 0)):
+    for name, when in some(points, f"{seed} {state} {links}", scale(4, 0)):
         killed[name] += kill(experiment, name, when)
     assert killed.total() > 0
     if scale(0, 1):
