@@ -232,12 +232,12 @@ def test_a_lock_that_cannot_be_given_back(model: Model, tmp_path: Path, monkeypa
 
 
 def test_a_disk_that_cannot_be_asked(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where not even the free bytes are told, the error is one of ours and names the folder."""
+    """Where the first look at the cache fails, the error is one of ours and names the folder."""
 
-    def refuse(path: object) -> None:
+    def refuse(_: object) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
     with pytest.raises(StorageError, match="input/output error") as caught:
         asyncfetch.load("org/model", endpoint=model.server.url, cache_dir=tmp_path, token=False)
-    assert caught.value.path == str(tmp_path)
+    assert caught.value.path == str(tmp_path / "models--org--model")
