@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from anyio import from_thread, to_thread
 
 from .bookkeeping import file_states
+from .cache import storage_errors
 from .checkpoint import Array, dtype_of, state_dict, verify_file
 from .errors import ChecksumMismatchError, SourceError, StorageError
 from .events import Reporter, Resolved
@@ -319,7 +320,8 @@ async def _verify(session: Session) -> tuple[VerifiedFile, ...]:
 
 
 def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFile:
-    size = path.stat().st_size
+    with storage_errors(path):
+        size = path.stat().st_size
     if checksum is None:
         return VerifiedFile(name, path, size, None, None, None)
     error = None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import anyio
 from anyio import to_thread
 from filelock import FileLock, Timeout
 
-from .cache import RepoCache
+from .cache import RepoCache, storage_errors
 from .errors import DiskFullError
 from .events import FileState
 from .located import Located
 from .partial import spans_on_disk
 
-__all__ = ["file_states", "lock_blob", "prepare_cache", "record"]
+__all__ = ["file_states", "lock_blob", "prepare_cache", "record", "unlock"]
 
 _LOCK_POLL = 0.05
 
@@ -56,8 +57,9 @@ def record(located: Located) -> None:
     cache = located.cache
     if cache is None or located.commit is None or (located.ref is None and not located.absent):
         return
-    if not cache.snapshot(located.commit).is_dir():
-        return
+    with storage_errors(cache.folder):
+        if not cache.snapshot(located.commit).is_dir():
+            return
     if all(cache.known_absent(located.commit, name) for name in located.absent) and (
         located.ref is None or cache.commit_of(located.ref) == located.commit
     ):
@@ -90,3 +92,10 @@ async def lock_blob(cache: RepoCache, key: str, patience: float) -> FileLock | N
         elif time.monotonic() - since > patience:
             return None
         await anyio.sleep(_LOCK_POLL)
+
+
+def unlock(lock: FileLock | None) -> None:
+    """Give a lock back. It only saves work: what fails here is not worth a download that went well."""
+    if lock is not None:
+        with suppress(OSError):
+            lock.release()

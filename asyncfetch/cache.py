@@ -152,7 +152,8 @@ class RepoCache:
 
     def checksum_of(self, path: Path) -> Checksum | None:
         """What the name of the blob behind a snapshot path promises; None if it is no link."""
-        return checksum_of_etag(os.path.basename(os.readlink(path))) if path.is_symlink() else None
+        with storage_errors(path):
+            return checksum_of_etag(os.path.basename(os.readlink(path))) if path.is_symlink() else None
 
     def blob(self, etag: str) -> Path:
         return self.folder / "blobs" / _blob_name(etag)
@@ -177,17 +178,18 @@ class RepoCache:
     def last_write(self, key: str) -> float:
         """When a file that will be blob `key` was last written to, by any tool; 0 if there is none."""
         times = [0.0]
-        for path in (self.folder / "blobs").glob(f"{_blob_name(key)}.*incomplete"):
-            with suppress(OSError):
-                times.append(path.stat().st_mtime)
+        with suppress(OSError):
+            for path in (self.folder / "blobs").glob(f"{_blob_name(key)}.*incomplete"):
+                with suppress(OSError):
+                    times.append(path.stat().st_mtime)
         return max(times)
 
     def free_bytes(self) -> int:
         """Free bytes on the file system that holds, or will hold, the cache."""
         folder = self.folder
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
         with storage_errors(folder):
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
             return shutil.disk_usage(folder).free
 
     # -- publish -----------------------------------------------------------------------------
@@ -197,7 +199,7 @@ class RepoCache:
         with storage_errors(self.folder):
             (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"
-            if not tag.exists():
+            if not tag.exists() or not tag.stat().st_size:  # a kill may have left it empty
                 tag.write_text(_TAG, encoding="ascii")
 
     def publish(self, partial: Path, etag: str, commit: str, file: str) -> Path:
@@ -206,7 +208,7 @@ class RepoCache:
             return self._place(partial, commit, file)
         blob = self.blob(etag)
         with storage_errors(blob):
-            os.replace(partial, blob)
+            os.replace(partial, blob)  # in one folder
             _sync(blob.parent)
         return self.link(etag, commit, file)
 
@@ -224,7 +226,7 @@ class RepoCache:
                 else:
                     shutil.copyfile(blob, temporary)
                     _sync(temporary)
-                os.replace(temporary, pointer)
+                _rename(temporary, pointer)
             _sync(pointer.parent)
         return pointer
 
@@ -243,15 +245,17 @@ class RepoCache:
         pointer = self.snapshot(commit) / path_inside(file)
         with storage_errors(pointer):
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(partial, pointer)
+            _rename(partial, pointer)
             _sync(pointer.parent)
         return pointer
 
     def add_small(self, data: bytes, etag: str, commit: str, file: str) -> Path:
         """Publish a whole small file, already verified, such as an index."""
         found = self.find(commit, file)
-        if found is not None and found.read_bytes() == data:
-            return found
+        if found is not None:
+            with storage_errors(found):
+                if found.read_bytes() == data:
+                    return found
         with self._temporary(etag) as temporary:
             with storage_errors(temporary, needed=len(data)):
                 _write_synced(temporary, data)
@@ -273,9 +277,10 @@ class RepoCache:
             if ref.is_file() and ref.read_bytes() == commit.encode():
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
-            temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")
-            _write_synced(temporary, _commit(commit).encode())
-            os.replace(temporary, ref)
+            with self._temporary(_commit(commit)) as temporary:  # not beside it: any name there is a ref
+                temporary.parent.mkdir(exist_ok=True)
+                _write_synced(temporary, commit.encode())
+                _rename(temporary, ref)
             _sync(ref.parent)
 
     def quarantine(self, path: Path) -> None:
@@ -336,6 +341,21 @@ def _write_synced(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a file or a link, also from a folder of blobs that is on another disk."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(source.name)
+        shutil.copyfile(source, beside, follow_symlinks=False)
+        if not beside.is_symlink():
+            _sync(beside)
+        os.replace(beside, target)
+        source.unlink()
 
 
 def _sync(path: Path) -> None:

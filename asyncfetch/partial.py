@@ -36,7 +36,8 @@ __all__ = ["ALIGNMENT", "FilePartial", "MemoryPartial", "Partial", "aligned_buff
 
 ALIGNMENT = 64  # bytes: a cache line, and what JAX asks of a buffer that it takes without a copy
 _JOURNAL_FORMAT = 1
-_JOURNAL_INTERVAL = 1.0
+_JOURNAL_INTERVAL = 1.0  # seconds
+_JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
 _CATCH_UP = 4 * MiB
 
 
@@ -209,12 +210,14 @@ class FilePartial(Partial):
         # A private partial, beside one that another process holds, cannot be found by a later run.
         self._journal = _journal_of(path) if shared else None
         self._journal_at = time.monotonic()
+        self._journaled = 0  # bytes
         self._journal_lock = threading.Lock()
         self._closed = False
         try:
             with storage_errors(self.path, needed=size):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
+                    self._journaled = self.present.nbytes
                 if not self.present.nbytes:
                     self._forget_journal()
                     os.ftruncate(self._fd, 0)
@@ -232,7 +235,8 @@ class FilePartial(Partial):
 
     def land(self, offset: int, data: memoryview) -> None:
         super().land(offset, data)
-        if time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL:
+        late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
+        if late or self.received - self._journaled >= _JOURNAL_BYTES:
             self.save_journal()
 
     def _load(self, offset: int, limit: int) -> memoryview:
@@ -254,6 +258,7 @@ class FilePartial(Partial):
             self._journal_at = time.monotonic()
             with self._lock:
                 spans = [(span.start, span.stop) for span in self.present]
+                self._journaled = self.present.nbytes
             state = {
                 "format_version": _JOURNAL_FORMAT,
                 "identity": self.identity,
@@ -270,6 +275,7 @@ class FilePartial(Partial):
     def reset(self) -> None:
         self._forget_journal()
         super().reset()
+        self._journaled = 0
 
     def suspend(self) -> None:
         """Stop here; a later run goes on. A private partial is removed instead."""
@@ -309,13 +315,15 @@ class FilePartial(Partial):
             self._close()
             final = give_name(self.path)
         finally:
-            os.close(claim)
+            with suppress(OSError):  # the bytes are synced, and the first close has told of late errors
+                os.close(claim)
         self._forget_journal()
         return final
 
     def _forget_journal(self) -> None:
         if self._journal is not None:
             with storage_errors(self._journal):
+                _temporary_of(self._journal).unlink(missing_ok=True)
                 self._journal.unlink(missing_ok=True)
 
     def _remove(self) -> None:
@@ -332,8 +340,12 @@ class FilePartial(Partial):
 
 def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
     """What the journal of the partial at `path` lists, if it is of this very file and content."""
+    journal = _journal_of(path)
     try:
-        saved = json.loads(_journal_of(path).read_bytes())
+        try:
+            saved = json.loads(journal.read_bytes())
+        except FileNotFoundError:  # a kill may have come between the two steps of `_replace_text`
+            saved = json.loads(_temporary_of(journal).read_bytes())
         status = os.stat(path, follow_symlinks=False)
         found = (saved["format_version"], saved["identity"], saved["size"], saved["inode"])
         if found != (_JOURNAL_FORMAT, identity, size, status.st_ino) or status.st_size != size:
@@ -345,12 +357,16 @@ def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed."""
-    temporary = path.with_name(f"{path.name}.tmp.incomplete")
+    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed.
+
+    ext4 writes a file out at once, which takes milliseconds, when it is renamed over another: so the other goes first.
+    """
+    temporary = _temporary_of(path)
     temporary.unlink(missing_ok=True)
     try:
         with open(temporary, "x", encoding="ascii") as stream:
             stream.write(text)
+        path.unlink(missing_ok=True)
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -359,6 +375,10 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _journal_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
+
+
+def _temporary_of(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.tmp.incomplete")
 
 
 def _claim(path: Path) -> tuple[Path, int, bool]:
@@ -373,11 +393,12 @@ def _claim(path: Path) -> tuple[Path, int, bool]:
         if _lock(descriptor):
             # The holder before us may have renamed or removed the file between open and lock.
             try:
-                ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
-            except FileNotFoundError:
+                with storage_errors(path):
+                    same = _is_at(descriptor, path)
+            except BaseException:
                 os.close(descriptor)
-                continue
-            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):
+                raise
+            if same:
                 return path, descriptor, True
         os.close(descriptor)
     private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
@@ -387,6 +408,15 @@ def _claim(path: Path) -> tuple[Path, int, bool]:
 def _open(path: Path, flags: int) -> int:
     with storage_errors(path):
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the open file."""
+    try:
+        ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)
 
 
 def _lock(descriptor: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from anyio import from_thread, to_thread
 
 from .bookkeeping import file_states
-from .cache import cache_root, checksum_of_etag
+from .cache import cache_root, checksum_of_etag, storage_errors
 from .checkpoint import verify_file
 from .errors import AsyncfetchError, ChecksumMismatchError, SourceError
 from .events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
@@ -106,7 +106,8 @@ class Session:
         found = []
         for file in located.files:
             if file.path is not None and file.checksum is not None:
-                blob = os.readlink(file.path) if file.path.is_symlink() else file.path
+                with storage_errors(file.path):
+                    blob = os.readlink(file.path) if file.path.is_symlink() else file.path
                 if always or checksum_of_etag(os.path.basename(blob)) != file.checksum:
                     found.append((file, file.path, file.checksum))
         return found

@@ -18,7 +18,7 @@ import anyio
 from anyio import to_thread
 from filelock import FileLock
 
-from .bookkeeping import lock_blob, prepare_cache, record
+from .bookkeeping import lock_blob, prepare_cache, record, unlock
 from .cache import RepoCache
 from .errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
 from .events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
@@ -185,15 +185,13 @@ class Transfer:
             lock = await lock_blob(cache, file.key, self.policy.lock_patience)
             try:
                 if await self._already_there(cache, file):
-                    if lock is not None:
-                        lock.release()
+                    unlock(lock)
                     return
                 path = cache.partial(file.key)
                 identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
                 partial = await to_thread.run_sync(lambda: FilePartial(path, file.size, algorithm, identity=identity))
             except BaseException:
-                if lock is not None:
-                    lock.release()
+                unlock(lock)
                 raise
         if not file.splittable:
             self._board.unsplittable.add(file.name)
@@ -302,8 +300,7 @@ class Transfer:
             path = await to_thread.run_sync(partial.publish, lambda p: cache.publish(p, blob, commit, file.name))
             self._land(file, Landed(path=path), partial)
         del self._open[file.name]
-        if task.lock is not None:
-            task.lock.release()
+        unlock(task.lock)
         self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
 
     async def _restart(self, task: _Open, digest: str) -> None:
@@ -360,8 +357,7 @@ class Transfer:
                 except StorageError:  # this file's bytes are fetched again; what failed first is what is told
                     pass
                 finally:
-                    if task.lock is not None:
-                        task.lock.release()
+                    unlock(task.lock)
         self._open.clear()
 
     def _cache(self) -> RepoCache:

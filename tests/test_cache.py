@@ -269,6 +269,9 @@ def test_prepare_is_idempotent(linked: RepoCache) -> None:
     tag.write_text("mine")
     linked.prepare()
     assert tag.read_text() == "mine"
+    tag.write_text("")  # as a kill leaves it
+    linked.prepare()
+    assert tag.read_text().startswith("Signature: ")
 
 
 # -- refs and absences -----------------------------------------------------------------------------
@@ -290,6 +293,29 @@ def test_a_commit_is_its_own_ref(cache: RepoCache) -> None:
     cache.write_ref(COMMIT, COMMIT)
     assert cache.commit_of(COMMIT) == COMMIT
     assert not (cache.folder / "refs").exists()
+
+
+def test_a_ref_that_was_never_finished_is_no_ref(linked: RepoCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill before the rename leaves nothing in refs/, where huggingface_hub takes any file for a ref."""
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    linked.prepare()
+    monkeypatch.setattr(module.os, "replace", killed)
+    monkeypatch.setattr(Path, "unlink", killed)  # and nobody tidies up
+    with pytest.raises(SystemExit):
+        linked.write_ref("main", COMMIT)
+    assert listing(linked.folder / "refs") == set()
+    assert all(name.endswith(".incomplete") for name in listing(linked.folder / "blobs"))
+
+
+def test_a_ref_where_there_are_no_blobs(tmp_path: Path) -> None:
+    """A cache that was copied without them takes a ref all the same."""
+    copied = RepoCache(tmp_path / "hub", "org/name")
+    copied.snapshot(COMMIT).mkdir(parents=True)
+    copied.write_ref("main", COMMIT)
+    assert copied.commit_of("main") == COMMIT
 
 
 def test_an_unchanged_ref_is_not_written(cache: RepoCache) -> None:

@@ -271,6 +271,23 @@ def test_suspend_and_resume(tmp_path: Path) -> None:
     assert blob.read_bytes() == DATA
 
 
+def test_a_kill_costs_little_however_fast_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two seconds too the journal is written, by bytes: on a fast line much lands in a second."""
+    monkeypatch.setattr(module, "_JOURNAL_BYTES", 60_000)
+    part = open_file(tmp_path)
+    written = []
+    for at in range(0, SIZE, 20_000):
+        feed(part, at, min(at + 20_000, SIZE))
+        listed = spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes
+        assert part.received - listed < 60_000
+        written.append(listed)
+    assert sorted(set(written)) == [0, 60_000, 120_000, 180_000]
+    part.reset()
+    feed(part, 0, 60_000)
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 60_000
+    part.discard()
+
+
 def test_bytes_that_rot_between_runs_are_noticed(tmp_path: Path) -> None:
     """The prefix is hashed from the disk, not remembered: a changed byte changes the digest."""
     part = open_file(tmp_path)
@@ -352,6 +369,30 @@ def test_the_journal_never_leads(tmp_path: Path, often: None, monkeypatch: pytes
             assert data[span.start : span.stop] == DATA[span.start : span.stop], moment
     assert len(moments()) > 20
     assert listed > 5 * SIZE
+
+
+@pytest.mark.parametrize("call", ["unlink", "replace"])
+def test_a_kill_while_the_journal_is_replaced(
+    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The old one or the new one counts at every moment; once the bytes are dropped neither does."""
+    part = open_file(tmp_path)
+    feed(part, 0, 1000)
+
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((module.os, call) if call == "replace" else (Path, call)), killed)
+        with pytest.raises(SystemExit):
+            feed(part, 1000, 3000)
+    assert journal(tmp_path).exists() is (call == "unlink")
+    listed = 1000 if call == "unlink" else 3000
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == listed
+    part.reset()
+    assert names(tmp_path) == {NAME}
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 0
+    part.discard()
 
 
 def test_a_stale_journal_dies_before_its_file_is_used_again(tmp_path: Path) -> None:
@@ -656,6 +697,26 @@ def test_a_failed_sync_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == set()
 
 
+def test_descriptors_that_run_out_are_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails beside reads and writes is told as those are, and what landed is resumed."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    part = open_file(tmp_path)
+    feed(part, 0, SIZE)
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "dup", fail)
+        with pytest.raises(StorageError, match="too many open files"):
+            part.publish(lambda path: path.rename(tmp_path / "blob"))
+    part.suspend()
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "fstat", fail)
+        with pytest.raises(StorageError, match="too many open files"):
+            open_file(tmp_path)
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == SIZE
+
+
 def test_published_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
     """A blob may be read by whom the umask lets, not only by its owner."""
     code = (
@@ -697,8 +758,8 @@ def test_the_order_of_publication(tmp_path: Path) -> None:
         rf'symlink\("\.\./\.\./\.\./{blobs}", ".*{blobs}\.\w{{8}}\.incomplete"\) = 0',
         rf'rename\(".*{blobs}\.\w{{8}}\.incomplete", ".*{snapshot}/model\.safetensors"\) = 0',
         rf"fsync\(\d+<.*{snapshot}>\) = 0",
-        r"fsync\(\d+<.*/refs/main\..*>\) = 0",
-        r'rename\(".*/refs/main\..*", ".*/refs/main"\) = 0',
+        r"fsync\(\d+<.*/blobs/c{40}\.\w{8}\.incomplete>\) = 0",
+        r'rename\(".*/blobs/c{40}\.\w{8}\.incomplete", ".*/refs/main"\) = 0',
         r"fsync\(\d+<.*/refs>\) = 0",
     ]
     positions = []
