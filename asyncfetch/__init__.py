@@ -50,6 +50,7 @@ The package is flat. A file imports only from files above it in this order, and 
     models        the one door to both
   faces
     session       one call: its settings, its transport, its steps
+    portal        from blocking code into an event loop in a thread
     api           the public functions and their blocking twins
     streaming     tensors as they land
     loading       a checkpoint streamed into a model

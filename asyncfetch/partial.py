@@ -198,6 +198,7 @@ class FilePartial(Partial):
         self._journal_at = time.monotonic()
         self._journal_lock = threading.Lock()
         self._closed = False
+        _claimed.add(self)
         try:
             with storage_errors(self.path, needed=size):
                 if shared:
@@ -207,7 +208,7 @@ class FilePartial(Partial):
                 # Never to nothing: where locks hold on one host only, another one may be writing the same bytes.
                 os.ftruncate(self._fd, size)
         except BaseException:
-            os.close(self._fd)
+            self._close()
             raise
 
     def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
@@ -312,8 +313,24 @@ class FilePartial(Partial):
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
+            _claimed.discard(self)
             with storage_errors(self.path):
                 os.close(self._fd)
+
+
+_claimed: set[FilePartial] = set()  # that are open in this process
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: a lock lasts as long as any process has the file open, and only the parent writes to it."""
+    for partial in _claimed:
+        partial._closed = True
+        os.close(partial._fd)
+        partial._fd = -1
+    _claimed.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
