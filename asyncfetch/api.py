@@ -26,6 +26,7 @@ from .located import Located
 from .plan import Checksum
 from .policy import Policy
 from .session import Session, open_session
+from .tasks import undivided
 from .transfer import Landed
 
 __all__ = [
@@ -98,6 +99,7 @@ class VerifiedFile:
     error: str | None
 
 
+@undivided
 async def load_async(
     source: StrPath,
     *,
@@ -167,6 +169,7 @@ async def _merge(located: Located, landed: Mapping[str, Landed], dtype: object) 
     return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=dtype))
 
 
+@undivided
 async def download_async(
     source: StrPath,
     *,
@@ -206,6 +209,7 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
     return Snapshot(next(iter(files.values())).parent, None, files)
 
 
+@undivided
 async def dry_run_async(
     source: StrPath,
     *,
@@ -236,6 +240,7 @@ async def dry_run_async(
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 
 
+@undivided
 async def inspect_async(
     source: StrPath,
     *,
@@ -284,6 +289,7 @@ def _inspection(located: Located) -> Inspection:
     return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
 
 
+@undivided
 async def verify_async(
     source: StrPath,
     *,

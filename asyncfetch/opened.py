@@ -26,6 +26,7 @@ from .policy import Policy
 from .portal import Portal, entered
 from .session import open_session, plain_errors
 from .slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
+from .tasks import whole
 
 __all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor", "open", "open_async"]
 
@@ -318,7 +319,7 @@ async def open_async(
         token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
         client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate_verified()
+        located = await whole(session.locate_verified)
         gatherer = Gatherer(located, session.transport, session.request.policy, session.notify)
         checkpoint = Checkpoint(located, gatherer, target)
         try:

@@ -11,12 +11,10 @@ kill the listed prefix is hashed again, and the hash of the whole file decides i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from .cache import storage_errors
+from .claim import claim
 from .errors import StorageError
 from .plan import Span, SpanSet
 from .policy import MiB
@@ -192,7 +191,7 @@ class FilePartial(Partial):
     def __init__(self, path: Path, size: int, algorithm: str, *, identity: str) -> None:
         super().__init__(size, algorithm)
         self.identity = identity
-        self.path, self._fd, shared = _claim(path)
+        self.path, self._fd, shared = claim(path)
         # A private partial, beside one that another process holds, cannot be found by a later run.
         self._journal = _journal_of(path) if shared else None
         self._journal_at = time.monotonic()
@@ -291,12 +290,12 @@ class FilePartial(Partial):
             self.discard()
             raise
         # A closed duplicate reports late write errors; the claim holds until the old name is gone.
-        claim = os.dup(self._fd)
+        held = os.dup(self._fd)
         try:
             self._close()
             final = give_name(self.path)
         finally:
-            os.close(claim)
+            os.close(held)
         self._forget_journal()
         return final
 
@@ -362,69 +361,6 @@ def _replace_text(path: Path, text: str) -> None:
 
 def _journal_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
-
-
-def _claim(path: Path) -> tuple[Path, int, bool]:
-    """Open `path` for this process alone, or a private file beside it if another process or user has it."""
-    for _ in range(3):
-        try:
-            descriptor, created = _open_or_create(path)
-        except StorageError as error:
-            if isinstance(error.__cause__, PermissionError):
-                break
-            raise
-        # The holder before us may have renamed or removed the file between open and lock.
-        if _lock(descriptor) and _is_at(path, descriptor):
-            if _excludes(path):
-                return path, descriptor, True
-            if created:  # nobody can own it, so no run would go on with it
-                path.unlink(missing_ok=True)
-        os.close(descriptor)
-    private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
-    return private, _open(private, os.O_CREAT | os.O_EXCL), False
-
-
-def _open_or_create(path: Path) -> tuple[int, bool]:
-    """A descriptor, and whether the file is a new one."""
-    try:
-        return _open(path, os.O_CREAT | os.O_EXCL), True
-    except StorageError as error:
-        if not isinstance(error.__cause__, FileExistsError):
-            raise
-    return _open(path, os.O_CREAT), False
-
-
-def _open(path: Path, flags: int) -> int:
-    with storage_errors(path):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)
-
-
-def _excludes(path: Path) -> bool:
-    """Whether our lock on `path` keeps others out. Some file systems have no locks, or grant them to everyone."""
-    other = _open(path, os.O_CREAT)
-    try:
-        return not _lock(other)
-    finally:
-        os.close(other)
-
-
-def _lock(descriptor: int) -> bool:
-    """Lock a file. False: another has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # there are no locks here, which is the same as if everyone got them
-        pass
-    return True
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -20,6 +20,7 @@ from .located import Located
 from .policy import Policy
 from .portal import Portal, entered
 from .session import Session, open_session, plain_errors
+from .tasks import whole
 
 __all__ = ["feeding", "stream", "stream_async"]
 
@@ -156,7 +157,7 @@ async def stream_async(
         cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate_verified()
+        located = await whole(session.locate_verified)
         async with feeding(session, located, dtype=dtype, early=early, memory_limit=memory_limit) as tensors:
             try:
                 yield tensors

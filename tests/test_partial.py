@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncfetch import claim as claim_module
 from asyncfetch import partial as module
 from asyncfetch.cache import RepoCache
 from asyncfetch.errors import DiskFullError, StorageError
@@ -524,7 +525,7 @@ def test_locks_that_lie_lose_no_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         if locks == "refused":
             raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    monkeypatch.setattr(claim_module.fcntl, "flock", flock)
     part, other = open_file(tmp_path), open_file(tmp_path)
     assert len({part.path.name, other.path.name, NAME}) == 3
     feed(part, 0, SIZE)
@@ -539,8 +540,8 @@ def test_locks_of_one_host_lose_no_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     first = open_file(tmp_path)
     feed(first, 0, SIZE)
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_lock", lambda descriptor: True)
-        patched.setattr(module, "_excludes", lambda path: True)
+        patched.setattr(claim_module, "_lock", lambda descriptor: True)
+        patched.setattr(claim_module, "_excludes", lambda path: True)
         second = open_file(tmp_path)
     assert second.path == first.path
     assert finish(first) == SHA256

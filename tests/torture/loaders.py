@@ -20,7 +20,7 @@ import numpy as np
 
 from asyncfetch import AsyncfetchError, Policy, load
 
-__all__ = ["Job", "Loader", "Watch", "digest_of"]
+__all__ = ["Job", "Loader", "digest_of"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
@@ -28,7 +28,7 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 @dataclass(frozen=True)
 class Job:
-    """A load of `source` into `cache`. `locks`: "real", "none" (granted to all), "host" (held within a process only)."""
+    """A load of `source` into `cache`. `locks`: "real", "none" (granted to all), "host" (within a process)."""
 
     endpoint: str
     cache: str

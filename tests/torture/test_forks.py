@@ -26,7 +26,7 @@ TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 900_000, dtype=np.uint8) for n
 
 # What each program begins with. `in_child` forks, runs a function there and tells how that ended.
 BEGIN = """
-import os, sys, threading, time
+import glob, os, sys, threading, time
 import numpy as np
 import anyio
 import asyncfetch
@@ -36,7 +36,8 @@ from asyncfetch.events import FileStarted
 endpoint, cache = sys.argv[1:]
 
 def load(folder, **options):
-    return asyncfetch.load("org/model", endpoint=endpoint, cache_dir=os.path.join(cache, folder), token=False, **options)
+    folder = os.path.join(cache, folder)
+    return asyncfetch.load("org/model", endpoint=endpoint, cache_dir=folder, token=False, **options)
 
 def same(state):
     return state.keys() == expected.keys() and all(np.array_equal(state[name], expected[name]) for name in expected)
@@ -73,7 +74,7 @@ def idle_child():
     return pid
 
 def under_way():
-    while not any(name.endswith(".map.incomplete") for _, _, names in os.walk(os.path.join(cache, "shared")) for name in names):
+    while not glob.glob(os.path.join(cache, "shared/models--*/blobs/*.map.incomplete")):
         time.sleep(0.01)
 
 expected = load("reference")

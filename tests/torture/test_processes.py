@@ -19,6 +19,7 @@ from asyncfetch.located import PREFIX_LIMIT
 from ..fault_server import OK, QUICK, Drip, FaultServer, Repository
 from ..files import sharded_bytes
 from .loaders import Job, Loader, digest_of
+from .served import times_sent
 
 PROCESSES = 8
 _RANDOM = np.random.default_rng(17)
@@ -49,15 +50,6 @@ def hub(server: FaultServer) -> Repository:
 def storage_of(repository: Repository) -> dict[str, int]:
     """The size of each shard, by the path at which storage serves it."""
     return {path: len(repository.files[name]) for name, path in repository.storage.items()}
-
-
-def times_sent(server: FaultServer, path: str, size: int) -> np.ndarray:
-    """How often each byte of a file was sent."""
-    counts = np.zeros(size, dtype=np.int64)
-    for seen in server.to(path):
-        begin = seen.start or 0
-        counts[begin : begin + seen.sent] += 1
-    return counts
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -139,8 +131,8 @@ def test_at_once(server: FaultServer, tmp_path: Path, scale: Scale, figure: Figu
         assert not watch.touched
         assert (watch.blobs, watch.replaced) == (len(FILES), 0)
         assert not leftovers(cache)
-        for path, size in storage_of(repository).items():
-            counts = times_sent(server, path, size)
+        for path in storage_of(repository):
+            counts = times_sent(server, path)
             assert (counts[PREFIX_LIMIT:] == 1).all()
             assert counts[:PREFIX_LIMIT].max() <= PROCESSES
     figure(f"{rounds} rounds of {PROCESSES} processes: all right, each byte beyond the prefixes was sent once")
@@ -219,7 +211,7 @@ def test_a_holder_that_is_killed(server: FaultServer, tmp_path: Path, scale: Sca
         job = Job(server.url, str(cache), policy=PATIENT)
         with Loader(job) as holder, Loader(job) as waiter:
             holder.begin()
-            server.wait_for(lambda: bool(list(cache.glob("models--*/blobs/*.map.incomplete"))), 20)
+            server.wait_for(lambda cache=cache: bool(list(cache.glob("models--*/blobs/*.map.incomplete"))), 20)
             waiter.begin()
             server.wait_for(lambda: all(len(server.to(path)) > 2 for path in sizes), 20)
             holder.kill()
@@ -227,7 +219,7 @@ def test_a_holder_that_is_killed(server: FaultServer, tmp_path: Path, scale: Sca
             assert waiter.result(10) == RIGHT
             assert time.monotonic() - began < PATIENT.lock_patience / 2
         assert not leftovers(cache)
-        twice = sum(int((times_sent(server, path, size)[PREFIX_LIMIT:] - 1).sum()) for path, size in sizes.items())
+        twice = sum(int((times_sent(server, path)[PREFIX_LIMIT:] - 1).sum()) for path in sizes)
         journalled = sum(seen.start or 0 for path in sizes for seen in server.to(path)[3:])
         assert journalled > len(sizes) * PREFIX_LIMIT, "the waiter goes on beyond the prefix"
         again.append(twice)

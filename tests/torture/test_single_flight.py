@@ -20,6 +20,7 @@ from asyncfetch.located import PREFIX_LIMIT
 from ..fault_server import QUICK, Drip, FaultServer
 from ..files import sharded_bytes
 from .loaders import digest_of
+from .served import times_sent
 
 _RANDOM = np.random.default_rng(29)
 TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 600_000, dtype=np.uint8) for n in range(3)}
@@ -46,10 +47,7 @@ def sent_twice(server: FaultServer) -> int:
     twice = 0
     for path, resource in server.resources.items():
         if resource.second:
-            counts = np.zeros(len(resource.body), dtype=np.int64)
-            for seen in server.to(path):
-                begin = seen.start or 0
-                counts[begin : begin + seen.sent] += 1
+            counts = times_sent(server, path)
             assert counts.min() >= 1
             twice += int((counts[PREFIX_LIMIT:] - 1).sum())
     return twice
