@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fault_server import Drip, FaultServer, Status
+from ..fault_server import Drip, FaultServer, Flip, Status
 from ..files import sharded_bytes
 
 __all__ = ["Hub", "hub_process", "model", "times_sent"]
@@ -60,6 +60,11 @@ class Hub:
         """From now on, storage answers with `status`."""
         for path in self._paths[repo]:
             self._server.fault(path, Status(status), forever=True)
+
+    def corrupt(self, repo: str, at: int) -> None:
+        """From now on, byte `at` of each shard has a wrong bit."""
+        for path in self._paths[repo]:
+            self._server.fault(path, Flip(at), forever=True)
 
     def sent(self, repo: str) -> int:
         """Body bytes of shards since the last call; those of a broken connection count as far as they were sent."""
