@@ -21,6 +21,7 @@ The package is flat. A file imports only from files above it in this order, and 
     slices        which bytes a part of a tensor needs, and in which ranges
   disk
     cache         the Hugging Face cache layout: look up, lock, publish
+    claim         who writes a partial: one process alone
     partial       one file being received: spans, journal, running hash, publication
     segments      one shard being received into memory of its own for each tensor
   network
@@ -37,6 +38,7 @@ The package is flat. A file imports only from files above it in this order, and 
     web_finder    a checkpoint on any web server
     resolve       from a request to a located checkpoint, held against its headers
   engine
+    tasks         work that asyncio's own cancellation does not cut in two
     bookkeeping   what a transfer does in the cache around its bytes
     outlet        what a transfer hands over, and to whom
     transfer      connections pull spans; retry, verify, publish, report, cancel
@@ -50,6 +52,7 @@ The package is flat. A file imports only from files above it in this order, and 
     models        the one door to both
   faces
     session       one call: its settings, its transport, its steps
+    portal        from blocking code into an event loop in a thread
     api           the public functions and their blocking twins
     streaming     tensors as they land
     loading       a checkpoint streamed into a model

@@ -27,6 +27,7 @@ from .located import Located
 from .plan import Checksum
 from .policy import Policy
 from .session import Session, open_session
+from .tasks import undivided
 from .transfer import Landed
 
 __all__ = [
@@ -99,6 +100,7 @@ class VerifiedFile:
     error: str | None
 
 
+@undivided
 async def load_async(
     source: StrPath,
     *,
@@ -168,6 +170,7 @@ async def _merge(located: Located, landed: Mapping[str, Landed], dtype: object) 
     return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=dtype))
 
 
+@undivided
 async def download_async(
     source: StrPath,
     *,
@@ -207,6 +210,7 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
     return Snapshot(next(iter(files.values())).parent, None, files)
 
 
+@undivided
 async def dry_run_async(
     source: StrPath,
     *,
@@ -237,6 +241,7 @@ async def dry_run_async(
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 
 
+@undivided
 async def inspect_async(
     source: StrPath,
     *,
@@ -285,6 +290,7 @@ def _inspection(located: Located) -> Inspection:
     return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
 
 
+@undivided
 async def verify_async(
     source: StrPath,
     *,

@@ -7,6 +7,7 @@ of what is received at once: so the first shards are whole long before the last.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from bisect import bisect_right
@@ -30,6 +31,7 @@ from .outlet import Landed
 from .partial import FilePartial, Partial, aligned_buffer
 from .policy import MiB, Policy
 from .segments import Filled, Segment, TensorPartial, segments_of
+from .tasks import whole
 
 __all__ = ["Feed"]
 
@@ -278,10 +280,12 @@ class Feed:
                 if self._failure is not None:
                     raise self._failure from self._failure.__cause__
                 return None
-            self._ready.extend(lot if isinstance(lot, list) else await to_thread.run_sync(lot))
+            self._ready.extend(
+                lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot))
+            )
             del lot  # so that nothing but the queue holds what is waiting
         entry = self._ready[0]
-        array = await to_thread.run_sync(entry.make) if entry.heavy else entry.make()
+        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
         self._ready.popleft()
         self._owed = entry.credit
         return entry.name, array

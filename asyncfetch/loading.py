@@ -16,10 +16,12 @@ from .located import Located
 from .models import Loading, LoadReport, load_state_dict_into
 from .session import open_session
 from .streaming import feeding
+from .tasks import undivided
 
 __all__ = ["load_into", "load_into_async"]
 
 
+@undivided
 async def load_into_async(
     model: Any,
     source: str | os.PathLike[str] | Mapping[str, Array],

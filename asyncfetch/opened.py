@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from anyio import from_thread, to_thread
+from anyio import to_thread
 
 from .arrays import tensor_view
 from .checkpoint import Array, aliases_of, cast, dtype_of
@@ -23,8 +23,10 @@ from .index import Index, Selector, select_tensors
 from .located import Located, SourceFile
 from .partial import aligned_buffer
 from .policy import Policy
+from .portal import Portal, entered
 from .session import open_session, plain_errors
 from .slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
+from .tasks import whole
 
 __all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor", "open", "open_async"]
 
@@ -258,9 +260,12 @@ def _twin(
 
 
 class BlockingCheckpoint(_Contents):
-    """The blocking form of `Checkpoint`: `with asyncfetch.open(source) as checkpoint`. Threads may share it."""
+    """The blocking form of `Checkpoint`: `with asyncfetch.open(source) as checkpoint`.
 
-    def __init__(self, checkpoint: Checkpoint, portal: from_thread.BlockingPortal) -> None:
+    Threads may share it. A process that is forked in the block may not use it (SourceError): it opens its own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, portal: Portal) -> None:
         super().__init__(checkpoint._located)
         self._checkpoint = checkpoint
         self._portal = portal
@@ -268,13 +273,7 @@ class BlockingCheckpoint(_Contents):
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if not self._checkpoint._open:
             raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block.")
-        future = self._portal.start_task_soon(work)
-        try:
-            result: T = future.result()
-        except BaseException:
-            future.cancel()
-            raise
-        return result
+        return self._portal.run(work)
 
     tensor = _twin(Checkpoint.tensor)
     tensors = _twin(Checkpoint.tensors)
@@ -320,7 +319,7 @@ async def open_async(
         token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
         client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate_verified()
+        located = await whole(session.locate_verified)
         gatherer = Gatherer(located, session.transport, session.request.policy, session.notify)
         checkpoint = Checkpoint(located, gatherer, target)
         try:
@@ -341,10 +340,7 @@ def _blocking(
     @contextmanager
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[BlockingCheckpoint]:
-        with (
-            from_thread.start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(function(*args, **kwargs)) as checkpoint,
-        ):
+        with entered(function(*args, **kwargs)) as (checkpoint, portal):
             yield BlockingCheckpoint(checkpoint, portal)
 
     call.__name__ = call.__qualname__ = "open"

@@ -11,13 +11,11 @@ kill the listed prefix is hashed again, and the hash of the whole file decides i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import mmap
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from typing import Protocol
 import numpy as np
 
 from .cache import storage_errors
+from .claim import claim
 from .errors import StorageError
 from .plan import Span, SpanSet
 from .policy import MiB
@@ -206,13 +205,14 @@ class FilePartial(Partial):
     def __init__(self, path: Path, size: int, algorithm: str, *, identity: str) -> None:
         super().__init__(size, algorithm)
         self.identity = identity
-        self.path, self._fd, shared = _claim(path)
+        self.path, self._fd, shared = claim(path)
         # A private partial, beside one that another process holds, cannot be found by a later run.
         self._journal = _journal_of(path) if shared else None
         self._journal_at = time.monotonic()
         self._journaled = 0  # bytes
         self._journal_lock = threading.Lock()
         self._closed = False
+        _claimed.add(self)
         try:
             with storage_errors(self.path, needed=size):
                 if shared:
@@ -220,10 +220,10 @@ class FilePartial(Partial):
                     self._journaled = self.present.nbytes
                 if not self.present.nbytes:
                     self._forget_journal()
-                    os.ftruncate(self._fd, 0)
+                # Never to nothing: where locks hold on one host only, another one may be writing the same bytes.
                 os.ftruncate(self._fd, size)
         except BaseException:
-            os.close(self._fd)
+            self._close()
             raise
 
     def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
@@ -310,13 +310,13 @@ class FilePartial(Partial):
             raise
         # A closed duplicate reports late write errors; the claim holds until the old name is gone.
         with storage_errors(self.path):
-            claim = os.dup(self._fd)
+            held = os.dup(self._fd)
         try:
             self._close()
             final = give_name(self.path)
         finally:
             with suppress(OSError):  # the bytes are synced, and the first close has told of late errors
-                os.close(claim)
+                os.close(held)
         self._forget_journal()
         return final
 
@@ -334,8 +334,24 @@ class FilePartial(Partial):
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
+            _claimed.discard(self)
             with storage_errors(self.path):
                 os.close(self._fd)
+
+
+_claimed: set[FilePartial] = set()  # that are open in this process
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: a lock lasts as long as any process has the file open, and only the parent writes to it."""
+    for partial in _claimed:
+        partial._closed = True
+        os.close(partial._fd)
+        partial._fd = -1
+    _claimed.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
@@ -379,52 +395,6 @@ def _journal_of(path: Path) -> Path:
 
 def _temporary_of(journal: Path) -> Path:
     return journal.with_name(f"{journal.name}.tmp.incomplete")
-
-
-def _claim(path: Path) -> tuple[Path, int, bool]:
-    """Open `path` for this process alone, or a private file beside it if another process or user has it."""
-    for _ in range(3):
-        try:
-            descriptor = _open(path, os.O_CREAT)
-        except StorageError as error:
-            if isinstance(error.__cause__, PermissionError):
-                break
-            raise
-        if _lock(descriptor):
-            # The holder before us may have renamed or removed the file between open and lock.
-            try:
-                with storage_errors(path):
-                    same = _is_at(descriptor, path)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if same:
-                return path, descriptor, True
-        os.close(descriptor)
-    private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
-    return private, _open(private, os.O_CREAT | os.O_EXCL), False
-
-
-def _open(path: Path, flags: int) -> int:
-    with storage_errors(path):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` names the open file."""
-    try:
-        ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import anyio
-from anyio import from_thread, to_thread
+from anyio import to_thread
 
 from .checkpoint import Array, dtype_of
 from .errors import SourceError
@@ -18,7 +18,9 @@ from .feed import Feed
 from .index import Selector
 from .located import Located
 from .policy import Policy
+from .portal import Portal, entered
 from .session import Session, open_session, plain_errors
+from .tasks import whole
 
 __all__ = ["feeding", "stream", "stream_async"]
 
@@ -41,7 +43,7 @@ class _Tensors(AsyncIterator[tuple[str, Array]]):
 class _BlockingTensors(Iterator[tuple[str, Array]]):
     """The same for blocking code. An interrupt while it waits cancels the wait."""
 
-    def __init__(self, tensors: _Tensors, portal: from_thread.BlockingPortal) -> None:
+    def __init__(self, tensors: _Tensors, portal: Portal) -> None:
         self._feed = tensors._feed
         self._portal = portal
 
@@ -51,12 +53,7 @@ class _BlockingTensors(Iterator[tuple[str, Array]]):
         at_hand = self._feed.next_at_hand()  # spares small tensors a hop between threads
         if at_hand is not None:
             return at_hand
-        future = self._portal.start_task_soon(self._feed.next)
-        try:
-            found = future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        found = self._portal.run(self._feed.next)
         if found is None:
             raise StopIteration
         return found
@@ -160,7 +157,7 @@ async def stream_async(
         cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
-        located = await session.locate_verified()
+        located = await whole(session.locate_verified)
         async with feeding(session, located, dtype=dtype, early=early, memory_limit=memory_limit) as tensors:
             try:
                 yield tensors
@@ -178,10 +175,7 @@ def _blocking(
     @contextmanager
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[Iterator[tuple[str, Array]]]:
-        with (
-            from_thread.start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(function(*args, **kwargs)) as tensors,
-        ):
+        with entered(function(*args, **kwargs)) as (tensors, portal):
             assert isinstance(tensors, _Tensors)  # noqa: S101
             yield _BlockingTensors(tensors, portal)
 

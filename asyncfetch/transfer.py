@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -184,7 +185,10 @@ class Transfer:
             cache = self._cache()
             lock = await lock_blob(cache, file.key, self.policy.lock_patience)
             try:
-                if await self._already_there(cache, file):
+                there = await self._linked(file)
+                if there is not None:
+                    self._land(file, Landed(path=there))
+                    self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
                     unlock(lock)
                     return
                 path = cache.partial(file.key)
@@ -206,16 +210,12 @@ class Transfer:
         self._hash_behind(task, 0)
         await self._finish_if_whole(task)
 
-    async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
-        """Another run, or another commit, may have brought the same blob: then only link it."""
-        blob = file.blob or (file.checksum.hex if file.checksum else "")
-        commit = self._commit()
+    async def _linked(self, file: SourceFile) -> Path | None:
+        """The snapshot path of a blob that another run, or another commit, has brought; None if there is none."""
+        cache, blob = self._cache(), file.blob or (file.checksum.hex if file.checksum else "")
         if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
-            return False
-        path = await to_thread.run_sync(cache.link, blob, commit, file.name)
-        self._land(file, Landed(path=path))
-        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
-        return True
+            return None
+        return await to_thread.run_sync(cache.link, blob, self._commit(), file.name)
 
     async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
         """Receive a lease to its end, over as many requests as that takes."""
@@ -295,6 +295,9 @@ class Transfer:
         self.notify(FileProgress(file.name, file.size, file.size))
         if not isinstance(partial, FilePartial):
             self._land(file, Landed(buffer=partial.buffer), partial)
+        elif (path := await self._linked(file)) is not None:  # another run did not wait for us, and was faster
+            await to_thread.run_sync(partial.discard)
+            self._land(file, Landed(path=path), partial)
         else:
             blob, cache, commit = file.blob or digest, self._cache(), self._commit()
             path = await to_thread.run_sync(partial.publish, lambda p: cache.publish(p, blob, commit, file.name))

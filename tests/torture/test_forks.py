@@ -1,0 +1,255 @@
+"""A process that has loaded, or that loads just now, forks; and the child loads too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asyncfetch
+from asyncfetch.events import Event, FileStarted
+from asyncfetch.located import PREFIX_LIMIT
+
+from ..fault_server import OK, Drip, FaultServer
+from ..files import sharded_bytes
+from ..strace import ROOT
+
+_RANDOM = np.random.default_rng(23)
+TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 900_000, dtype=np.uint8) for n in range(3)}
+
+# What each program begins with. `in_child` forks, runs a function there and tells how that ended.
+BEGIN = """
+import glob, os, sys, threading, time
+import numpy as np
+import anyio
+import asyncfetch
+from asyncfetch.errors import SourceError
+from asyncfetch.events import FileStarted
+
+endpoint, cache = sys.argv[1:]
+
+def load(folder, **options):
+    folder = os.path.join(cache, folder)
+    return asyncfetch.load("org/model", endpoint=endpoint, cache_dir=folder, token=False, **options)
+
+def same(state):
+    return state.keys() == expected.keys() and all(np.array_equal(state[name], expected[name]) for name in expected)
+
+def in_child(work):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        except SourceError as error:
+            print("refused:", error.message, flush=True)
+            os._exit(3)
+        os._exit(0)
+    return pid
+
+def end_of(pid):
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    return "deadlock"
+
+def idle_child():
+    pid = os.fork()
+    if not pid:
+        for descriptor in 0, 1, 2:  # so that nobody waits for the end of its output
+            os.close(descriptor)
+        time.sleep(60)
+        os._exit(0)
+    return pid
+
+def under_way():
+    while not glob.glob(os.path.join(cache, "shared/models--*/blobs/*.map.incomplete")):
+        time.sleep(0.01)
+
+expected = load("reference")
+print("ready", flush=True)
+input()
+"""
+
+AFTER_A_LOAD = """
+def child():
+    assert same(load("child"))
+    assert same(load("child"))
+children = [in_child(child) for _ in range(2)]
+assert same(load("parent"))
+assert [end_of(pid) for pid in children] == [0, 0]
+assert same(load("parent"))
+"""
+
+WHILE_OPEN = """
+with asyncfetch.open("org/model", endpoint=endpoint, cache_dir=os.path.join(cache, "none"), token=False) as opened:
+    assert np.array_equal(opened.tensor("layer.0"), expected["layer.0"])
+    def child():
+        assert same(load("child"))
+        opened.tensor("layer.1")
+    assert end_of(in_child(child)) == 3
+    assert np.array_equal(opened.tensor("layer.1"), expected["layer.1"])
+    pid = os.fork()
+    if not pid:
+        sys.exit(4)  # leaves the block in the child
+    assert end_of(pid) == 4
+    assert np.array_equal(opened.tensor("layer.2"), expected["layer.2"])
+"""
+
+WITHIN_A_STREAM = """
+options = {"endpoint": endpoint, "token": False, "early": True}
+for storage in "memory", "disk":
+    with asyncfetch.stream("org/model", storage=storage, cache_dir=os.path.join(cache, storage), **options) as tensors:
+        found = dict([next(tensors)])
+        def child():
+            assert same(load("child-of-" + storage))
+            dict(tensors)
+        assert end_of(in_child(child)) == 3
+        pid = os.fork()
+        if not pid:
+            sys.exit(4)
+        assert end_of(pid) == 4
+        found |= dict(tensors)
+    assert same({name: found[name] for name in expected})
+"""
+
+# From here on the parent forks in the middle of a download, whose locks the child must neither free nor keep.
+BOTH_LOAD = """
+thread = threading.Thread(target=lambda: load("shared"))
+thread.start()
+under_way()
+def child():
+    assert same(load("shared"))
+assert end_of(in_child(child)) == 0
+thread.join()
+assert same(load("shared"))
+"""
+
+CANCELLED = """
+async def cancelled():
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: asyncfetch.load_async("org/model", **options))
+        await anyio.to_thread.run_sync(under_way)
+        children.append(idle_child())
+        group.cancel_scope.cancel()
+
+options = {"endpoint": endpoint, "cache_dir": os.path.join(cache, "shared"), "token": False}
+children = []
+anyio.run(cancelled)
+events = []
+assert same(load("shared", report=events.append))
+os.kill(children[0], 9)
+started = [event for event in events if isinstance(event, FileStarted)]
+assert len(started) == 3
+assert all(event.present > 100_000 for event in started), started
+"""
+
+KILLED = """
+thread = threading.Thread(target=lambda: load("shared"))
+thread.start()
+under_way()
+print(idle_child(), flush=True)
+thread.join()
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        running.hub("org/model", sharded_bytes(TENSORS))
+        yield running
+
+
+def python(code: str, server: FaultServer, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEGIN + code, server.url, str(cache)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    """Wait until the program is ready, then let it begin."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def slow_down(server: FaultServer) -> None:
+    """From now on a shard takes about two seconds beyond its prefix, so that there is a journal half-way."""
+    for path in server.resources:
+        if path.startswith("/storage/"):
+            server.fault(path, OK, Drip(16_384, 0.04), OK, forever=True)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it printed, once it has ended well and without a word of complaint."""
+    output, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+    assert not errors
+    return output
+
+
+@pytest.mark.parametrize(("name", "refusals"), [("AFTER_A_LOAD", 0), ("WHILE_OPEN", 1), ("WITHIN_A_STREAM", 2)])
+def test_the_child_loads(server: FaultServer, tmp_path: Path, name: str, refusals: int) -> None:
+    """It works in the child, what the parent has open refuses to work there, and the parent goes on."""
+    with python(globals()[name], server, tmp_path) as process:
+        try:
+            go(process)
+            output = ended(process)
+        finally:
+            process.kill()
+    assert output.count("refused: It was opened in another process") == refusals
+
+
+@pytest.mark.parametrize("name", ["BOTH_LOAD", "CANCELLED"])
+def test_a_fork_in_the_middle(server: FaultServer, tmp_path: Path, name: str) -> None:
+    """A child that loads the same waits for its parent; one that does nothing keeps no lock of a cancelled load."""
+    with python(globals()[name], server, tmp_path) as process:
+        try:
+            go(process)
+            slow_down(server)
+            ended(process)
+        finally:
+            process.kill()
+    if name == "BOTH_LOAD":
+        for path in server.resources:
+            if path.startswith("/storage/"):
+                assert server.sent(path) <= 2 * len(server.resources[path].body) + 2 * PREFIX_LIMIT
+
+
+def test_killed_while_a_child_lives(server: FaultServer, tmp_path: Path) -> None:
+    """The locks of a killed parent do not live on in its child: the next load goes on where the journal ends."""
+    with python(KILLED, server, tmp_path) as process:
+        try:
+            go(process)
+            slow_down(server)
+            assert process.stdout is not None
+            child = int(process.stdout.readline())
+        finally:
+            process.kill()
+    try:
+        events: list[Event] = []
+        began = time.monotonic()
+        state = asyncfetch.load(
+            "org/model", endpoint=server.url, cache_dir=tmp_path / "shared", token=False, report=events.append,
+            policy=asyncfetch.Policy(lock_patience=1),
+        )  # fmt: skip
+        assert time.monotonic() - began < 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert all(np.array_equal(state[name], TENSORS[name]) for name in TENSORS)
+    started = [event.present for event in events if isinstance(event, FileStarted)]
+    assert max(started) > PREFIX_LIMIT
