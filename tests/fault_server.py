@@ -132,6 +132,11 @@ def ResetAtOnce(answer: Answer) -> Answer:  # noqa: N802
     return replace(answer, silent=True, ending="reset")
 
 
+def Mute(answer: Answer) -> Answer:  # noqa: N802
+    """Say nothing at all, and stay connected."""
+    return replace(answer, silent=True, ending="stall")
+
+
 def Drip(nbytes: int, seconds: float) -> Fault:  # noqa: N802
     """Send `nbytes`, pause for `seconds`, and so on."""
     return lambda answer: replace(answer, pace=(nbytes, seconds))

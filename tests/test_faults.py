@@ -53,6 +53,7 @@ from .fault_server import (
     Headers,
     IgnoreRange,
     LoginPage,
+    Mute,
     Raw,
     Reset,
     ResetAtOnce,
@@ -83,6 +84,7 @@ SURVIVED: dict[str, tuple[Fault | tuple[Fault, ...], ...]] = {
     "hangup": (Hangup, Hangup),
     "stall": (Stall(10_000),),
     "stall-at-head": (Stall(0),),
+    "mute": (Mute,),
     "chunked": (Chunked,),
     "chunked-closed": ((Chunked, Truncate(10_000)),),
     "http-1.0": (UntilClose,),
@@ -401,3 +403,17 @@ async def test_journal_has_no_secret(server: FaultServer, tmp_path: Path) -> Non
         assert {"identity", "size", "spans"} <= json.loads(journal.read_text()).keys()
     for path in files_under(tmp_path):
         assert_silent(path.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.anyio
+async def test_journal_of_a_url_has_no_secret(server: FaultServer, tmp_path: Path) -> None:
+    """Nor has what an interrupted run from a plain URL leaves, whose query may be a signature."""
+    server.token = None
+    url = server.web("/files", FILES)
+    server.fault(f"/files/{SHARD}", OK, Truncate(1000), forever=True)
+    with pytest.raises(NetworkError) as caught:
+        await asyncfetch.load_async(f"{url}?X-Signature={SIGNATURE}", cache_dir=tmp_path, policy=FAST)
+    assert_silent(texts_of(caught.value))
+    assert [path for path in files_under(tmp_path) if path.name.endswith(".map.incomplete")]
+    for path in files_under(tmp_path):
+        assert_silent(str(path) + path.read_bytes().decode("latin-1"))

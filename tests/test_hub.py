@@ -430,11 +430,12 @@ async def test_another_commit_than_the_one_asked_for(server: FaultServer) -> Non
 @pytest.mark.anyio
 @pytest.mark.parametrize("etag", [f'W/"{GIT}"', GIT, f' "{GIT}" '])
 async def test_spellings_of_etags(server: FaultServer, etag: str) -> None:
-    """Weak or strong, with quotes or without."""
+    """Weak or strong, with quotes or without; only the strong one with its quotes is fit for If-Range."""
     server.fault(PAGE, Headers(etag=etag))
     async with Transport(QUICK) as transport:
         found = await hub_of(server, transport).look("index.json", "main", limit=5)
     assert found.etag == GIT
+    assert found.validator == (etag.strip() if etag.strip().startswith('"') else None)
 
 
 def test_clean_etag_strips_no_letters() -> None:

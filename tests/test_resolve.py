@@ -521,6 +521,15 @@ async def test_the_state_of_a_url_has_a_name(server: FaultServer, tmp_path: Path
     assert (await find(url, cache=tmp_path)).commit not in (first, None)
 
 
+@pytest.mark.parametrize("etag", ['"strong"', 'W/"weak"', "bare"])
+async def test_only_a_strong_etag_is_a_validator(server: FaultServer, tmp_path: Path, etag: str) -> None:
+    """Others are no promise that the bytes are the same (RFC 9110, 13.1.5): they go into no If-Range."""
+    located = await find(server.web("/models", {SINGLE: ONE}, etag=etag), cache=tmp_path)
+    target = located.files[0].target
+    assert target is not None
+    assert target.validator == (etag if etag == '"strong"' else None)
+
+
 async def test_a_server_without_ranges(server: FaultServer, tmp_path: Path) -> None:
     """200 with the whole file is as good: no more of it is read than is needed."""
     data = safetensors_bytes({"x": np.zeros(2_000_000, np.float32)})

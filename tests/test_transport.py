@@ -34,6 +34,7 @@ from .fault_server import (
     Fault,
     FaultServer,
     Hangup,
+    Headers,
     Raw,
     Reset,
     ResetAtOnce,
@@ -304,6 +305,16 @@ async def test_bodies_come_whole(server: FaultServer, kind: str, fault: Fault, l
     server.fault(PATH, fault)
     async with transport_of(kind) as transport, transport.open(server.url + PATH) as body:
         assert await pull_all(body, limit) == server.resources[PATH].body
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["own", "client"])
+async def test_chunks_win_over_a_length(server: FaultServer, kind: str) -> None:
+    """Of both framings in one answer the chunks count (RFC 9112, section 6.3)."""
+    server.fault(PATH, (Headers(content_length="1000"), Chunked))
+    async with transport_of(kind) as transport, transport.open(server.url + PATH) as body:
+        assert body.length is None
+        assert await pull_all(body) == BODY
 
 
 @pytest.mark.anyio

@@ -34,7 +34,7 @@ class Mutant:
     tests: tuple[str, ...]
 
     def source(self, root: Path = ROOT) -> str:
-        """The broken text of the file. Raises MutantError unless `old` is there exactly once, and the result is Python."""
+        """The broken text of the file. Raises MutantError unless `old` is there once and the result compiles."""
         text = (root / "asyncfetch" / self.file).read_text(encoding="utf-8")
         count = text.count(self.old)
         if count != 1 or self.old == self.new:

@@ -5,27 +5,28 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from . import Mutant, MutantError, every_mutant
 from .runner import control, judge
 
 
-def tell(mutant: Mutant) -> tuple[bool, str]:
-    """Whether `mutant` is caught, and a line about it."""
+def tell(mutant: Mutant) -> tuple[str, str]:
+    """What became of `mutant`, and a line about it."""
     began = time.monotonic()
     try:
         verdict = judge(mutant)
     except MutantError as error:
-        return False, f"BROKEN    {error}"
-    seconds = time.monotonic() - began
-    if verdict.caught:
-        return True, f"caught    {mutant.name} ({seconds:.0f} s) by {verdict.by}"
-    return False, f"SURVIVED  {mutant.name} ({seconds:.0f} s): {mutant.row}; {', '.join(mutant.tests)} passed"
+        return "broken", f"BROKEN    {error}"
+    name = f"{mutant.name} ({time.monotonic() - began:.0f} s)"
+    if verdict.outcome == "caught":
+        return "caught", f"caught    {name} by {verdict.by}"
+    return verdict.outcome, f"{verdict.outcome.upper():9} {name}: {mutant.row}; {', '.join(mutant.tests)}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/mutants", description="Break asyncfetch on purpose; tests must fail.")
+    parser = argparse.ArgumentParser(prog="scripts/mutants", description="Break asyncfetch: tests must fail.")
     parser.add_argument("-k", metavar="TEXT", action="append", help="only those with TEXT in their name or row")
     parser.add_argument("-j", type=int, default=2, metavar="N", help="so many at once (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="names and rows, and run nothing")
@@ -41,14 +42,17 @@ def main() -> int:
         except MutantError as error:
             print(error)
             return 1
-    caught = 0
+    counts: Counter[str] = Counter()
     with ThreadPoolExecutor(options.j) as pool:
         for future in as_completed([pool.submit(tell, mutant) for mutant in chosen]):
-            good, line = future.result()
-            caught += good
+            outcome, line = future.result()
+            counts[outcome] += 1
             print(line, flush=True)
-    print(f"{len(chosen)} mutants, {caught} caught")
-    return 0 if caught == len(chosen) else 1
+    others = "".join(
+        f", {counts[outcome]} {outcome}" for outcome in ("skipped", "survived", "broken") if counts[outcome]
+    )
+    print(f"{len(chosen)} mutants, {counts['caught']} caught{others}")
+    return 1 if counts["survived"] or counts["broken"] else 0
 
 
 if __name__ == "__main__":

@@ -413,6 +413,6 @@ MUTANTS = (
         "cache.py",
         "return path if path.is_file() and path.stat().st_size == size else None",
         "return path if path.is_file() else None",
-        ("test_cache.py::test_a_blob_of_another_size_is_no_blob",),
+        ("test_cache.py::test_a_blob_of_another_commit_is_linked",),
     ),
 )

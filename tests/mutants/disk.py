@@ -132,7 +132,10 @@ MUTANTS = (
         "bookkeeping.py",
         "        return  # nothing new to say",
         "        pass  # nothing new to say",
-        ("test_interop.py::test_an_unchanged_cache_is_not_written", "test_cache.py::test_an_unchanged_ref_is_not_written"),
+        (
+            "test_interop.py::test_an_unchanged_cache_is_not_written",
+            "test_cache.py::test_an_unchanged_ref_is_not_written",
+        ),
     ),
     Mutant(
         "ref-always-written",
@@ -164,7 +167,7 @@ MUTANTS = (
         "partial.py",
         "            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):",
         "            if ours and now:",
-        ("test_partial.py::test_a_claim_on_a_file_that_was_replaced_meanwhile",),
+        ("test_partial.py::test_a_claim_on_a_file_that_was_published_meanwhile",),
     ),
     Mutant(
         "lock-errors-get-out",

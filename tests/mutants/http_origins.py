@@ -127,7 +127,7 @@ MUTANTS = (
         "urls.py",
         '("https", "https")}',
         '("https", "https"), ("https", "http")}',
-        ("test_hub.py::test_a_redirect_that_is_unsafe", "test_urls.py"),
+        ("test_hub.py::test_a_redirect_that_is_unsafe", "test_urls.py::test_no_downgrade"),
     ),
     Mutant(
         "hub-may-downgrade",

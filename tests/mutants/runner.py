@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,37 +24,44 @@ _ALL_PASSED, _SOME_FAILED = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`caught`: a test of the mutant failed, `by` says which. Else `output` is what pytest wrote."""
+    """`outcome` is "caught", "survived" or "skipped"; `by` is the test that failed, `output` what pytest wrote."""
 
-    caught: bool
+    outcome: str
     by: str
     output: str
 
 
 def judge(mutant: Mutant) -> Verdict:
-    """Run the tests of `mutant` against it. Raises MutantError where they do not run, or are all skipped."""
-    with tempfile.TemporaryDirectory(prefix="asyncfetch-mutant-") as folder:
-        root = Path(folder, "repository")
-        shutil.copytree(ROOT, root, ignore=_LEFT_OUT)
+    """Run the tests of `mutant` against it. "skipped" if this machine can run none of them.
+
+    Raises MutantError if the mutant cannot be made, or its tests do not even begin.
+    """
+    with _copy() as root:
         mutant.apply(root)
         code, output = _pytest(root, mutant.tests, "-x", seconds=170)
     if code == _SOME_FAILED:
         failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
-        return Verdict(True, failed[1] if failed else "?", output)
-    if code != _ALL_PASSED or not re.search(r"\b[1-9]\d* passed", output):
-        raise MutantError(f"{mutant.name}: its tests do not run here\n{output}")
-    return Verdict(False, "", output)
+        return Verdict("caught", failed[1] if failed else "", output)
+    if code != _ALL_PASSED:
+        raise MutantError(f"{mutant.name}: its tests do not run\n{output}")
+    passed = re.search(r"\b[1-9]\d* passed", output)
+    return Verdict("survived" if passed else "skipped", "", output)
 
 
 def control(mutants: Sequence[Mutant]) -> None:
-    """Run all tests of `mutants` against the unbroken source. Raises MutantError if they do not pass anyway."""
-    with tempfile.TemporaryDirectory(prefix="asyncfetch-mutant-") as folder:
-        root = Path(folder, "repository")
-        shutil.copytree(ROOT, root, ignore=_LEFT_OUT)
-        tests = sorted({test for mutant in mutants for test in mutant.tests})
+    """Run all tests of `mutants` on an unbroken copy. Raises MutantError if they do not pass anyway."""
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with _copy() as root:
         code, output = _pytest(root, tests, seconds=1800)
     if code != _ALL_PASSED:
         raise MutantError(f"the tests fail without any mutant\n{output}")
+
+
+@contextmanager
+def _copy() -> Iterator[Path]:
+    """The repository again, bytecode included: what is not broken need not be compiled anew."""
+    with tempfile.TemporaryDirectory(prefix="asyncfetch-mutant-") as folder:
+        yield shutil.copytree(ROOT, Path(folder, "repository"), ignore=_LEFT_OUT)
 
 
 def _pytest(root: Path, tests: Sequence[str], *options: str, seconds: float) -> tuple[int, str]:

@@ -72,7 +72,7 @@ MUTANTS = (
         "transport.py",
         "        redact_logs()\n",
         "",
-        ("test_wall.py",),
+        ("test_transport.py::test_logs_hide_signatures",),
     ),
     Mutant(
         "token-in-the-repr-of-settings",
