@@ -171,7 +171,8 @@ def test_origins(one: str, other: str, same: bool) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["own", "client"])
 @pytest.mark.parametrize(
-    "fault", [Hangup, ResetAtOnce, Truncate(1000), Reset(1000), Stall(1000), (Chunked, Truncate(100)), Status(503)]
+    "fault",
+    [Hangup, ResetAtOnce, Truncate(1000), Reset(0), Reset(1000), Stall(1000), (Chunked, Truncate(100)), Status(503)],
 )
 async def test_small_answers_are_fetched_again(server: FaultServer, kind: str, fault: Fault) -> None:
     """A failure anywhere in an answer costs one more request, and the caller is told."""

@@ -178,4 +178,22 @@ MUTANTS = (
         "        except Exception:\n",
         ("test_events.py::test_a_failing_reporter_is_called_no_more",),
     ),
+    Mutant(
+        "twin-without-a-loop-of-its-own",
+        _INTERRUPT,
+        "api.py",
+        "        with from_thread.start_blocking_portal() as portal:\n"
+        "            result: T = portal.call(partial(function, *args, **kwargs))\n"
+        "            return result\n",
+        "        import anyio\n\n        return anyio.run(partial(function, *args, **kwargs))\n",
+        ("test_sync.py::test_inside_asyncio",),
+    ),
+    Mutant(
+        "sigterm-kills",
+        _INTERRUPT,
+        "cli.py",
+        "        signal.signal(signal.SIGTERM, _terminate)\n",
+        "        pass\n",
+        ("test_cli.py::test_an_interrupt_ends_at_once",),
+    ),
 )
