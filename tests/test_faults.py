@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import pickle
 import random
 from collections.abc import Iterator
@@ -36,11 +35,11 @@ from asyncfetch.errors import (
 )
 from asyncfetch.events import Event
 
+from .canaries import SIGNATURE, TOKEN, shown
 from .fault_server import (
     COMMIT,
     OK,
     QUICK,
-    SIGNATURE,
     Chunked,
     ContentRange,
     Drip,
@@ -65,8 +64,6 @@ from .fault_server import (
 )
 from .files import index_bytes, safetensors_bytes, sharded_bytes
 
-TOKEN = "hf_canary_token"
-CANARIES = (TOKEN, SIGNATURE)
 FAST = replace(QUICK, read_timeout=0.15, connections=2)
 INDEX = "model.safetensors.index.json"
 _RANDOM = np.random.default_rng(3)
@@ -139,16 +136,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def no_secret_leaks(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Every test of this file runs at DEBUG, and neither token nor signature is in a log line."""
-    caplog.set_level(logging.DEBUG)
-    yield
-    logged = "\n".join(record.getMessage() for when in ("setup", "call") for record in caplog.get_records(when))
-    for canary in CANARIES:
-        assert canary not in logged
-
-
 async def load(server: FaultServer, cache: Path, **options: Any) -> dict[str, Any]:
     """The repository's state dict. Events and errors are searched for secrets, the cache for wrong bytes."""
     events: list[Event] = []
@@ -178,8 +165,7 @@ def texts_of(error: BaseException) -> str:
 
 
 def assert_silent(text: str) -> None:
-    for canary in CANARIES:
-        assert canary not in text
+    assert not shown(text)
 
 
 def assert_clean(cache: Path) -> None:

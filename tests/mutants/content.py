@@ -341,7 +341,7 @@ MUTANTS = (
         "header.py",
         "    if 0 < length <= min(room, MAX_HEADER_BYTES):",
         "    if 0 < length <= room:",
-        ("test_header.py::test_length_of_the_header",),
+        ("test_header.py::test_longest_legal_header",),
     ),
     Mutant(
         "overlaps-accepted",

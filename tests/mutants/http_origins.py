@@ -127,7 +127,7 @@ MUTANTS = (
         "urls.py",
         '("https", "https")}',
         '("https", "https"), ("https", "http")}',
-        ("test_hub.py::test_a_redirect_that_is_unsafe", "test_urls.py::test_no_downgrade"),
+        ("test_urls.py::test_no_downgrade", "test_network.py::test_no_redirect_leaves_tls"),
     ),
     Mutant(
         "hub-may-downgrade",
@@ -135,7 +135,7 @@ MUTANTS = (
         "hub.py",
         "        if link is not None and not no_downgrade(reply.url, link):",
         "        if link is not None and not link:",
-        ("test_hub.py::test_a_redirect_that_is_unsafe",),
+        ("test_network.py::test_no_redirect_leaves_tls",),
     ),
     Mutant(
         "range-out-of-the-web",
@@ -143,7 +143,7 @@ MUTANTS = (
         "ranges.py",
         "        if not no_downgrade(here, url):",
         "        if not url:",
-        ("test_ranges.py::test_redirect_out_of_the_web",),
+        ("test_network.py::test_no_redirect_leaves_tls",),
     ),
     Mutant(
         "token-goes-everywhere",
