@@ -68,7 +68,7 @@ MUTANTS = (
         "policy.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return True",
-        ("test_policy.py::test_cancellation_is_not_retried",),
+        ("test_policy.py::test_a_task_that_is_cancelled_once_ends",),
     ),
     Mutant(
         "cancelled-wait-loses-a-tensor",

@@ -4,12 +4,57 @@ from __future__ import annotations
 
 from . import Mutant
 
+_ANYTHING = "whatever any test says or leaves"
 _MESSAGES = "messages, data and causes of errors"
 _LOGS = "log lines"
 _REPRS = "reprs of what holds a token or a link"
 _FILES = "names and contents of files"
 
+# The tests of the first ones look for no secret themselves: it is the search of every test that finds it.
 MUTANTS = (
+    Mutant(
+        "token-in-a-log-line",
+        _ANYTHING,
+        "transport.py",
+        "        self.requests += 1\n",
+        '        self.requests += 1\n        __import__("logging").getLogger("asyncfetch").debug("%s", own)\n',
+        ("test_hub.py::test_a_small_file",),
+    ),
+    Mutant(
+        "link-in-an-error",
+        _ANYTHING,
+        "errors.py",
+        '    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))',
+        "    return urlunsplit((parts.scheme, host, parts.path, parts.query, parts.fragment))",
+        ("test_transfer.py::test_link_that_is_always_refused",),
+    ),
+    Mutant(
+        "link-in-an-event",
+        _ANYTHING,
+        "transfer.py",
+        '            reason = getattr(error, "message", str(error))',
+        "            reason = file.target.url if file.target else str(error)",
+        ("test_transfer.py::test_expired_link_is_renewed",),
+    ),
+    Mutant(
+        "link-in-the-context-of-an-error",
+        _ANYTHING,
+        "ranges.py",
+        "    if target.signed and status in (400, 401, 403, 404, 410):\n"
+        "        raise LinkExpiredError(status, url=target.url)\n",
+        "    if target.signed and status in (400, 401, 403, 404, 410):\n        try:\n"
+        "            raise ValueError(target.url)\n        except ValueError as error:\n"
+        "            raise LinkExpiredError(status, url=target.url) from error\n",
+        ("test_transfer.py::test_expired_link_is_renewed",),
+    ),
+    Mutant(
+        "link-in-a-file",
+        _ANYTHING,
+        "transfer.py",
+        '                identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"',
+        '                identity = file.target.url if file.target else ""',
+        ("test_transfer.py::test_no_progress_gives_up",),
+    ),
     Mutant(
         "whole-urls-in-errors",
         _MESSAGES,
