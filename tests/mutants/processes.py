@@ -96,7 +96,7 @@ MUTANTS = (
         "transport.py",
         "        finally:\n            await body.aclose()\n",
         "        finally:\n            pass\n",
-        ("test_network.py::test_no_socket_is_left",),
+        ("test_network.py::test_one_connection_serves_again",),
     ),
     Mutant(
         "idle-connections-left-open",
