@@ -514,7 +514,8 @@ async def test_cancelled_while_waiting(server: FaultServer, tmp_path: Path) -> N
             began = time.monotonic()
             scope.cancel()
     assert time.monotonic() - began < 0.5
-    assert same(await load(server, tmp_path), BIG)
+    with anyio.fail_after(10):
+        assert same(await load(server, tmp_path), BIG)
     assert len(bodies(server, path)) == 2
 
 

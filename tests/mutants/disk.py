@@ -251,7 +251,7 @@ MUTANTS = (
         "partial.py",
         "        self._forget_journal()\n        super().reset()",
         "        super().reset()",
-        ("test_partial.py::test_the_journal_never_leads",),
+        ("test_partial.py::test_reset_forgets_the_journal",),
     ),
     Mutant(
         "journal-leads",

@@ -87,7 +87,7 @@ MUTANTS = (
         _SOCKETS,
         "transfer.py",
         "                        task.lock.release()\n        self._open",
-        "                        pass\n        self._open",
+        "                        globals().setdefault('held', []).append(task.lock)\n        self._open",
         ("test_transfer.py::test_cancelled_while_waiting",),
     ),
     Mutant(
