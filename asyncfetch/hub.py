@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -136,7 +136,7 @@ class HubFile:
     etag: str
     checksum: Checksum
     size: int
-    link: str | None
+    link: str | None = field(repr=False)
     prefix: bytes
     validator: str | None
     splittable: bool
@@ -270,7 +270,7 @@ class Hub:
             commit = reply.headers.get("x-repo-commit", "")
             error = EntryNotFoundError(file, name, commit=commit if is_commit(commit) else None)
         elif code == "GatedRepo":
-            error = GatedRepositoryError(self.repo_id, f"{self.settings.endpoint}/{self.repo_id}")
+            error = GatedRepositoryError(self.repo_id, redact_url(f"{self.settings.endpoint}/{self.repo_id}"))
         elif message == "Access to this resource is disabled.":
             error = AccessError(f"Access to {self.repo_id!r} has been disabled.", hint="")
         elif status == 401 and message == "Invalid credentials in Authorization header":

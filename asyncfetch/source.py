@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -34,7 +35,7 @@ class HubSource:
         return f"{self.repo_id}@{self.revision}" if self.revision != "main" else self.repo_id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class UrlSource:
     """A folder on a web server, given by the URL of the folder, an index or a safetensors file.
 
@@ -52,6 +53,9 @@ class UrlSource:
 
     def __str__(self) -> str:
         return redact_url(self.folder + quote(self.file or ""))
+
+    def __repr__(self) -> str:
+        return f"UrlSource({str(self)!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,11 @@ def _local(text: str, kind: str, revision: str | None, subfolder: str | None) ->
 
 
 def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Source:
-    try:
+    parts = None
+    with suppress(ValueError):  # its text may show the password: so it is no context of ours
         parts, origin = urlsplit(text), origin_of(text)
-    except ValueError:  # its text may show the password
-        raise SourceError(f"{redact_url(text)!r} is not a usable URL.") from None
+    if parts is None:
+        raise SourceError(f"{redact_url(text)!r} is not a usable URL.")
     if not parts.hostname:
         raise SourceError(f"{redact_url(text)!r} has no host.")
     if origin in {origin_of(endpoint), origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:

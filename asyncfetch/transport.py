@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from .errors import NetworkError, ProtocolError, RateLimitedError, ServerError, 
 from .network import Backend, Stream
 from .policy import Budget, Policy, __version__, retrying
 from .urls import origin_of, redirected
-from .wall import raise_translated, redact_logs, retry_after
+from .wall import our_request, raise_translated, redact_logs, retry_after
 
 __all__ = ["Body", "Reply", "Transport"]
 
@@ -49,9 +49,9 @@ T = TypeVar("T")
 class Reply:
     """A complete small answer. `truncated`: the body went on beyond the limit that was read."""
 
-    url: str
+    url: str = field(repr=False)
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     body: bytes
     truncated: bool
 
@@ -389,11 +389,12 @@ class Transport:
         self.requests += 1
         try:
             request = self._client.build_request(method, url, headers=own, timeout=timeout)
-            if not neutral:
-                return await self._client.send(request, stream=True, follow_redirects=False)
-            for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
-                del request.headers[name]
-            return await self._client.send(request, stream=True, follow_redirects=False, auth=None)
+            with our_request():
+                if not neutral:
+                    return await self._client.send(request, stream=True, follow_redirects=False)
+                for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
+                    del request.headers[name]
+                return await self._client.send(request, stream=True, follow_redirects=False, auth=None)
         except Exception as error:
             raise_translated(error, url)
 

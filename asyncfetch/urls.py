@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from .errors import ProtocolError
@@ -18,12 +19,11 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 def redirected(here: str, location: str) -> str:
     """The address that a Location header at `here` names. Raises ProtocolError if it is none."""
-    try:
+    with suppress(ValueError):  # its text may show a password: so it is no context of ours
         target = urljoin(here, location)
         origin_of(target)
-    except ValueError:
-        raise ProtocolError("it redirects to something that is no address", url=here) from None
-    return target
+        return target
+    raise ProtocolError("it redirects to something that is no address", url=here)
 
 
 def no_downgrade(here: str, target: str) -> bool:

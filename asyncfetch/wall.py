@@ -6,13 +6,15 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
 from .errors import CertificateError, NetworkError, ProtocolError, StalledError
 
-__all__ = ["raise_translated", "redact_logs", "retry_after"]
+__all__ = ["our_request", "raise_translated", "redact_logs", "retry_after"]
 
 # By name, since an injected client may be of httpx's or of httpx2's family.
 # h2's own errors come through both where a body of HTTP/2 contradicts its length.
@@ -74,19 +76,44 @@ def _caused_by_certificate(error: BaseException) -> bool:
     return False
 
 
-class _RedactQueries(logging.Filter):
-    """httpx logs whole URLs at INFO, httpcore logs headers at DEBUG: cut queries (also relative ones) and cookies."""
+# Each by its name, since a filter on a parent is not asked for the records of its children.
+_LOGGERS = tuple(
+    f"{family}{part}"
+    for family in sorted(_FAMILIES)
+    for part in ("", ".connection", ".http11", ".http2", ".proxy", ".socks")
+)
+_ours: ContextVar[bool] = ContextVar("asyncfetch_request", default=False)
+
+
+class _Redact(logging.Filter):
+    """Cuts secrets out of the lines about our requests; those about others in the process stay as they are.
+
+    httpx logs whole URLs at INFO, httpcore logs the headers of answers at DEBUG: queries go (also
+    relative ones), and the user and password of a URL, and cookies.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage())
-        record.msg, record.args = re.sub(r"(?i)(b'set-cookie', b)('[^']*'|\"[^\"]*\")", r"\1'…'", text), ()
+        if _ours.get():
+            text = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage())
+            text = re.sub(r"//[^\s'\"/?#]*@", "//", text)
+            record.msg, record.args = re.sub(r"(?i)(b'set-cookie', b)('[^']*'|\"[^\"]*\")", r"\1'…'", text), ()
         return True
 
 
-_REDACT = _RedactQueries()
+_REDACT = _Redact()
 
 
 def redact_logs() -> None:
-    """Make the loggers of httpx and httpcore drop signed queries and cookies. Calling it again changes nothing."""
-    for name in ("httpx", "httpcore.http11", "httpcore.connection", "httpcore.proxy", "httpcore.http2"):
+    """Put a filter on the loggers of the network's libraries. It does nothing outside of `our_request`."""
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_REDACT)  # adding the same filter again changes nothing
+
+
+@contextmanager
+def our_request() -> Iterator[None]:
+    """What is logged in the block has no secrets, once `redact_logs` was called."""
+    token = _ours.set(True)
+    try:
+        yield
+    finally:
+        _ours.reset(token)

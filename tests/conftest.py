@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from . import secrets_watch
 
 # A shell that starts the tests in the background makes them, and so the programs that they start and
 # interrupt, ignore Ctrl-C.
@@ -29,8 +33,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What `figure` collects."""
+    """What `figure` collects; and the way for a test to show a canary on purpose."""
     config.stash[FIGURES] = []
+    config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Nobody reads what a test that passed has logged, and of thousands it is hundreds of megabytes."""
+    if report.passed:
+        report.sections = [(title, text) for title, text in report.sections if not title.startswith("Captured log")]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop() -> Iterator[object]:
+    """Every test is searched for canaries."""
+    with secrets_watch.watching():
+        return (yield)
+
+
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """A warning is said too."""
+    secrets_watch.note("a warning", str(warning_message.message))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -78,3 +101,20 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         if upper.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ASYNCFETCH_")) or upper.endswith("_PROXY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf-home")))
+
+
+@pytest.fixture(autouse=True)
+def no_secret_is_shown(request: pytest.FixtureRequest, clean_environment: None) -> Iterator[None]:
+    """Neither what was said during a test nor what it leaves has a canary: see canaries.py."""
+    folders = [Path(os.environ["HF_HOME"])]
+    if "tmp_path" in request.fixturenames:
+        folders.append(request.getfixturevalue("tmp_path"))
+    yield
+    secrets_watch.look_at_files(folders)
+    secrets_watch.look_at_report(request.node)
+    found = secrets_watch.hits()
+    marker = request.node.get_closest_marker("shows_secrets")
+    if marker is not None:
+        assert marker.kwargs["reason"]
+    elif found:
+        pytest.fail("secrets were shown:\n" + "\n".join(found[:10]), pytrace=False)

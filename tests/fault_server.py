@@ -34,8 +34,9 @@ import httpx
 from asyncfetch.policy import Policy
 from asyncfetch.transport import Transport
 
+from .canaries import SIGNATURE
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SIGNATURE = "canary-signature"
 QUICK = Policy(
     backoff=0.01, max_backoff=0.05, read_timeout=0.4, connect_timeout=2, progress_unit=1 << 16, stall_window=5
 )
@@ -130,6 +131,11 @@ def Hangup(answer: Answer) -> Answer:  # noqa: N802
 def ResetAtOnce(answer: Answer) -> Answer:  # noqa: N802
     """Send a RST instead of a status line."""
     return replace(answer, silent=True, ending="reset")
+
+
+def Mute(answer: Answer) -> Answer:  # noqa: N802
+    """Say nothing at all, and stay connected."""
+    return replace(answer, silent=True, ending="stall")
 
 
 def Drip(nbytes: int, seconds: float) -> Fault:  # noqa: N802

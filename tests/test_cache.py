@@ -28,6 +28,7 @@ from asyncfetch.cache import (
 from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError
 from asyncfetch.plan import Checksum
 
+from .canaries import PASSWORD
 from .users import as_nobody, public_folder
 
 COMMIT, OTHER = "c" * 40, "d" * 40
@@ -155,7 +156,7 @@ def test_repositories_of_urls() -> None:
     name = url_repo_id("https://models.example.com:8443/a/b/")
     assert re.fullmatch(r"url/models-example-com-8443-[0-9a-f]{16}", name)
     assert url_repo_id("https://models.example.com:8443/a/c/") != name
-    assert url_repo_id("https://user:canary@models.example.com:8443/a/b/") == name
+    assert url_repo_id(f"https://user:{PASSWORD}@models.example.com:8443/a/b/") == name
 
 
 @given(st.text("abc.-_:@[]é", max_size=90))

@@ -26,6 +26,8 @@ from safetensors.numpy import save_file
 from asyncfetch import cli
 from asyncfetch.server import Server
 
+from .canaries import TOKEN
+
 ROOT = Path(__file__).parents[1]
 REPO = "org/model"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -338,13 +340,13 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, server: Se
 
 def test_no_token_is_access_denied(models: Path) -> None:
     """A server that wants a token: 3 or 4 without it, 0 with it; the token shows nowhere."""
-    with Server(models, token="hf_secret", gated=frozenset({REPO})) as gated:
+    with Server(models, token=TOKEN, gated=frozenset({REPO})) as gated:
         ran = command("download", REPO, "--endpoint", gated.url)
         assert ran.code == 4
         assert "HF_TOKEN" in ran.err
-        ran = command("download", REPO, "--endpoint", gated.url, "--json", env={"HF_TOKEN": "hf_secret"})
+        ran = command("download", REPO, "--endpoint", gated.url, "--json", env={"HF_TOKEN": TOKEN})
     assert ran.code == 0
-    assert "hf_secret" not in ran.out + ran.err
+    assert TOKEN not in ran.out + ran.err
 
 
 def test_a_refused_connection_is_a_network_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import traceback
 from collections.abc import Iterator
@@ -34,9 +35,9 @@ from asyncfetch.plan import Checksum
 from asyncfetch.transport import Transport
 from asyncfetch.urls import no_downgrade
 
-from .fault_server import COMMIT, QUICK, Answer, FaultServer, Headers, Raw, Reset, Resource, Status, transport_of
+from .canaries import PASSWORD, TOKEN, shown
+from .fault_server import COMMIT, QUICK, Answer, Fault, FaultServer, Headers, Raw, Reset, Resource, Status, transport_of
 
-TOKEN = "hf_canary"
 WEIGHTS = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 INDEX = b'{"weight_map": {}}'
@@ -99,9 +100,9 @@ def test_bad_endpoints(tmp_path: Path, endpoint: str) -> None:
 
 def test_settings_do_not_show_the_token() -> None:
     """Neither repr nor str of the settings, so neither does a traceback with locals."""
-    settings = Settings("https://user:canary@h", TOKEN, False)
+    settings = Settings(f"https://user:{PASSWORD}@h", TOKEN, False)
     for text in (repr(settings), str(settings), f"{settings}"):
-        assert "canary" not in text
+        assert not shown(text)
         assert "'set'" in text
     assert "None" in repr(Settings("https://h", None, False))
 
@@ -157,7 +158,7 @@ def test_a_token_is_wanted_and_missing(tmp_path: Path) -> None:
         find_token(environ, True)
 
 
-@pytest.mark.parametrize("token", ["hf_canaré", "hf_canary\x00", "hf_can\tary\x7f"])
+@pytest.mark.parametrize("token", [f"{TOKEN}é", f"{TOKEN}\x00", f"{TOKEN}\tary\x7f"], ids=["letter", "nul", "tab"])
 def test_impossible_tokens(tmp_path: Path, token: str) -> None:
     """What cannot stand in a header is refused before it is sent, and not shown."""
     for arguments in (({}, token), ({"HF_TOKEN": token}, None)):
@@ -336,8 +337,8 @@ async def test_reading_a_whole_file(server: FaultServer) -> None:
 async def test_nothing_that_identifies_goes_to_storage(server: FaultServer, kind: str) -> None:
     """The token does not, and neither do the headers, cookies and auth of the caller's client."""
     secret: dict[str, Any] = {
-        "headers": {"authorization": "Bearer canary", "x-api-key": "canary"},
-        "cookies": {"c": "canary"},
+        "headers": {"authorization": f"Bearer {TOKEN}", "x-api-key": TOKEN},
+        "cookies": {"c": TOKEN},
     }
     async with (
         httpx.AsyncClient(**secret) as client,
@@ -346,8 +347,8 @@ async def test_nothing_that_identifies_goes_to_storage(server: FaultServer, kind
         _, data = await hub_of(server, transport).read_whole("model.safetensors", "main", limit=1 << 20)
     assert data == WEIGHTS
     (stored,) = [seen for seen in server.seen if seen.second]
-    assert "canary" not in repr(stored.headers)
-    assert kind == "own" or "canary" in repr(server.seen[0].headers)
+    assert not shown(repr(stored.headers))
+    assert kind == "own" or server.seen[0].headers["cookie"] == f"c={TOKEN}"
 
 
 @pytest.mark.anyio
@@ -381,7 +382,7 @@ async def test_storage_refuses_a_fresh_link(server: FaultServer) -> None:
         with pytest.raises(LinkExpiredError) as caught:
             await hub_of(server, transport).read_whole("model.safetensors", "main", limit=1 << 20)
     assert caught.value.status == 403
-    assert "canary" not in "".join(traceback.format_exception(caught.value))
+    assert not shown("".join(traceback.format_exception(caught.value)))
 
 
 # -- what is believed ------------------------------------------------------------------------------
@@ -431,11 +432,12 @@ async def test_another_commit_than_the_one_asked_for(server: FaultServer) -> Non
 @pytest.mark.anyio
 @pytest.mark.parametrize("etag", [f'W/"{GIT}"', GIT, f' "{GIT}" '])
 async def test_spellings_of_etags(server: FaultServer, etag: str) -> None:
-    """Weak or strong, with quotes or without."""
+    """Weak or strong, with quotes or without; only the strong one with its quotes is fit for If-Range."""
     server.fault(PAGE, Headers(etag=etag))
     async with Transport(QUICK) as transport:
         found = await hub_of(server, transport).look("index.json", "main", limit=5)
     assert found.etag == GIT
+    assert found.validator == (etag.strip() if etag.strip().startswith('"') else None)
 
 
 def test_clean_etag_strips_no_letters() -> None:
@@ -453,6 +455,33 @@ async def test_a_redirect_that_is_unsafe(server: FaultServer) -> None:
     assert not no_downgrade("https://a/", "http://a/")
     assert not no_downgrade("https://a/", "file:///etc/passwd")
     assert not no_downgrade("http://a/", "/relative")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answer", [Status(418), Status(403, {"x-error-code": "GatedRepo"})], ids=["odd", "gated"])
+async def test_a_password_of_the_endpoint_is_not_shown(server: FaultServer, answer: Fault) -> None:
+    """A mirror behind a password: errors have its address without it, also as the page of a gated model."""
+    settings = Settings(server.url.replace("://", f"://user:{PASSWORD}@"), None, False)
+    server.fault(PAGE, answer)
+    async with Transport(QUICK) as transport:
+        with pytest.raises(AsyncfetchError) as caught:
+            await Hub(transport, settings, "org/name").look("index.json", "main", limit=5)
+    assert not shown(repr((caught.value, vars(caught.value))))
+    assert (
+        base64.b64decode(server.seen[0].headers["authorization"].removeprefix("Basic ")) == f"user:{PASSWORD}".encode()
+    )
+
+
+@pytest.mark.anyio
+async def test_what_was_found_hides_its_link(server: FaultServer) -> None:
+    """Neither the answer of the Hub nor what was read from it shows the signed link."""
+    async with Transport(QUICK) as transport:
+        hub = hub_of(server, transport)
+        reply = await transport.fetch(server.url + SHARD, limit=5)
+        found = await hub.look("model.safetensors", "main", limit=5)
+    assert shown(reply.headers["location"])
+    assert shown(found.link or "")
+    assert not shown(repr((hub, reply, found)))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,15 @@ import pytest
 import trustme
 
 from asyncfetch import network
-from asyncfetch.errors import CertificateError, NetworkError
+from asyncfetch.errors import CertificateError, NetworkError, ProtocolError
+from asyncfetch.hub import Hub, Settings
 from asyncfetch.network import Backend, Stream, interleave
+from asyncfetch.plan import Span
+from asyncfetch.ranges import Target, read_span
 from asyncfetch.transport import Transport
+from asyncfetch.urls import no_downgrade
 
-from .fault_server import OK, QUICK, Chunked, FaultServer, Hangup, Raw, Status, Truncate, UntilClose
+from .fault_server import OK, QUICK, Chunked, FaultServer, Hangup, Headers, Raw, Status, Truncate, UntilClose
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
 PATH = "/files/x.bin"
@@ -215,6 +219,25 @@ async def test_certificate_of_another_host(tls_server: FaultServer) -> None:
         with pytest.raises(CertificateError):
             await transport.fetch(tls_server.url.replace("localhost", "127.0.0.1") + PATH, limit=10)
     assert tls_server.accepted == 1
+
+
+@pytest.mark.anyio
+async def test_no_redirect_leaves_tls(tls_server: FaultServer, server: FaultServer) -> None:
+    """From https to http nothing is followed: not a link of the Hub, not a range, not a file of a plain URL."""
+    tls_server.hub("org/name", {"x.safetensors": BODY})
+    page = "/org/name/resolve/main/x.safetensors"
+    tls_server.fault(page, Headers(location=server.url + PATH), forever=True)
+    tls_server.fault(PATH, Status(302, {"location": server.url + PATH}), forever=True)
+    target = Target(tls_server.url + PATH)
+    async with Transport(QUICK) as transport:
+        with pytest.raises(ProtocolError, match="less safe"):
+            await read_span(transport, target, Span(0, 10), file="x", size=len(BODY))
+        with pytest.raises(ProtocolError, match="https to http"):
+            await Hub(transport, Settings(tls_server.url, None, False), "org/name").look(
+                "x.safetensors", "main", limit=1
+            )
+        assert (await transport.fetch(target.url, limit=1, may_follow=no_downgrade)).status == 302
+    assert not server.seen
 
 
 @pytest.mark.anyio

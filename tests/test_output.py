@@ -28,7 +28,10 @@ from asyncfetch.events import (
 )
 from asyncfetch.output import error_object, exit_code, json_reporter, print_error, print_json, print_table
 
-URL = "https://user:secret@host/file?X-Amz-Signature=secret"
+from . import canaries
+from .canaries import PASSWORD, SIGNATURE
+
+URL = f"https://user:{PASSWORD}@host/file?X-Amz-Signature={SIGNATURE}"
 
 ERRORS: list[tuple[BaseException, int]] = [
     (errors.SourceError("bad"), 2),
@@ -70,7 +73,7 @@ def test_exit_code_and_error_object(error: BaseException, code: int) -> None:
     assert shown["code"]
     assert shown["message"]
     assert isinstance(shown["transient"], bool)
-    assert "secret" not in json.dumps(shown)
+    assert not canaries.shown(json.dumps(shown))
 
 
 def test_every_error_is_in_the_table_above() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -200,6 +201,16 @@ def test_reset_begins_again(tmp_path: Path, kind: str) -> None:
         assert finish(part) == SHA256
     finally:
         close(part)
+
+
+def test_reset_forgets_the_journal(tmp_path: Path, often: None) -> None:
+    """Killed right after a reset, nothing of the wrong bytes is claimed by the next run."""
+    part = open_file(tmp_path)
+    feed(part, 0, SIZE, bytes(SIZE))
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == SIZE
+    part.reset()
+    assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 0
+    part.discard()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -507,6 +518,16 @@ def test_a_journal_that_cannot_be_written_costs_no_download(
     assert names(tmp_path) == {"blob"}
 
 
+def test_short_writes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that takes only a part of the bytes is followed by one of the rest."""
+    real = os.pwrite
+    monkeypatch.setattr(module.os, "pwrite", lambda fd, data, offset: real(fd, data[:7777], offset))
+    part = open_file(tmp_path)
+    feed(part, 0, SIZE)
+    assert (tmp_path / NAME).read_bytes() == DATA
+    part.discard()
+
+
 # -- neighbours ------------------------------------------------------------------------------------
 
 
@@ -588,6 +609,26 @@ def test_locks_of_one_host_lose_no_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     assert finish(first) == SHA256
     assert first.publish(lambda path: path.rename(path.with_name("blob"))).read_bytes() == DATA
     second.discard()
+
+
+def test_a_claim_on_a_file_that_was_published_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between open and lock the holder before us renamed the file: what it published is left alone."""
+    real = fcntl.flock
+
+    def publish_first(descriptor: int, flags: int) -> None:
+        if not (tmp_path / "blob").exists():
+            (tmp_path / NAME).write_bytes(DATA)
+            (tmp_path / NAME).rename(tmp_path / "blob")
+            (tmp_path / NAME).touch()
+        real(descriptor, flags)
+
+    monkeypatch.setattr(module.fcntl, "flock", publish_first)
+    part = open_file(tmp_path)
+    assert part.path == tmp_path / NAME
+    feed(part, 0, SIZE, bytes(SIZE))
+    assert (tmp_path / "blob").read_bytes() == DATA
+    assert (tmp_path / NAME).read_bytes() == bytes(SIZE)
+    part.discard()
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Awaitable, Callable
@@ -257,6 +258,26 @@ async def test_cancellation_is_not_retried(where: str) -> None:
             group.cancel_scope.cancel()
     assert group.cancel_scope.cancelled_caught
     assert calls == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_that_is_cancelled_once_ends(anyio_backend: str) -> None:
+    """asyncio's own cancellation strikes once, unlike anyio's: swallowed by a retry, it would be lost."""
+    calls = 0
+
+    async def loop() -> None:
+        nonlocal calls
+        async for attempt in retrying(Budget(Policy(backoff=0)), sleep=anyio.sleep):
+            with attempt:
+                calls += 1
+                await asyncio.sleep(0.5)
+
+    task = asyncio.ensure_future(loop())
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert (task.cancelled(), calls) == (True, 1)
 
 
 @pytest.mark.anyio

@@ -37,6 +37,7 @@ from asyncfetch.located import PREFIX_LIMIT, Located
 from asyncfetch.session import open_session
 from asyncfetch.source import candidates
 
+from .canaries import SIGNATURE
 from .fault_server import (
     COMMIT,
     QUICK,
@@ -240,11 +241,11 @@ async def test_shards_in_a_subfolder(place: Place) -> None:
 async def test_an_index_named_by_its_url(server: FaultServer, tmp_path: Path) -> None:
     """The index that the URL names is read, of any name, and no other candidate is asked for."""
     url = server.web("/models", {**FILES, "other.safetensors.index.json": FILES[INDEX]})
-    located = await find(url + "other.safetensors.index.json?key=secret", cache=tmp_path)
+    located = await find(f"{url}other.safetensors.index.json?key={SIGNATURE}", cache=tmp_path)
     assert located.index is not None
     assert located.index.file == "other.safetensors.index.json"
     assert sorted(asked(server)) == [A, B, "other.safetensors.index.json"]
-    assert {seen.query for seen in server.seen} == {"key=secret"}
+    assert {seen.query for seen in server.seen} == {f"key={SIGNATURE}"}
 
 
 async def test_a_shard_named_by_its_url(server: FaultServer, tmp_path: Path) -> None:
@@ -519,6 +520,15 @@ async def test_the_state_of_a_url_has_a_name(server: FaultServer, tmp_path: Path
     assert (await find(url + "?sig=1", cache=tmp_path)).commit == first
     server.fault(f"/models/{B}", Headers(etag='"other"'), forever=True)
     assert (await find(url, cache=tmp_path)).commit not in (first, None)
+
+
+@pytest.mark.parametrize("etag", ['"strong"', 'W/"weak"', "bare"])
+async def test_only_a_strong_etag_is_a_validator(server: FaultServer, tmp_path: Path, etag: str) -> None:
+    """Others are no promise that the bytes are the same (RFC 9110, 13.1.5): they go into no If-Range."""
+    located = await find(server.web("/models", {SINGLE: ONE}, etag=etag), cache=tmp_path)
+    target = located.files[0].target
+    assert target is not None
+    assert target.validator == (etag if etag == '"strong"' else None)
 
 
 async def test_a_server_without_ranges(server: FaultServer, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from asyncfetch import catalog
 from asyncfetch.errors import ChangedError, SourceError
 from asyncfetch.server import Server
 
+from .canaries import TOKEN
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 CONFIG_ID = hashlib.sha1(b"blob 3\0{}\n").hexdigest()
-TOKEN = "hf_secret"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ODD = ("q?x=1#f.safetensors", "ü.json", "100%20 real.txt", "sub/+&;=.json")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +25,15 @@ import pytest
 import trustme
 
 import asyncfetch
-from asyncfetch.errors import AsyncfetchError, ChangedError, ChecksumMismatchError, LinkExpiredError, NetworkError
+from asyncfetch.cache import RepoCache
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ChangedError,
+    ChecksumMismatchError,
+    DiskFullError,
+    LinkExpiredError,
+    NetworkError,
+)
 from asyncfetch.events import Event, FileStarted, FileVerified, Finished, Resolved, Retrying
 from asyncfetch.transport import Body
 
@@ -550,7 +560,8 @@ async def test_cancelled_while_waiting(server: FaultServer, tmp_path: Path) -> N
             began = time.monotonic()
             scope.cancel()
     assert time.monotonic() - began < 0.5
-    assert same(await load(server, tmp_path), BIG)
+    with anyio.fail_after(10):
+        assert same(await load(server, tmp_path), BIG)
     assert len(bodies(server, path)) == 2
 
 
@@ -570,6 +581,61 @@ async def test_two_loads_at_once(server: FaultServer, tmp_path: Path) -> None:
     assert len(states) == 2
     assert all(same(state, BIG) for state in states)
     assert sum(seen.sent for seen in bodies(server, path)) == len(BIG_FILE) - PREFIX
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("goes_on", [True, False], ids=["goes-on", "stands-still"])
+async def test_a_lock_that_another_holds(server: FaultServer, tmp_path: Path, goes_on: bool) -> None:
+    """A holder is waited for while its file grows; one that stands still is not, and its lock is left to it."""
+    repository, path = single(server)
+    cache = RepoCache(tmp_path, "org/model")
+    cache.prepare()
+    lock = cache.lock(hashlib.sha256(repository.files[SINGLE]).hexdigest())
+    lock.acquire()
+    before_release = []
+
+    def hold() -> None:
+        for _ in range(20 if goes_on else 0):
+            (tmp_path / f"{cache.name}/blobs/{Path(lock.lock_file).stem}.other.incomplete").write_bytes(b"grows")
+            time.sleep(0.05)
+        if goes_on:
+            before_release.append(len(bodies(server, path)))
+            lock.release()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, hold)
+        with anyio.fail_after(10):
+            assert same(await load(server, tmp_path, policy=replace(QUICK, lock_patience=0.5)), BIG)
+    assert before_release == [0] * goes_on
+    assert lock.is_locked is not goes_on
+    lock.release()
+
+
+@pytest.mark.anyio
+async def test_locks_that_do_not_work(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that refuses every lock the load is as right, and leaves no bytes behind."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    single(server)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert same(await load(server, tmp_path), BIG)
+    assert not any((tmp_path / "models--org--model/blobs" / name).stat().st_size for name in leftovers(tmp_path))
+
+
+@pytest.mark.anyio
+async def test_too_little_room_is_said_before_a_byte_moves(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is needed and what is free are in the error; no shard is begun."""
+    _, path = single(server)
+    monkeypatch.setattr(RepoCache, "free_bytes", lambda _cache: 1000)
+    with pytest.raises(DiskFullError) as caught:
+        await load(server, tmp_path)
+    assert (caught.value.needed, caught.value.free) == (len(BIG_FILE), 1000)
+    assert not bodies(server, path)
+    assert not leftovers(tmp_path)
 
 
 _CHILD = """

@@ -6,8 +6,9 @@ import logging
 import random
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -26,6 +27,7 @@ from asyncfetch.policy import Policy
 from asyncfetch.transport import Body, Transport, retry_after
 from asyncfetch.urls import origin_of
 
+from .canaries import PASSWORD, SIGNATURE, TOKEN, shown
 from .fault_server import (
     OK,
     QUICK,
@@ -34,6 +36,7 @@ from .fault_server import (
     Fault,
     FaultServer,
     Hangup,
+    Headers,
     Raw,
     Reset,
     ResetAtOnce,
@@ -84,16 +87,16 @@ async def pull_all(body: Body, limit: int = 1 << 20) -> bytes:
 @pytest.mark.anyio
 async def test_token_stays_at_the_first_origin(server: FaultServer) -> None:
     """A redirect within the origin keeps the headers, one to another port loses all that identify the caller."""
-    server.fault("/a", Status(302, {"location": "/b", "set-cookie": "session=canary; Path=/"}))
+    server.fault("/a", Status(302, {"location": "/b", "set-cookie": f"session={TOKEN}; Path=/"}))
     server.fault("/b", Status(307, {"location": server.storage_url + ELSEWHERE}))
-    headers = {"authorization": "Bearer canary", "x-custom": "canary", "range": "bytes=0-9"}
+    headers = {"authorization": f"Bearer {TOKEN}", "x-custom": TOKEN, "range": "bytes=0-9"}
     async with Transport(QUICK) as transport:
         reply = await transport.fetch(server.url + "/a", limit=100, headers=headers, may_follow=follow)
     assert reply.body == BODY[:10]
     first, second, third = server.seen
-    assert first.headers["authorization"] == second.headers["authorization"] == "Bearer canary"
-    assert second.headers["cookie"] == "session=canary"
-    assert "canary" not in str(third.headers)
+    assert first.headers["authorization"] == second.headers["authorization"] == f"Bearer {TOKEN}"
+    assert second.headers["cookie"] == f"session={TOKEN}"
+    assert not shown(str(third.headers))
     assert third.headers["range"] == "bytes=0-9"
 
 
@@ -102,9 +105,9 @@ async def test_credentials_of_a_client_stay_at_the_first_origin(server: FaultSer
     """What a caller's client sends by default goes to the first origin only, and the client is not changed."""
     server.fault(PATH, Status(302, {"location": server.storage_url + ELSEWHERE}))
     defaults: dict[str, Any] = {
-        "headers": {"x-api-key": "canary", "proxy-authorization": "canary"},
-        "cookies": {"session": "canary"},
-        "auth": ("user", "canary"),
+        "headers": {"x-api-key": TOKEN, "proxy-authorization": TOKEN},
+        "cookies": {"session": TOKEN},
+        "auth": ("user", PASSWORD),
     }
     async with httpx.AsyncClient(**defaults) as client:
         before = (client.headers.raw, dict(client.cookies), client.auth)
@@ -113,9 +116,9 @@ async def test_credentials_of_a_client_stay_at_the_first_origin(server: FaultSer
         assert not client.is_closed
         assert (client.headers.raw, dict(client.cookies), client.auth) == before
     first, second = server.seen
-    assert first.headers["x-api-key"] == "canary"
+    assert first.headers["x-api-key"] == TOKEN
     assert first.headers["authorization"].startswith("Basic ")
-    assert first.headers["cookie"] == "session=canary"
+    assert first.headers["cookie"] == f"session={TOKEN}"
     assert not {"x-api-key", "authorization", "cookie", "proxy-authorization"} & second.headers.keys()
 
 
@@ -153,6 +156,7 @@ async def test_redirects_are_asked_about(server: FaultServer) -> None:
         ("https://h/x", "https://H:443/y", True),
         ("http://h/x", "http://h:80/y?q", True),
         ("https://h/x", "http://h/x", False),
+        ("https://h:8443/x", "http://h:8443/x", False),
         ("https://h/x", "https://h:444/x", False),
         ("https://h/x", "https://h.evil/x", False),
         ("https://h/x", "https://h@evil/x", False),
@@ -170,7 +174,8 @@ def test_origins(one: str, other: str, same: bool) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["own", "client"])
 @pytest.mark.parametrize(
-    "fault", [Hangup, ResetAtOnce, Truncate(1000), Reset(1000), Stall(1000), (Chunked, Truncate(100)), Status(503)]
+    "fault",
+    [Hangup, ResetAtOnce, Truncate(1000), Reset(0), Reset(1000), Stall(1000), (Chunked, Truncate(100)), Status(503)],
 )
 async def test_small_answers_are_fetched_again(server: FaultServer, kind: str, fault: Fault) -> None:
     """A failure anywhere in an answer costs one more request, and the caller is told."""
@@ -309,6 +314,16 @@ async def test_bodies_come_whole(server: FaultServer, kind: str, fault: Fault, l
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["own", "client"])
+async def test_chunks_win_over_a_length(server: FaultServer, kind: str) -> None:
+    """Of both framings in one answer the chunks count (RFC 9112, section 6.3)."""
+    server.fault(PATH, (Headers(content_length="1000"), Chunked))
+    async with transport_of(kind) as transport, transport.open(server.url + PATH) as body:
+        assert body.length is None
+        assert await pull_all(body) == BODY
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["own", "client"])
 @pytest.mark.parametrize("fault", [Truncate(150_000), RESET])
 async def test_what_came_before_a_break_counts(server: FaultServer, kind: str, fault: Fault) -> None:
     """Each byte before a break is handed over and counted before the error comes."""
@@ -401,18 +416,33 @@ async def test_bugs_are_not_network_errors() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(
-    "location", ["{storage}/elsewhere/x.bin?X-Signature=canary", "/files/x.bin?X-Signature=canary"]
-)
-async def test_logs_hide_signatures(server: FaultServer, caplog: pytest.LogCaptureFixture, location: str) -> None:
-    """At DEBUG, neither httpx nor httpcore writes the query of a URL or a credential."""
+@pytest.mark.parametrize("kind", ["own", "httpx", "httpx2"])
+@pytest.mark.parametrize("place", ["{storage}/elsewhere/x.bin", "/files/x.bin", "{password}/files/x.bin"])
+async def test_logs_hide_signatures(
+    server: FaultServer, caplog: pytest.LogCaptureFixture, place: str, kind: str
+) -> None:
+    """At DEBUG, neither httpx nor httpcore, nor their successors, writes a query, a password, a cookie or a token."""
     caplog.set_level(logging.DEBUG)
-    headers = {"location": location.format(storage=server.storage_url), "set-cookie": "session=canary"}
-    server.fault("/start", Status(302, headers))
-    async with Transport(QUICK) as transport:
-        reply = await transport.fetch(
-            server.url + "/start?key=canary", limit=10, headers={"authorization": "canary"}, may_follow=follow
-        )
+    address = server.url.replace("://", f"://user:{PASSWORD}@")
+    location = f"{place.format(storage=server.storage_url, password=address)}?X-Signature={SIGNATURE}"
+    server.fault("/start", Status(302, {"location": location, "set-cookie": f"session={TOKEN}"}))
+    headers = {"authorization": TOKEN}
+    async with AsyncExitStack() as stack:
+        client = None if kind == "own" else await stack.enter_async_context(pytest.importorskip(kind).AsyncClient())
+        transport = await stack.enter_async_context(Transport(QUICK, client=client))
+        reply = await transport.fetch(f"{address}/start?key={SIGNATURE}", limit=10, headers=headers, may_follow=follow)
     assert reply.status == 200
+    assert sum(record.name in ("httpx", "httpx2") for record in caplog.records) == 2
     assert any(record.name.startswith("httpcore") for record in caplog.records)
-    assert "canary" not in caplog.text
+    assert not shown(caplog.text)
+
+
+@pytest.mark.anyio
+async def test_logs_of_others_are_left_alone(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
+    """What a program sends by httpx on its own account is logged as ever, also while we send."""
+    caplog.set_level(logging.INFO)
+    async with Transport(QUICK) as transport, httpx.AsyncClient() as client, anyio.create_task_group() as group:
+        group.start_soon(partial(transport.fetch, f"{server.url}{PATH}?ours", limit=10))
+        group.start_soon(client.get, f"{server.url}{PATH}?theirs")
+    assert f'GET {server.url}{PATH}?theirs "HTTP' in caplog.text
+    assert f'GET {server.url}{PATH}?… "HTTP' in caplog.text

@@ -1,0 +1,342 @@
+"""Breaks of what is on the disk, and when."""
+
+from __future__ import annotations
+
+from . import Mutant
+
+_FULL = "no room, a full quota, a file that may not grow"
+_SYNC = "fsync fails"
+_POWER = "power is cut"
+_SHORT = "a write that takes only a part"
+_READ_ONLY = "a cache that may only be read"
+_NO_LINKS = "a file system without links"
+_LOCKS = "locks that do not work, or lie"
+_PLANTED = "a link planted where we write"
+_MODE = "umask, shared caches"
+_JOURNAL = "a partial of an earlier run: torn, cut, grown, of other content"
+_DAMAGED = "a damaged file in the cache, which others may have mapped"
+_NAMES_TWICE = "what is published is whole"
+
+MUTANTS = (
+    Mutant(
+        "full-quota-is-nothing-special",
+        _FULL,
+        "cache.py",
+        "        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):",
+        "        if error.errno == errno.ENOSPC:",
+        ("test_cache.py::test_no_room",),
+    ),
+    Mutant(
+        "no-look-at-the-free-space",
+        _FULL,
+        "bookkeeping.py",
+        "    if needed > free:",
+        "    if free < 0:",
+        ("test_transfer.py::test_too_little_room_is_said_before_a_byte_moves",),
+    ),
+    Mutant(
+        "disk-errors-get-out",
+        _FULL,
+        "partial.py",
+        "        with storage_errors(self.path, needed=self.size):\n            _write_all",
+        "        if self.size >= 0:\n            _write_all",
+        ("test_partial.py::test_a_full_disk_is_said_and_what_landed_is_kept",),
+    ),
+    Mutant(
+        "failed-sync-keeps-its-partial",
+        _SYNC,
+        "partial.py",
+        "        except StorageError:\n            self.discard()\n            raise\n",
+        "        except StorageError:\n            raise\n",
+        ("test_partial.py::test_a_failed_sync_is_not_tried_again",),
+    ),
+    Mutant(
+        "sync-tried-again",
+        _SYNC,
+        "partial.py",
+        "                os.fsync(self._fd)\n        except",
+        "                try:\n                    os.fsync(self._fd)\n                except OSError:\n"
+        "                    os.fsync(self._fd)\n        except",
+        ("test_partial.py::test_a_failed_sync_is_not_tried_again",),
+    ),
+    Mutant(
+        "no-fsync",
+        _POWER,
+        "partial.py",
+        "                os.fsync(self._fd)\n        except",
+        "                pass\n        except",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "publishes-before-fsync",
+        _POWER,
+        "partial.py",
+        "        try:\n            with storage_errors(self.path):\n                os.fsync(self._fd)\n"
+        "        except StorageError:\n            self.discard()\n            raise\n",
+        "        give_name, early = lambda _: early, give_name(self.path)  # noqa: E731\n"
+        "        with storage_errors(self.path):\n            os.fsync(self._fd)\n",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "no-fsync-of-the-folder-of-blobs",
+        _POWER,
+        "cache.py",
+        "            _sync(blob.parent)\n",
+        "",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "no-fsync-of-the-folder-of-links",
+        _POWER,
+        "cache.py",
+        "            _sync(pointer.parent)\n        return pointer\n\n    @contextmanager",
+        "        return pointer\n\n    @contextmanager",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "no-fsync-of-the-folder-of-refs",
+        _POWER,
+        "cache.py",
+        "            _sync(ref.parent)\n",
+        "",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "no-fsync-of-small-files",
+        _POWER,
+        "cache.py",
+        "        os.fsync(stream.fileno())\n",
+        "        pass\n",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "ref-first",
+        _POWER,
+        "transfer.py",
+        "            await to_thread.run_sync(prepare_cache, self.located)\n",
+        "            await to_thread.run_sync(prepare_cache, self.located)\n"
+        "            await to_thread.run_sync(record, self.located)\n",
+        ("test_faults.py::test_fatal",),
+    ),
+    Mutant(
+        "short-writes-believed",
+        _SHORT,
+        "partial.py",
+        "    while data:\n        written",
+        "    if data:\n        written",
+        ("test_partial.py::test_short_writes_go_on",),
+    ),
+    Mutant(
+        "writes-where-nothing-is-new",
+        _READ_ONLY,
+        "bookkeeping.py",
+        "        return  # nothing new to say",
+        "        pass  # nothing new to say",
+        (
+            "test_interop.py::test_an_unchanged_cache_is_not_written",
+            "test_cache.py::test_an_unchanged_ref_is_not_written",
+        ),
+    ),
+    Mutant(
+        "ref-always-written",
+        _READ_ONLY,
+        "cache.py",
+        "            if ref.is_file() and ref.read_bytes() == commit.encode():",
+        "            if ref.is_dir():",
+        ("test_cache.py::test_an_unchanged_ref_is_not_written",),
+    ),
+    Mutant(
+        "links-taken-for-granted",
+        _NO_LINKS,
+        "cache.py",
+        "        except OSError:\n            return False\n        return True",
+        "        except OSError:\n            return True\n        return True",
+        ("test_cache.py::test_a_file_system_without_links",),
+    ),
+    Mutant(
+        "shares-a-partial-that-is-held",
+        _LOCKS,
+        "partial.py",
+        "        if _lock(descriptor):\n",
+        "        if _lock(descriptor) or True:\n",
+        ("test_partial.py::test_the_second_claimer_gets_a_private_file",),
+    ),
+    Mutant(
+        "no-look-at-what-was-locked",
+        _LOCKS,
+        "partial.py",
+        "            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):",
+        "            if ours and now:",
+        ("test_partial.py::test_a_claim_on_a_file_that_was_published_meanwhile",),
+    ),
+    Mutant(
+        "lock-errors-get-out",
+        _LOCKS,
+        "bookkeeping.py",
+        "        except (NotImplementedError, OSError):",
+        "        except NotImplementedError:",
+        ("test_transfer.py::test_locks_that_do_not_work",),
+    ),
+    Mutant(
+        "follows-a-link-at-the-partial",
+        _PLANTED,
+        "partial.py",
+        "os.O_RDWR | os.O_NOFOLLOW | flags",
+        "os.O_RDWR | flags",
+        ("test_partial.py::test_a_link_at_the_partials_path_is_refused",),
+    ),
+    Mutant(
+        "follows-a-link-at-the-journal",
+        _PLANTED,
+        "partial.py",
+        '    temporary.unlink(missing_ok=True)\n    try:\n        with open(temporary, "x"',
+        '    try:\n        with open(temporary, "w"',
+        ("test_partial.py::test_a_link_at_the_journals_path_is_not_followed",),
+    ),
+    Mutant(
+        "blobs-for-their-owner-only",
+        _MODE,
+        "partial.py",
+        "flags, 0o666)",
+        "flags, 0o600)",
+        ("test_partial.py::test_published_files_have_the_mode_of_the_umask",),
+    ),
+    Mutant(
+        "partials-of-other-users-are-fatal",
+        _MODE,
+        "partial.py",
+        "            if isinstance(error.__cause__, PermissionError):\n                break\n",
+        "",
+        ("test_partial.py::test_another_users_partial_is_left_alone",),
+    ),
+    Mutant(
+        "journal-of-other-content",
+        _JOURNAL,
+        "partial.py",
+        "        if found != (_JOURNAL_FORMAT, identity, size, status.st_ino)",
+        "        if found != (_JOURNAL_FORMAT, saved['identity'], size, status.st_ino)",
+        ("test_partial.py::test_a_foreign_journal_is_ignored",),
+    ),
+    Mutant(
+        "journal-of-another-file",
+        _JOURNAL,
+        "partial.py",
+        "        if found != (_JOURNAL_FORMAT, identity, size, status.st_ino)",
+        "        if found != (_JOURNAL_FORMAT, identity, size, saved['inode'])",
+        ("test_partial.py::test_a_foreign_journal_is_ignored",),
+    ),
+    Mutant(
+        "journal-of-a-cut-file",
+        _JOURNAL,
+        "partial.py",
+        " or status.st_size != size:",
+        ":",
+        ("test_partial.py::test_a_partial_that_was_cut_or_grown_is_not_resumed",),
+    ),
+    Mutant(
+        "appends-to-a-foreign-partial",
+        _JOURNAL,
+        "partial.py",
+        "                if not self.present.nbytes:\n                    self._forget_journal()\n"
+        "                    os.ftruncate(self._fd, 0)\n",
+        "",
+        (
+            "test_partial.py::test_a_partial_without_a_journal_is_not_resumed",
+            "test_partial.py::test_a_stale_journal_dies_before_its_file_is_used_again",
+        ),
+    ),
+    Mutant(
+        "journal-survives-a-restart",
+        _JOURNAL,
+        "partial.py",
+        "        self._forget_journal()\n        super().reset()",
+        "        super().reset()",
+        ("test_partial.py::test_reset_forgets_the_journal",),
+    ),
+    Mutant(
+        "journal-leads",
+        _JOURNAL,
+        "partial.py",
+        "        self._store(offset, data)\n        with self._lock:\n"
+        "            self.present.add(offset, offset + len(data))\n",
+        "        with self._lock:\n            self.present.add(offset, offset + len(data))\n"
+        "        if isinstance(self, FilePartial):\n            self.save_journal()\n"
+        "        self._store(offset, data)\n",
+        ("test_partial.py::test_the_journal_never_leads",),
+    ),
+    Mutant(
+        "prefix-not-hashed-again",
+        _JOURNAL,
+        "partial.py",
+        "            data = self._load(self._hashed, limit)\n",
+        '            data = getattr(self, "_was", memoryview(bytes(limit)))\n',
+        (
+            "test_partial.py::test_suspend_and_resume",
+            "test_partial.py::test_bytes_that_rot_between_runs_are_noticed",
+        ),
+    ),
+    Mutant(
+        "no-journal-when-suspended",
+        _JOURNAL,
+        "partial.py",
+        "            else:\n                self.save_journal()\n",
+        "",
+        ("test_partial.py::test_suspend_and_resume",),
+    ),
+    Mutant(
+        "spans-not-guarded",
+        _JOURNAL,
+        "partial.py",
+        "        with self._lock:\n            self.present.add(offset, offset + len(data))\n",
+        "        self.present.add(offset, offset + len(data))\n",
+        ("test_partial.py::test_several_threads_land_at_once",),
+    ),
+    Mutant(
+        "damaged-blob-emptied-in-place",
+        _DAMAGED,
+        "cache.py",
+        "                os.replace(file, blobs / ",
+        '                file.write_bytes(b"")\n                os.replace(file, blobs / ',
+        ("test_cache.py::test_quarantine",),
+    ),
+    Mutant(
+        "payload-of-others-moved",
+        _DAMAGED,
+        "cache.py",
+        "            if file == path or file.parent == blobs:",
+        "            if file:",
+        ("test_cache.py::test_quarantine_moves_nothing_of_others",),
+    ),
+    Mutant(
+        "blob-written-in-place",
+        _NAMES_TWICE,
+        "cache.py",
+        '        return self.folder / "blobs" / f"{_blob_name(key)}.asyncfetch.incomplete"',
+        '        return self.folder / "blobs" / _blob_name(key)',
+        ("test_cache.py::test_names", "test_transfer.py::test_cancelled_at_any_burst"),
+    ),
+    Mutant(
+        "ref-written-in-place",
+        _NAMES_TWICE,
+        "cache.py",
+        '            temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")\n',
+        "            temporary = ref\n            ref.unlink(missing_ok=True)\n",
+        ("test_partial.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "temporary-files-left",
+        _NAMES_TWICE,
+        "cache.py",
+        "            with suppress(OSError):\n                path.unlink()\n            raise\n",
+        "            raise\n",
+        ("test_cache.py::test_a_failure_leaves_no_temporary_file",),
+    ),
+    Mutant(
+        "link-without-a-look",
+        _NAMES_TWICE,
+        "cache.py",
+        "            if pointer.is_symlink() and os.readlink(pointer) == target:",
+        "            if pointer.is_symlink():",
+        ("test_cache.py::test_a_wrong_link_is_replaced",),
+    ),
+)
