@@ -28,7 +28,8 @@ NUMBERS = [
 ]  # fmt: skip
 NAMES = [
     '"a"', '"b"', '"w.0"', '""', '"é"', '"\\u00e9"', '"\\u0061"', '"a\\/b"', '"a/b"', '"../x"', '"\\ud83d\\ude00"',
-    '"😀"', '"dtype"', '"shape"', '"data_offsets"', '"__metadata__ "', '"\\u0000"', '"\x7f"', '"\u2028"', '"\\n\\t\\"\\\\"',
+    '"😀"', '"dtype"', '"shape"', '"data_offsets"', '"__metadata__ "', '"\\u0000"', '"\x7f"', '"\u2028"',
+    '"\\n\\t\\"\\\\"',
 ]  # fmt: skip
 BAD_NAMES = [
     '"__metadata__"', '"\\u005f_metadata__"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83dx"', '"\\x61"', '"\\u12"',
@@ -178,7 +179,7 @@ def written(rng: Rng, file: File) -> bytes:
     if file.raw is not None:
         header = file.raw(header)
     length = (len(header) if file.length is None else file.length) + file.lie
-    content = struct.pack("<Q", max(0, length)) + header + rng.randbytes(max(0, file.size)) + file.tail
+    content = struct.pack("<Q", length % (1 << 64)) + header + rng.randbytes(max(0, file.size)) + file.tail
     return content if file.cut is None else content[: file.cut % (len(content) + 1)]
 
 
@@ -197,7 +198,7 @@ def numbers_of(text: str) -> list[int]:
     """The integers of a list in JSON; [] where it is anything else."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [n for n in value if type(n) is int] if type(value) is list else []
 
@@ -260,7 +261,8 @@ def overflow(rng: Rng, file: File) -> None:
     shape = rng.choice(
         (
             [1 << 32, 1 << 32], [1 << 40, 1 << 40, 0], [0, 1 << 40, 1 << 40], [1 << 63, 2, 0], [(1 << 64) - 1, 0],
-            [0, (1 << 63) + 1], [1 << 61], [1 << 60, 1], [(1 << 64) - 1], [1 << 32, 1 << 31, 2, 2], [0, 1 << 64], [0, 1 << 64, 1],
+            [0, (1 << 63) + 1], [1 << 61], [1 << 60, 1], [(1 << 64) - 1], [1 << 32, 1 << 31, 2, 2], [0, 1 << 64],
+            [0, 1 << 64, 1],
         )
     )  # fmt: skip
     nbytes = (math.prod(shape) * BITS[dtype] // 8) % (1 << 64)
