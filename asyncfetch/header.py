@@ -2,9 +2,10 @@
 
 A file is `u64 little-endian n | n bytes of JSON | data`. The rules are those that the reference
 implementation enforces (https://github.com/huggingface/safetensors, safetensors/src/tensor.rs,
-0.8.0), down to the strictness of its JSON parser, so that both accept the same files. One thing is
+0.8.0), down to the strictness of its JSON parser, so that both accept the same files. Two things are
 stricter here: a dtype written as an object, `{"F32": null}`, is refused; the crate takes it only
-because its enum decoder happens to.
+because its enum decoder happens to. And so is a header of megabytes of brackets, which no tensors
+need and which would grow thirtyfold in memory.
 
 Nothing here reads a file. The caller caps how many header bytes it is willing to hold.
 """
@@ -27,7 +28,7 @@ import numpy as np
 from .errors import InvalidHeaderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = [
     "DTYPES",
@@ -48,6 +49,8 @@ PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 _MAX_U64 = (1 << 64) - 1
 _MAX_NESTING = 127  # serde_json refuses the 128th level
+_FREE_BRACKETS = 250_000
+_CHARACTERS_PER_BRACKET = 6  # the shortest entries have seven; [] and a comma take three, and 64 bytes in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +205,12 @@ def parse_json(raw: bytes | memoryview, object_hook: Callable[[list[tuple[str, A
     """The value of `raw` by the letter of RFC 8259, in UTF-8. Objects are what `object_hook` makes of their pairs.
 
     Unlike the json module: no NaN or Infinity, no byte-order mark, no other encoding, no lone
-    surrogate, and -0 is a float. Raises ValueError with a short reason that continues "it …".
+    surrogate, no millions of brackets, and -0 is a float. Raises ValueError with a short reason
+    that continues "it …".
     """
     try:
         text = str(raw, "utf-8")
+        _refuse_bomb(text)
         tree = json.loads(
             text,
             object_pairs_hook=object_hook,
@@ -231,6 +236,12 @@ def parse_json(raw: bytes | memoryview, object_hook: Callable[[list[tuple[str, A
 _ESCAPES = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
+
+
+def _refuse_bomb(text: str) -> None:
+    most = max(_FREE_BRACKETS, len(text) // _CHARACTERS_PER_BRACKET)
+    if len(text) > most and text.count("[") + text.count("{") > most:
+        raise _FlawError(f"has more than {most:,} brackets in {len(text):,} characters")
 
 
 def _refuse_constant(name: str) -> None:
@@ -299,21 +310,21 @@ def _unusual_entry(entry: object) -> TensorInfo:
 
 def _check_ignored(value: object) -> None:
     """Refuse what serde_json refuses even in a field that is then ignored: deep nesting, numbers beyond a double."""
-    stack = [(value, 3)]  # below the header and the entry
-    while stack:
-        value, level = stack.pop()
-        if isinstance(value, TensorInfo):  # an object that happens to look like an entry: its lists are one level down
-            level += 1
-        elif isinstance(value, tuple):
-            stack.extend((inner, level + 1) for _, inner in value)
-        elif isinstance(value, list):
-            stack.extend((inner, level + 1) for inner in value)
-        else:
+    opened: list[Iterator[Any]] = [iter((value,))]  # not their values: millions may be in one list
+    while opened:
+        for value in opened[-1]:
             if isinstance(value, (int, float)) and abs(value) > sys.float_info.max:
                 raise _FlawError("has a number beyond the range of a double")
-            continue
-        if level > _MAX_NESTING:
-            raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
+            if not isinstance(value, (tuple, list)):
+                continue
+            entry = isinstance(value, TensorInfo)  # an object that looks like one: its lists are one level down
+            if 2 + len(opened) + entry > _MAX_NESTING:  # below the header and the entry
+                raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
+            if value and not entry:
+                opened.append(iter(value) if isinstance(value, list) else (inner for _, inner in value))
+                break
+        else:
+            opened.pop()
 
 
 def parse_header(raw: bytes | memoryview, *, file: str, file_size: int | None) -> Header:

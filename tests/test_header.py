@@ -229,6 +229,25 @@ def test_no_nesting_escapes_as_a_recursion_error(nesting: int) -> None:
         refused(raw_file(header, b"\x01\x02"))
 
 
+@pytest.mark.parametrize("bracket", ["[]", "{}"])
+def test_megabytes_of_brackets_are_refused(bracket: str) -> None:
+    """More than 250,000, and more than one in six characters: the library takes them."""
+    few, many = (raw_file(extra(f"[{','.join([bracket] * count)}]"), b"\x01\x02") for count in (249_990, 250_000))
+    assert read_header(memoryview(few), file="w.safetensors").tensors
+    assert library_accepts(many)
+    assert "more than 250,000 brackets" in refused(many).reason
+    spaced = raw_file(extra(f"[{(',' + ' ' * 4).join([bracket] * 300_000)}]"), b"\x01\x02")
+    assert read_header(memoryview(spaced), file="w.safetensors").tensors
+
+
+def test_shortest_entries_are_no_bomb() -> None:
+    """A writer of many tensors in the tersest form stays below the limit on brackets."""
+    count = 200_000
+    text = "{" + ",".join(f'"{n}":["U8",[],[{n},{n + 1}]]' for n in range(count)) + "}"
+    raw = text.encode()
+    assert len(parse_header(raw, file="w", file_size=8 + len(raw) + count).tensors) == count
+
+
 JSON_WORDS = [
     "0",
     "1",
