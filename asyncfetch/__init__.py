@@ -14,6 +14,7 @@ The package is flat. A file imports only from files above it in this order, and 
     urls          what two URLs share, and where a redirect may lead
     events        what happens during a load, as frozen dataclasses
     policy        the knobs as one frozen value, and the one rule of what is retried
+    recognition   what a file is that should be safetensors and is not
     header        a safetensors header, read as hostile input; the dtypes
     arrays        tensors as views on bytes; packed F4 and F6
     index         weight_map, read as hostile input; selection
@@ -27,7 +28,8 @@ The package is flat. A file imports only from files above it in this order, and 
   network
     network       sockets beneath httpcore: bursts, happy eyeballs, connections that serve again
     wall          where the network's errors become ours, and its log lines lose their secrets
-    transport     the only file that knows httpx: requests, bodies
+    pool          httpx's requests over an httpcore pool with these sockets
+    transport     requests and bodies; with pool, the only file that knows httpx
     ranges        a span of a remote file, and every check on the answer
     hub           the protocol of the Hub: commits, metadata on redirects, signed links, error codes
   finding

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidIndexError, SelectionError, SourceError
-from .header import parse_json, recognize, shorten
+from .header import parse_json, shorten
+from .recognition import recognize
 
 if TYPE_CHECKING:
     from typing import NoReturn

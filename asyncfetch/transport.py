@@ -1,4 +1,4 @@
-"""The only file that knows httpx: requests and bodies.
+"""Requests and bodies. With `pool`, the only file that knows httpx.
 
 Nothing here follows a redirect by itself: the headers that matter ride on the redirect, and a
 token must not follow it. No URL leaves this file in an error or a log line with its query.
@@ -10,24 +10,22 @@ import os
 import platform
 import random
 import re
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.request import getproxies
 
 import anyio
-import httpcore
 import httpx
 from anyio import to_thread
 
 from .errors import NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
 from .network import Backend, Stream
 from .policy import Budget, Policy, __version__, retrying
+from .pool import PoolTransport
 from .urls import origin_of, redirected
 from .wall import our_request, raise_translated, redact_logs, retry_after
 
@@ -54,52 +52,6 @@ class Reply:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes
     truncated: bool
-
-
-class _PoolTransport(httpx.AsyncBaseTransport):
-    """httpx over an httpcore pool with our network backend."""
-
-    def __init__(self, backend: Backend) -> None:
-        # No bound: httpcore loses slots when a request that waits for one is cancelled
-        # (https://github.com/encode/httpcore/issues/1093). The lanes bound the connections.
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
-            max_connections=None,
-            max_keepalive_connections=None,
-            keepalive_expiry=30.0,
-            network_backend=backend,
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
-        )
-        answer = await self._pool.handle_async_request(
-            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
-        )
-        return httpx.Response(
-            answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
-        )
-
-    async def aclose(self) -> None:
-        await self._pool.aclose()
-
-
-class _PoolStream(httpx.AsyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._answer.aiter_stream():
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._answer.aclose()
-
-
-@lru_cache(maxsize=4)
-def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:  # noqa: ARG001
-    return httpx.create_ssl_context()  # reads both variables; loading the store takes 20 ms
 
 
 class Body:
@@ -278,7 +230,7 @@ class Transport:
                 self._client = httpx.AsyncClient(limits=limits)
             else:
                 self._backend = Backend()
-                self._client = httpx.AsyncClient(transport=_PoolTransport(self._backend))
+                self._client = httpx.AsyncClient(transport=PoolTransport(self._backend))
         return self
 
     async def __aexit__(

@@ -156,17 +156,17 @@ MUTANTS = (
     Mutant(
         "shares-a-partial-that-is-held",
         _LOCKS,
-        "partial.py",
-        "        if _lock(descriptor):\n",
-        "        if _lock(descriptor) or True:\n",
+        "claim.py",
+        "                if _lock(descriptor) and _is_at(path, descriptor):",
+        "                if (_lock(descriptor) or True) and _is_at(path, descriptor):",
         ("test_partial.py::test_the_second_claimer_gets_a_private_file",),
     ),
     Mutant(
         "no-look-at-what-was-locked",
         _LOCKS,
-        "partial.py",
-        "            if (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev):",
-        "            if ours and now:",
+        "claim.py",
+        "    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)",
+        "    return bool(ours and now)",
         ("test_partial.py::test_a_claim_on_a_file_that_was_published_meanwhile",),
     ),
     Mutant(
@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         "follows-a-link-at-the-partial",
         _PLANTED,
-        "partial.py",
+        "claim.py",
         "os.O_RDWR | os.O_NOFOLLOW | flags",
         "os.O_RDWR | flags",
         ("test_partial.py::test_a_link_at_the_partials_path_is_refused",),
@@ -196,7 +196,7 @@ MUTANTS = (
     Mutant(
         "blobs-for-their-owner-only",
         _MODE,
-        "partial.py",
+        "claim.py",
         "flags, 0o666)",
         "flags, 0o600)",
         ("test_partial.py::test_published_files_have_the_mode_of_the_umask",),
@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "partials-of-other-users-are-fatal",
         _MODE,
-        "partial.py",
+        "claim.py",
         "            if isinstance(error.__cause__, PermissionError):\n                break\n",
         "",
         ("test_partial.py::test_another_users_partial_is_left_alone",),
@@ -237,8 +237,7 @@ MUTANTS = (
         "appends-to-a-foreign-partial",
         _JOURNAL,
         "partial.py",
-        "                if not self.present.nbytes:\n                    self._forget_journal()\n"
-        "                    os.ftruncate(self._fd, 0)\n",
+        "                if not self.present.nbytes:\n                    self._forget_journal()\n",
         "",
         (
             "test_partial.py::test_a_partial_without_a_journal_is_not_resumed",
@@ -319,8 +318,8 @@ MUTANTS = (
         "ref-written-in-place",
         _NAMES_TWICE,
         "cache.py",
-        '            temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")\n',
-        "            temporary = ref\n            ref.unlink(missing_ok=True)\n",
+        "                _write_synced(temporary, commit.encode())\n                _rename(temporary, ref)\n",
+        "                ref.unlink(missing_ok=True)\n                _write_synced(ref, commit.encode())\n",
         ("test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(

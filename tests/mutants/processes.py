@@ -18,8 +18,8 @@ MUTANTS = (
         "each-load-downloads",
         _TWO,
         "transfer.py",
-        "                if await self._already_there(cache, file):",
-        "                if await self._already_there(cache, file) and not lock:",
+        "                if there is not None:",
+        "                if there is not None and not lock:",
         ("test_transfer.py::test_two_loads_at_once",),
     ),
     Mutant(
@@ -75,10 +75,10 @@ MUTANTS = (
         _CANCEL,
         "feed.py",
         "        entry = self._ready[0]\n"
-        "        array = await to_thread.run_sync(entry.make) if entry.heavy else entry.make()\n"
+        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
         "        self._ready.popleft()\n",
         "        entry = self._ready.popleft()\n"
-        "        array = await to_thread.run_sync(entry.make) if entry.heavy else entry.make()\n"
+        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
         "        await checkpoint()\n",
         ("test_streaming.py::test_a_cancelled_wait_loses_no_tensor",),
     ),
@@ -86,8 +86,8 @@ MUTANTS = (
         "lock-held-across-a-cancellation",
         _SOCKETS,
         "transfer.py",
-        "                        task.lock.release()\n        self._open",
-        "                        globals().setdefault('held', []).append(task.lock)\n        self._open",
+        "                    unlock(task.lock)\n        self._open",
+        "                    globals().setdefault('held', []).append(task.lock)\n        self._open",
         ("test_transfer.py::test_cancelled_while_waiting",),
     ),
     Mutant(
@@ -142,7 +142,7 @@ MUTANTS = (
         "memory-not-bounded",
         _MEMORY,
         "feed.py",
-        "        if self._used and self._used + nbytes > self._limit:",
+        "        if self._used > held and self._used + nbytes > self._limit:",
         "        if nbytes < 0:",
         ("test_streaming.py::test_a_slow_reader_slows_the_download",),
     ),

@@ -84,8 +84,8 @@ MUTANTS = (
         "accepts-a-shard-of-unknown-size",
         _EOF,
         "web_finder.py",
-        "        if size is None and not reply.truncated:",
-        "        if size is None:",
+        "            size = known or (_implied_size(name, reply.body) if reply.truncated else len(reply.body))",
+        "            size = known or len(reply.body)",
         ("test_transfer.py::test_web_server_without_ranges_and_lengths",),
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = (
     Mutant(
         "certificates-not-checked",
         _CERTIFICATE,
-        "transport.py",
+        "pool.py",
         "return httpx.create_ssl_context()",
         "return httpx.create_ssl_context(verify=False)",
         ("test_network.py::test_untrusted_certificate", "test_network.py::test_certificate_of_another_host"),
@@ -212,7 +212,7 @@ MUTANTS = (
         "library-errors-get-out",
         _FOREIGN,
         "wall.py",
-        'frozenset({"httpx", "httpcore", "httpx2", "httpcore2"})',
+        'frozenset({"httpx", "httpcore", "httpx2", "httpcore2", "h2"})',
         "frozenset(())",
         ("test_transport.py::test_what_is_not_http",),
     ),

@@ -27,11 +27,11 @@ import anyio.lowlevel
 import numpy as np
 
 import asyncfetch
-from asyncfetch import bookkeeping, partial, transport
+from asyncfetch import bookkeeping, partial, pool
 
 # What a first load imports and reads late.
 asyncfetch.load_async, asyncfetch.Policy  # noqa: B018
-transport._ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+pool._ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 def digest_of(state_dict: dict[str, Any]) -> str:

@@ -1,0 +1,61 @@
+"""httpx's requests over an httpcore pool that uses our network backend."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator
+from functools import lru_cache
+
+import httpcore
+import httpx
+
+from .network import Backend
+
+__all__ = ["PoolTransport"]
+
+
+class PoolTransport(httpx.AsyncBaseTransport):
+    """httpx over an httpcore pool with our network backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        # No bound: httpcore loses slots when a request that waits for one is cancelled
+        # (https://github.com/encode/httpcore/issues/1093). The lanes bound the connections.
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=_ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
+            max_connections=None,
+            max_keepalive_connections=None,
+            keepalive_expiry=30.0,
+            network_backend=backend,
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = httpcore.URL(
+            scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
+        )
+        answer = await self._pool.handle_async_request(
+            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
+        )
+        return httpx.Response(
+            answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
+        )
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class _PoolStream(httpx.AsyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._answer.aiter_stream():
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
+@lru_cache(maxsize=4)
+def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:  # noqa: ARG001
+    return httpx.create_ssl_context()  # reads both variables; loading the store takes 20 ms
