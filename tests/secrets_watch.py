@@ -131,6 +131,7 @@ def _listeners() -> Iterator[tuple[type, str, Callable[..., Any]]]:
     real_popen, real_communicate = subprocess.Popen.__init__, subprocess.Popen.communicate
 
     def add_note(self: AsyncfetchError, text: str) -> None:
+        """As that of BaseException, and looked at."""
         note(f"a note on a {type(self).__name__}", text)
         BaseException.add_note(self, text)
 

@@ -47,7 +47,7 @@ async def test_streams_share_connections(tmp_path: Path, storage: str) -> None:
         began = time.monotonic()
         assert same(await load(server, "/files/", policy=policy, cache_dir=tmp_path, storage=storage))
         assert time.monotonic() - began < 4
-        assert len(server.seen) > 5
+        assert len(server.seen) >= 5  # the index, and of each shard its header and the rest
         assert server.connections <= 2
 
 

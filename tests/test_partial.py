@@ -622,7 +622,7 @@ def test_a_claim_on_a_file_that_was_published_meanwhile(tmp_path: Path, monkeypa
             (tmp_path / NAME).touch()
         real(descriptor, flags)
 
-    monkeypatch.setattr(module.fcntl, "flock", publish_first)
+    monkeypatch.setattr(claim_module.fcntl, "flock", publish_first)
     part = open_file(tmp_path)
     assert part.path == tmp_path / NAME
     feed(part, 0, SIZE, bytes(SIZE))

@@ -399,6 +399,7 @@ def test_gates_have_no_side_door(root: Path) -> None:
         assert client.get("/single/resolve/main/config.json").status_code == 200
 
 
+@pytest.mark.shows_secrets(reason="a client of the test's own asks for the links, and httpx logs them")
 def test_redirects(root: Path) -> None:
     """LFS files redirect to a signed URL with their metadata; small ones come at once."""
     with Server(root, redirect=True) as server, httpx.Client(base_url=server.url) as client:
@@ -418,6 +419,7 @@ def test_redirects(root: Path) -> None:
         assert odd.content == ODD[0].encode()
 
 
+@pytest.mark.shows_secrets(reason="a client of the test's own asks for the links, and httpx logs them")
 def test_signed_urls_are_checked(root: Path) -> None:
     """A token, a changed signature, another file and an old URL are each refused, as by S3."""
     with Server(root, redirect=True) as server, httpx.Client(base_url=server.url) as client:
