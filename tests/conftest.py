@@ -29,11 +29,13 @@ FIGURES = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--long` is what scripts/torture runs; `--seed` repeats what a random test did."""
     parser.addoption("--long", action="store_true", help="run tests/torture in full (an hour or two)")
-    parser.addoption("--seed", type=int, default=random.randrange(10**9), help="of the random tests")
+    parser.addoption("--seed", type=int, help="of the random tests: 0 unless told, and a new one with --long")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What `figure` collects; and the way for a test to show a canary on purpose."""
+    """The seed, what `figure` collects, and the way for a test to show a canary on purpose."""
+    if config.option.seed is None:
+        config.option.seed = random.randrange(10**9) if config.option.long else 0
     config.stash[FIGURES] = []
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
 
