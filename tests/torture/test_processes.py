@@ -60,7 +60,7 @@ class Watch:
     """Opens each blob when it appears, and tells in the end which of them were changed after that.
 
     `changed` have other bytes, or wrong ones from the start; `touched` were written to. `replaced` counts
-    names that were given to another file: who has the first one open or mapped keeps it, but it is waste.
+    shards whose names were given to another file: who has the first one open or mapped keeps it, but it is waste.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -98,7 +98,8 @@ class Watch:
             if digest != _hash_of(descriptor) or (len(name) == 64 and digest != name):
                 self.changed.append(name)
             os.close(descriptor)
-        self.replaced = len(self._seen) - len({name for name, _ in self._seen})
+        shards = [name for name, _ in self._seen if len(name) == 64]  # the index is small and not locked
+        self.replaced = len(shards) - len(set(shards))
 
     @property
     def blobs(self) -> int:
