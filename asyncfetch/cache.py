@@ -202,15 +202,24 @@ class RepoCache:
             if not tag.exists() or not tag.stat().st_size:  # a kill may have left it empty
                 tag.write_text(_TAG, encoding="ascii")
 
-    def publish(self, partial: Path, etag: str, commit: str, file: str) -> Path:
-        """Give a verified, closed and synced partial its names. Returns the snapshot path."""
-        if not self.symlinks():
-            return self._place(partial, commit, file)
-        blob = self.blob(etag)
-        with storage_errors(blob):
-            os.replace(partial, blob)  # in one folder
-            _sync(blob.parent)
-        return self.link(etag, commit, file)
+    def publish(self, partial: Path, etag: str, commit: str, file: str, *, size: int | None = None) -> Path:
+        """Give a verified, closed and synced partial its names. Returns the snapshot path.
+
+        What another run published meanwhile stays if it has `size` bytes: others may have it mapped.
+        """
+        final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
+        with storage_errors(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if size is not None and _has_size(final, size):
+                partial.unlink(missing_ok=True)
+            else:
+                try:
+                    _rename(partial, final)
+                except FileNotFoundError:  # on another host, where our lock is unknown, it was just published
+                    if size is None or not _has_size(final, size):
+                        raise
+            _sync(final.parent)
+        return self.link(etag, commit, file) if self.symlinks() else final
 
     def link(self, etag: str, commit: str, file: str) -> Path:
         """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path."""
@@ -240,14 +249,6 @@ class RepoCache:
             with suppress(OSError):
                 path.unlink()
             raise
-
-    def _place(self, partial: Path, commit: str, file: str) -> Path:
-        pointer = self.snapshot(commit) / path_inside(file)
-        with storage_errors(pointer):
-            pointer.parent.mkdir(parents=True, exist_ok=True)
-            _rename(partial, pointer)
-            _sync(pointer.parent)
-        return pointer
 
     def add_small(self, data: bytes, etag: str, commit: str, file: str) -> Path:
         """Publish a whole small file, already verified, such as an index."""
@@ -313,6 +314,10 @@ class RepoCache:
         except OSError:
             return False
         return True
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _commit(commit: str) -> str:

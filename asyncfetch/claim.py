@@ -21,26 +21,34 @@ def claim(path: Path) -> tuple[Path, int, bool]:
     """Open `path` for this process alone, or a private file beside it if another process or user has it."""
     for _ in range(3):
         try:
-            descriptor, created = _open_or_create(path)
+            descriptor = _claim_shared(path)
         except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue  # its holder removed it between two of our looks
             if isinstance(error.__cause__, PermissionError):
                 break
             raise
-        ours = False
-        try:
-            with storage_errors(path):
-                # The holder before us may have renamed or removed the file between open and lock.
-                if _lock(descriptor) and _is_at(path, descriptor):
-                    ours = _excludes(path)
-                    if created and not ours:  # nobody can own it, so no run would go on with it
-                        path.unlink(missing_ok=True)
-        finally:
-            if not ours:
-                os.close(descriptor)
-        if ours:
+        if descriptor is not None:
             return path, descriptor, True
     private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
     return private, _open(private, os.O_CREAT | os.O_EXCL), False
+
+
+def _claim_shared(path: Path) -> int | None:
+    """An open, locked descriptor of `path`; None if it is another's, or nobody's."""
+    descriptor, created = _open_or_create(path)
+    ours = False
+    try:
+        with storage_errors(path):
+            # The holder before us may have renamed or removed the file between open and lock.
+            if _lock(descriptor) and _is_at(path, descriptor):
+                ours = _excludes(path)
+                if created and not ours:  # nobody can own it, so no run would go on with it
+                    path.unlink(missing_ok=True)
+    finally:
+        if not ours:
+            os.close(descriptor)
+    return descriptor if ours else None
 
 
 def _open_or_create(path: Path) -> tuple[int, bool]:
@@ -50,7 +58,7 @@ def _open_or_create(path: Path) -> tuple[int, bool]:
     except StorageError as error:
         if not isinstance(error.__cause__, FileExistsError):
             raise
-    return _open(path, os.O_CREAT), False
+    return _open(path, 0), False
 
 
 def _open(path: Path, flags: int) -> int:
@@ -68,7 +76,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _excludes(path: Path) -> bool:
     """Whether our lock on `path` keeps others out. Some file systems have no locks, or grant them to everyone."""
-    other = _open(path, os.O_CREAT)
+    other = _open(path, 0)
     try:
         return not _lock(other)
     finally:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -185,10 +184,7 @@ class Transfer:
             cache = self._cache()
             lock = await lock_blob(cache, file.key, self.policy.lock_patience)
             try:
-                there = await self._linked(file)
-                if there is not None:
-                    self._land(file, Landed(path=there))
-                    self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+                if await self._already_there(cache, file):
                     unlock(lock)
                     return
                 path = cache.partial(file.key)
@@ -210,12 +206,16 @@ class Transfer:
         self._hash_behind(task, 0)
         await self._finish_if_whole(task)
 
-    async def _linked(self, file: SourceFile) -> Path | None:
-        """The snapshot path of a blob that another run, or another commit, has brought; None if there is none."""
-        cache, blob = self._cache(), file.blob or (file.checksum.hex if file.checksum else "")
+    async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
+        """Another run, or another commit, may have brought the same blob: then only link it."""
+        blob = file.blob or (file.checksum.hex if file.checksum else "")
+        commit = self._commit()
         if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
-            return None
-        return await to_thread.run_sync(cache.link, blob, self._commit(), file.name)
+            return False
+        path = await to_thread.run_sync(cache.link, blob, commit, file.name)
+        self._land(file, Landed(path=path))
+        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+        return True
 
     async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
         """Receive a lease to its end, over as many requests as that takes."""
@@ -295,12 +295,11 @@ class Transfer:
         self.notify(FileProgress(file.name, file.size, file.size))
         if not isinstance(partial, FilePartial):
             self._land(file, Landed(buffer=partial.buffer), partial)
-        elif (path := await self._linked(file)) is not None:  # another run did not wait for us, and was faster
-            await to_thread.run_sync(partial.discard)
-            self._land(file, Landed(path=path), partial)
         else:
             blob, cache, commit = file.blob or digest, self._cache(), self._commit()
-            path = await to_thread.run_sync(partial.publish, lambda p: cache.publish(p, blob, commit, file.name))
+            path = await to_thread.run_sync(
+                partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=file.size)
+            )
             self._land(file, Landed(path=path), partial)
         del self._open[file.name]
         unlock(task.lock)

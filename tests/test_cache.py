@@ -185,6 +185,22 @@ def test_publish_and_find(cache: RepoCache) -> None:
         assert os.listdir(cache.folder / "blobs") == []
 
 
+def test_what_another_run_published_stays(cache: RepoCache) -> None:
+    """The same file a second time: the first stays, which others may have mapped, and the second goes."""
+    path = put(cache)
+    before = path.stat()
+    partial = cache.partial(ETAG)
+    partial.write_bytes(b"weights")
+    assert cache.publish(partial, ETAG, COMMIT, "m.safetensors", size=7) == path
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not partial.exists()
+    assert cache.publish(partial, ETAG, COMMIT, "m.safetensors", size=7) == path, "its name was taken in between"
+    partial.write_bytes(b"all the weights")
+    assert cache.publish(partial, ETAG, COMMIT, "m.safetensors", size=15).read_bytes() == b"all the weights"
+    with pytest.raises(StorageError):
+        cache.publish(partial, OTHER, COMMIT, "n.safetensors", size=7)
+
+
 def test_links_are_relative_to_their_depth(linked: RepoCache) -> None:
     """Links go up one more step for each subfolder, so the cache may be moved as a whole."""
     path = put(linked, file="a/b/m.safetensors")

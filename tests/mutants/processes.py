@@ -18,8 +18,8 @@ MUTANTS = (
         "each-load-downloads",
         _TWO,
         "transfer.py",
-        "                if there is not None:",
-        "                if there is not None and not lock:",
+        "                if await self._already_there(cache, file):",
+        "                if await self._already_there(cache, file) and not lock:",
         ("test_transfer.py::test_two_loads_at_once",),
     ),
     Mutant(

@@ -60,7 +60,7 @@ class Watch:
     """Opens each blob when it appears, and tells in the end which of them were changed after that.
 
     `changed` have other bytes, or wrong ones from the start; `touched` were written to. `replaced` counts
-    names that were given to another file: who has the first one open or mapped keeps it, but it is waste.
+    shards whose names were given to another file: who has the first one open or mapped keeps it, but it is waste.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -98,7 +98,8 @@ class Watch:
             if digest != _hash_of(descriptor) or (len(name) == 64 and digest != name):
                 self.changed.append(name)
             os.close(descriptor)
-        self.replaced = len(self._seen) - len({name for name, _ in self._seen})
+        shards = [name for name, _ in self._seen if len(name) == 64]  # the index is small and not locked
+        self.replaced = len(shards) - len(set(shards))
 
     @property
     def blobs(self) -> int:
@@ -171,7 +172,7 @@ def test_a_holder_that_is_stopped(server: FaultServer, tmp_path: Path, scale: Sc
     """The others wait for the policy's bound, do without it, and are not disturbed when it goes on and ends."""
     repository = hub(server)
     first = next(iter(repository.storage.values()))
-    waits = []
+    waits, replaced = [], 0
     for turn in range(scale(1, 15)):
         cache = tmp_path / str(turn)
         server.seen.clear()
@@ -190,10 +191,14 @@ def test_a_holder_that_is_stopped(server: FaultServer, tmp_path: Path, scale: Sc
             assert holder.result(30) == RIGHT
         assert not watch.changed
         assert not watch.touched
-        assert (watch.blobs, watch.replaced) == (len(FILES), 0)
+        assert watch.blobs == len(FILES)
+        replaced += watch.replaced  # two that stopped waiting may end in the same instant
         assert not leftovers(cache)
         assert waits[-1] >= HASTY.lock_patience
-    figure(f"{len(waits)} times, patience {HASTY.lock_patience} s: the others took {min(waits):.1f}-{max(waits):.1f} s")
+    figure(
+        f"{len(waits)} times, patience {HASTY.lock_patience} s: the others took {min(waits):.1f}-{max(waits):.1f} s; "
+        f"{replaced} blobs replaced"
+    )
 
 
 @pytest.mark.timeout(600)
