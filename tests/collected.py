@@ -23,7 +23,7 @@ def missing(ids: Iterable[str], session: pytest.Session) -> set[str]:
     if not files:
         return rest
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--no-header", *sorted(files)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stdout + run.stderr
     return rest - _plain(run.stdout.splitlines())
 

@@ -130,6 +130,7 @@ def _listeners() -> Iterator[tuple[type, str, Callable[..., Any]]]:
     real_notify, real_read = Notifier.__call__, pytest.CaptureFixture.readouterr
     real_popen, real_communicate = subprocess.Popen.__init__, subprocess.Popen.communicate
 
+    @wraps(BaseException.add_note)
     def add_note(self: AsyncfetchError, text: str) -> None:
         """As that of BaseException, and looked at."""
         note(f"a note on a {type(self).__name__}", text)

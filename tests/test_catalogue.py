@@ -38,6 +38,7 @@ def test_faults_are_distinct() -> None:
     assert not [fault for fault, count in Counter(fault for fault, _, _ in rows()).items() if count > 1]
 
 
+@pytest.mark.timeout(200)  # where the files are not part of this run they are collected for it
 def test_each_test_exists(request: pytest.FixtureRequest) -> None:
     """pytest collects every test that is named."""
     assert not missing({test for _, tests, _ in rows() for test in tests}, request.session)

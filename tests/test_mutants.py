@@ -39,6 +39,7 @@ def test_they_can_be_made() -> None:
     assert not flaws
 
 
+@pytest.mark.timeout(200)  # where the files are not part of this run they are collected for it
 def test_their_tests_are_there(request: pytest.FixtureRequest) -> None:
     """Each test that must catch a mutant is one that pytest collects."""
     tests = {test for mutant in MUTANTS for test in mutant.tests}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 CONFIG_ID = hashlib.sha1(b"blob 3\0{}\n").hexdigest()
+OWN_CLIENT = pytest.mark.shows_secrets(reason="the links are logged by this test's own httpx client")
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ODD = ("q?x=1#f.safetensors", "ü.json", "100%20 real.txt", "sub/+&;=.json")
 
@@ -399,7 +400,7 @@ def test_gates_have_no_side_door(root: Path) -> None:
         assert client.get("/single/resolve/main/config.json").status_code == 200
 
 
-@pytest.mark.shows_secrets(reason="a client of the test's own asks for the links, and httpx logs them")
+@OWN_CLIENT
 def test_redirects(root: Path) -> None:
     """LFS files redirect to a signed URL with their metadata; small ones come at once."""
     with Server(root, redirect=True) as server, httpx.Client(base_url=server.url) as client:
@@ -419,7 +420,7 @@ def test_redirects(root: Path) -> None:
         assert odd.content == ODD[0].encode()
 
 
-@pytest.mark.shows_secrets(reason="a client of the test's own asks for the links, and httpx logs them")
+@OWN_CLIENT
 def test_signed_urls_are_checked(root: Path) -> None:
     """A token, a changed signature, another file and an old URL are each refused, as by S3."""
     with Server(root, redirect=True) as server, httpx.Client(base_url=server.url) as client:

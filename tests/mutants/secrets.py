@@ -187,8 +187,8 @@ MUTANTS = (
         "query-in-the-repr-of-a-source",
         _REPRS,
         "source.py",
-        "@dataclass(frozen=True, slots=True, repr=False)\nclass UrlSource:",
-        "@dataclass(frozen=True, slots=True)\nclass UrlSource:",
+        '        return f"UrlSource({str(self)!r})"',
+        '        return f"UrlSource({self.folder!r}, {self.file!r}, {self.query!r})"',
         ("test_source.py::test_what_is_shown_of_a_url",),
     ),
     Mutant(
