@@ -340,7 +340,8 @@ def test_an_unchanged_ref_is_not_written(cache: RepoCache) -> None:
     cache.write_ref("main", COMMIT)
     before = (cache.folder / "refs/main").stat()
     cache.write_ref("main", COMMIT)
-    assert (cache.folder / "refs/main").stat() == before
+    after = (cache.folder / "refs/main").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # its time of access may differ
 
 
 @pytest.mark.parametrize("content", [b"", b"main", b"c" * 39, b"\xff" * 40, b"../../x"])
