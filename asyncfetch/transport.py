@@ -93,6 +93,7 @@ class Body:
         """
         if self._left == 0:
             return 0
+        self._check_floor()  # of what came before: who has all the bytes that were wanted does not come back
         limit = self._transport.piece(limit if self._left is None else min(limit, self._left))
         began = time.monotonic()
         try:
@@ -106,7 +107,8 @@ class Body:
             self._left -= received
             if self._left and not received:
                 raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
-        self._check_floor(received, time.monotonic() - began)
+        seconds_before, count = self._window
+        self._window = seconds_before + time.monotonic() - began, count + received
         await self._transport.spend(received)
         return received
 
@@ -169,9 +171,8 @@ class Body:
 
         return await self._transport.in_thread(work) if data else 0
 
-    def _check_floor(self, received: int, waited: float) -> None:
+    def _check_floor(self) -> None:
         seconds, count = self._window
-        self._window = seconds, count = seconds + waited, count + received
         if seconds < self._policy.stall_window:
             return
         if count < self._policy.stall_bytes:

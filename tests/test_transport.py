@@ -23,7 +23,9 @@ from asyncfetch.errors import (
     ServerError,
     StalledError,
 )
+from asyncfetch.plan import Span
 from asyncfetch.policy import Policy
+from asyncfetch.ranges import Target, read_span
 from asyncfetch.transport import Body, Transport, retry_after
 from asyncfetch.urls import origin_of
 
@@ -373,6 +375,19 @@ async def test_a_drip_is_a_stall(server: FaultServer, kind: str) -> None:
         with pytest.raises(StalledError, match="only"):
             await pull_all(body)
     assert 0.15 < time.monotonic() - began < 1.5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["own", "client"])
+@pytest.mark.parametrize("framing", [OK, Chunked], ids=["length", "chunks"])
+async def test_a_slow_end_is_no_stall(server: FaultServer, kind: str, framing: Fault) -> None:
+    """However slowly the last bytes came, they are here: no error, and no range of no bytes is asked for."""
+    server.fault(PATH, (Drip(500, 0.3), framing), forever=True)
+    target = Target(server.url + PATH)
+    async with transport_of(kind, replace(QUICK, read_timeout=2, stall_window=0.1, stall_bytes=1 << 30)) as transport:
+        data = await read_span(transport, target, Span(100, 1100), file="x", size=len(BODY))
+    assert data == BODY[100:1100]
+    assert all((seen.start or 0) < 1100 for seen in server.to(PATH))
 
 
 @pytest.mark.anyio

@@ -161,6 +161,14 @@ MUTANTS = (
         ("test_transport.py::test_a_drip_is_a_stall", "test_ranges.py::test_slow_drip"),
     ),
     Mutant(
+        "slow-end-is-a-stall",
+        _DRIP,
+        "transport.py",
+        "        await self._transport.spend(received)\n",
+        "        self._check_floor()\n        await self._transport.spend(received)\n",
+        ("test_transport.py::test_a_slow_end_is_no_stall",),
+    ),
+    Mutant(
         "no-connect-time-out",
         _CONNECT,
         "network.py",
