@@ -66,9 +66,9 @@ def _select_in_file(file: SourceFile, select: Selector) -> Index:
 
 def _apply_checksums(located: Located, checksums: Mapping[str, Checksum]) -> None:
     files = {file.name: file for file in located.files}
-    index = located.index.file if located.index else ""
+    index = located.index.file if located.index else None
     for name, checksum in checksums.items():
-        if name in (index, os.path.basename(index)):
+        if index is not None and name in (index, os.path.basename(index)):
             continue  # held against it when it was read
         file = files.get(name) or files.get(located.path_of(name))
         if file is None:

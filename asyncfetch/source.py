@@ -99,6 +99,8 @@ def parse_source(
         return _local(text, kind, revision, subfolder)
     if isinstance(source, os.PathLike) or text.startswith(("/", "./", "../", "~")):
         raise SourceError(f"There is nothing at {text!r}.", hint="Check the path.")
+    if re.search(r"[\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
+        raise SourceError("The source has characters that no URL can carry.")
     sub = _folder(subfolder or "")
     if re.match(r"https?://", text, re.IGNORECASE):
         return _url(text, revision, sub, endpoint)

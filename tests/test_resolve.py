@@ -455,6 +455,13 @@ async def test_checksums_of_no_file(place: Place) -> None:
     assert str(located.files[0].checksum) == digest(FILES[A])
 
 
+async def test_checksum_without_a_name(place: Place) -> None:
+    """It is for no file either, least of all where there is no index to be mistaken for."""
+    source, options = place({"model.safetensors": ONE})
+    with pytest.raises(SourceError, match="''"):
+        await find(source, checksums={"": "0" * 64}, **options)
+
+
 async def test_checksums_count_from_the_index(server: FaultServer, tmp_path: Path) -> None:
     """In a subfolder, both the path in the repository and the name in the index are known."""
     server.hub("org/model", {f"sub/{name}": content for name, content in FILES.items()})

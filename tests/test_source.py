@@ -199,6 +199,14 @@ def test_bad_local_paths(disk: Path, source: str | Path, options: dict[str, str]
         parse_on(source, **options)
 
 
+@pytest.mark.parametrize("source", ["https://u:secret@web.example/\ud800/", "org/model@\udfff", "gpt2"])
+def test_half_of_a_surrogate_pair(source: str) -> None:
+    """What no URL can carry is refused before it is made one, and not repeated: it may hold a password."""
+    with pytest.raises(SourceError, match="no URL can carry") as caught:
+        parse(source, subfolder="\ud800")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("source", "options"),
     [
