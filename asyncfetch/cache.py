@@ -266,15 +266,15 @@ class RepoCache:
 
     def write_ref(self, revision: str, commit: str) -> None:
         """Record what a branch or a tag resolved to. Call it last."""
-        ref = self.folder / "refs" / path_inside(revision)
+        ref, content = self.folder / "refs" / path_inside(revision), _commit(commit).encode()
         if is_commit(revision):
             return
         with storage_errors(ref):
-            if ref.is_file() and ref.read_bytes() == commit.encode():
+            if ref.is_file() and ref.read_bytes() == content:
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
             temporary = ref.with_name(f"{ref.name}.{secrets.token_hex(4)}.tmp")
-            _write_synced(temporary, _commit(commit).encode())
+            _write_synced(temporary, content)
             os.replace(temporary, ref)
             _sync(ref.parent)
 
