@@ -271,16 +271,16 @@ class RepoCache:
 
     def write_ref(self, revision: str, commit: str) -> None:
         """Record what a branch or a tag resolved to. Call it last."""
-        ref = self.folder / "refs" / path_inside(revision)
+        ref, content = self.folder / "refs" / path_inside(revision), _commit(commit).encode()
         if is_commit(revision):
             return
         with storage_errors(ref):
-            if ref.is_file() and ref.read_bytes() == commit.encode():
+            if ref.is_file() and ref.read_bytes() == content:
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
-            with self._temporary(_commit(commit)) as temporary:  # not beside it: any name there is a ref
+            with self._temporary(commit) as temporary:  # not beside it: any name there is a ref
                 temporary.parent.mkdir(exist_ok=True)
-                _write_synced(temporary, commit.encode())
+                _write_synced(temporary, content)
                 _rename(temporary, ref)
             _sync(ref.parent)
 

@@ -318,8 +318,8 @@ MUTANTS = (
         "ref-written-in-place",
         _NAMES_TWICE,
         "cache.py",
-        "                _write_synced(temporary, commit.encode())\n                _rename(temporary, ref)\n",
-        "                ref.unlink(missing_ok=True)\n                _write_synced(ref, commit.encode())\n",
+        "                _write_synced(temporary, content)\n                _rename(temporary, ref)\n",
+        "                ref.unlink(missing_ok=True)\n                _write_synced(ref, content)\n",
         ("test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
