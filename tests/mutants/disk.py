@@ -141,7 +141,7 @@ MUTANTS = (
         "ref-always-written",
         _READ_ONLY,
         "cache.py",
-        "            if ref.is_file() and ref.read_bytes() == commit.encode():",
+        "            if ref.is_file() and ref.read_bytes() == content:",
         "            if ref.is_dir():",
         ("test_cache.py::test_an_unchanged_ref_is_not_written",),
     ),
