@@ -34,7 +34,7 @@ def server() -> Iterator[FaultServer]:
     """The model, slow enough that all loads are at it at the same time."""
     with FaultServer() as running:
         for path in running.hub("org/model", FILES).storage.values():
-            running.fault(path, Drip(16_384, 0.005), forever=True)
+            running.fault(path, Drip(16_384, 0.02), forever=True)
         yield running
 
 
