@@ -124,7 +124,7 @@ def test_a_warning_is_heard() -> None:
     assert secrets_watch.hits()
 
 
-@pytest.mark.parametrize("secret", [TOKEN, SIGNATURE, PASSWORD])
+@pytest.mark.parametrize("secret", [TOKEN, SIGNATURE, PASSWORD], ids=["token", "signature", "password"])
 def test_encodings(secret: str) -> None:
     """A canary is known in a URL, in a repr, and in what Basic authentication makes of it."""
     for said in (secret, quote(secret, safe=""), repr(secret.encode()), SIGNED):

@@ -137,6 +137,7 @@ def test_what_is_shown_of_a_url() -> None:
         f"https://user:{PASSWORD}@/m?sig={SIGNATURE}",
         f"https://user:{PASSWORD}@h/m/x.bin?sig={SIGNATURE}",
     ],
+    ids=["port", "host", "bracket", "no-host", "pickle"],
 )
 def test_errors_show_no_credentials(source: str) -> None:
     """An error about a URL has neither its query nor its credentials, nor has what caused it."""

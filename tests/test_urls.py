@@ -39,7 +39,9 @@ def test_redirected(location: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["http://[x/", "http://h:99999/", "http://h:port/", "//[/", f"http://user:{PASSWORD}@h\u2100/"]
+    "location",
+    ["http://[x/", "http://h:99999/", "http://h:port/", "//[/", f"http://user:{PASSWORD}@h\u2100/"],
+    ids=["bracket", "large", "word", "relative", "host"],
 )
 def test_senseless_locations(location: str) -> None:
     """A Location that is no address is the server's error, and its text is not repeated."""
