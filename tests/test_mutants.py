@@ -47,7 +47,8 @@ def test_their_tests_are_there(request: pytest.FixtureRequest) -> None:
     assert not missing(tests, request.session)
 
 
-@pytest.mark.shows_secrets(reason="a mutant that shows secrets is caught by what it shows")
+@pytest.mark.shows_secrets(reason="the tests of a mutant may print what it gives away")
+@pytest.mark.timeout(200)  # some are noticed by a time-out of 30 s
 @pytest.mark.parametrize("number", range(3))
 def test_some_are_caught(number: int, seed: int) -> None:
     """Three of them, others with each seed, in full: a copy is broken and a test of it fails."""
