@@ -48,6 +48,7 @@ class Chain:
         # A connection whose end another one has taken over is closed with some of it under way.
         self.under_way = LOSS if split else 0
         self.most_lost = self.left_behind = 0
+        self.seconds = 0.0  # of the last run
         self.stages: Counter[str] = Counter()
         self.missing: dict[str, int] = {}
         self.begin()
@@ -66,7 +67,9 @@ class Chain:
         """One run; whether it was killed. What it left, and what it fetched, is held against what must be."""
         model, cache = self.model, self.cache
         model.server.seen.clear()
+        began = time.monotonic()
         outcome = self.forker.run(model.run(cache, policy=self.policy, kill_after=kill_after))
+        self.seconds = time.monotonic() - began
         assert outcome.killed or outcome.digest == model.digest, outcome
         assert not outcome.late, "it waited for something that a killed run had left"
         assert not violations(cache, model.commits)
@@ -104,9 +107,8 @@ def test_random_kills(
     """SIGKILL at any moment of a run that goes on from a killed one: no wrong byte, no stuck lock, little lost."""
     chain = Chain(forker, model, tmp_path / "cache", split=part % 2 == 1)
     choose = random.Random(seed * PARTS + part)
-    began = time.monotonic()
     chain.run(None)
-    whole = time.monotonic() - began
+    whole = chain.seconds
     chain.begin()
     kills, chains = 0, 0
     while kills < scale(2, 1000 // PARTS):
