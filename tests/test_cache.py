@@ -99,7 +99,7 @@ def test_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "main", "c" * 39, "c" * 41, "C" * 40, "g" * 40, "c" * 40 + "\n", "١" * 40, "../" + "c" * 37]
+    "text", ["", "main", "c" * 39, "c" * 41, "C" * 40, "g" * 40, "c" * 40 + "\n", "١" * 40, "../" + "c" * 37, "\ud800"]
 )
 def test_server_chosen_names_never_become_paths(linked: RepoCache, text: str) -> None:
     """A commit or an etag that is not exactly hex digits is refused by everything that makes a path of it."""
@@ -111,6 +111,7 @@ def test_server_chosen_names_never_become_paths(linked: RepoCache, text: str) ->
     for etags in (linked.blob, linked.partial, linked.lock, lambda e: linked.add_small(b"", e, COMMIT, "f")):
         with pytest.raises(CorruptError):
             etags(text)
+    linked.write_ref("main", COMMIT)
     with pytest.raises(CorruptError):
         linked.write_ref("main", text)
 
