@@ -18,8 +18,8 @@ from anyio import from_thread, to_thread
 
 from .bookkeeping import file_states
 from .cache import storage_errors
-from .checkpoint import Array, dtype_of, state_dict, verify_file
-from .errors import ChecksumMismatchError, SourceError, StorageError
+from .checkpoint import Array, dtype_or_none, state_dict, verify_file
+from .errors import ChecksumMismatchError, StorageError
 from .events import Reporter, Resolved
 from .header import Header, TensorInfo
 from .index import Selector
@@ -155,19 +155,14 @@ async def load_async(
     Raises:
         AsyncfetchError: one of its kinds, see `asyncfetch.errors`. Never an ExceptionGroup.
     """
-    if dtype is not None:
-        dtype_of(dtype)
+    target = dtype_or_none(dtype)
     async with open_session(
         source, revision=revision, subfolder=subfolder, variant=variant, select=select, storage=storage,
         cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
         located, landed = await session.fetch()
-        return await _merge(located, landed, dtype)
-
-
-async def _merge(located: Located, landed: Mapping[str, Landed], dtype: object) -> dict[str, Array]:
-    return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=dtype))
+        return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target))
 
 
 @undivided
@@ -274,9 +269,7 @@ def _inspection(located: Located) -> Inspection:
     tensors: dict[str, tuple[str, TensorInfo]] = {}
     shards = []
     for file in located.files:
-        if file.header is None:
-            raise SourceError(f"The header of {file.name} was not read.")
-        shards.append(ShardInspection(file.name, file.size, states[file.name].present, file.header))
+        shards.append(ShardInspection(file.name, file.size, states[file.name].present, file.known_header))
     by_name = {shard.file: shard for shard in shards}
     metadata: dict[str, Any] = {}
     for shard in shards:

@@ -18,15 +18,15 @@ import numpy as np
 
 from .arrays import is_floating, tensor_view
 from .cache import storage_errors
-from .errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError
+from .errors import ChecksumMismatchError, CorruptError, SourceError
 from .header import DTYPES, PREFIX_BYTES, Header, parse_header
-from .located import Located, SourceFile
+from .located import Located, SourceFile, check_tensors
 from .partial import aligned_buffer, new_hash
 from .plan import Checksum
 from .policy import MiB
 from .transfer import Landed
 
-__all__ = ["aliases_of", "cast", "dtype_of", "file_digest", "state_dict", "verify_file"]
+__all__ = ["aliases_of", "cast", "dtype_of", "dtype_or_none", "file_digest", "state_dict", "verify_file"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,19 +44,14 @@ def state_dict(located: Located, landed: Mapping[str, Landed], *, dtype: object 
     shard in memory; a tensor whose address is no multiple of its item size is a copy. F4 and F6
     tensors are PackedArray. Raises InvalidHeaderError, CorruptError, MissingTensorError.
     """
-    target = None if dtype is None else dtype_of(dtype)
-    selected = located.selected
-    if selected is None:
-        raise SourceError(f"The headers of {located.source} were not read.")
+    target, selected = dtype_or_none(dtype), located.wanted
     files = {file.name: file for file in located.files}
     views: dict[str, Array] = {}
     for shard in selected.shards:
         file = files[located.path_of(shard)]
         header, buffer = open_landed(file, landed[file.name])
         names = selected.tensors_of(shard)
-        missing = [name for name in names if name not in header.tensors]
-        if missing:
-            raise MissingTensorError(shard, selected.file, missing)
+        check_tensors(names, header, shard=shard, index_file=selected.file)
         for name in names:
             view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
             views[name] = view if target is None else cast(view, target)
@@ -139,6 +134,11 @@ def dtype_of(dtype: object) -> np.dtype[Any]:
     if not is_floating(found):
         raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
     return found
+
+
+def dtype_or_none(dtype: object) -> np.dtype[Any] | None:
+    """`dtype_of` an argument that may be left out."""
+    return None if dtype is None else dtype_of(dtype)
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:

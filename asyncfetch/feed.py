@@ -24,9 +24,9 @@ from anyio.lowlevel import checkpoint
 from .arrays import tensor_view
 from .cache import storage_errors
 from .checkpoint import Array, cast, open_landed
-from .errors import CorruptError, MissingTensorError, SourceError
+from .errors import CorruptError, SourceError
 from .header import TensorInfo
-from .located import Located, SourceFile
+from .located import Located, SourceFile, check_tensors
 from .outlet import Landed
 from .partial import FilePartial, Partial, aligned_buffer
 from .policy import MiB, Policy
@@ -88,9 +88,7 @@ class Feed:
         memory_limit: int | None,
         dtype: np.dtype[Any] | None,
     ) -> None:
-        selected = located.selected
-        if selected is None:
-            raise SourceError(f"The headers of {located.source} were not read.")
+        selected = located.wanted
         self.early = early
         self.wake: Callable[[], None] = lambda: None
         self._index_file = selected.file
@@ -99,11 +97,10 @@ class Feed:
         self._names = {located.path_of(shard): selected.tensors_of(shard) for shard in selected.shards}
         self._segments: dict[str, list[Segment]] = {}
         if self._memory:
-            received = [file for file in located.files if file.path is None and file.header is not None]
             self._segments = {
                 file.name: segments_of(file.header, self._names.get(file.name, ()))
-                for file in received
-                if file.header is not None
+                for file in located.files
+                if file.path is None and file.header is not None
             }
         self._stops = {name: [segment.stop for segment in parts] for name, parts in self._segments.items()}
         self._largest = max((segment.nbytes for parts in self._segments.values() for segment in parts), default=0)
@@ -232,13 +229,13 @@ class Feed:
 
     def _offer_stored(self, file: SourceFile, partial: FilePartial) -> None:
         """What is on disk from the first byte on: read when it is asked for, by a descriptor of our own."""
-        assert file.header is not None  # noqa: S101
+        header = file.known_header
         stored = self._stored.get(file.name)
         if stored is None:
             wanted = set(self._names.get(file.name, ()))
-            waiting = deque((name, info) for name, info in file.header.tensors.items() if name in wanted)
+            waiting = deque((name, info) for name, info in header.tensors.items() if name in wanted)
             stored = self._stored[file.name] = _Stored(waiting, partial.duplicate() if waiting else -1)
-        reached = partial.frontier - file.header.data_start
+        reached = partial.frontier - header.data_start
         entries = []
         while stored.waiting and stored.waiting[0][1].end <= reached:
             name, info = stored.waiting.popleft()
@@ -249,9 +246,7 @@ class Feed:
     def _open(self, file: SourceFile, landed: Landed, credit: int) -> list[_Entry]:
         header, buffer = open_landed(file, landed)
         names = self._names.get(file.name, ())
-        missing = [name for name in names if name not in header.tensors]
-        if missing:
-            raise MissingTensorError(file.name, self._index_file, missing)
+        check_tensors(names, header, shard=file.name, index_file=self._index_file)
         entries = [
             self._entry(name, _viewer(buffer, header.tensors[name], header.data_start, file.name, name))
             for name in names
@@ -319,8 +314,7 @@ def _viewer(buffer: Any, info: TensorInfo, data_start: int, file: str, name: str
 
 
 def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> Callable[[], Array]:
-    assert file.header is not None  # noqa: S101
-    offset = file.header.data_start + info.begin
+    offset = file.known_header.data_start + info.begin
 
     def read() -> Array:
         buffer, at = aligned_buffer(info.nbytes, 0), 0

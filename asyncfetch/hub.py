@@ -30,7 +30,7 @@ from .errors import (
 )
 from .index import index_too_large
 from .plan import Checksum, Span
-from .ranges import Target, read_span
+from .ranges import Target, read_span, strong
 from .transport import OnRetry, Reply, Transport
 from .urls import no_downgrade, origin_of, redirected
 
@@ -202,12 +202,6 @@ class Hub:
         if found.link is None or not found.size:
             return found, found.prefix
 
-        async def renew() -> Target:
-            again = await self.look(file, found.commit, limit=1)
-            if (again.etag, again.size) != (found.etag, found.size):
-                raise ChangedError(file, "the Hub names another hash for it")
-            return self.target(file, again)
-
         data = await read_span(
             self.transport,
             self.target(file, found),
@@ -215,7 +209,7 @@ class Hub:
             file=file,
             size=found.size,
             on_retry=on_retry,
-            renew=renew,
+            renew=lambda: self.target_anew(file, found.commit, etag=found.etag, size=found.size),
         )
         return found, data
 
@@ -225,6 +219,15 @@ class Hub:
             return Target(found.link, neutral=True, signed=True)
         url = self.url(file, found.commit)
         return Target(url, self.headers(url), validator=found.validator)
+
+    async def target_anew(
+        self, file: str, revision: str, *, etag: str, size: int, on_retry: OnRetry | None = None
+    ) -> Target:
+        """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
+        again = await self.look(file, revision, limit=1, on_retry=on_retry)
+        if (again.etag, again.size) != (etag, size):
+            raise ChangedError(file, "the Hub names another hash for it")
+        return self.target(file, again)
 
     def _may_follow(self, here: str, target: str) -> bool:
         return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
@@ -247,8 +250,7 @@ class Hub:
         link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
             raise ProtocolError("it redirects from https to http", url=reply.url)
-        own = headers.get("etag", "")
-        validator = own if not elsewhere and re.fullmatch(r'"[^"]*"', own) else None
+        validator = None if elsewhere else strong(headers)
         prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
         return HubFile(commit, etag, checksum, size, link, prefix, validator, splittable)
 

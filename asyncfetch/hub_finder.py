@@ -10,7 +10,6 @@ from anyio import to_thread
 from .cache import RepoCache, is_commit
 from .errors import (
     AsyncfetchError,
-    ChangedError,
     ChecksumMismatchError,
     CorruptError,
     EntryNotFoundError,
@@ -151,8 +150,8 @@ class HubOrigin:
     async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:
         finder = self._finder
         if file.target is None or renew:
-            found = await finder.hub.look(file.name, finder.commit or finder.revision, limit=1, on_retry=on_retry)
-            if (found.etag, found.size) != (file.key, file.size):
-                raise ChangedError(file.name, "the Hub names another hash for it")
-            file.target = finder.hub.target(file.name, found)
+            revision = finder.commit or finder.revision
+            file.target = await finder.hub.target_anew(
+                file.name, revision, etag=file.key, size=file.size, on_retry=on_retry
+            )
         return file.target

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from anyio import to_thread
 
 from .api import blocking
 from .arrays import hollow_array
-from .checkpoint import Array, aliases_of, dtype_of
+from .checkpoint import Array, aliases_of, dtype_or_none
 from .errors import SourceError
 from .located import Located
 from .models import Loading, LoadReport, load_state_dict_into
@@ -51,9 +52,7 @@ async def load_into_async(
         if options or memory_limit is not None:
             raise SourceError(f"A state dict takes no options such as {next(iter(options), 'memory_limit')}=.")
         return await to_thread.run_sync(lambda: load_state_dict_into(model, source, strict=strict, assign=assign))
-    dtype = options.pop("dtype", None)
-    if dtype is not None:
-        dtype_of(dtype)
+    dtype = dtype_or_none(options.pop("dtype", None))
     async with open_session(source, **options) as session:
         located = await session.locate_verified()
         loading = await to_thread.run_sync(lambda: _judged(model, located, dtype, strict=strict, assign=assign))
@@ -66,24 +65,19 @@ async def load_into_async(
         return await to_thread.run_sync(loading.finish)
 
 
-def _judged(model: Any, located: Located, dtype: object, *, strict: bool, assign: bool) -> Loading:
+def _judged(model: Any, located: Located, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
     expected = _expected(located, dtype)
     return Loading(model, expected, strict=strict, assign=assign, aliases=aliases_of(located, expected))
 
 
-def _expected(located: Located, dtype: object) -> dict[str, Array]:
+def _expected(located: Located, dtype: np.dtype[Any] | None) -> dict[str, Array]:
     """The state dict to come, in its order: dtypes and shapes without memory."""
-    target = None if dtype is None else dtype_of(dtype)
-    if located.selected is None:
-        raise SourceError(f"The headers of {located.source} were not read.")
     files = {file.name: file for file in located.files}
     expected: dict[str, Array] = {}
-    for name, shard in located.selected.weight_map.items():
+    for name, shard in located.wanted.weight_map.items():
         file = files[located.path_of(shard)]
-        if file.header is None:
-            raise SourceError(f"The header of {file.name} was not read.")
-        expected[name] = hollow_array(file.header.tensors[name], file=file.name, tensor=name, cast_to=target)
+        expected[name] = hollow_array(file.known_header.tensors[name], file=file.name, tensor=name, cast_to=dtype)
     return expected
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,14 +11,14 @@ from typing import Protocol
 from anyio import to_thread
 
 from .cache import RepoCache, storage_errors
-from .errors import EntryNotFoundError, MissingTensorError
+from .errors import EntryNotFoundError, MissingTensorError, SourceError
 from .header import PREFIX_BYTES, Header, header_length, parse_header
 from .index import Index
 from .plan import Checksum, Span
 from .ranges import Target, read_span
 from .transport import OnRetry, Transport
 
-__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "read_header", "renewal"]
+__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "check_tensors", "read_header", "renewal"]
 
 PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most headers fit
 
@@ -64,6 +64,13 @@ class SourceFile:
     def algorithm(self) -> str:
         return self.checksum.algorithm if self.checksum else "sha256"
 
+    @property
+    def known_header(self) -> Header:
+        """Its header. Raises SourceError if it was not read."""
+        if self.header is None:
+            raise SourceError(f"The header of {self.name} was not read.")
+        return self.header
+
 
 @dataclass(eq=False, slots=True)
 class Located:
@@ -88,6 +95,13 @@ class Located:
     index_path: Path | None = None
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> Index:
+        """The selected index. Raises SourceError if no header was read."""
+        if self.selected is None:
+            raise SourceError(f"The headers of {self.source} were not read.")
+        return self.selected
 
     def path_of(self, shard: str) -> str:
         """The path in the source of a shard that the index names."""
@@ -135,6 +149,13 @@ def _local_header(file: SourceFile) -> bytes:
         return (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]
 
 
+def check_tensors(names: Iterable[str], header: Header, *, shard: str, index_file: str) -> None:
+    """Raises MissingTensorError if a shard lacks one of `names`."""
+    missing = [name for name in names if name not in header.tensors]
+    if missing:
+        raise MissingTensorError(shard, index_file, missing)
+
+
 def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
     """Hold the index against the headers of its shards: tensors present and not listed, as notes.
 
@@ -144,9 +165,7 @@ def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
     notes = []
     for shard, header in headers.items():
         listed = index.tensors_of(shard)
-        missing = [name for name in listed if name not in header.tensors]
-        if missing:
-            raise MissingTensorError(shard, index.file, missing)
+        check_tensors(listed, header, shard=shard, index_file=index.file)
         extra = len(header.tensors) - len(listed)
         if extra:
             wanted = set(listed)

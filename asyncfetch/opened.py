@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, KeysView, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, KeysView, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,16 +14,16 @@ import numpy as np
 from anyio import to_thread
 
 from .arrays import tensor_view
-from .checkpoint import Array, aliases_of, cast, dtype_of
+from .checkpoint import Array, aliases_of, cast, dtype_of, dtype_or_none
 from .errors import SelectionError, SourceError
 from .events import Reporter
 from .gather import Gatherer, Want
 from .header import DTYPES, TensorInfo, shorten
-from .index import Index, Selector, select_tensors
+from .index import Selector, select_tensors
 from .located import Located, SourceFile
 from .partial import aligned_buffer
 from .policy import Policy
-from .portal import Portal, entered
+from .portal import Portal, blocking_block
 from .session import open_session, plain_errors
 from .slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
 from .tasks import whole
@@ -52,10 +52,8 @@ class _Contents:
     """What both faces of an opened checkpoint tell without a request."""
 
     def __init__(self, located: Located) -> None:
-        if located.selected is None:
-            raise SourceError(f"The headers of {located.source} were not read.")
         self._located = located
-        self._selected: Index = located.selected
+        self._selected = located.wanted
         self._files = {file.name: file for file in located.files}
 
     def keys(self) -> KeysView[str]:
@@ -124,10 +122,9 @@ class _Contents:
             hint = f"Is it {shorten(close[0])}?" if close else "keys() has the names."
             raise SelectionError(f"{self._located.source} has no tensor {shorten(name)}.", hint=hint)
         file = self._files[self._located.path_of(shard)]
-        if file.header is None:
-            raise SourceError(f"The header of {file.name} was not read.")
-        info = file.header.tensors[name]
-        return file, info, file.header.data_start + info.begin
+        header = file.known_header
+        info = header.tensors[name]
+        return file, info, header.data_start + info.begin
 
 
 def _packed(name: str, info: TensorInfo) -> SourceError:
@@ -312,7 +309,7 @@ async def open_async(
     and the ETag of the file can be checked (see `Checkpoint`). Nothing is written. Connections
     live as long as the block, and what is raised in the block passes through unchanged.
     """
-    target = None if dtype is None else dtype_of(dtype)
+    target = dtype_or_none(dtype)
     failure: BaseExceptionGroup[BaseException] | None = None
     async with open_session(
         source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
@@ -332,23 +329,9 @@ async def open_async(
         raise failure
 
 
-def _blocking(
-    function: Callable[P, AbstractAsyncContextManager[Checkpoint]],
-) -> Callable[P, AbstractContextManager[BlockingCheckpoint]]:
-    """The blocking twin of `open_async`: an event loop in a thread, for as long as the block runs."""
-
-    @contextmanager
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[BlockingCheckpoint]:
-        with entered(function(*args, **kwargs)) as (checkpoint, portal):
-            yield BlockingCheckpoint(checkpoint, portal)
-
-    call.__name__ = call.__qualname__ = "open"
-    call.__doc__ = (
-        "The blocking twin of `open_async`: `with asyncfetch.open(source) as checkpoint`, whose methods block."
-        f"\n\n    {function.__doc__}"
-    )
-    return call
-
-
-open = _blocking(open_async)  # noqa: A001
+open = blocking_block(  # noqa: A001
+    open_async,
+    BlockingCheckpoint,
+    name="open",
+    summary="The blocking twin of `open_async`: `with asyncfetch.open(source) as checkpoint`, whose methods block.",
+)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
-from typing import Any, NoReturn, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from .errors import SourceError
 
-__all__ = ["Portal", "entered"]
+__all__ = ["Portal", "blocking_block"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -48,8 +51,27 @@ def _ended(*_: object) -> NoReturn:
     raise RuntimeError("This portal is not running")  # as anyio itself says it, and expects it
 
 
+def blocking_block(
+    function: Callable[P, AbstractAsyncContextManager[T]], wrap: Callable[[T, Portal], R], *, name: str, summary: str
+) -> Callable[P, AbstractContextManager[R]]:
+    """The blocking twin `name` of an async context manager function: an event loop in a thread, as long as the block.
+
+    `wrap` makes of what it gives, and of the way into the loop, what the twin gives. `summary` begins its docstring.
+    """
+
+    @contextmanager
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        with _entered(function(*args, **kwargs)) as (value, portal):
+            yield wrap(value, portal)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"{summary}\n\n    {function.__doc__}"
+    return call
+
+
 @contextmanager
-def entered(manager: AbstractAsyncContextManager[T]) -> Iterator[tuple[T, Portal]]:
+def _entered(manager: AbstractAsyncContextManager[T]) -> Iterator[tuple[T, Portal]]:
     """Enter `manager` in an event loop in a thread. In a forked child, leaving the block does nothing."""
     with ExitStack() as stack:
         loop = stack.enter_context(start_blocking_portal())

@@ -27,7 +27,7 @@ from .policy import Budget, retrying
 from .transport import Body, OnRetry, Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Target", "open_span", "read_span", "strong_etag", "version_of"]
+__all__ = ["Target", "open_span", "read_span", "strong", "strong_etag", "version_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,13 @@ def _start_of(body: Body, span: Span, *, file: str, size: int) -> int:
 
 def strong_etag(body: Body, target: Target) -> str | None:
     """The ETag of an answer that came from `target` itself, if it is fit for If-Range (RFC 9110, section 13.1.5)."""
-    etag = body.headers.get("etag", "")
-    return etag if body.url == target.url and re.fullmatch(r'"[^"]*"', etag) else None
+    return strong(body.headers) if body.url == target.url else None
+
+
+def strong(headers: Mapping[str, str]) -> str | None:
+    """The ETag among `headers`, if it is a strong one."""
+    etag = headers.get("etag", "")
+    return etag if re.fullmatch(r'"[^"]*"', etag) else None
 
 
 async def read_span(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
-from functools import wraps
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
 
 import anyio
+import numpy as np
 from anyio import to_thread
 
-from .checkpoint import Array, dtype_of
+from .checkpoint import Array, dtype_or_none
 from .errors import SourceError
 from .events import Reporter
 from .feed import Feed
 from .index import Selector
 from .located import Located
 from .policy import Policy
-from .portal import Portal, entered
+from .portal import Portal, blocking_block
 from .session import Session, open_session, plain_errors
 from .tasks import whole
 
@@ -43,7 +43,8 @@ class _Tensors(AsyncIterator[tuple[str, Array]]):
 class _BlockingTensors(Iterator[tuple[str, Array]]):
     """The same for blocking code. An interrupt while it waits cancels the wait."""
 
-    def __init__(self, tensors: _Tensors, portal: Portal) -> None:
+    def __init__(self, tensors: AsyncIterator[tuple[str, Array]], portal: Portal) -> None:
+        assert isinstance(tensors, _Tensors)  # noqa: S101
         self._feed = tensors._feed
         self._portal = portal
 
@@ -61,14 +62,18 @@ class _BlockingTensors(Iterator[tuple[str, Array]]):
 
 @asynccontextmanager
 async def feeding(
-    session: Session, located: Located, *, dtype: object, early: bool = False, memory_limit: int | None = None
+    session: Session,
+    located: Located,
+    *,
+    dtype: np.dtype[Any] | None,
+    early: bool = False,
+    memory_limit: int | None = None,
 ) -> AsyncIterator[_Tensors]:
     """The download of `located` beside the block, which reads its tensors. It is cancelled when the block ends."""
-    target = None if dtype is None else dtype_of(dtype)
     policy = session.request.policy
     feed = await to_thread.run_sync(
         lambda: Feed(
-            located, storage=session.storage, policy=policy, early=early, memory_limit=memory_limit, dtype=target
+            located, storage=session.storage, policy=policy, early=early, memory_limit=memory_limit, dtype=dtype
         )
     )
 
@@ -149,8 +154,7 @@ async def stream_async(
     """
     if memory_limit is not None and (type(memory_limit) is not int or memory_limit <= 0):
         raise SourceError(f"memory_limit={memory_limit!r} is not a positive number of bytes.")
-    if dtype is not None:
-        dtype_of(dtype)
+    target = dtype_or_none(dtype)
     failure: Exception | None = None
     async with open_session(
         source, revision=revision, subfolder=subfolder, variant=variant, select=select, storage=storage,
@@ -158,7 +162,7 @@ async def stream_async(
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
         located = await whole(session.locate_verified)
-        async with feeding(session, located, dtype=dtype, early=early, memory_limit=memory_limit) as tensors:
+        async with feeding(session, located, dtype=target, early=early, memory_limit=memory_limit) as tensors:
             try:
                 yield tensors
             except Exception as error:  # the caller's own, or one that the iterator raised: it leaves as it is
@@ -167,24 +171,10 @@ async def stream_async(
         raise failure
 
 
-def _blocking(
-    function: Callable[P, AbstractAsyncContextManager[AsyncIterator[tuple[str, Array]]]],
-) -> Callable[P, AbstractContextManager[Iterator[tuple[str, Array]]]]:
-    """The blocking twin of `stream_async`: an event loop in a thread, for as long as the block runs."""
-
-    @contextmanager
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[Iterator[tuple[str, Array]]]:
-        with entered(function(*args, **kwargs)) as (tensors, portal):
-            assert isinstance(tensors, _Tensors)  # noqa: S101
-            yield _BlockingTensors(tensors, portal)
-
-    call.__name__ = call.__qualname__ = "stream"
-    call.__doc__ = (
-        "The blocking twin of `stream_async`: `with asyncfetch.stream(source) as tensors: for name, array in tensors`."
-        f"\n\n    {function.__doc__}"
-    )
-    return call
-
-
-stream = _blocking(stream_async)
+stream = blocking_block(
+    stream_async,
+    _BlockingTensors,
+    name="stream",
+    summary="The blocking twin of `stream_async`: "
+    "`with asyncfetch.stream(source) as tensors: for name, array in tensors`.",
+)

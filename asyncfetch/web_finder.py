@@ -33,7 +33,7 @@ from .hub import size_of
 from .index import index_too_large
 from .located import PREFIX_LIMIT, Located, SourceFile
 from .plan import Checksum
-from .ranges import Target, version_of
+from .ranges import Target, strong, version_of
 from .source import UrlSource
 from .transport import OnRetry, Reply, Transport
 from .urls import no_downgrade, origin_of
@@ -115,13 +115,13 @@ class WebFinder(Finder):
         if size is None:
             raise ProtocolError("the answer tells no size", url=reply.url)
         etag, modified = reply.headers.get("etag", ""), reply.headers.get("last-modified", "")
-        strong = etag if re.fullmatch(r'"[^"]*"', etag) else None
+        validator = strong(reply.headers)
         identity = f"{redact_url(self.web.url(name)).partition('?')[0]}\n{size}\n{etag or modified}"
         checksum = _digest_of(reply.headers)
         url = self.web.url(name)
         neutral = origin_of(reply.url) != origin_of(url)
-        version = ("", "") if strong else version_of(reply.headers)
-        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=strong, version=version)
+        version = ("", "") if validator else version_of(reply.headers)
+        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=validator, version=version)
         key = hashlib.sha256(identity.encode()).hexdigest()
         resumable = bool(etag or modified)
         prefix = reply.body if reply.status != 416 else b""

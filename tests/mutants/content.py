@@ -315,8 +315,8 @@ MUTANTS = (
         "missing-tensors-unnoticed",
         _PRESENT,
         "located.py",
-        "        if missing:\n",
-        "        if missing is None:\n",
+        "    if missing:\n",
+        "    if missing is None:\n",
         ("test_resolve.py::test_a_listed_tensor_that_its_shard_lacks",),
     ),
     Mutant(
