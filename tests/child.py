@@ -6,10 +6,14 @@ The fault server stays in the tests' process, so that it is not measured too.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 from typing import Any
+
+from .users import ROOT
 
 _PREAMBLE = """
 import json, resource, sys
@@ -30,7 +34,7 @@ def in_child(code: str, *arguments: object, seconds: float = 50) -> dict[str, An
     """Run `code`, in which `arguments` are sys.argv[1:], and return what it tells last."""
     done = subprocess.run(
         [sys.executable, "-c", _PREAMBLE + code, *map(str, arguments)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -39,3 +43,25 @@ def in_child(code: str, *arguments: object, seconds: float = 50) -> dict[str, An
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
+
+
+def interrupted(code: str, **environ: str) -> float:
+    """Seconds from an interrupt until a child has control back.
+
+    `code` prints "going" when it may be interrupted, and then "interrupted" with its monotonic clock.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environ}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "going\n"
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    word, moment = output.split()[-2:]
+    assert word == "interrupted"
+    assert process.returncode == 0
+    return float(moment) - sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import ssl
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from . import secrets_watch
+from .certificates import trusted_context
+from .fault_server import FaultServer
 
 # A shell that starts the tests in the background makes them, and so the programs that they start and
 # interrupt, ignore Ctrl-C.
@@ -69,6 +72,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("figures")
         for line in config.stash[FIGURES]:
             terminalreporter.line(line)
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """The TLS context of a server that this process trusts."""
+    return trusted_context(tmp_path_factory.mktemp("ca"), monkeypatch)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A fault server without files."""
+    with FaultServer() as running:
+        yield running
 
 
 @pytest.fixture

@@ -11,14 +11,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import trustme
 
-import asyncfetch
 from asyncfetch.errors import (
     AsyncfetchError,
     ChangedError,
@@ -50,55 +46,17 @@ from .fault_server import (
     UntilClose,
     transport_of,
 )
-from .files import safetensors_bytes, sharded_bytes
+from .files import safetensors_bytes
+from .small_model import CALM, FILES, INDEX, KINDS, ONE_FILE, ONE_LOOP, SHARD, SINGLE, TENSORS, load, same
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-SHARD = "model-00001-of-00002.safetensors"
-TENSORS = {f"layer.{n}": np.random.default_rng(n).integers(0, 255, 150_000, dtype=np.uint8) for n in range(2)}
-FILES = sharded_bytes(TENSORS, 2)
-ONE_FILE = {SINGLE: safetensors_bytes(TENSORS)}
 LONG_HEADER = {SINGLE: safetensors_bytes(TENSORS, {"filler": "x" * 200_000})}
-CALM = replace(QUICK, read_timeout=10, connect_timeout=10)  # time-outs are not what is tested
-KINDS = pytest.mark.parametrize("kind", ["own", "client"])
-ONE_LOOP = pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])  # the loop has no part in it
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    """A server without files."""
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture
-def tls_server(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultServer]:
+def tls_server(trusted: ssl.SSLContext) -> Iterator[FaultServer]:
     """A server with a certificate that this process trusts."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    pem = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(pem))
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    with FaultServer(context) as running:
+    with FaultServer(trusted) as running:
         yield running
-
-
-async def load(server: FaultServer, cache: Path, source: str = "org/model", **options: Any) -> dict[str, Any]:
-    """The state dict of a repository, or of a web folder where `source` is a path."""
-    options = {"policy": CALM, "token": False, "cache_dir": cache, **options}
-    if source.startswith("/"):
-        source = server.url + source
-    else:
-        options["endpoint"] = server.url
-    if options.pop("kind", "own") == "client":
-        async with httpx.AsyncClient() as client:
-            return await asyncfetch.load_async(source, client=client, **options)
-    return await asyncfetch.load_async(source, **options)
-
-
-def same(state: dict[str, Any]) -> bool:
-    return list(state) == list(TENSORS) and all(np.array_equal(state[name], TENSORS[name]) for name in TENSORS)
 
 
 def page_of(repository: Repository, source: str, file: str) -> str:

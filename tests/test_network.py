@@ -32,20 +32,10 @@ PATH = "/files/x.bin"
 BODY = bytes(range(256)) * 400
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    """A certificate authority that no system trusts."""
-    return trustme.CA()
-
-
 @pytest.fixture
-def tls_server(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultServer]:
+def tls_server(trusted: ssl.SSLContext) -> Iterator[FaultServer]:
     """A folder over TLS, with a certificate for localhost that this process trusts."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    with FaultServer(context) as running:
+    with FaultServer(trusted) as running:
         running.web("/files", {"x.bin": BODY})
         yield running
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,6 @@ A, B = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 TENSORS = {f"layer.{n}.weight": np.arange(n, n + 50, dtype=np.float32) for n in range(4)}
 FILES = sharded_bytes(TENSORS, 2)
 ONE = safetensors_bytes({"single": np.zeros(3)})
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 async def find(source: str | Path, *, endpoint: str = "http://127.0.0.1:9", cache: Path, **options: Any) -> Located:

@@ -7,7 +7,6 @@ import inspect
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -37,6 +36,7 @@ from asyncfetch.errors import (
 from asyncfetch.events import Event, FileVerified, Finished, Retrying
 from asyncfetch.server import Server
 
+from .child import interrupted
 from .conftest import BACKENDS
 from .fault_server import OK, QUICK, Drip, FaultServer, Flip, IgnoreRange, Repository, Reset, Stall, Status
 from .files import sharded, sharded_bytes
@@ -551,22 +551,8 @@ def test_ctrl_c(tmp_path: Path) -> None:
     with FaultServer() as server:
         for path in server.hub("org/model", FILES).storage.values():
             server.fault(path, OK, Drip(65_536, 0.05), forever=True)
-        environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path)}
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "going\n"
-            sent = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=20)
-        finally:
-            process.kill()
-    word, moment = output.split()[-2:]
-    assert word == "interrupted"
-    assert float(moment) - sent < 0.5
-    assert process.returncode == 0
+        seconds = interrupted(code, HF_ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path))
+    assert seconds < 0.5
     assert list(tmp_path.rglob("*.map.incomplete"))
 
 

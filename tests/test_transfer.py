@@ -8,12 +8,11 @@ import hashlib
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-import trustme
 
 import asyncfetch
 from asyncfetch.cache import RepoCache
@@ -66,13 +64,6 @@ TENSORS = {f"layer.{n}.weight": _RANDOM.integers(0, 255, (100, 1500), dtype=np.u
 BIG_FILE = safetensors_bytes(BIG)
 SHARDS = sharded_bytes(TENSORS, 3)
 ONE_LANE = replace(QUICK, connections=1, min_split=1 << 30)
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    """A server without files."""
-    with FaultServer() as running:
-        yield running
 
 
 async def load(server: FaultServer, cache: Path, **options: Any) -> dict[str, Any]:
@@ -296,18 +287,6 @@ async def test_few_connections_for_many_shards(
         assert same(await load(server, tmp_path, kind=kind, policy=replace(QUICK, connections=3)), tensors)
         assert len(server.seen) > 48
         assert server.accepted <= 2 * 3
-
-
-@pytest.fixture
-def trusted(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The TLS context of a server that this process trusts."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    pem = tmp_path_factory.mktemp("ca") / "ca.pem"
-    authority.cert_pem.write_to_path(str(pem))
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    return context
 
 
 # -- links and changes ---------------------------------------------------------------------------

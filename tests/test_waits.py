@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -12,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
-import numpy as np
 import pytest
 
-import asyncfetch
 from asyncfetch.errors import (
     RateLimitedError,
     ServerError,
@@ -37,37 +33,7 @@ from .fault_server import (
     Status,
     transport_of,
 )
-from .files import safetensors_bytes, sharded_bytes
-
-SINGLE = "model.safetensors"
-SHARD = "model-00001-of-00002.safetensors"
-TENSORS = {f"layer.{n}": np.random.default_rng(n).integers(0, 255, 150_000, dtype=np.uint8) for n in range(2)}
-FILES = sharded_bytes(TENSORS, 2)
-ONE_FILE = {SINGLE: safetensors_bytes(TENSORS)}
-CALM = replace(QUICK, read_timeout=10, connect_timeout=10)  # time-outs are not what is tested
-KINDS = pytest.mark.parametrize("kind", ["own", "client"])
-ONE_LOOP = pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])  # the loop has no part in it
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    """A server without files."""
-    with FaultServer() as running:
-        yield running
-
-
-async def load(server: FaultServer, cache: Path, **options: Any) -> dict[str, Any]:
-    """The repository's state dict."""
-    options = {"policy": CALM, "token": False, "cache_dir": cache, "endpoint": server.url, **options}
-    if options.pop("kind", "own") == "client":
-        async with httpx.AsyncClient(verify=False) as client:
-            return await asyncfetch.load_async("org/model", client=client, **options)
-    return await asyncfetch.load_async("org/model", **options)
-
-
-def same(state: dict[str, Any]) -> bool:
-    return list(state) == list(TENSORS) and all(np.array_equal(state[name], TENSORS[name]) for name in TENSORS)
-
+from .small_model import CALM, FILES, KINDS, ONE_FILE, ONE_LOOP, SHARD, SINGLE, load, same
 
 # -- waits -----------------------------------------------------------------------------------------
 

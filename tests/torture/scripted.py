@@ -20,12 +20,12 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-import trustme
 
 import asyncfetch
 from asyncfetch.errors import AsyncfetchError
 from asyncfetch.policy import Policy
 
+from ..certificates import trusted_context
 from ..fault_server import Answer, Fault, FaultServer, Truncate
 from ..files import sharded_bytes
 from ..test_faults import assert_clean, assert_silent, texts_of
@@ -314,9 +314,5 @@ def play(
 
 def _certified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The TLS context of a server, and one of a client that trusts it, as the own path then does too."""
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
+    context = trusted_context(folder, monkeypatch)
     return context, ssl.create_default_context(cafile=str(folder / "ca.pem"))
