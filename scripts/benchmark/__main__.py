@@ -85,6 +85,7 @@ def _entries(scheme: str, shape: str) -> list[Entry]:
     entries = [
         Entry("asyncfetch (verified)", "asyncfetch", scheme, shape, {"storage": "disk"}),
         Entry("asyncfetch, memory (verified)", "asyncfetch", scheme, shape, {"storage": "memory"}),
+        Entry("asyncfetch beside a ticker", "asyncfetch", scheme, shape, {"storage": "disk", "ticker": True}),
         Entry("huggingface_hub + safetensors", "huggingface_hub", scheme, shape),
         Entry("aria2c -x4 + safetensors", "aria2", scheme, shape),
         Entry("curl --parallel + safetensors", "curl", scheme, shape),
