@@ -27,7 +27,6 @@ from .transport import Body, Transport
 
 __all__ = ["Gatherer", "Sink", "Want"]
 
-_BURST_SECONDS = 0.008  # how long a worker thread receives before it looks back at the event loop
 _PARTS = 4  # requests for each connection in a large read, so that all end at about the same time
 
 
@@ -202,7 +201,7 @@ class Gatherer:
                         self._whole_only.add(file.name)
                         await skip(body, span.start - at)
                     while sink.room:
-                        got = await body.pull(sink.room, place, sink.land, seconds=_BURST_SECONDS)
+                        got = await body.pull(sink.room, place, sink.land)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)

@@ -34,7 +34,6 @@ from .transport import Transport
 __all__ = ["Landed", "Transfer"]
 
 _REPORT_INTERVAL = 0.1
-_BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
@@ -252,7 +251,7 @@ class Transfer:
                         await skip(body, span.start - at)
                     while lease.start < lease.stop:
                         room = lease.remaining if self.outlet is None else await self._room(task, lease)
-                        got = await body.pull(room, place, land, seconds=_BURST_SECONDS)
+                        got = await body.pull(room, place, land)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)

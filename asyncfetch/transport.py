@@ -37,6 +37,7 @@ _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 _NEUTRAL_HEADERS = frozenset(
     {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
 )
+_BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 OnRetry = Callable[[BaseException, float], None]
@@ -81,14 +82,12 @@ class Body:
         fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
         self._stream: Stream | None = stream if fast else None
 
-    async def pull(
-        self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None], *, seconds: float = 0
-    ) -> int:
+    async def pull(self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]) -> int:
         """Receive up to `limit` bytes: 0 only at the end of the body.
 
         `target(n)` gives the place for n bytes or fewer, `land(view)` takes what was received there;
-        both run in the worker thread that receives. With `seconds`, that thread goes on so long
-        while the socket has more, calling both for each piece: fewer hops between threads. Raises
+        both run in the worker thread that receives, which goes on for some milliseconds while the
+        socket has more, calling both for each piece: fewer hops between threads. Raises
         NetworkError, and StalledError when fewer than `stall_bytes` came in `stall_window` seconds.
         """
         if self._left == 0:
@@ -98,7 +97,7 @@ class Body:
         began = time.monotonic()
         try:
             if self._stream is not None:
-                received = await self._pull_burst(self._stream, limit, target, land, seconds)
+                received = await self._pull_burst(self._stream, limit, target, land)
             else:
                 received = await self._pull_chunks(min(limit, self._policy.burst), target, land)
         except Exception as error:
@@ -113,15 +112,10 @@ class Body:
         return received
 
     async def _pull_burst(
-        self,
-        stream: Stream,
-        limit: int,
-        target: Callable[[int], memoryview],
-        land: Callable[[memoryview], None],
-        seconds: float,
+        self, stream: Stream, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
     ) -> int:
         def work() -> tuple[int, bool]:
-            total, deadline = 0, time.monotonic() + seconds
+            total, deadline = 0, time.monotonic() + _BURST_SECONDS
             while True:
                 view = target(limit - total)
                 received, closed = stream.burst(view)
