@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..fault_server import FaultServer
 from .crashes import NEW, Model, violations
-from .injection import Calls, Tracer, skip_without_strace
+from .injection import Calls, OutOfStepError, Tracer, skip_without_strace
 from .runs import ONE_LANE, Forks, Outcome, Run, forks
 
 __all__ = ["Experiment", "experiments", "some"]
 
+T = TypeVar("T")
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n"
 
 
@@ -32,11 +34,19 @@ class Experiment:
         self.model.prepare(self.forker, self.cache, self.state, self.links)
 
     def _record(self) -> Calls:
-        self.prepare()
-        calls = self.tracer.record(self.run)
-        self.prepare()
-        assert self.tracer.record(self.run, calls.paths).counts == calls.counts, "the paths select other calls"
+        calls = self._prepared(lambda: self.tracer.record(self.run))
+        again = self._prepared(lambda: self.tracer.record(self.run, calls.paths))
+        assert again.counts == calls.counts, "the paths select other calls"
         return calls
+
+    def _prepared(self, trace: Callable[[], T]) -> T:
+        """What `trace` gives with the cache in its state; over again where strace fell out of step."""
+        for _ in range(4):
+            self.prepare()
+            with suppress(OutOfStepError):
+                return trace()
+        self.prepare()
+        return trace()
 
     def points(self, without: frozenset[str] = frozenset()) -> list[tuple[str, int]]:
         """Each call that is not in `without`: its name, and the how manieth of that name it is."""
@@ -46,8 +56,8 @@ class Experiment:
 
     def strike(self, name: str, when: int, what: str) -> tuple[Outcome, list[str]]:
         """A run with `what` in place of, or before, one call; and the lines of the calls of that name."""
-        self.prepare()
-        return self.tracer.inject(self.run, self.calls.paths, f"inject={name}:{what}:when={when}")
+        inject = f"inject={name}:{what}:when={when}"
+        return self._prepared(lambda: self.tracer.inject(self.run, self.calls.paths, inject))
 
     def faults_after(self) -> list[str]:
         """What is wrong in the cache now, or after a run that nothing hurts: that fetches what is missing, no more."""
