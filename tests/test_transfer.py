@@ -266,11 +266,13 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
 
 @pytest.mark.anyio
 async def test_nothing_is_split_where_there_are_no_ranges(server: FaultServer, tmp_path: Path) -> None:
-    """A server that sends the whole file to a range is asked once, and not piece by piece."""
+    """A server that sends the whole file to a range is not asked piece by piece once that is known."""
     _, path = single(server)
     server.fault(path, OK, IgnoreRange, forever=True)
-    assert same(await load(server, tmp_path, policy=replace(QUICK, min_split=100_000, connections=1)), BIG)
-    assert [seen.status for seen in bodies(server, path)] == [200]
+    assert same(await load(server, tmp_path, policy=replace(QUICK, min_split=50_000, connections=2)), BIG)
+    # Each connection may have begun with a piece of its own; all the rest comes with one more request.
+    assert {seen.status for seen in bodies(server, path)} == {200}
+    assert len(bodies(server, path)) <= 3
 
 
 @pytest.mark.anyio
