@@ -16,7 +16,7 @@ from .errors import SourceError
 from .located import Located
 from .models import Loading, LoadReport, load_state_dict_into
 from .session import open_session
-from .streaming import feeding
+from .streaming import check_memory_limit, feeding
 from .tasks import undivided
 
 __all__ = ["load_into", "load_into_async"]
@@ -52,6 +52,7 @@ async def load_into_async(
         if options or memory_limit is not None:
             raise SourceError(f"A state dict takes no options such as {next(iter(options), 'memory_limit')}=.")
         return await to_thread.run_sync(lambda: load_state_dict_into(model, source, strict=strict, assign=assign))
+    check_memory_limit(memory_limit)
     dtype = dtype_or_none(options.pop("dtype", None))
     async with open_session(source, **options) as session:
         located = await session.locate_verified()

@@ -22,7 +22,7 @@ from .portal import Portal, blocking_block
 from .session import Session, open_session, plain_errors
 from .tasks import whole
 
-__all__ = ["feeding", "stream", "stream_async"]
+__all__ = ["check_memory_limit", "feeding", "stream", "stream_async"]
 
 P = ParamSpec("P")
 
@@ -58,6 +58,12 @@ class _BlockingTensors(Iterator[tuple[str, Array]]):
         if found is None:
             raise StopIteration
         return found
+
+
+def check_memory_limit(memory_limit: int | None) -> None:
+    """Raises SourceError unless `memory_limit` is a positive number of bytes, or None."""
+    if memory_limit is not None and (type(memory_limit) is not int or memory_limit <= 0):
+        raise SourceError(f"memory_limit={memory_limit!r} is not a positive number of bytes.")
 
 
 @asynccontextmanager
@@ -152,8 +158,7 @@ async def stream_async(
     tensor is asked for and after all that landed. Never an ExceptionGroup. SourceError if the
     iterator is used after the block.
     """
-    if memory_limit is not None and (type(memory_limit) is not int or memory_limit <= 0):
-        raise SourceError(f"memory_limit={memory_limit!r} is not a positive number of bytes.")
+    check_memory_limit(memory_limit)
     target = dtype_or_none(dtype)
     failure: Exception | None = None
     async with open_session(

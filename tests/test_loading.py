@@ -149,6 +149,14 @@ async def test_a_state_dict_needs_no_source(hub: Server) -> None:
             await asyncfetch.load_into_async(tree(), TENSORS, **options)
 
 
+@pytest.mark.anyio
+async def test_memory_limit_is_checked_first(hub: Server) -> None:
+    """A limit that is none is refused before anything is asked for."""
+    for limit in (0, -1, 1.5, True):
+        with pytest.raises(SourceError, match="memory_limit"):
+            await asyncfetch.load_into_async(tree(), "org/model", endpoint="http://127.0.0.1:9", memory_limit=limit)
+
+
 def test_ties_across_shards(tmp_path: Path) -> None:
     """One array under two names: filled from whichever name is there; from two names only if they are equal."""
     shared = np.zeros((4, 4), np.float32)
