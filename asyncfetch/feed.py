@@ -8,7 +8,6 @@ of what is received at once: so the first shards are whole long before the last.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from bisect import bisect_right
 from collections import deque
@@ -42,12 +41,16 @@ _LEAST = 64 * MiB  # the memory limit, where the shards, or tensors, are smaller
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """A tensor that can be handed out. `credit` bytes are free when the reader comes for the next one."""
+    """A tensor that can be handed out. `credit` bytes are free when the reader comes for the next one.
+
+    `make` may be called again where a wait for what it gives was cancelled.
+    """
 
     name: str
     make: Callable[[], Array]
     heavy: bool
     credit: int = 0
+    stored: _Stored | None = None  # what `make` reads from
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +63,12 @@ class _Stored:
 
     def __post_init__(self) -> None:
         self.unread = len(self.waiting)
+
+    def handed_out(self) -> None:
+        """One of the tensors was: after the last one nothing reads here any more."""
+        self.unread -= 1
+        if not self.unread:
+            self.close()
 
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
@@ -118,9 +127,12 @@ class Feed:
         self._receiving = 0  # early, in memory: files that were begun and are not whole
         self._growing = ""  # else, in memory: the one file that has memory for its beginning only
         self._stored: dict[str, _Stored] = {}
-        self._send, self._receive = anyio.create_memory_object_stream[_Lot](math.inf)
+        # No stream of anyio's: what is in the hands of a reader whose task is cancelled would be lost.
+        self._lots: deque[_Lot] = deque()
         self._ready: deque[_Entry] = deque()
+        self._news: anyio.Event | None = None  # for a reader that waits
         self._owed = 0
+        self._finished = False
         self.closed = False
         self._failure: Exception | None = None
 
@@ -184,13 +196,14 @@ class Feed:
         else:
             credit = reserved if self._memory else 0
             if partial is None or not self.early:
-                self._send.send_nowait(lambda: self._open(file, landed, credit))
+                self._offer(lambda: self._open(file, landed, credit))
             self._give_back(reserved - credit)
 
     def finish(self, failure: Exception | None) -> None:
         """Nothing more comes; the reader gets `failure` after all that is here."""
         self._failure = failure
-        self._send.close()
+        self._finished = True
+        self._tell()
 
     def _end_of_segment(self, file: SourceFile, offset: int) -> int:
         stops = self._stops[file.name]
@@ -217,6 +230,14 @@ class Feed:
 
     # -- what is handed over ----------------------------------------------------------------------
 
+    def _offer(self, lot: _Lot) -> None:
+        self._lots.append(lot)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
     def _offer_filled(self, file: SourceFile, taken: Iterable[Filled]) -> None:
         entries: list[_Entry] = []
         for filled in taken:
@@ -225,7 +246,7 @@ class Feed:
             if filled.segment.tensors:
                 entries[-1].credit = filled.segment.nbytes
         if entries:
-            self._send.send_nowait(entries)
+            self._offer(entries)
 
     def _offer_stored(self, file: SourceFile, partial: FilePartial) -> None:
         """What is on disk from the first byte on: read when it is asked for, by a descriptor of our own."""
@@ -239,9 +260,11 @@ class Feed:
         entries = []
         while stored.waiting and stored.waiting[0][1].end <= reached:
             name, info = stored.waiting.popleft()
-            entries.append(self._entry(name, _reader(stored, file, name, info), heavy=True))
+            entry = self._entry(name, _reader(stored, file, name, info), heavy=True)
+            entry.stored = stored
+            entries.append(entry)
         if entries:
-            self._send.send_nowait(entries)
+            self._offer(entries)
 
     def _open(self, file: SourceFile, landed: Landed, credit: int) -> list[_Entry]:
         header, buffer = open_landed(file, landed)
@@ -263,44 +286,56 @@ class Feed:
 
     async def next(self) -> tuple[str, Array] | None:
         """The next tensor; None at the end. Raises what the transfer failed with, after all that landed."""
-        if self.closed:
-            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
+        self._check_open()
         self._give_back(self._owed)
         self._owed = 0
         await checkpoint()  # the download and the rest of the program have their turn, however many tensors wait
         while not self._ready:
-            try:
-                lot = await self._receive.receive()
-            except anyio.EndOfStream:
+            if not await self._next_lot():
+                self._check_open()
                 if self._failure is not None:
                     raise self._failure from self._failure.__cause__
                 return None
-            self._ready.extend(
-                lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot))
-            )
-            del lot  # so that nothing but the queue holds what is waiting
         entry = self._ready[0]
         array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
-        self._ready.popleft()
-        self._owed = entry.credit
-        return entry.name, array
+        return self._hand_out(array)
 
     def next_at_hand(self) -> tuple[str, Array] | None:
         """The next tensor if it is here and frees no memory: for a reader outside of the event loop's thread."""
         if self.closed or self._owed or not self._ready:
             return None
-        entry = self._ready[0]
-        array = entry.make()
-        self._ready.popleft()
+        return self._hand_out(self._ready[0].make())
+
+    async def _next_lot(self) -> bool:
+        """Wait for more tensors, and make them ready. False when none come. A wait that is cancelled loses none."""
+        while not self._lots:
+            if self._finished:
+                return False
+            self._news = anyio.Event()
+            await self._news.wait()
+        lot = self._lots[0]
+        self._ready.extend(lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot)))
+        self._lots.popleft()
+        return True
+
+    def _hand_out(self, array: Array) -> tuple[str, Array]:
+        """What the first of `_ready` has made, now that nothing can come between it and the reader."""
+        entry = self._ready.popleft()
         self._owed = entry.credit
+        if entry.stored is not None:
+            entry.stored.handed_out()
         return entry.name, array
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
 
     def close(self) -> None:
         """Drop what was not read."""
-        self.closed = True
+        self.closed = self._finished = True
         self._ready.clear()
-        self._send.close()
-        self._receive.close()
+        self._lots.clear()
+        self._tell()
         for stored in self._stored.values():
             stored.close()
 
@@ -324,9 +359,6 @@ def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> C
                 if not got:
                     raise CorruptError(f"{file.name} ends at byte {offset + at:,}.", file=file.name)
                 at += got
-        stored.unread -= 1
-        if not stored.unread:
-            stored.close()
         return tensor_view(buffer, TensorInfo(info.dtype, info.shape, 0, info.nbytes), 0, file=file.name, tensor=name)
 
     return read

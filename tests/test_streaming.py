@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from anyio import to_thread
 from blockbuster import blockbuster_ctx
 
 import asyncfetch
+from asyncfetch import feed
 from asyncfetch.arrays import PackedArray
 from asyncfetch.errors import (
     ChecksumMismatchError,
@@ -406,6 +407,41 @@ async def test_a_cancelled_wait_loses_no_tensor(faulty: tuple[FaultServer, Repos
                 assert cancelled.cancelled_caught
     assert strikes
     assert equal(got, BIG)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.anyio
+async def test_a_wait_cancelled_while_a_thread_works(
+    hub: Server, early: bool, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
+) -> None:
+    """What a thread has made for a wait that is gone is made again: no tensor and no shard is skipped."""
+    scopes: list[anyio.CancelScope] = []
+
+    def striking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if scopes:
+                anyio.from_thread.run_sync(scopes.pop().cancel)
+            return function(*arguments)
+
+        return call
+
+    for name in ("open_landed", "aligned_buffer"):  # a shard that landed is opened, a part of one is read
+        monkeypatch.setattr(feed, name, striking(getattr(feed, name)))
+    got: dict[str, Any] = {}
+    strikes = 0
+    async with asyncfetch.stream_async("org/model", early=early) as tensors:
+        while len(got) < len(TENSORS):
+            with anyio.CancelScope() as scope:
+                scopes[:] = [scope]
+                name, got[name] = await anext(tensors)
+            scopes.clear()
+            strikes += scope.cancelled_caught
+            if scope.cancelled_caught:
+                name, got[name] = await anext(tensors)
+        assert await anext(tensors, None) is None
+    if anyio_backend_name == "asyncio":  # trio hands over what a thread returned, cancelled or not
+        assert strikes == (len(TENSORS) if early else 3)  # for each tensor, or for each shard
+    assert equal(got, TENSORS)
 
 
 @pytest.mark.parametrize("early", [False, True])

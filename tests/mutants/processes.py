@@ -75,12 +75,27 @@ MUTANTS = (
         _CANCEL,
         "feed.py",
         "        entry = self._ready[0]\n"
-        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
-        "        self._ready.popleft()\n",
+        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n",
         "        entry = self._ready.popleft()\n"
         "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
-        "        await checkpoint()\n",
-        ("test_streaming.py::test_a_cancelled_wait_loses_no_tensor",),
+        "        self._ready.appendleft(entry)\n",
+        ("test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
+    ),
+    Mutant(
+        "cancelled-wait-loses-a-shard",
+        _CANCEL,
+        "feed.py",
+        "        lot = self._lots[0]\n",
+        "        lot = self._lots.popleft()\n        self._lots.appendleft([])\n",
+        ("test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
+    ),
+    Mutant(
+        "a-tensor-made-twice-counts-twice",
+        _CANCEL,
+        "feed.py",
+        "                at += got\n",
+        "                at += got\n        stored.handed_out()\n",
+        ("test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
     ),
     Mutant(
         "lock-held-across-a-cancellation",
