@@ -612,14 +612,15 @@ def test_locks_of_one_host_lose_no_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_claim_on_a_file_that_was_published_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between open and lock the holder before us renamed the file: what it published is left alone."""
+    """Between open and lock the holder before us renamed the file: what it published, and the next one, stay."""
     real = fcntl.flock
+    others: list[int] = []
 
     def publish_first(descriptor: int, flags: int) -> None:
         if not (tmp_path / "blob").exists():
             (tmp_path / NAME).write_bytes(DATA)
             (tmp_path / NAME).rename(tmp_path / "blob")
-            (tmp_path / NAME).touch()
+            others.append(os.open(tmp_path / NAME, os.O_CREAT | os.O_RDWR))
         real(descriptor, flags)
 
     monkeypatch.setattr(claim_module.fcntl, "flock", publish_first)
@@ -628,7 +629,9 @@ def test_a_claim_on_a_file_that_was_published_meanwhile(tmp_path: Path, monkeypa
     feed(part, 0, SIZE, bytes(SIZE))
     assert (tmp_path / "blob").read_bytes() == DATA
     assert (tmp_path / NAME).read_bytes() == bytes(SIZE)
+    assert [os.fstat(descriptor).st_nlink for descriptor in others] == [1]
     part.discard()
+    os.close(others[0])
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -655,8 +658,11 @@ def test_a_link_at_the_journals_path_is_not_followed(tmp_path: Path, planted: st
     victim.write_text("precious")
     folder = tmp_path / "blobs"
     folder.mkdir()
-    (folder / NAME.replace(".incomplete", planted)).symlink_to(victim)
+    link = folder / NAME.replace(".incomplete", planted)
+    link.symlink_to(victim)
     part = open_file(folder)
+    assert not link.is_symlink()
+    link.symlink_to(victim)  # again, in the middle of the download
     feed(part, 0, 1000)
     part.suspend()
     assert victim.read_text() == "precious"
