@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import os
 import random
 import shutil
@@ -36,6 +37,14 @@ GROWTH = 4 * MiB  # of memory, from a fifth of the runs to the last; a few runs 
 Once = Callable[[Any, Path], Awaitable[None]]
 Scale = Callable[[int, int], int]
 Figure = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """pytest keeps each line that is logged, at DEBUG some 100 KiB for a download: that is no leak of ours."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
