@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .crashes import STATES
-from .experiment import Experiment, experiments, some
+from .experiment import Experiment, some
 
 ERRNOS = ["ENOSPC", "EIO", "EINTR", "EMFILE", "EACCES", "EROFS"]
-
-
-@pytest.fixture(scope="module")
-def experiment_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Experiment]]:
-    """`experiment_of(state, links)`; each is recorded once."""
-    with experiments(tmp_path_factory.mktemp("experiments")) as get:
-        yield get
 
 
 @pytest.mark.parametrize("errno", ERRNOS)

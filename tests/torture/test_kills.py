@@ -6,20 +6,13 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from .crashes import NEW, SHARDS, STATES
-from .experiment import Experiment, experiments, some
+from .experiment import Experiment, some
 from .injection import READING
-
-
-@pytest.fixture(scope="module")
-def experiment_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Experiment]]:
-    """`experiment_of(state, links)`; each is recorded once."""
-    with experiments(tmp_path_factory.mktemp("experiments")) as get:
-        yield get
 
 
 def kill(experiment: Experiment, name: str, when: int) -> bool:

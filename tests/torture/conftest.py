@@ -1,0 +1,16 @@
+"""For the tests that strike a run at one of its system calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .experiment import Experiment, experiments
+
+
+@pytest.fixture(scope="module")
+def experiment_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Experiment]]:
+    """`experiment_of(state, links)`; each is recorded once."""
+    with experiments(tmp_path_factory.mktemp("experiments")) as get:
+        yield get
