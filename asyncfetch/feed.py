@@ -292,7 +292,6 @@ class Feed:
         await checkpoint()  # the download and the rest of the program have their turn, however many tensors wait
         while not self._ready:
             if not await self._next_lot():
-                self._check_open()
                 if self._failure is not None:
                     raise self._failure from self._failure.__cause__
                 return None
@@ -313,13 +312,17 @@ class Feed:
                 return False
             self._news = anyio.Event()
             await self._news.wait()
+            self._check_open()
         lot = self._lots[0]
-        self._ready.extend(lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot)))
+        entries = lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot))
+        self._check_open()
+        self._ready.extend(entries)
         self._lots.popleft()
         return True
 
     def _hand_out(self, array: Array) -> tuple[str, Array]:
         """What the first of `_ready` has made, now that nothing can come between it and the reader."""
+        self._check_open()
         entry = self._ready.popleft()
         self._owed = entry.credit
         if entry.stored is not None:

@@ -9,8 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -384,6 +385,33 @@ async def test_after_the_block(hub: Server) -> None:
         await anext(tensors)
     with pytest.raises(SourceError, match="closed"):
         await anext(tensors)
+
+
+@pytest.mark.anyio
+async def test_closed_while_another_task_waits(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task for which a shard is still being opened when the block is left is told so."""
+    working, left = anyio.Event(), threading.Event()
+    real = feed.open_landed
+
+    def lasting(*arguments: Any) -> Any:
+        anyio.from_thread.run_sync(working.set)
+        assert left.wait(10)
+        return real(*arguments)
+
+    monkeypatch.setattr(feed, "open_landed", lasting)
+    told: list[str] = []
+
+    async def read(tensors: AsyncIterator[Any]) -> None:
+        with pytest.raises(SourceError) as caught:
+            await anext(tensors)
+        told.append(caught.value.message)
+
+    async with anyio.create_task_group() as group:
+        async with asyncfetch.stream_async("org/model") as tensors:
+            group.start_soon(read, tensors)
+            await working.wait()
+        left.set()
+    assert told == ["The stream is closed."]
 
 
 @pytest.mark.anyio
