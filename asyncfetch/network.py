@@ -16,6 +16,7 @@ import select
 import socket
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -28,6 +29,8 @@ _HEAD_END = b"\r\n\r\n"
 _INTERIM = b"HTTP/1.1 1"  # 1xx: another head follows
 _STAGGER = 0.25  # seconds between attempts: RFC 8305, section 5
 _MAX_PARKED = 64
+_GATHER_SECONDS = 0.03  # how long a body's bytes may gather in the socket before they are received
+_TLS_RECORD = 32 * 1024  # more than the TLS library may have taken from the socket and not handed out
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 
 
@@ -42,6 +45,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._in_head = False
         self._first = b""  # the beginning of the head: the status tells whether another one follows
         self._tail = b""  # the end of what was handed out of a head: its delimiter may be split
+        self._low_water = 1  # bytes that make the socket readable
         self.reusable = False  # set by who has read a body to its exact end
         self.tls_host: str | None = None
 
@@ -68,6 +72,7 @@ class Stream(httpcore.AsyncNetworkStream):
     async def aclose(self) -> None:
         if self.reusable and not self._surplus:
             self.reusable = False
+            self._set_low_water(1)
             self._backend.park(self)
         else:
             self.close()
@@ -145,13 +150,29 @@ class Stream(httpcore.AsyncNetworkStream):
             filled += received
         return filled, False
 
-    async def readable(self, timeout: float) -> bool:
-        """Wait until a burst may receive something. False after `timeout` seconds."""
+    async def readable(self, timeout: float, wanted: int = 1) -> bool:
+        """Wait until a burst may receive something. False after `timeout` seconds.
+
+        At best `wanted` bytes, of which all are still to come: for a moment a trickle is left to gather
+        in the socket, because a wake-up and a hop to a thread cost as much as to receive many packets.
+        """
         if self._surplus:
             return True
         with anyio.move_on_after(timeout) as scope:
+            self._set_low_water(wanted - _TLS_RECORD)
+            if self._low_water > 1:
+                with anyio.move_on_after(min(_GATHER_SECONDS, timeout / 4)):
+                    await anyio.wait_readable(self._sock)
+                    return True
+                self._set_low_water(1)
             await anyio.wait_readable(self._sock)
         return not scope.cancelled_caught
+
+    def _set_low_water(self, nbytes: int) -> None:
+        if max(nbytes, 1) != self._low_water:
+            self._low_water = max(nbytes, 1)
+            with suppress(OSError):  # a system that has it not, or a connection that has just failed
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
 
     def close(self) -> None:
         if self._sock.fileno() != -1:

@@ -142,6 +142,16 @@ def piece_size(pending: int, sharers: int, min_split: int) -> int:
     return min(max(pending // 64, least), 32 * min_split)
 
 
+def least_cut(rate: float, connections: int, min_split: int) -> int:
+    """The fewest bytes that a connection takes from another, where all of them bring `rate` bytes a second.
+
+    What takes one a tenth of a second is worth a request: so slow connections end together. Never
+    more than `min_split`, which holds while the rate is not known; never less than 1 MiB or that.
+    """
+    each = int(rate / 10 / connections)
+    return min(max(each, 1 << 20), min_split) if each else min_split
+
+
 class Growth:
     """Whether more connections would help: from how busy the byte threads are, and what the last ones brought."""
 
@@ -152,6 +162,7 @@ class Growth:
     _WINDOW = 0.1  # seconds over which the rate is taken
 
     def __init__(self) -> None:
+        self.rate = 0.0  # bytes a second, lately
         self._looks: deque[tuple[float, int]] = deque()
         self._before: float | None = None  # the rate when connections were last added
         self._until = 0.0
@@ -162,7 +173,7 @@ class Growth:
         while len(self._looks) > 2 and now - self._looks[1][0] >= self._WINDOW:
             self._looks.popleft()
         began, at = self._looks[0]
-        rate = (received - at) / (now - began) if now > began else 0.0
+        self.rate = rate = (received - at) / (now - began) if now > began else 0.0
         if now < self._until or len(self._looks) == 1:  # the first look sees connections being made
             return False
         if self._before is not None and rate < self.GAIN * self._before:
@@ -220,14 +231,15 @@ class Board(Generic[K]):
         pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
         return self.take(max(pending, key=pending.__getitem__)) if pending else None
 
-    def steal(self) -> Lease[K] | None:
-        """A piece of the largest span in flight, which keeps what comes before it; None if none is worth the cut.
+    def steal(self, least: int) -> Lease[K] | None:
+        """A piece of the largest span in flight, which keeps what comes before it.
 
-        What comes after it is pending again, so that a file shared from now on goes on nearly in order.
+        None if not twice `least` bytes are left of any. What comes after the piece is pending again, so
+        that a file shared from now on goes on nearly in order.
         """
         victims = [lease for lease in self.active if lease.file not in self.unsplittable]
         victim = max(victims, key=lambda lease: lease.remaining, default=None)
-        if victim is None or victim.remaining < 2 * self.min_split:
+        if victim is None or victim.remaining < 2 * least:
             return None
         kept = min(piece_size(victim.remaining, 2, self.min_split), victim.remaining // 2)
         rest = Span(victim.start + kept, victim.stop)

@@ -25,8 +25,8 @@ from .events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
 from .header import PREFIX_BYTES
 from .located import Located, SourceFile
 from .outlet import Landed, Outlet
-from .partial import FilePartial, MemoryPartial, Partial
-from .plan import Board, Growth, Lease, Span
+from .partial import FilePartial, MemoryPartial, Partial, aligned_buffer
+from .plan import Board, Growth, Lease, Span, least_cut
 from .policy import Budget, MiB, Policy, retrying
 from .ranges import open_span, skip
 from .transport import Transport
@@ -36,6 +36,7 @@ __all__ = ["Landed", "Transfer"]
 _REPORT_INTERVAL = 0.1
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
+_FAR = 0.02  # seconds to an answer: where it takes so long, few connections do not fill the line
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
 
 
@@ -75,6 +76,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
+        self._growth = Growth()
         self._opened = anyio.Event()
         self._done = anyio.Event()
         if self.outlet is not None:
@@ -103,8 +105,7 @@ class Transfer:
         threads = int(self.transport.threads.total_tokens)
         spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
         most = min(self.policy.connections, spans)
-        wanted = min(max(min(len(self._waiting), _FIRST_LANES), threads), most)
-        growth = Growth()
+        wanted = most if self._far() else min(max(min(len(self._waiting), _FIRST_LANES), threads), most)
         async with anyio.create_task_group() as self._group:
             while wanted and not self._done.is_set():
                 while self._running < wanted:
@@ -113,8 +114,13 @@ class Transfer:
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
                 busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
-                if growth.look(time.monotonic(), self.downloaded, busy):
+                if self._growth.look(time.monotonic(), self.downloaded, busy):
                     wanted = min(2 * self._running, most)
+
+    def _far(self) -> bool:
+        """Whether the bytes come from far away, as the looks at the files have shown."""
+        urls = [file.target.url for file in self._waiting if file.target is not None]
+        return any(self.transport.distance(url) >= _FAR for url in urls)
 
     def _add_lane(self) -> None:
         async def lane() -> None:
@@ -127,7 +133,9 @@ class Transfer:
         self._group.start_soon(lane)
 
     async def _lane(self) -> None:
-        scratch = memoryview(bytearray(self.policy.burst if self.storage == "disk" else 0))
+        scratch = aligned_buffer(
+            self.policy.burst if self.storage == "disk" else 0, 0
+        )  # not zeroed: no time of the loop's
         file = ""
         while True:
             # With a file for each connection, one request brings the whole of it.
@@ -137,7 +145,8 @@ class Transfer:
                 file = await self._begin_next()
                 continue
             if lease is None:
-                lease = self._board.take_any() or self._board.steal()
+                least = least_cut(self._growth.rate, self._running, self.policy.min_split)
+                lease = self._board.take_any() or self._board.steal(least)
             if lease is None and (self._opening or self._waiting):
                 await self._opened.wait()
                 continue

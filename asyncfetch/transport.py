@@ -37,7 +37,7 @@ _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 _NEUTRAL_HEADERS = frozenset(
     {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
 )
-_BURST_SECONDS = 0.006  # how long a worker thread receives before it looks back at the event loop
+_BURST_SECONDS = 0.004  # how long a worker thread receives before it looks back at the event loop
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 OnRetry = Callable[[BaseException, float], None]
@@ -126,8 +126,9 @@ class Body:
                 if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
                     return total, closed
 
+        wanted = min(limit, self._policy.burst)
         while True:
-            if self._drained and not await stream.readable(self._policy.read_timeout):
+            if self._drained and not await stream.readable(self._policy.read_timeout, wanted):
                 raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
             received, closed = await self._transport.in_thread(work)
             if received or closed:
@@ -216,6 +217,7 @@ class Transport:
         self._client: Any = client
         self._backend: Backend | None = None
         self._gates: dict[tuple[str, str, int], float] = {}
+        self._answered: dict[tuple[str, str, int], float] = {}
 
     async def __aenter__(self) -> Transport:
         redact_logs()
@@ -310,6 +312,10 @@ class Transport:
         self.busy += took
         return result
 
+    def distance(self, url: str) -> float:
+        """Seconds to the fastest answer so far of the origin that serves `url`; 0 if it gave none yet."""
+        return self._answered.get(origin_of(url), 0.0)
+
     def piece(self, limit: int) -> int:
         """At most `limit` bytes, and no more than a tenth of a second's worth under a bandwidth limit."""
         rate = self.policy.bandwidth_limit
@@ -334,16 +340,21 @@ class Transport:
         own = {"user-agent": USER_AGENT, "accept-encoding": "identity", "accept": "*/*", **headers}
         timeout = (policy.connect_timeout, policy.read_timeout, policy.read_timeout, policy.connect_timeout)
         self.requests += 1
+        began = time.monotonic()
         try:
             request = self._client.build_request(method, url, headers=own, timeout=timeout)
             with our_request():
                 if not neutral:
-                    return await self._client.send(request, stream=True, follow_redirects=False)
-                for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
-                    del request.headers[name]
-                return await self._client.send(request, stream=True, follow_redirects=False, auth=None)
+                    response = await self._client.send(request, stream=True, follow_redirects=False)
+                else:
+                    for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
+                        del request.headers[name]
+                    response = await self._client.send(request, stream=True, follow_redirects=False, auth=None)
         except Exception as error:
             raise_translated(error, url)
+        took, origin = time.monotonic() - began, origin_of(url)
+        self._answered[origin] = min(took, self._answered.get(origin, took))
+        return response
 
     def _raise_transient(self, body: Body) -> None:
         if body.status != 429 and body.status not in _TRANSIENT_STATUS:

@@ -143,6 +143,16 @@ def Drip(nbytes: int, seconds: float) -> Fault:  # noqa: N802
     return lambda answer: replace(answer, pace=(nbytes, seconds))
 
 
+def Late(seconds: float) -> Fault:  # noqa: N802
+    """Be far away: each answer takes so long."""
+
+    def fault(answer: Answer) -> Answer:
+        time.sleep(seconds)
+        return answer
+
+    return fault
+
+
 def Status(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Fault:  # noqa: N802
     """Another answer altogether."""
     return lambda answer: Answer(status, dict(headers or {}), body)

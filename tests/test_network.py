@@ -25,7 +25,7 @@ from asyncfetch.ranges import Target, read_span
 from asyncfetch.transport import Transport
 from asyncfetch.urls import no_downgrade
 
-from .fault_server import OK, QUICK, Chunked, FaultServer, Hangup, Headers, Raw, Status, Truncate, UntilClose
+from .fault_server import OK, QUICK, Chunked, Drip, FaultServer, Hangup, Headers, Raw, Status, Truncate, UntilClose
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
 PATH = "/files/x.bin"
@@ -111,6 +111,89 @@ def test_burst_keeps_what_came_before_a_reset() -> None:
         into = memoryview(bytearray(100))
         assert stream.burst(into)[0] == 5
         assert bytes(into[:5]) == b"hello"
+
+
+@pytest.fixture
+def tcp_pair() -> Iterator[tuple[Stream, socket.socket]]:
+    """As `pair`, over TCP: what other sockets do with a low-water mark is their own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield Stream(ours, Backend(), ("host", 80)), theirs
+
+
+@pytest.mark.anyio
+async def test_a_trickle_gathers(tcp_pair: tuple[Stream, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop wakes for what is wanted, or for any byte once that had its time to gather; never late for an end."""
+    stream, peer = tcp_pair
+    into = memoryview(bytearray(1 << 20))
+    peer.sendall(bytes(1000))
+    began = time.monotonic()
+    assert await stream.readable(10, wanted=1 << 20)
+    assert time.monotonic() - began >= network._GATHER_SECONDS
+    assert stream.burst(into) == (1000, False)
+
+    monkeypatch.setattr(network, "_GATHER_SECONDS", 3600)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            woke = anyio.Event()
+
+            async def wait() -> None:
+                assert await stream.readable(3600, wanted=500_000)
+                woke.set()
+
+            group.start_soon(wait)
+            peer.sendall(bytes(100_000))
+            await anyio.sleep(0.1)
+            assert not woke.is_set()
+            await anyio.to_thread.run_sync(peer.sendall, bytes(400_000))
+            await woke.wait()
+    received = 0
+    while received < 500_000:
+        received += stream.burst(into)[0]
+
+    peer.sendall(bytes(1000))
+    with anyio.fail_after(10):
+        assert await stream.readable(3600, wanted=2000)  # near the end of a body nothing may be waited for
+        assert stream.burst(into) == (1000, False)
+        peer.sendall(bytes(1000))
+        peer.close()
+        assert await stream.readable(3600, wanted=1 << 20)
+    assert stream.burst(into) == (1000, True)
+
+
+@pytest.mark.anyio
+async def test_silence_is_told_in_time(tcp_pair: tuple[Stream, socket.socket]) -> None:
+    """Also where the time-out is shorter than the time to gather, and then what came is not silence."""
+    stream, peer = tcp_pair
+    for timeout in (0.01, network._GATHER_SECONDS, 0.1):
+        assert not await stream.readable(timeout, wanted=1 << 20)
+        peer.sendall(b"x")
+        assert await stream.readable(timeout, wanted=1 << 20)
+        assert stream.burst(memoryview(bytearray(10))) == (1, False)
+
+
+@pytest.mark.anyio
+async def test_a_head_after_a_big_body(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that waited for much of one body wakes for the few bytes of the next head."""
+    monkeypatch.setattr(network, "_GATHER_SECONDS", 3600)
+    server.fault(PATH, Drip(60_000, 0.05))
+    marks: list[int] = []
+    set_low_water = Stream._set_low_water
+
+    def noted(stream: Stream, nbytes: int) -> None:
+        marks.append(nbytes)
+        set_low_water(stream, nbytes)
+
+    monkeypatch.setattr(Stream, "_set_low_water", noted)
+    async with Transport(QUICK) as transport:
+        with anyio.fail_after(10):
+            assert await fetch(server, transport) == BODY
+            assert (await transport.fetch(server.url + "/files/none", limit=1 << 20)).status == 404
+    assert max(marks) > 1
+    assert server.accepted == 1
 
 
 @pytest.mark.anyio

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from asyncfetch.errors import SourceError
-from asyncfetch.plan import Board, Checksum, Growth, Lease, Span, SpanSet, parse_checksum, piece_size
+from asyncfetch.plan import Board, Checksum, Growth, Lease, Span, SpanSet, least_cut, parse_checksum, piece_size
 from asyncfetch.policy import MiB, Policy
 
 SIZE = 16  # small, so that spans often touch
@@ -122,7 +122,7 @@ class BoardMachine(RuleBasedStateMachine):
     @rule(target=leases)
     def steal(self) -> Lease[str] | None:
         before = {id(lease): lease.remaining for lease in self.board.active}
-        lease = self.board.steal()
+        lease = self.board.steal(4)
         allowed = [lease for lease in self.board.active if lease.file not in self.board.unsplittable]
         if lease is None:
             assert all(each.remaining < 8 for each in allowed)
@@ -210,7 +210,7 @@ def test_a_file_without_ranges_is_one_piece() -> None:
     board.unsplittable.add("a")
     board.add("a", [Span(0, 1000)])
     assert take(board, "a") == (0, 1000)
-    assert board.steal() is None
+    assert board.steal(4) is None
 
 
 def test_one_request_for_a_file_that_nobody_shares() -> None:
@@ -237,12 +237,40 @@ def test_a_file_that_is_shared_late_goes_on_in_order() -> None:
     victim = board.take("a", alone=True)
     assert victim is not None
     victim.start = 100
-    stolen = board.steal()
+    stolen = board.steal(4)
     assert stolen is not None
     kept = piece_size(900, 2, 4)
     assert (victim.stop, stolen.start) == (100 + kept, 100 + kept)
     assert board.pending == {"a": deque([Span(stolen.stop, 1000)])}
     assert stolen.remaining == piece_size(900 - kept, 2, 4)
+
+
+def test_less_is_taken_where_less_is_worth_while() -> None:
+    """Half of a short rest, down to twice of what the caller calls worth a request."""
+    board: Board[str] = Board(min_split=100)
+    board.add("a", [Span(0, 21)])
+    assert take(board, "a") == (0, 21)
+    assert board.steal(11) is None
+    stolen = board.steal(10)
+    assert stolen is not None
+    assert (stolen.start, stolen.stop) == (10, 21)
+    assert board.steal(10) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "connections", "least"),
+    [
+        (0, 4, 16),  # not known
+        (600 * MiB, 4, 15),
+        (6000 * MiB, 4, 16),
+        (400 * MiB, 16, 2.5),
+        (1 * MiB, 16, 1),
+    ],
+)
+def test_slow_connections_take_less(rate: int, connections: int, least: float) -> None:
+    """A tenth of a second's worth, within the policy's least cut and 1 MiB."""
+    assert least_cut(rate, connections, 16 * MiB) == least * MiB
+    assert least_cut(rate, connections, 1000) == 1000
 
 
 def grown(looks: list[tuple[float, int, float]]) -> list[bool]:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 import asyncfetch
+from asyncfetch import transfer
 from asyncfetch.cache import RepoCache
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -47,6 +48,7 @@ from .fault_server import (
     Gzip,
     Headers,
     IgnoreRange,
+    Late,
     Repository,
     Reset,
     Stall,
@@ -262,6 +264,22 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
     assert len(starts) == len(set(starts))
     (blob,) = blobs(tmp_path)
     assert blob.name == hashlib.sha256(repository.files[SINGLE]).hexdigest()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("far", "connections"), [(0.02, 8), (3600, 2)], ids=["far", "near"])
+async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float, connections: int
+) -> None:
+    """Few connections do not fill a long line; near by, more are opened only when they are seen to help."""
+    monkeypatch.setattr(transfer, "_FAR", far)
+    monkeypatch.setattr(transfer.Growth, "look", lambda *_: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    _, path = single(server)
+    server.fault(path, Late(0.03), (Late(0.03), Drip(65_536, 0.01)), forever=True)
+    policy = replace(QUICK, min_split=100_000, connections=8)
+    assert same(await load(server, tmp_path, policy=policy), BIG)
+    assert len({seen.connection for seen in bodies(server, path)}) == connections
 
 
 @pytest.mark.anyio
