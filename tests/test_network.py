@@ -286,6 +286,24 @@ async def test_untrusted_certificate(tls_server: FaultServer, monkeypatch: pytes
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("text", [None, "no certificate"], ids=["missing", "damaged"])
+async def test_unusable_certificate_store(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None
+) -> None:
+    """It is said at once, and in the way of nobody who does not need it."""
+    store = tmp_path / "store.pem"
+    if text is not None:
+        store.write_text(text)
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    async with Transport(QUICK) as transport:
+        with pytest.raises(CertificateError, match="store cannot be read") as caught:
+            await transport.fetch("https://localhost:1/x?sig=1", limit=10)
+        assert "sig" not in str(caught.value)
+        assert transport.requests == 1
+        assert await fetch(server, transport) == BODY
+
+
+@pytest.mark.anyio
 async def test_certificate_of_another_host(tls_server: FaultServer) -> None:
     """So is a certificate for another name."""
     async with Transport(QUICK) as transport:
