@@ -133,9 +133,8 @@ class Transfer:
         self._group.start_soon(lane)
 
     async def _lane(self) -> None:
-        scratch = aligned_buffer(
-            self.policy.burst if self.storage == "disk" else 0, 0
-        )  # not zeroed: no time of the loop's
+        # Not a bytearray: to zero so many would hold up the event loop.
+        scratch = aligned_buffer(self.policy.burst if self.storage == "disk" else 0, 0)
         file = ""
         while True:
             # With a file for each connection, one request brings the whole of it.
