@@ -162,10 +162,15 @@ class Growth:
     _WINDOW = 0.1  # seconds over which the rate is taken
 
     def __init__(self) -> None:
-        self.rate = 0.0  # bytes a second, lately
+        self.rate = 0.0  # bytes a second, lately; 0 while it is not known
         self._looks: deque[tuple[float, int]] = deque()
         self._before: float | None = None  # the rate when connections were last added
         self._until = 0.0
+
+    def forget(self) -> None:
+        """Connections had nothing to do: what they brought meanwhile does not tell what they can bring."""
+        self.rate = 0.0
+        self._looks.clear()
 
     def look(self, now: float, received: int, busy: float) -> bool:
         """Whether to add connections. `now` is in seconds, `received` bytes so far, `busy` a share from 0 to 1."""

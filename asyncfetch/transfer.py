@@ -73,6 +73,7 @@ class Transfer:
     _open: dict[str, _Open] = field(default_factory=dict)
     _opening: int = 0  # files whose spans will be on the board soon
     _running: int = 0  # lanes
+    _idle: int = 0  # lanes that wait for a file or for memory
 
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
@@ -114,7 +115,9 @@ class Transfer:
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
                 busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
-                if self._growth.look(time.monotonic(), self.downloaded, busy):
+                if self._idle:
+                    self._growth.forget()
+                elif self._growth.look(time.monotonic(), self.downloaded, busy):
                     wanted = min(2 * self._running, most)
 
     def _far(self) -> bool:
@@ -144,10 +147,9 @@ class Transfer:
                 file = await self._begin_next()
                 continue
             if lease is None:
-                least = least_cut(self._growth.rate, self._running, self.policy.min_split)
-                lease = self._board.take_any() or self._board.steal(least)
+                lease = self._board.take_any() or self._board.steal(self._least_cut())
             if lease is None and (self._opening or self._waiting):
-                await self._opened.wait()
+                await self._woken()
                 continue
             if lease is None:
                 return
@@ -159,6 +161,11 @@ class Transfer:
                 self._board.release(lease)
             self._hash_behind(task, 0)
             await self._finish_if_whole(task)
+
+    def _least_cut(self) -> int:
+        """The fewest bytes to take from another connection, which loses what is in its socket beyond the cut."""
+        limited = self.policy.bandwidth_limit is not None  # then the rate is not the connections' own
+        return least_cut(0.0 if limited else self._growth.rate, self._running, self.policy.min_split)
 
     async def _begin_next(self) -> str:
         """Begin the next file, and return its name; the lanes that found nothing to do look again then."""
@@ -174,6 +181,14 @@ class Transfer:
     def _wake(self) -> None:
         self._opened.set()
         self._opened = anyio.Event()
+
+    async def _woken(self) -> None:
+        """Wait until there may be something to do for a lane that has nothing to do, or no memory for it."""
+        self._idle += 1
+        try:
+            await self._opened.wait()
+        finally:
+            self._idle -= 1
 
     async def _begin(self, file: SourceFile) -> None:
         """Open a file and offer its missing spans; or find that it is here by now."""
@@ -353,7 +368,7 @@ class Transfer:
         assert self.outlet is not None  # noqa: S101
         while not (room := self.outlet.room(task.file, lease.start)):
             self._hash_behind(task, 0)  # what waits to be hashed holds memory too
-            await self._opened.wait()
+            await self._woken()
         return min(room, lease.remaining)
 
     async def _suspend(self) -> None:

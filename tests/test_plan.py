@@ -298,6 +298,19 @@ def test_growth_ends_where_it_brings_nothing() -> None:
     assert len(at) == 2
 
 
+def test_a_pause_says_nothing_of_the_network() -> None:
+    """After it the rate is not known, and no connection is added before it is known again."""
+    growth = Growth()
+    for now, received in ((0.05, 10), (0.1, 20)):
+        growth.look(now, received, 0.9)
+    assert growth.rate == pytest.approx(200)
+    growth.forget()
+    assert growth.rate == 0
+    assert not growth.look(3.0, 30, 0.2)
+    assert growth.look(3.05, 50, 0.2)
+    assert growth.rate == pytest.approx(400)
+
+
 @given(st.integers(0, 1 << 45), st.integers(1, 64), st.integers(1, 1 << 30))
 def test_pieces_are_of_a_sensible_size(pending: int, sharers: int, min_split: int) -> None:
     """Never less than what is worth a request, and bounded; larger where more is pending."""

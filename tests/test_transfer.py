@@ -267,19 +267,38 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("far", "connections"), [(0.02, 8), (3600, 2)], ids=["far", "near"])
+@pytest.mark.parametrize(("far", "together"), [(0.02, 8), (3600, 2)], ids=["far", "near"])
 async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float, connections: int
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float, together: int
 ) -> None:
     """Few connections do not fill a long line; near by, more are opened only when they are seen to help."""
     monkeypatch.setattr(transfer, "_FAR", far)
     monkeypatch.setattr(transfer.Growth, "look", lambda *_: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    add_lane, running = transfer.Transfer._add_lane, []
+
+    def add_and_count(self: transfer.Transfer) -> None:
+        add_lane(self)
+        running.append(self._running)
+
+    monkeypatch.setattr(transfer.Transfer, "_add_lane", add_and_count)
     _, path = single(server)
     server.fault(path, Late(0.03), (Late(0.03), Drip(65_536, 0.01)), forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8)
     assert same(await load(server, tmp_path, policy=policy), BIG)
-    assert len({seen.connection for seen in bodies(server, path)}) == connections
+    # Their number at a time: a connection whose span is cut short is closed, and another one opened.
+    assert max(running) == together
+    assert len({seen.connection for seen in bodies(server, path)}) >= together
+
+
+@pytest.mark.anyio
+async def test_a_limited_rate_makes_no_connection_look_slow(server: FaultServer, tmp_path: Path) -> None:
+    """What a connection has in its socket is not fetched twice to share what the limit holds back anyway."""
+    tensors = {"a": BIG["w"].repeat(5), **dict.fromkeys("bcd", BIG["w"])}
+    paths = server.hub("org/model", sharded_bytes(tensors, 4)).storage.values()
+    policy = replace(QUICK, min_split=16 << 20, connections=4, bandwidth_limit=20_000_000)
+    assert same(await load(server, tmp_path, policy=policy), tensors)
+    assert len([seen for path in paths for seen in bodies(server, path)]) == 4
 
 
 @pytest.mark.anyio
