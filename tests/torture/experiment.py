@@ -34,14 +34,11 @@ class Experiment:
         self.model.prepare(self.forker, self.cache, self.state, self.links)
 
     def _record(self) -> Calls:
-        """The calls of a run, which another run repeats; over again where the machine stood still in one of them."""
-        for _ in range(3):
-            calls = self._prepared(lambda: self.tracer.record(self.run))
-            again = self._prepared(lambda: self.tracer.record(self.run, calls.paths))  # noqa: B023
-            if again.counts == calls.counts:
-                return calls
+        calls = self._prepared(lambda: self.tracer.record(self.run))
+        again = self._prepared(lambda: self.tracer.record(self.run, calls.paths))
         more, fewer = again.counts - calls.counts, calls.counts - again.counts
-        raise AssertionError(f"the paths select other calls: {dict(more)} more, {dict(fewer)} fewer")
+        assert again.counts == calls.counts, f"the paths select other calls: {dict(more)} more, {dict(fewer)} fewer"
+        return calls
 
     def _prepared(self, trace: Callable[[], T]) -> T:
         """What `trace` gives with the cache in its state; over again where strace fell out of step."""

@@ -21,6 +21,8 @@ __all__ = ["READING", "Calls", "OutOfStepError", "Tracer", "skip_without_strace"
 READING = frozenset(
     {"stat", "newfstatat", "statx", "statfs", "lseek", "read", "pread64", "readlink", "getdents64", "ioctl"}
 )
+# A file that never had a name, by its inode: no path selects it in another run, and a kill leaves nothing of it.
+_UNNAMED = re.compile(r"<[^>]*/#\d+>\(deleted\)")
 _ALL = "trace=%file,%desc"
 
 
@@ -53,9 +55,9 @@ class Tracer:
         """The calls of a whole run on all paths in its cache, or on exactly `paths`."""
         outcome, lines = self.inject(run, paths, _ALL)
         assert outcome.digest, outcome
-        mine = tuple(line for line in lines if run.cache in line)
+        mine = tuple(line for line in lines if run.cache in _UNNAMED.sub("", line))
         assert len({line.split()[0] for line in mine}) == 1, "more than one thread touches the cache"
-        found = re.findall(rf'["<]({re.escape(run.cache)}[^">]*)[">]', "\n".join(mine))
+        found = re.findall(rf'["<]({re.escape(run.cache)}[^">]*)[">]', _UNNAMED.sub("", "\n".join(mine)))
         return Calls(mine, tuple(sorted(set(found))))
 
     def inject(self, run: Run, paths: Sequence[str], what: str) -> tuple[Outcome, list[str]]:
