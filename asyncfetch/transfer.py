@@ -73,7 +73,6 @@ class Transfer:
     _open: dict[str, _Open] = field(default_factory=dict)
     _opening: int = 0  # files whose spans will be on the board soon
     _running: int = 0  # lanes
-    _idle: int = 0  # lanes that wait for a file or for memory
 
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
@@ -115,7 +114,7 @@ class Transfer:
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
                 busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
-                if self._idle:
+                if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
                     self._growth.forget()
                 elif self._growth.look(time.monotonic(), self.downloaded, busy):
                     wanted = min(2 * self._running, most)
@@ -149,7 +148,7 @@ class Transfer:
             if lease is None:
                 lease = self._board.take_any() or self._board.steal(self._least_cut())
             if lease is None and (self._opening or self._waiting):
-                await self._woken()
+                await self._opened.wait()
                 continue
             if lease is None:
                 return
@@ -181,14 +180,6 @@ class Transfer:
     def _wake(self) -> None:
         self._opened.set()
         self._opened = anyio.Event()
-
-    async def _woken(self) -> None:
-        """Wait until there may be something to do for a lane that has nothing to do, or no memory for it."""
-        self._idle += 1
-        try:
-            await self._opened.wait()
-        finally:
-            self._idle -= 1
 
     async def _begin(self, file: SourceFile) -> None:
         """Open a file and offer its missing spans; or find that it is here by now."""
@@ -368,7 +359,7 @@ class Transfer:
         assert self.outlet is not None  # noqa: S101
         while not (room := self.outlet.room(task.file, lease.start)):
             self._hash_behind(task, 0)  # what waits to be hashed holds memory too
-            await self._woken()
+            await self._opened.wait()
         return min(room, lease.remaining)
 
     async def _suspend(self) -> None:
