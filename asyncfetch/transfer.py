@@ -10,6 +10,7 @@ end, and every open file is suspended so that the next run goes on where this on
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would
 _FIRST_LANES = 4
 _FAR = 0.02  # seconds to an answer: where it takes so long, few connections do not fill the line
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
+_MOST_BACKLOG = 32 * MiB  # before lanes make room for it: a hash that is left for the end has one processor only
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +52,7 @@ class _Open:
     restarts: int = 0
     hashing: bool = False
     finishing: bool = False
+    outran: bool = False  # a lane waits for the hash
     reported: float = 0.0
 
 
@@ -77,6 +80,7 @@ class Transfer:
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
         self._growth = Growth()
+        self._busy = 0.0  # the share of the threads for bytes that worked lately
         self._opened = anyio.Event()
         self._done = anyio.Event()
         if self.outlet is not None:
@@ -105,7 +109,7 @@ class Transfer:
         threads = int(self.transport.threads.total_tokens)
         spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
         most = min(self.policy.connections, spans)
-        wanted = most if self._far() else min(max(min(len(self._waiting), _FIRST_LANES), threads), most)
+        wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
         async with anyio.create_task_group() as self._group:
             while wanted and not self._done.is_set():
                 while self._running < wanted:
@@ -113,7 +117,7 @@ class Transfer:
                 before = self.transport.busy
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
-                busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
+                self._busy = busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
                 if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
                     self._growth.forget()
                 elif self._growth.look(time.monotonic(), self.downloaded, busy):
@@ -141,12 +145,13 @@ class Transfer:
         while True:
             # With a file for each connection, one request brings the whole of it.
             files = self._board.files + len(self._waiting) + self._opening
-            lease = self._board.take(file, alone=self._running <= files)
+            sharers = math.ceil(self._running / max(files, 1))
+            lease = self._board.take(file, sharers)
             if lease is None and self._waiting and (self.outlet is None or self.outlet.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue
             if lease is None:
-                lease = self._board.take_any() or self._board.steal(self._least_cut())
+                lease = self._board.take_any(sharers) or self._board.steal(self._least_cut(), sharers)
             if lease is None and (self._opening or self._waiting):
                 await self._opened.wait()
                 continue
@@ -158,6 +163,7 @@ class Transfer:
                 await self._fetch(task, lease, scratch)
             finally:
                 self._board.release(lease)
+                self._let_go(task)
             self._hash_behind(task, 0)
             await self._finish_if_whole(task)
 
@@ -264,6 +270,7 @@ class Transfer:
                         self._board.unsplittable.add(file.name)
                         await skip(body, span.start - at)
                     while lease.start < lease.stop:
+                        await self._wait_for_hash(task, lease)
                         room = lease.remaining if self.outlet is None else await self._room(task, lease)
                         got = await body.pull(room, place, land)
                         if not got:
@@ -280,8 +287,24 @@ class Transfer:
             transport = self.transport
             while task.partial.backlog and await transport.in_thread(task.partial.catch_up, transport.hashing):
                 self._advanced(task)
+                if task.partial.backlog <= _MOST_BACKLOG // 2:
+                    self._let_go(task)
         finally:
             task.hashing = False
+            self._let_go(task)
+
+    async def _wait_for_hash(self, task: _Open, lease: Lease[str]) -> None:
+        """Leave a processor that is the limit to a hash that fell behind, unless this lease is the earliest."""
+        if self._busy < Growth.IDLE_SHARE:
+            return
+        while task.hashing and task.partial.backlog > _MOST_BACKLOG and not self._board.leads(lease):
+            task.outran = True
+            await self._opened.wait()
+
+    def _let_go(self, task: _Open) -> None:
+        if task.outran:
+            task.outran = False
+            self._wake()
 
     def _hash_behind(self, task: _Open, backlog: int) -> None:
         """Catch up beside the lanes, so that little is left to hash when the last byte lands."""

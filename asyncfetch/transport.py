@@ -208,8 +208,9 @@ class Transport:
 
     def __init__(self, policy: Policy, *, client: Any = None) -> None:
         self.policy = policy
-        self.threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
-        self.hashing = anyio.CapacityLimiter(1)  # apart, so that hashing never queues behind all bodies
+        threads = max(2, os.cpu_count() or 2)
+        self.threads = anyio.CapacityLimiter(threads)
+        self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
         self.requests = 0
         self.busy = 0.0  # seconds that worker threads spent on bodies, all together
         self._paid_until = 0.0

@@ -85,53 +85,55 @@ class BoardMachine(RuleBasedStateMachine):
             self.landed[file] = []
             self.board.add(file, SpanSet().missing(size))
 
-    @rule(target=leases, file=st.sampled_from("abc"))
-    def take(self, file: str) -> Lease[str] | None:
+    @rule(target=leases, file=st.sampled_from("abc"), sharers=st.integers(1, 4))
+    def take(self, file: str, sharers: int) -> Lease[str] | None:
         pending = list(self.board.pending.get(file, ()))
-        lease = self.board.take(file)
+        lease = self.board.take(file, sharers)
         if not pending:
             assert lease is None
             return None
-        self.check_piece(lease, file, pending)
+        self.check_piece(lease, file, pending, sharers)
         return lease
 
-    @rule(target=leases)
-    def take_any(self) -> Lease[str] | None:
+    @rule(target=leases, sharers=st.integers(1, 4))
+    def take_any(self, sharers: int) -> Lease[str] | None:
         pending = {file: list(spans) for file, spans in self.board.pending.items()}
-        lease = self.board.take_any()
+        lease = self.board.take_any(sharers)
         if not pending:
             assert lease is None
             return None
         assert lease is not None
         left = {file: sum(span.nbytes for span in spans) for file, spans in pending.items()}
         assert left[lease.file] == max(left.values())
-        self.check_piece(lease, lease.file, pending[lease.file])
+        self.check_piece(lease, lease.file, pending[lease.file], sharers)
         return lease
 
-    def check_piece(self, lease: Lease[str] | None, file: str, pending: list[Span]) -> None:
-        """The first pending span of the file, or its first piece; whole where the server knows no ranges."""
+    def check_piece(self, lease: Lease[str] | None, file: str, pending: list[Span], sharers: int) -> None:
+        """The first pending span of the file, or its first piece; whole for one alone, and without ranges."""
         assert lease is not None
         assert (lease.file, lease.start) == (file, pending[0].start)
-        sharers = sum(each.file == file for each in self.board.active)
+        sharers = max(sharers, sum(each.file == file for each in self.board.active))
         piece = piece_size(sum(span.nbytes for span in pending), sharers, 4)
-        if file in self.board.unsplittable or pending[0].nbytes <= piece * 1.5:
+        if sharers == 1 or file in self.board.unsplittable or pending[0].nbytes <= piece * 1.5:
             assert lease.stop == pending[0].stop
         else:
             assert lease.remaining == piece
 
-    @rule(target=leases)
-    def steal(self) -> Lease[str] | None:
+    @rule(target=leases, sharers=st.integers(1, 4))
+    def steal(self, sharers: int) -> Lease[str] | None:
         before = {id(lease): lease.remaining for lease in self.board.active}
-        lease = self.board.steal(4)
+        lease = self.board.steal(4, sharers)
         allowed = [lease for lease in self.board.active if lease.file not in self.board.unsplittable]
         if lease is None:
             assert all(each.remaining < 8 for each in allowed)
             return None
         assert lease.file not in self.board.unsplittable
         (victim,) = [each for each in self.board.active if before.get(id(each), each.remaining) != each.remaining]
-        assert before[id(victim)] == max(before[id(each)] for each in allowed if id(each) in before)
+        had = before[id(victim)]
+        assert had == max(before[id(each)] for each in allowed if id(each) in before)
         assert victim.stop == lease.start
-        assert 4 <= victim.remaining <= lease.remaining <= victim.remaining + 1
+        assert 4 <= victim.remaining == min(piece_size(had, max(sharers, 2), 4), had // 2)
+        assert 4 <= lease.remaining <= had - victim.remaining
         return lease
 
     @rule(lease=leases, nbytes=st.integers(1, 20))
@@ -180,7 +182,7 @@ def take(board: Board[str], file: str) -> tuple[int, int] | None:
 
 
 def take_alone(board: Board[str], file: str) -> tuple[int, int] | None:
-    """Take and release: as the only connection of a file does."""
+    """Take and release: as a connection does that is done before others come to the file."""
     taken = take(board, file)
     board.active.clear()
     return taken
@@ -189,9 +191,9 @@ def take_alone(board: Board[str], file: str) -> tuple[int, int] | None:
 def test_the_spans_of_a_file_come_in_order() -> None:
     """A connection that stays with its file gets its pieces one after the other, then nothing."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 5), Span(7, 28)])
+    board.add("a", [Span(0, 5), Span(7, 20)])
     board.add("b", [Span(0, 3)])
-    assert [take_alone(board, "a") for _ in range(4)] == [(0, 5), (7, 15), (15, 23), (23, 28)]
+    assert [take_alone(board, "a") for _ in range(4)] == [(0, 5), (7, 11), (11, 15), (15, 20)]
     assert take(board, "a") is None
     assert take(board, "b") == (0, 3)
     assert take(board, "c") is None
@@ -200,8 +202,8 @@ def test_the_spans_of_a_file_come_in_order() -> None:
 def test_a_short_rest_goes_along() -> None:
     """No request for less than half a piece: the last piece takes the rest."""
     board: Board[str] = Board(min_split=4)
-    board.add("a", [Span(0, 20)])
-    assert [take_alone(board, "a") for _ in range(3)] == [(0, 8), (8, 20), None]
+    board.add("a", [Span(0, 10)])
+    assert [take_alone(board, "a") for _ in range(3)] == [(0, 4), (4, 10), None]
 
 
 def test_a_file_without_ranges_is_one_piece() -> None:
@@ -214,18 +216,18 @@ def test_a_file_without_ranges_is_one_piece() -> None:
 
 
 def test_one_request_for_a_file_that_nobody_shares() -> None:
-    """A connection that shall be alone gets all that is pending; once it is not, pieces as ever."""
+    """A connection that is to be the only one gets all that is pending; once it is not, pieces as ever."""
     board: Board[str] = Board(min_split=4)
     board.add("a", [Span(0, 1000)])
     board.add("b", [Span(0, 1000)])
-    first = board.take("a", alone=True)
+    first = board.take("a", 1)
     assert first is not None
     assert (first.start, first.stop) == (0, 1000)
     assert board.files == 2
     assert take(board, "b") != (0, 1000)
     board.pending.clear()
     board.add("a", [Span(2000, 3000)])
-    shared = board.take("a", alone=True)
+    shared = board.take("a", 1)
     assert shared is not None
     assert shared.remaining < 1000
 
@@ -234,7 +236,7 @@ def test_a_file_that_is_shared_late_goes_on_in_order() -> None:
     """The first thief takes what follows what the victim keeps; the rest is pending, in order."""
     board: Board[str] = Board(min_split=4)
     board.add("a", [Span(0, 1000)])
-    victim = board.take("a", alone=True)
+    victim = board.take("a", 1)
     assert victim is not None
     victim.start = 100
     stolen = board.steal(4)
@@ -316,15 +318,29 @@ def test_pieces_are_of_a_sensible_size(pending: int, sharers: int, min_split: in
     """Never less than what is worth a request, and bounded; larger where more is pending."""
     piece = piece_size(pending, sharers, min_split)
     assert min_split <= piece <= 32 * min_split
-    assert piece_size(pending + 64, sharers, min_split) >= piece
-    assert piece_size(pending, 1, min_split) >= max(piece, 2 * min_split)
+    assert piece_size(pending + 4 * sharers, sharers, min_split) >= piece
+    assert piece_size(pending, sharers + 1, min_split) <= piece
 
 
 def test_the_sizes_that_are_told() -> None:
-    """With the default policy: one connection, then a file that many share."""
+    """With the default policy: four connections near by, sixteen far away."""
     split = Policy().min_split
-    assert [piece_size(size * MiB, 1, split) // MiB for size in (1, 2048, 8192, 50_000)] == [32, 32, 128, 512]
-    assert [piece_size(size * MiB, 2, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 32, 128, 512]
+    assert [piece_size(size * MiB, 4, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 128, 512, 512]
+    assert [piece_size(size * MiB, 16, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 32, 128, 512]
+
+
+def test_who_brings_the_earliest_piece() -> None:
+    """One connection of each file leads, whatever others fetch; the next one does when it is done."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 100)])
+    board.add("b", [Span(0, 100)])
+    first, second, other = board.take("a"), board.take("a"), board.take("b")
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert [board.leads(lease) for lease in (first, second, other)] == [True, False, True]
+    board.release(first)
+    assert board.leads(second)
 
 
 def test_equal_leases_are_told_apart() -> None:

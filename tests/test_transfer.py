@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch import transfer
+from asyncfetch import partial, transfer
 from asyncfetch.cache import RepoCache
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -267,7 +267,7 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("far", "together"), [(0.02, 8), (3600, 2)], ids=["far", "near"])
+@pytest.mark.parametrize(("far", "together"), [(0.02, 8), (3600, 4)], ids=["far", "near"])
 async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
     server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float, together: int
 ) -> None:
@@ -299,6 +299,47 @@ async def test_a_limited_rate_makes_no_connection_look_slow(server: FaultServer,
     policy = replace(QUICK, min_split=16 << 20, connections=4, bandwidth_limit=20_000_000)
     assert same(await load(server, tmp_path, policy=policy), tensors)
     assert len([seen for path in paths for seen in bodies(server, path)]) == 4
+
+
+class SlowHash:
+    """A real hash on a slow processor: 20 MB/s."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, data: memoryview) -> None:
+        self._hash.update(data)
+        time.sleep(len(data) / 20e6)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+@pytest.mark.anyio
+async def test_lanes_do_not_run_away_from_the_hash(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the processor is the limit, a hash that fell behind is not left for the end, when nothing else is to do."""
+    tensors = {"w": BIG["w"].repeat(6)}
+    path = server.hub("org/model", {SINGLE: safetensors_bytes(tensors)}).storage[SINGLE]
+    server.fault(path, OK, Drip(65_536, 0.004), forever=True)
+    monkeypatch.setattr(partial, "new_hash", lambda *_: SlowHash())
+    monkeypatch.setattr(transfer, "_BACKLOG", 100_000)
+    monkeypatch.setattr(transfer, "_MOST_BACKLOG", 400_000)
+    monkeypatch.setattr(transfer.Growth, "IDLE_SHARE", 0.0)
+    land, ahead = partial.Partial.land, []
+
+    def watch(self: partial.Partial, offset: int, data: memoryview) -> None:
+        if self.backlog > 600_000:
+            ahead.append(len(data) if offset > self.frontier else 0)
+        land(self, offset, data)
+
+    monkeypatch.setattr(partial.Partial, "land", watch)
+    policy = replace(QUICK, min_split=100_000, connections=4, burst=32_768)
+    assert same(await load(server, tmp_path, policy=policy), tensors)
+    # What was under way when the hash had fallen behind, and no more.
+    assert len(ahead) > 10
+    assert sum(ahead) < 1_000_000
 
 
 @pytest.mark.anyio

@@ -267,8 +267,8 @@ MUTANTS = (
         "prefix-not-hashed-again",
         _JOURNAL,
         "partial.py",
-        "            data = self._load(self._hashed, limit)\n",
-        '            data = getattr(self, "_was", memoryview(bytes(limit)))\n',
+        "                data = self._load(self._hashed, limit)\n",
+        '                data = getattr(self, "_was", memoryview(bytes(limit)))\n',
         (
             "test_partial.py::test_suspend_and_resume",
             "test_partial.py::test_bytes_that_rot_between_runs_are_noticed",
