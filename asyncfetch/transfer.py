@@ -284,8 +284,8 @@ class Transfer:
         """Hash what landed out of order."""
         task.hashing = True
         try:
-            transport = self.transport
-            while task.partial.backlog and await transport.in_thread(task.partial.catch_up, transport.hashing):
+            threads = self.transport.hashing
+            while task.partial.backlog and await to_thread.run_sync(task.partial.catch_up, limiter=threads):
                 self._advanced(task)
                 if task.partial.backlog <= _MOST_BACKLOG // 2:
                     self._let_go(task)

@@ -302,14 +302,14 @@ class Transport:
                 here = target
         raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
 
-    async def in_thread(self, work: Callable[[], T], limiter: anyio.CapacityLimiter | None = None) -> T:
-        """Run `work` in one of the few threads for bytes, or of `limiter`, and count its time as busy."""
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run `work` in one of the few threads for bytes, and count its time as busy."""
 
         def timed() -> tuple[T, float]:
             began = time.monotonic()
             return work(), time.monotonic() - began
 
-        result, took = await to_thread.run_sync(timed, limiter=limiter or self.threads)
+        result, took = await to_thread.run_sync(timed, limiter=self.threads)
         self.busy += took
         return result
 
