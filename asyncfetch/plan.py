@@ -161,7 +161,8 @@ class Growth:
 
     def __init__(self) -> None:
         self.rate = 0.0  # bytes a second, lately; 0 while it is not known
-        self._looks: deque[tuple[float, int]] = deque()
+        self.busy = 0.0  # the share of the time that the byte threads worked, when that was last known
+        self._looks: deque[tuple[float, int, float]] = deque()
         self._before: float | None = None  # the rate when connections were last added
         self._until = 0.0
 
@@ -172,17 +173,21 @@ class Growth:
 
     def look(self, now: float, received: int, busy: float) -> bool:
         """Whether to add connections. `now` is in seconds, `received` bytes so far, `busy` a share from 0 to 1."""
-        self._looks.append((now, received))
+        self._looks.append((now, received, busy))
         while len(self._looks) > 2 and now - self._looks[1][0] >= self._WINDOW:
             self._looks.popleft()
-        began, at = self._looks[0]
+        began, at, _ = self._looks[0]
         self.rate = rate = (received - at) / (now - began) if now > began else 0.0
-        if now < self._until or len(self._looks) == 1:  # the first look sees connections being made
+        if len(self._looks) == 1:  # it sees connections being made
+            return False
+        shares = [share for _, _, share in self._looks][1:]
+        self.busy = sum(shares) / len(shares)
+        if now < self._until:
             return False
         if self._before is not None and rate < self.GAIN * self._before:
             self._before, self._until = None, now + self.PATIENCE
             return False
-        if busy >= self.IDLE_SHARE:
+        if self.busy >= self.IDLE_SHARE:
             return False
         self._before, self._until = rate, now + self.SETTLING
         return True

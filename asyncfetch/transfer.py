@@ -80,7 +80,6 @@ class Transfer:
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
         self._growth = Growth()
-        self._busy = 0.0  # the share of the threads for bytes that worked lately
         self._opened = anyio.Event()
         self._done = anyio.Event()
         if self.outlet is not None:
@@ -117,7 +116,7 @@ class Transfer:
                 before = self.transport.busy
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
-                self._busy = busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
+                busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
                 if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
                     self._growth.forget()
                 elif self._growth.look(time.monotonic(), self.downloaded, busy):
@@ -295,7 +294,7 @@ class Transfer:
 
     async def _wait_for_hash(self, task: _Open, lease: Lease[str]) -> None:
         """Leave a processor that is the limit to a hash that fell behind, unless this lease is the earliest."""
-        if self._busy < Growth.IDLE_SHARE:
+        if self._growth.busy < Growth.IDLE_SHARE:
             return
         while task.hashing and task.partial.backlog > _MOST_BACKLOG and not self._board.leads(lease):
             task.outran = True

@@ -37,7 +37,9 @@ _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 _NEUTRAL_HEADERS = frozenset(
     {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
 )
-_BURST_SECONDS = 0.004  # how long a worker thread receives before it looks back at the event loop
+_BURST_SECONDS = 0.012  # how long a worker thread receives before it looks back at the event loop
+# Between two pieces of a burst, or an event loop that was woken waits until the thread's time slice has run out.
+_give_way = getattr(os, "sched_yield", lambda: None)
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 OnRetry = Callable[[BaseException, float], None]
@@ -122,6 +124,7 @@ class Body:
                 if received:
                     land(view[:received])
                     total += received
+                    _give_way()
                 self._drained = received < len(view)
                 if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
                     return total, closed

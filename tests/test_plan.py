@@ -300,6 +300,14 @@ def test_growth_ends_where_it_brings_nothing() -> None:
     assert len(at) == 2
 
 
+def test_a_burst_that_ends_late_does_not_make_the_threads_look_idle() -> None:
+    """What they worked is told when a burst ends: so it is taken over the same time as the rate."""
+    growth = Growth()
+    assert not any(growth.look(now, int(now * 1000), busy) for now, busy in ((0.05, 0.0), (0.1, 0.9), (0.15, 0.4)))
+    assert growth.busy == pytest.approx(0.65)
+    assert growth.look(0.2, 200, 0.7)
+
+
 def test_a_pause_says_nothing_of_the_network() -> None:
     """After it the rate is not known, and no connection is added before it is known again."""
     growth = Growth()
