@@ -120,7 +120,13 @@ class Body:
             total, deadline = 0, time.monotonic() + _BURST_SECONDS
             while True:
                 view = target(limit - total)
-                received, closed = stream.burst(view)
+                try:
+                    received, closed = stream.burst(view)
+                except OSError as error:  # what came before it is good: that counts first
+                    if not total:
+                        raise
+                    self._failure = error
+                    return total, True
                 if received:
                     land(view[:received])
                     total += received
@@ -129,6 +135,8 @@ class Body:
                 if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
                     return total, closed
 
+        if self._failure is not None:
+            raise self._failure
         wanted = min(limit, self._policy.burst)
         while True:
             if self._drained and not await stream.readable(self._policy.read_timeout, wanted):

@@ -81,6 +81,6 @@ async def test_goes_on_where_it_broke(tmp_path: Path, fault: str) -> None:
 async def test_faults_that_stay(tmp_path: Path, fault: str) -> None:
     """Without progress the attempts end in an error of ours, also for what h2 itself raises."""
     with Http2Server(SINGLE, [None, *40 * [fault]]) as server:
-        policy = replace(POLICY, progress_unit=1 << 30)
+        policy = replace(POLICY, progress_unit=1 << 30, min_split=1 << 30)  # one span: attempts are counted for each
         with pytest.raises(NetworkError):
             await load(server, "/files/model.safetensors", policy=policy, cache_dir=tmp_path)

@@ -341,6 +341,24 @@ async def test_what_came_before_a_break_counts(server: FaultServer, kind: str, f
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("fault", [Truncate(20_000), Reset(20_000)])
+async def test_a_break_between_the_pieces_of_a_burst(server: FaultServer, fault: Fault) -> None:
+    """A burst brings several pieces: those before the break count, although the same thread meets the break."""
+    server.fault(PATH, fault)
+    landed: list[int] = []
+    async with transport_of("own") as transport, transport.open(server.url + PATH) as body:
+        await anyio.sleep(0.05)  # all of it is in the socket by now, and the break too
+        counted = await body.pull(
+            1 << 20, lambda n: memoryview(bytearray(min(n, 4_000))), lambda view: landed.append(len(view))
+        )
+        assert len(landed) >= 5
+        assert counted == sum(landed) == 20_000
+        with pytest.raises(NetworkError):
+            await body.pull(1 << 20, lambda n: memoryview(bytearray(n)), lambda view: landed.append(len(view)))
+    assert sum(landed) == 20_000
+
+
+@pytest.mark.anyio
 async def test_a_body_that_misses_bytes_is_never_complete(server: FaultServer) -> None:
     """Short of the announced length, the end of the connection is an error that says what is missing."""
     server.fault(PATH, Truncate(255_990))
