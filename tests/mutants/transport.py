@@ -121,6 +121,22 @@ MUTANTS = (
         ("test_transport.py::test_what_came_before_a_break_counts",),
     ),
     Mutant(
+        "pieces-before-a-reset-are-lost",
+        _RESET,
+        "transport.py",
+        "                    if not total:\n                        raise\n",
+        "                    raise\n",
+        ("test_transport.py::test_a_break_between_the_pieces_of_a_burst",),
+    ),
+    Mutant(
+        "swallows-a-reset",
+        _RESET,
+        "transport.py",
+        "        if self._failure is not None:\n            raise self._failure\n",
+        "        if self._failure is not None:\n            return 0\n",
+        ("test_transport.py::test_a_break_between_the_pieces_of_a_burst",),
+    ),
+    Mutant(
         "uses-a-closed-connection",
         _STALE,
         "network.py",
