@@ -123,10 +123,8 @@ class Body:
                 try:
                     received, closed = stream.burst(view)
                 except OSError as error:  # what came before it is good: that counts first
-                    if not total:
-                        raise
                     self._failure = error
-                    return total, True
+                    return total, False
                 if received:
                     land(view[:received])
                     total += received
@@ -135,15 +133,14 @@ class Body:
                 if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
                     return total, closed
 
-        if self._failure is not None:
-            raise self._failure
         wanted = min(limit, self._policy.burst)
-        while True:
+        while self._failure is None:
             if self._drained and not await stream.readable(self._policy.read_timeout, wanted):
                 raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
             received, closed = await self._transport.in_thread(work)
             if received or closed:
                 return received
+        raise self._failure
 
     async def _pull_chunks(
         self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
