@@ -83,7 +83,7 @@ from typing import TYPE_CHECKING
 from .policy import __version__
 
 if TYPE_CHECKING:
-    from .api import (
+    from .api.functions import (
         Inspection,
         ShardInspection,
         Snapshot,
@@ -99,13 +99,13 @@ if TYPE_CHECKING:
         verify,
         verify_async,
     )
-    from .arrays import PackedArray
+    from .api.loading import load_into, load_into_async
+    from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
+    from .api.streaming import stream, stream_async
     from .errors import AsyncfetchError
-    from .loading import load_into, load_into_async
-    from .models import LoadReport, unflatten
-    from .opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
+    from .format.arrays import PackedArray
+    from .models.into import LoadReport, unflatten
     from .policy import Policy
-    from .streaming import stream, stream_async
 
 __all__ = [
     "AsyncfetchError",
@@ -141,19 +141,19 @@ __all__ = [
 
 _HOMES = {
     "AsyncfetchError": "errors",
-    "BlockingCheckpoint": "opened",
-    "Checkpoint": "opened",
-    "LoadReport": "models",
-    "PackedArray": "arrays",
+    "BlockingCheckpoint": "api.opened",
+    "Checkpoint": "api.opened",
+    "LoadReport": "models.into",
+    "PackedArray": "format.arrays",
     "Policy": "policy",
-    "StoredTensor": "opened",
-    "load_into": "loading",
-    "load_into_async": "loading",
-    "open": "opened",
-    "open_async": "opened",
-    "stream": "streaming",
-    "stream_async": "streaming",
-    "unflatten": "models",
+    "StoredTensor": "api.opened",
+    "load_into": "api.loading",
+    "load_into_async": "api.loading",
+    "open": "api.opened",
+    "open_async": "api.opened",
+    "stream": "api.streaming",
+    "stream_async": "api.streaming",
+    "unflatten": "models.into",
 }
 
 
@@ -161,7 +161,7 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first used: the libraries behind it take a while to load."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES.get(name, 'api')}", __name__), name)
+    value = getattr(import_module(f".{_HOMES.get(name, 'api.functions')}", __name__), name)
     globals()[name] = value
     return value
 

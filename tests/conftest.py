@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from . import secrets_watch
-from .certificates import trusted_context
-from .fault_server import FaultServer
+from .kit import secrets_watch
+from .kit.certificates import trusted_context
+from .kit.fault_server import FaultServer
 
 # A shell that starts the tests in the background makes them, and so the programs that they start and
 # interrupt, ignore Ctrl-C.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .collected import missing
+from .kit.collected import missing
 from .mutants import every_mutant
 
 CATALOGUE = Path(__file__).parent / "CATALOGUE.md"

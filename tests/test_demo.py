@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from .minilm import SCRIPTS, make, make_minilm, minilm_root, script, source_tensors
+from .kit.minilm import SCRIPTS, make, make_minilm, minilm_root, script, source_tensors
 
 __all__ = ["minilm_root"]  # a fixture: pytest finds it by name
 

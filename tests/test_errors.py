@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncfetch import errors
+from asyncfetch.api.session import collapse
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
@@ -43,9 +44,8 @@ from asyncfetch.errors import (
     StorageError,
     redact_url,
 )
-from asyncfetch.session import collapse
 
-from .canaries import PASSWORD, SIGNATURE, shown
+from .kit.canaries import PASSWORD, SIGNATURE, shown
 
 SIGNED = f"https://user:{PASSWORD}@cdn.example:8443/a/b.safetensors?X-Amz-Signature={SIGNATURE}#{SIGNATURE}"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from .collected import missing
+from .kit.collected import missing
 from .mutants import Mutant, MutantError, every_mutant
 from .mutants.runner import judge
 

@@ -16,7 +16,8 @@ from asyncfetch import errors
 from asyncfetch.policy import __version__
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(path.stem for path in (ROOT / "asyncfetch").glob("*.py") if not path.stem.startswith("__"))
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "asyncfetch").rglob("*.py"))
+MODULES = [file.removesuffix(".py").replace("/", ".") for file in FILES if "/__" not in file]
 # The face: each of these has a twin with _async after its name.
 TWINS = sorted(name.removesuffix("_async") for name in asyncfetch.__all__ if name.endswith("_async"))
 EXTRAS = ["cyclopts", "huggingface_hub", "rich", "starlette", "torch", "uvicorn"]
@@ -125,7 +126,7 @@ def test_every_error_has_the_one_root() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_module_all_resolves(module: str) -> None:
     """Each file names what it offers in `__all__`, and has it."""
-    loaded = importlib.import_module(f"asyncfetch.{module}")
+    loaded = importlib.import_module(module)
     assert loaded.__doc__
     assert [name for name in loaded.__all__ if not hasattr(loaded, name)] == []
 
@@ -153,10 +154,10 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
-    expected = {f"asyncfetch/{path.name}" for path in (ROOT / "asyncfetch").glob("*.py")} | {"asyncfetch/py.typed"}
+    expected = {*FILES, "asyncfetch/py.typed"}
     assert {name for name in names if not name.startswith(f"{info}/")} == expected
     assert f"{info}/licenses/LICENSE" in names
-    assert "asyncfetch = asyncfetch.cli:main" in entry_points
+    assert "asyncfetch = asyncfetch.cli.main:main" in entry_points
 
 
 def test_changelog_knows_the_version() -> None:

@@ -18,8 +18,8 @@ import pytest
 from asyncfetch.errors import NetworkError, ShardNotFoundError, SourceError
 from asyncfetch.events import Notifier, Warned
 
-from . import secrets_watch
-from .canaries import PASSWORD, SIGNATURE, TOKEN, shown
+from .kit import secrets_watch
+from .kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
 
 ROOT = Path(__file__).parents[1]
 SIGNED = f"https://user:{PASSWORD}@host/file?X-Signature={SIGNATURE}"

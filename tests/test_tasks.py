@@ -17,11 +17,12 @@ import pytest
 from anyio import to_thread
 
 import asyncfetch
-from asyncfetch import bookkeeping, models
+from asyncfetch.engine import bookkeeping
+from asyncfetch.models import into as models
 from asyncfetch.tasks import undivided, whole
 
 from .conftest import BACKENDS
-from .files import sharded
+from .kit.files import sharded
 
 TENSORS = {f"t{n}": np.full(20_000, n, dtype=np.int32) for n in range(4)}
 
@@ -125,7 +126,7 @@ async def test_nothing_is_written_after_a_time_out(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(owner, name, slow)
     if where != "the model":
-        monkeypatch.setattr("asyncfetch.session.file_states", slow)
+        monkeypatch.setattr("asyncfetch.api.session.file_states", slow)
     target = {name: np.zeros_like(tensor) for name, tensor in TENSORS.items()}
     task = asyncio.ensure_future(asyncfetch.load_into_async(target, tmp_path / "model"))
     await to_thread.run_sync(working.wait)

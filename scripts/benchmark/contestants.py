@@ -96,7 +96,7 @@ def asyncfetch(job: Job, target: Path) -> dict[str, Any]:
     import httpx  # noqa: F401
     import numpy  # noqa: F401
 
-    import asyncfetch.api as api
+    import asyncfetch.api.functions as api
     from asyncfetch.events import FileVerified
 
     base = _peak_now()
@@ -129,7 +129,7 @@ def asyncfetch(job: Job, target: Path) -> dict[str, Any]:
 
 def _no_hash() -> None:
     """Take hashing out, to compare the moving of bytes alone. Only here: the library has no such switch."""
-    import asyncfetch.partial as partial
+    import asyncfetch.storage.partial as partial
 
     class Anything(str):
         __hash__ = str.__hash__

@@ -74,7 +74,7 @@ def _make(root: Path, shards: int, tensors: int) -> None:
 def _load(job: dict[str, Any]) -> float:
     """Seconds of one load in a process of its own, imports left out."""
     code = (
-        "import json,sys,time,asyncfetch.api as a; j=json.loads(sys.argv[1]); t=time.perf_counter();"
+        "import json,sys,time,asyncfetch.api.functions as a; j=json.loads(sys.argv[1]); t=time.perf_counter();"
         "d=a.load(j['repository'],endpoint=j['endpoint'],cache_dir=j['target']); print(time.perf_counter()-t, len(d))"
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(job)], capture_output=True, text=True, timeout=300)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asyncfetch.errors import CorruptError
-from asyncfetch.header import parse_header
-from asyncfetch.index import parse_index
+from asyncfetch.format.header import parse_header
+from asyncfetch.format.index import parse_index
 
 from .fuzzing import peak_mebibytes
 

@@ -27,7 +27,9 @@ import anyio.lowlevel
 import numpy as np
 
 import asyncfetch
-from asyncfetch import bookkeeping, partial, pool
+from asyncfetch.engine import bookkeeping
+from asyncfetch.network import pool
+from asyncfetch.storage import partial
 
 # What a first load imports and reads late.
 asyncfetch.load_async, asyncfetch.Policy  # noqa: B018

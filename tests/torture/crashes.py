@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..fault_server import OK, FaultServer, Repository, Truncate
-from ..files import sharded_bytes
+from ..kit.fault_server import OK, FaultServer, Repository, Truncate
+from ..kit.files import sharded_bytes
 from .child import digest_of
 from .runs import ONE_LANE, Forks, Run
 

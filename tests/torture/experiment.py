@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ..fault_server import FaultServer
+from ..kit.fault_server import FaultServer
 from .crashes import NEW, Model, violations
 from .injection import Calls, OutOfStepError, Tracer, skip_without_strace
 from .runs import ONE_LANE, Forks, Outcome, Run, forks

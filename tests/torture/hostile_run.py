@@ -29,8 +29,8 @@ from hypothesis.strategies import SearchStrategy
 import asyncfetch
 from asyncfetch.errors import AsyncfetchError
 
-from ..fault_server import QUICK, Answer, FaultServer, Seen
-from ..files import index_bytes, safetensors_bytes
+from ..kit.fault_server import QUICK, Answer, FaultServer, Seen
+from ..kit.files import index_bytes, safetensors_bytes
 from . import hostile_names as hostile
 
 TOKEN = "hf_canary_token"

@@ -1,4 +1,4 @@
-"""The rules of asyncfetch.index in other words: `judge` says what must be read from any bytes, if anything."""
+"""The rules of asyncfetch.format.index in other words: `judge` says what must be read from any bytes, if anything."""
 
 from __future__ import annotations
 

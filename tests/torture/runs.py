@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..strace import ROOT
+from ..kit.strace import ROOT
 
 __all__ = ["Forks", "Outcome", "Run", "forks"]
 

@@ -25,10 +25,10 @@ import asyncfetch
 from asyncfetch.errors import AsyncfetchError
 from asyncfetch.policy import Policy
 
-from ..certificates import trusted_context
-from ..fault_server import Answer, Fault, FaultServer, Truncate
-from ..files import sharded_bytes
-from ..test_faults import assert_clean, assert_silent, texts_of
+from ..engine.test_faults import assert_clean, assert_silent, texts_of
+from ..kit.certificates import trusted_context
+from ..kit.fault_server import Answer, Fault, FaultServer, Truncate
+from ..kit.files import sharded_bytes
 
 DEADLINE = 30.0  # seconds; the slowest script of 10,000 takes a few
 SHARD = "model-00001-of-00002.safetensors"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..fault_server import Drip, FaultServer, Flip, Status
-from ..files import sharded_bytes
+from ..kit.fault_server import Drip, FaultServer, Flip, Status
+from ..kit.files import sharded_bytes
 
 __all__ = ["Hub", "hub_process", "model", "times_sent"]
 

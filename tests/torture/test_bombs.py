@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ..fault_server import COMMIT, Answer, Fault, FaultServer
-from ..strace import ROOT
+from ..kit.fault_server import COMMIT, Answer, Fault, FaultServer
+from ..kit.strace import ROOT
 from .bombs import BOMBS, INDEX_CAP
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured through /proc")
@@ -51,7 +51,7 @@ LOAD = """
 import json, sys, time
 import asyncfetch
 from tests.torture.fuzzing import peak_mebibytes
-import asyncfetch.api, numpy, ml_dtypes
+import asyncfetch.api.functions, numpy, ml_dtypes
 policy = asyncfetch.Policy(attempts=2, backoff=0.01)
 open("/proc/self/clear_refs", "w").write("5")
 before, began = peak_mebibytes(), time.process_time()

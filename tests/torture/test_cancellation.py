@@ -24,7 +24,7 @@ import pytest
 import trustme
 
 import asyncfetch
-from asyncfetch.located import PREFIX_LIMIT
+from asyncfetch.sources.located import PREFIX_LIMIT
 
 from ..conftest import BACKENDS
 from .leaks import Held, check_cache, journalled, published, settle, unfinished

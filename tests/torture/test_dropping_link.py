@@ -13,8 +13,8 @@ import pytest
 import asyncfetch
 from asyncfetch.policy import MiB, Policy
 
-from ..fault_server import OK, Fault, FaultServer, Reset, Truncate
-from ..files import safetensors_bytes
+from ..kit.fault_server import OK, Fault, FaultServer, Reset, Truncate
+from ..kit.files import safetensors_bytes
 
 SINGLE = "model.safetensors"
 PREFIX = 65_536

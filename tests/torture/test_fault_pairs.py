@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ..conftest import BACKENDS
-from ..fault_server import OK
-from ..test_faults import FATAL, SURVIVED
+from ..engine.test_faults import FATAL, SURVIVED
+from ..kit.fault_server import OK
 from .scripted import CLIENTS, HASTY, SHARD, Script, Step, Strike, play
 
 # With so many attempts two faults that pass cannot use them up, and nor can a busy machine.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ..conftest import BACKENDS
-from ..fault_server import (
+from ..kit.fault_server import (
     OK,
     Chunked,
     ContentRange,

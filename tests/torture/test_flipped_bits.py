@@ -14,12 +14,12 @@ import pytest
 
 import asyncfetch
 from asyncfetch.errors import CorruptError
-from asyncfetch.header import PREFIX_BYTES, parse_header
-from asyncfetch.partial import FilePartial, MemoryPartial, Partial
-from asyncfetch.segments import TensorPartial, segments_of
+from asyncfetch.format.header import PREFIX_BYTES, parse_header
+from asyncfetch.storage.partial import FilePartial, MemoryPartial, Partial
+from asyncfetch.tensors.segments import TensorPartial, segments_of
 
-from ..fault_server import QUICK, FaultServer, Flip
-from ..files import safetensors_bytes
+from ..kit.fault_server import QUICK, FaultServer, Flip
+from ..kit.files import safetensors_bytes
 
 SINGLE = "model.safetensors"
 _RANDOM = np.random.default_rng(5)

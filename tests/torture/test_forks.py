@@ -15,11 +15,11 @@ import pytest
 
 import asyncfetch
 from asyncfetch.events import Event, FileStarted
-from asyncfetch.located import PREFIX_LIMIT
+from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..fault_server import OK, Drip, FaultServer
-from ..files import sharded_bytes
-from ..strace import ROOT
+from ..kit.fault_server import OK, Drip, FaultServer
+from ..kit.files import sharded_bytes
+from ..kit.strace import ROOT
 
 _RANDOM = np.random.default_rng(23)
 TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 900_000, dtype=np.uint8) for n in range(3)}

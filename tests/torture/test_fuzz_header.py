@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError, deserialize, safe_open
 
-import asyncfetch.header
-from asyncfetch.arrays import tensor_view
+import asyncfetch.format.header
 from asyncfetch.errors import InvalidHeaderError
-from asyncfetch.header import read_header
+from asyncfetch.format.arrays import tensor_view
+from asyncfetch.format.header import read_header
 
 from .fuzzing import TIMER, case_rng, first_failure, mutant, survey
 from .header_grammar import header_case
@@ -206,7 +206,7 @@ def mutated_fuzz(twin: Any) -> Callable[[random.Random], str]:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_catches(name: str, seed: int) -> None:
     """Without one of its rules, the validator fails within the cases of the quick form."""
-    twin = mutant(asyncfetch.header, *MUTANTS[name])
+    twin = mutant(asyncfetch.format.header, *MUTANTS[name])
     assert first_failure(mutated_fuzz(twin), seed, QUICK) is not None
 
 
@@ -217,6 +217,6 @@ def test_cases_can_be_repeated(seed: int) -> None:
 
 def test_source_is_no_mutant() -> None:
     """What the mutants are compared with passes: the same module, made in the same way, unchanged."""
-    twin = mutant(asyncfetch.header, "_MAX_NESTING = 127", "_MAX_NESTING  = 127")
+    twin = mutant(asyncfetch.format.header, "_MAX_NESTING = 127", "_MAX_NESTING  = 127")
     assert first_failure(mutated_fuzz(twin), 1, 500) is None
-    assert Path(str(asyncfetch.header.__file__)).read_text().count("_MAX_NESTING = 127") == 1
+    assert Path(str(asyncfetch.format.header.__file__)).read_text().count("_MAX_NESTING = 127") == 1

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import asyncfetch.index
+import asyncfetch.format.index
 from asyncfetch.errors import InvalidIndexError
-from asyncfetch.index import parse_index
+from asyncfetch.format.index import parse_index
 
 from .fuzzing import TIMER, first_failure, mutant, survey
 from .index_grammar import index_case
@@ -119,11 +119,11 @@ def mutated_fuzz(twin: Any) -> Callable[[random.Random], str]:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_catches(name: str, seed: int) -> None:
     """Without one of its rules, the validator fails within the cases of the quick form."""
-    twin = mutant(asyncfetch.index, *MUTANTS[name])
+    twin = mutant(asyncfetch.format.index, *MUTANTS[name])
     assert first_failure(mutated_fuzz(twin), seed, QUICK) is not None
 
 
 def test_source_is_no_mutant() -> None:
     """What the mutants are compared with passes: the same module, made in the same way, unchanged."""
-    twin = mutant(asyncfetch.index, "_MAX_PATH_BYTES = 1024", "_MAX_PATH_BYTES  = 1024")
+    twin = mutant(asyncfetch.format.index, "_MAX_PATH_BYTES = 1024", "_MAX_PATH_BYTES  = 1024")
     assert first_failure(mutated_fuzz(twin), 1, 500) is None

@@ -22,14 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from asyncfetch.cache import RepoCache, checksum_of_etag, path_inside, url_repo_id
 from asyncfetch.errors import AsyncfetchError, CorruptError, InvalidIndexError, ProtocolError, SourceError
-from asyncfetch.hub import Hub, Settings, check_repo_id, clean_etag
-from asyncfetch.index import check_shard_name
-from asyncfetch.source import HubSource, LocalSource, UrlSource, candidates, parse_source
-from asyncfetch.urls import no_downgrade, origin_of, redirected
+from asyncfetch.format.index import check_shard_name
+from asyncfetch.network.urls import no_downgrade, origin_of, redirected
+from asyncfetch.sources.hub import Hub, Settings, check_repo_id, clean_etag
+from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, candidates, parse_source
+from asyncfetch.storage.cache import RepoCache, checksum_of_etag, path_inside, url_repo_id
 
-from ..strace import ROOT
+from ..kit.strace import ROOT
 from . import hostile_names as hostile
 from .hostile_run import PLACES
 

@@ -23,7 +23,7 @@ import asyncfetch
 from asyncfetch.errors import ChecksumMismatchError, ServerError
 
 from ..conftest import BACKENDS
-from ..fault_server import QUICK
+from ..kit.fault_server import QUICK
 from .leaks import Held, resident, settle
 from .loaders import digest_of
 from .served import hub_process, model

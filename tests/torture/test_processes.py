@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncfetch.located import PREFIX_LIMIT
+from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..fault_server import OK, QUICK, Drip, FaultServer, Repository
-from ..files import sharded_bytes
+from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Repository
+from ..kit.files import sharded_bytes
 from .loaders import Job, Loader, digest_of
 from .served import times_sent
 

@@ -13,7 +13,7 @@ import pytest
 
 from asyncfetch.policy import MiB
 
-from ..fault_server import Drip, FaultServer
+from ..kit.fault_server import Drip, FaultServer
 from .crashes import SHARDS, Model, violations
 from .runs import FAST, Forks, forks
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch.located import PREFIX_LIMIT
+from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..fault_server import QUICK, Drip, FaultServer
-from ..files import sharded_bytes
+from ..kit.fault_server import QUICK, Drip, FaultServer
+from ..kit.files import sharded_bytes
 from .loaders import digest_of
 from .served import times_sent
 

@@ -1,0 +1,337 @@
+"""Tensors on demand: a checkpoint whose headers were read, and of which only what is asked for is fetched."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, KeysView, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+from anyio import to_thread
+
+from ..errors import SelectionError, SourceError
+from ..events import Reporter
+from ..format.arrays import tensor_view
+from ..format.header import DTYPES, TensorInfo, shorten
+from ..format.index import Selector, select_tensors
+from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
+from ..policy import Policy
+from ..sources.located import Located, SourceFile
+from ..storage.partial import aligned_buffer
+from ..tasks import whole
+from ..tensors.gather import Gatherer, Want
+from ..tensors.merge import Array, aliases_of, cast, dtype_of, dtype_or_none
+from .blocking import Portal, blocking_block
+from .session import open_session, plain_errors
+
+__all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor", "open", "open_async"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor is. `dtype` is the format's name; `shape` counts elements, also of F4 and F6.
+
+    Its `nbytes` bytes begin at byte `offset` of the file `shard`, a path in the source.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    shard: str
+    offset: int
+
+
+class _Contents:
+    """What both faces of an opened checkpoint tell without a request."""
+
+    def __init__(self, located: Located) -> None:
+        self._located = located
+        self._selected = located.wanted
+        self._files = {file.name: file for file in located.files}
+
+    def keys(self) -> KeysView[str]:
+        """The names of the selected tensors, in the order of the index (a single file: of its data)."""
+        return self._selected.weight_map.keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._selected.weight_map
+
+    def __len__(self) -> int:
+        return len(self._selected.weight_map)
+
+    def info(self, name: str) -> StoredTensor:
+        """Dtype, shape, bytes and place of a tensor. Raises SelectionError for an unknown name."""
+        file, info, offset = self._find(name)
+        return StoredTensor(info.dtype, info.shape, info.nbytes, file.name, offset)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The `__metadata__` of all shards in one, and over it the `metadata` of the index."""
+        merged: dict[str, Any] = {}
+        for file in self._located.files:
+            merged |= file.header.metadata if file.header is not None else {}
+        return merged | self._selected.metadata
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tied names that the writer dropped, as the metadata tells: {dropped name: name that was kept}."""
+        return aliases_of(self._located, self._selected.weight_map)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all selected tensors as they are stored."""
+        return sum(self._find(name)[1].nbytes for name in self.keys())
+
+    def plan_of(
+        self,
+        name: str,
+        index: BasicIndex = ...,
+        *,
+        axis: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> SlicePlan:
+        """How `tensor(name, index)` is fetched; or, with `rank` and `world_size`, `shard_of`.
+
+        The plan is that of a file of which nothing is here: cached shards answer without a request,
+        and so do the first bytes of a file, which came with its header.
+        """
+        _, info, offset = self._find(name)
+        if rank is not None or world_size is not None:
+            if index is not ... or rank is None or world_size is None:
+                raise SourceError("A plan is of an index, or else of a rank and a world_size.")
+            index = rank_index(info.shape, axis=axis, rank=rank, world_size=world_size)
+        if DTYPES[info.dtype].packed:
+            if index is not ...:
+                raise _packed(name, info)
+            return plan_slice((info.nbytes,), 1, offset=offset)
+        return plan_slice(info.shape, DTYPES[info.dtype].numpy.itemsize, index, offset=offset)
+
+    def _find(self, name: str) -> tuple[SourceFile, TensorInfo, int]:
+        """The file of a tensor, its header's entry, and its first byte in the file."""
+        shard = self._selected.weight_map.get(name) if isinstance(name, str) else None
+        if shard is None:
+            close = difflib.get_close_matches(str(name), self.keys(), 1)
+            hint = f"Is it {shorten(close[0])}?" if close else "keys() has the names."
+            raise SelectionError(f"{self._located.source} has no tensor {shorten(name)}.", hint=hint)
+        file = self._files[self._located.path_of(shard)]
+        header = file.known_header
+        info = header.tensors[name]
+        return file, info, header.data_start + info.begin
+
+
+def _packed(name: str, info: TensorInfo) -> SourceError:
+    return SourceError(
+        f"{shorten(name)} is packed ({info.dtype}): a part of it has no bytes of its own.",
+        hint="Fetch the whole tensor and unpack() it, then slice.",
+    )
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """A tensor or a part of one, on its way. `selection` is None for a whole tensor."""
+
+    name: str
+    file: SourceFile
+    info: TensorInfo
+    selection: Selection | None
+    memory: memoryview
+    want: Want
+
+    def array(self, dtype: np.dtype[Any] | None) -> Array:
+        """The array on the part's memory, which is full; cast where `dtype` asks for it."""
+        shape = self.info.shape if self.selection is None else self.selection.shape
+        info = TensorInfo(self.info.dtype, shape, 0, len(self.memory))
+        array = tensor_view(self.memory, info, 0, file=self.file.name, tensor=self.name)
+        for axis in self.selection.reversed_axes if self.selection is not None else ():
+            array = np.flip(array, axis)
+        return array if dtype is None else cast(array, dtype)
+
+
+class Checkpoint(_Contents):
+    """An opened checkpoint: `async with asyncfetch.open_async(source) as checkpoint`.
+
+    Each array that it returns has memory of its own, 64-byte aligned, filled by the network or the
+    disk itself. Files in the cache, and local ones, are read without a request; of the others only
+    ranges are fetched, and nothing is written. Calls may run at the same time; all of them
+    together use at most `policy.connections` connections.
+
+    A part of a file cannot be held against the hash of the whole: what is checked of a range is its
+    place, the file's size and its strong ETag, which must stay the same from the header to the last
+    read (ChangedError). Use `load_async` where each byte must be verified. A server without ranges sends
+    a file from its beginning for each read.
+    """
+
+    def __init__(self, located: Located, gatherer: Gatherer, dtype: np.dtype[Any] | None) -> None:
+        super().__init__(located)
+        self._gatherer = gatherer
+        self._dtype = dtype
+        self._open = True
+
+    async def tensor(self, name: str, index: BasicIndex = ..., *, dtype: object = None) -> Array:
+        """One tensor, or `full[index]` of it, of which only the stretches that are needed are fetched.
+
+        `index` is numpy's basic indexing: ints, slices with any step, Ellipsis, None, such as
+        `np.s_[:10, ..., ::2]`. A single element comes as an array without dimensions. F4 and F6
+        come whole, as PackedArray. `dtype` casts as in `load_async`; None is that of `open_async`.
+
+        Raises IndexError as numpy does, SelectionError for an unknown name, SourceError for what is
+        no basic index, ChangedError, and the network's errors after retries.
+        """
+        return (await self._fetch([(name, index)], dtype))[name]
+
+    async def tensors(self, names: Iterable[str], *, dtype: object = None) -> dict[str, Array]:
+        """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once."""
+        if isinstance(names, str):
+            raise SourceError(f"tensors() takes several names, not one: {shorten(names)}.", hint="Use tensor().")
+        return await self._fetch([(name, ...) for name in dict.fromkeys(names)], dtype)
+
+    async def state_dict(self, select: Selector = None, *, dtype: object = None) -> dict[str, Array]:
+        """All tensors, or those that `select` picks as in `load_async`, in the order of `keys()`."""
+        chosen = select_tensors(self._selected, select)
+        return await self._fetch([(name, ...) for name in chosen.weight_map], dtype)
+
+    async def shard_of(self, name: str, axis: int = 0, *, rank: int, world_size: int, dtype: object = None) -> Array:
+        """The part of a tensor that `rank` of `world_size` holds: `numpy.array_split(full, world_size, axis)[rank]`.
+
+        Along axis 0 a rank fetches just its bytes. Along another axis it fetches its stretches in
+        several ranges where that is cheaper, otherwise all rows, and keeps its columns only;
+        `plan_of` tells which. Raises SourceError when there is no such axis or rank.
+        """
+        index = rank_index(self._find(name)[1].shape, axis=axis, rank=rank, world_size=world_size)
+        return (await self._fetch([(name, index)], dtype))[name]
+
+    async def _fetch(self, wanted: list[tuple[str, BasicIndex]], dtype: object) -> dict[str, Array]:
+        if not self._open:
+            raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block.")
+        target = self._dtype if dtype is None else dtype_of(dtype)
+        parts = [self._part(name, index) for name, index in wanted]
+        with plain_errors():
+            await self._gatherer.read([part.want for part in parts])
+        if target is None:
+            return {part.name: part.array(None) for part in parts}
+        arrays: dict[str, Array] = {}
+        for part in parts:
+            arrays[part.name] = await to_thread.run_sync(part.array, target)
+            part.memory = part.want = None  # type: ignore[assignment]  # so that both copies live for one tensor only
+        return arrays
+
+    def _part(self, name: str, index: BasicIndex) -> _Part:
+        file, info, offset = self._find(name)
+        selection = None
+        if index is ...:
+            nbytes = info.nbytes
+            pieces = [tensor_piece(offset, nbytes)] if nbytes else []
+        else:
+            if DTYPES[info.dtype].packed:
+                raise _packed(name, info)
+            selection = select_part(info.shape, DTYPES[info.dtype].numpy.itemsize, index, offset=offset)
+            nbytes = selection.nbytes
+            pieces = list(selection.pieces())
+        memory = aligned_buffer(nbytes, 0)
+        return _Part(name, file, info, selection, memory, Want(file, pieces, memory))
+
+    async def _close(self) -> None:
+        self._open = False
+        await self._gatherer.aclose()
+
+
+def _twin(
+    method: Callable[Concatenate[Checkpoint, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[BlockingCheckpoint, P], T]:
+    """The blocking form of a method. An interrupt cancels what runs."""
+
+    @wraps(method)
+    def call(self: BlockingCheckpoint, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(partial(method, self._checkpoint, *args, **kwargs))
+
+    call.__qualname__ = f"BlockingCheckpoint.{method.__name__}"
+    return call
+
+
+class BlockingCheckpoint(_Contents):
+    """The blocking form of `Checkpoint`: `with asyncfetch.open(source) as checkpoint`.
+
+    Threads may share it. A process that is forked in the block may not use it (SourceError): it opens its own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, portal: Portal) -> None:
+        super().__init__(checkpoint._located)
+        self._checkpoint = checkpoint
+        self._portal = portal
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        if not self._checkpoint._open:
+            raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block.")
+        return self._portal.run(work)
+
+    tensor = _twin(Checkpoint.tensor)
+    tensors = _twin(Checkpoint.tensors)
+    state_dict = _twin(Checkpoint.state_dict)
+    shard_of = _twin(Checkpoint.shard_of)
+
+
+@asynccontextmanager
+async def open_async(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    select: Selector = None,
+    dtype: object = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+    offline: bool | None = None,
+    checksums: Mapping[str, str] | None = None,
+    verify: str = "download",
+    policy: Policy | None = None,
+    client: Any = None,
+    report: Reporter | None = None,
+) -> AsyncIterator[Checkpoint]:
+    """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
+
+        async with asyncfetch.open_async("org/model") as checkpoint:
+            rows = await checkpoint.tensor("embed.weight", np.s_[:1000])
+            mine = await checkpoint.shard_of("lm_head.weight", rank=2, world_size=4)
+
+    Takes the arguments of `load_async`, and raises its errors: a checkpoint that could not be loaded
+    cannot be opened. `select` narrows what there is; `dtype` is the default of all calls. `verify`
+    and `checksums` concern the files that are on disk already; of a range only its place, the size
+    and the ETag of the file can be checked (see `Checkpoint`). Nothing is written. Connections
+    live as long as the block, and what is raised in the block passes through unchanged.
+    """
+    target = dtype_or_none(dtype)
+    failure: BaseExceptionGroup[BaseException] | None = None
+    async with open_session(
+        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
+        token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
+        client=client, report=report,
+    ) as session:  # fmt: skip
+        located = await whole(session.locate_verified)
+        gatherer = Gatherer(located, session.transport, session.request.policy, session.notify)
+        checkpoint = Checkpoint(located, gatherer, target)
+        try:
+            yield checkpoint
+        except BaseExceptionGroup as group:  # the caller's own: the session makes one exception of a group
+            failure = group
+        finally:
+            await checkpoint._close()
+    if failure is not None:
+        raise failure
+
+
+open = blocking_block(  # noqa: A001
+    open_async,
+    BlockingCheckpoint,
+    name="open",
+    summary="The blocking twin of `open_async`: `with asyncfetch.open(source) as checkpoint`, whose methods block.",
+)

@@ -1,0 +1,240 @@
+"""The commands of the console script. Data goes to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ..api import functions as api
+from ..errors import SourceError
+from ..events import Event, Reporter, Resolved
+from ..format.writer import check_output, write_safetensors
+from ..storage.cache import cache_root
+from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
+from .options import FLAG, Options, Selection, noticing, reporting
+from .wording import printable, size_text
+
+__all__ = ["app", "run"]
+
+
+def _version() -> str:
+    try:
+        return version("asyncfetch")
+    except PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
+
+
+app = App(
+    name="asyncfetch",
+    help="Fetch and load sharded safetensors checkpoints: concurrent, resumable, verified.",
+    help_epilogue="A token is never an argument: set HF_TOKEN, or sign in with `hf auth login`.",
+    help_format="plaintext",
+    version=_version,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
+        raise SourceError(str(error).strip(), hint=hint) from error
+    return code if isinstance(code, int) else 0
+
+
+DEFAULTS = Options()
+EVERYTHING = Selection()
+Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
+Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
+DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
+Memory = Annotated[bool, FLAG, Parameter(help="Download into memory; write nothing to the cache.")]
+VerifyCache = Annotated[bool, FLAG, Parameter(help="Hash files that are already cached as well.")]
+DryRun = Annotated[bool, FLAG, Parameter(help="Download nothing; tell what would be downloaded.")]
+
+
+@app.command
+def load(
+    source: Source,
+    /,
+    *,
+    output: Output = None,
+    dtype: DType = None,
+    memory: Memory = False,
+    verify_cache: VerifyCache = False,
+    dry_run: DryRun = False,
+    options: Options = DEFAULTS,
+    selection: Selection = EVERYTHING,
+) -> None:
+    """Load a checkpoint and list its tensors; with --output, merge it into one file."""
+    if output is not None:
+        check_output(output)
+    arguments = options.arguments() | selection.arguments()
+    if dry_run:
+        return _dry_run("load", source, arguments, options, to_disk=not memory)
+    resolution = _Resolution()
+    with reporting(options) as report:
+        tensors = api.load(
+            source,
+            **arguments,
+            dtype=dtype,
+            storage="memory" if memory else "disk",
+            verify="always" if verify_cache else "download",
+            report=resolution.watching(report),
+        )
+    pinned, arguments = resolution.pin(source, arguments)
+    found = api.inspect(pinned, **_without(arguments, "checksums"))
+    if output is not None:
+        _write(tensors, output, found, quiet=options.quiet or options.json)
+    return list_tensors(tensors, found, output=output, as_json=options.json, quiet=options.quiet)
+
+
+def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key != name}
+
+
+class _Resolution:
+    """Remembers the commit that a load resolved to, so that a second look is at the same one."""
+
+    def __init__(self) -> None:
+        self.commit: str | None = None
+
+    def watching(self, report: Reporter) -> Reporter:
+        """`report`, which is told all events as before."""
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Resolved):
+                self.commit = event.commit
+            report(event)
+
+        return watch
+
+    def pin(self, source: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """`source` and `arguments` at that commit. Only repository ids carry one that can be asked for."""
+        if self.commit is None or "://" in source or os.path.exists(source):
+            return source, dict(arguments)
+        return source.partition("@")[0], {**arguments, "revision": self.commit}
+
+
+def _write(tensors: Mapping[str, Any], output: Path, found: api.Inspection, *, quiet: bool) -> None:
+    """Merge `tensors` into `output`, with the metadata that no two shards disagree on."""
+    if not quiet:
+        print(f"writing {printable(str(output))}", file=sys.stderr)
+    metadata: dict[str, str] = {}
+    disputed = set()
+    for shard in found.shards:
+        for key, value in shard.header.metadata.items():
+            if metadata.setdefault(key, value) != value:
+                disputed.add(key)
+    kept = {key: value for key, value in metadata.items() if key not in disputed}
+    size = write_safetensors(tensors, output, metadata=kept)
+    if not quiet:
+        print(f"wrote {printable(str(output))}, {size_text(size)}", file=sys.stderr)
+
+
+@app.command
+def download(
+    source: Source,
+    /,
+    *,
+    verify_cache: VerifyCache = False,
+    dry_run: DryRun = False,
+    options: Options = DEFAULTS,
+    selection: Selection = EVERYTHING,
+) -> None:
+    """Download a checkpoint into the cache and print the folder that holds it."""
+    arguments = options.arguments() | selection.arguments()
+    if dry_run:
+        return _dry_run("download", source, arguments, options)
+    with reporting(options) as report:
+        verify = "always" if verify_cache else "download"
+        snapshot = api.download(source, **arguments, verify=verify, report=report)
+    return list_snapshot(source, snapshot, as_json=options.json)
+
+
+def _dry_run(
+    command: str, source: str, arguments: Mapping[str, Any], options: Options, *, to_disk: bool = True
+) -> None:
+    with noticing(options) as report:
+        resolved = api.dry_run(source, **arguments, report=report)
+    folder = cache_root(os.environ, options.cache_dir) if to_disk else None
+    free = None if folder is None else _free_bytes(folder)
+    list_plan(command, resolved, folder=folder, free=free, as_json=options.json, quiet=options.quiet)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """Bytes free on the disk that holds `folder`, or will hold it; None if that cannot be told."""
+    for candidate in (folder, *folder.absolute().parents):
+        try:
+            return shutil.disk_usage(candidate).free
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return None
+
+
+@app.command
+def inspect(
+    source: Source,
+    /,
+    *,
+    tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
+    options: Options = DEFAULTS,
+    selection: Selection = EVERYTHING,
+) -> None:
+    """Show what a checkpoint holds. Only its index and its headers are read."""
+    with noticing(options) as report:
+        arguments = _without(options.arguments() | selection.arguments(), "checksums")  # no file is read whole
+        found = api.inspect(source, **arguments, report=report)
+    list_inspection(found, tensors=tensors, as_json=options.json)
+
+
+@app.command
+def verify(source: Source, /, *, options: Options = DEFAULTS) -> int:
+    """Hash what is cached of a checkpoint again; exit with 5 if a file is wrong."""
+    with noticing(options) as report:
+        files = api.verify(source, **_without(options.arguments(), "offline"), report=report)  # it is always offline
+    code = 5 if any(file.ok is False for file in files) else 0
+    list_verified(source, files, exit_code=code, as_json=options.json)
+    return code
+
+
+@app.command
+def serve(
+    directory: Annotated[Path, Parameter(help="A model, or models as NAME or ORG/NAME.")],
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_env: Annotated[str | None, Parameter(help="Ask clients for the token in this variable.")] = None,
+) -> None:
+    """Serve a folder of models with the Hub's protocol, until Ctrl-C."""
+    from ..server.server import serve as serve_models
+
+    token = None
+    if token_env is not None:
+        token = os.environ.get(token_env)
+        if not token:
+            raise SourceError(f"--token-env names {token_env}, which is not set.")
+
+    def ready(url: str) -> None:
+        print(f"serving {printable(str(directory))} at {url}", file=sys.stderr)
+        print(f"export HF_ENDPOINT={url}", file=sys.stderr, flush=True)
+
+    serve_models(directory, host, port, on_ready=ready, token=token)
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print the completion script of a shell; no file is changed."""
+    print(app.generate_completion(shell=shell))

@@ -1,0 +1,202 @@
+"""What the commands found, on stdout: as tables, or as one JSON object of type "result"."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..api.functions import Inspection, Snapshot, VerifiedFile
+from ..events import Resolved
+from ..format.writer import format_dtype, logical_shape
+from .output import flush_stdout, print_json, print_table, stdout_errors
+from .wording import amount, printable, shards, size_text
+
+__all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
+
+TENSOR_COLUMNS = ["tensor", "dtype", "shape", "bytes", "shard"]
+
+
+def list_tensors(
+    tensors: Mapping[str, np.ndarray[Any, Any]], found: Inspection, *, output: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """The tensors of a state dict, each with the shard that it came from."""
+    rows = [
+        (name, format_dtype(array), logical_shape(array), array.nbytes, found.tensors[name][0])
+        for name, array in tensors.items()
+    ]
+    parameters, nbytes = sum(math.prod(row[2]) for row in rows), sum(row[3] for row in rows)
+    if as_json:
+        _result(
+            "load",
+            source=found.source,
+            commit=found.commit,
+            index=found.index,
+            parameters=parameters,
+            nbytes=nbytes,
+            output=None if output is None else str(output),
+            tensors=_tensor_objects(rows),
+        )
+        return
+    print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"])
+    if not quiet:
+        _aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
+
+
+def list_snapshot(source: str, snapshot: Snapshot, *, as_json: bool) -> None:
+    """The folder that holds a checkpoint: its path alone, or all its files as JSON."""
+    if as_json:
+        files = {name: str(path) for name, path in snapshot.files.items()}
+        _result("download", source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
+    else:
+        _print_path(snapshot.path)
+
+
+def list_plan(
+    command: str, resolved: Resolved, *, folder: Path | None, free: int | None, as_json: bool, quiet: bool
+) -> None:
+    """What a download would fetch. `folder` is where to, with `free` bytes of room; None for memory."""
+    columns = ["file", "size", "present", "missing", "checksum"]
+    rows = [(file.file, file.size, file.present, file.size - file.present, file.checksum) for file in resolved.files]
+    size, missing = sum(row[1] for row in rows), sum(row[3] for row in rows)
+    if as_json:
+        _result(
+            command,
+            dry_run=True,
+            source=resolved.source,
+            commit=resolved.commit,
+            index=resolved.index,
+            size=size,
+            present=size - missing,
+            missing=missing,
+            cache_dir=None if folder is None else str(folder),
+            disk_free=free,
+            files=[dict(zip(columns, row, strict=True)) for row in rows],
+        )
+        return
+    print_table(columns, [(*row[:4], row[4] or "none") for row in rows], right=columns[1:4])
+    room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
+    if not quiet:
+        _aside(f"{shards(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}")
+    if free is not None and missing > free:
+        _aside("warning: that is more than there is room for")
+
+
+def list_inspection(found: Inspection, *, tensors: bool, as_json: bool) -> None:
+    """Shards, dtypes and totals of a checkpoint; every tensor too if `tensors`."""
+    rows = [(name, info.dtype, info.shape, info.nbytes, shard) for name, (shard, info) in found.tensors.items()]
+    dtypes = _by_dtype(rows)
+    parameters, nbytes = sum(math.prod(row[2]) for row in rows), sum(row[3] for row in rows)
+    if as_json:
+        _result(
+            "inspect",
+            source=found.source,
+            commit=found.commit,
+            index=found.index,
+            parameters=parameters,
+            nbytes=nbytes,
+            metadata=found.metadata,
+            dtypes=dtypes,
+            shards=[{"file": s.file, "size": s.size, "present": s.present} for s in found.shards],
+            tensors=_tensor_objects(rows),
+        )
+        return
+    facts = {
+        "source": found.source,
+        "commit": found.commit or "none",
+        "index": found.index or "none",
+        "tensors": f"{len(rows):,}",
+        "parameters": f"{parameters:,}",
+        "bytes": f"{nbytes:,} ({size_text(nbytes)})",
+        **{f"metadata {printable(str(key))}": value for key, value in sorted(found.metadata.items())},
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {printable(str(value))}")
+    print()
+    cells = [(shard.file, shard.size, _cached_text(shard.present, shard.size)) for shard in found.shards]
+    print_table(["shard", "size", "cached"], cells, right=["size"])
+    print()
+    counts = [(name, *count.values()) for name, count in dtypes.items()]
+    print_table(["dtype", "tensors", "parameters", "bytes"], counts, right=["tensors", "parameters", "bytes"])
+    if tensors:
+        print()
+        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"])
+
+
+def list_verified(source: str, files: Sequence[VerifiedFile], *, exit_code: int, as_json: bool) -> None:
+    """Each cached file, and whether its bytes are still right."""
+    if as_json:
+        objects = [
+            {
+                "file": file.file,
+                "path": str(file.path),
+                "size": file.size,
+                "checksum": file.checksum,
+                "ok": file.ok,
+                "error": file.error,
+            }
+            for file in files
+        ]
+        _result("verify", source=source, ok=exit_code == 0, exit_code=exit_code, files=objects)
+        return
+    words = {True: "ok", False: "wrong", None: "no checksum known"}
+    print_table(["file", "size", "state"], [(file.file, file.size, words[file.ok]) for file in files], right=["size"])
+    wrong = [file for file in files if file.ok is False]
+    for file in wrong:
+        _aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
+    if wrong:
+        _aside("hint: asyncfetch download --verify-cache SOURCE fetches what is wrong again")
+
+
+Row = tuple[str, str, tuple[int, ...], int, str]
+
+
+def _result(command: str, **values: object) -> None:
+    print_json({"type": "result", "command": command, **values})
+
+
+def _aside(line: str) -> None:
+    """A line on stderr, after what stdout has so far."""
+    flush_stdout()
+    print(line, file=sys.stderr)
+
+
+def _print_path(path: Path) -> None:
+    """The path as the bytes that the file system has for it, whatever the locale."""
+    with stdout_errors():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(bytes(path) + b"\n")
+
+
+def _tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    return {
+        name: {"dtype": dtype, "shape": shape, "nbytes": nbytes, "shard": shard}
+        for name, dtype, shape, nbytes, shard in rows
+    }
+
+
+def _tensor_cells(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
+    for name, dtype, shape, nbytes, shard in rows:
+        yield name, dtype, "x".join(map(str, shape)) or "scalar", nbytes, shard
+
+
+def _by_dtype(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """For each dtype how many tensors, parameters and bytes there are; most bytes first."""
+    sums: dict[str, Counter[str]] = {}
+    for _, dtype, shape, nbytes, _ in rows:
+        sums.setdefault(dtype, Counter()).update(tensors=1, parameters=math.prod(shape), nbytes=nbytes)
+    keys = ("tensors", "parameters", "nbytes")
+    ordered = sorted(sums.items(), key=lambda item: -item[1]["nbytes"])
+    return {dtype: {key: counts[key] for key in keys} for dtype, counts in ordered}
+
+
+def _cached_text(present: int, size: int) -> str:
+    if present >= size:
+        return "yes"
+    return amount(present, size) if present else "no"

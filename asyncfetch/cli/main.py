@@ -1,0 +1,71 @@
+"""The console script: run a command, and turn whatever happens into an exit code.
+
+The exit codes are listed in output.py. A traceback is shown only with ASYNCFETCH_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from ..errors import StorageError
+from .output import error_object, exit_code, flush_stdout, print_error, print_json, silence_stdout
+
+__all__ = ["main"]
+
+run: Callable[[Sequence[str]], int] | None
+try:
+    from .commands import run
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] not in {"cyclopts", "rich"}:
+        raise
+    run = None
+
+BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports for a program that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv` (default: the arguments of the process); return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if run is None:
+        print("asyncfetch: the command line needs two more packages: pip install 'asyncfetch[cli]'", file=sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows its escape
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = run(arguments)
+        flush_stdout()
+    except BrokenPipeError:
+        silence_stdout()
+        return BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(error, as_json="--json" in arguments)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM is cleaned up after like Ctrl-C: the cursor comes back, the partial files stay resumable."""
+    raise KeyboardInterrupt
+
+
+def _fail(error: BaseException, *, as_json: bool) -> int:
+    """Report `error` on stderr, and as the last JSON line if asked for; return its exit code."""
+    if os.environ.get("ASYNCFETCH_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(error)
+    try:
+        if as_json:
+            print_json(error_object(error))
+        else:
+            print_error(error)
+        sys.stdout.flush()
+    except (OSError, StorageError):
+        silence_stdout()
+    return exit_code(error)

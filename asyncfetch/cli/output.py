@@ -1,0 +1,200 @@
+"""What the command line writes: tables or JSON lines on stdout, errors on stderr, an exit code.
+
+JSON: one object a line. `{"schema_version": 1, "type": "event", "event": ..., ...}` for each event,
+and at the end one object of type "result" or "error". Numbers are numbers, sizes are bytes.
+
+| exit code | meaning |
+|---|---|
+| 0 | all is well |
+| 1 | an error that is none of these |
+| 2 | usage: the source or an option makes no sense |
+| 3 | not found: repository, revision, file or checkpoint |
+| 4 | access denied, or a gated repository |
+| 5 | corrupt: a checksum, a header or an index is wrong |
+| 6 | the network or the server, after all retries |
+| 7 | the disk is full or refuses |
+| 8 | rate-limited |
+| 9 | offline, and not in the cache |
+| 130 | interrupted |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from ..errors import (
+    AccessError,
+    AsyncfetchError,
+    CorruptError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    RateLimitedError,
+    SourceError,
+    StorageError,
+)
+from ..events import Event, Reporter
+from .wording import printable
+
+__all__ = [
+    "EXIT_CODES",
+    "INTERRUPTED",
+    "error_object",
+    "event_object",
+    "exit_code",
+    "flush_stdout",
+    "json_reporter",
+    "print_error",
+    "print_json",
+    "print_table",
+    "silence_stdout",
+    "stdout_errors",
+]
+
+SCHEMA_VERSION = 1
+INTERRUPTED = 130
+EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
+    SourceError: 2,
+    NotFoundError: 3,
+    AccessError: 4,
+    CorruptError: 5,
+    NetworkError: 6,
+    StorageError: 7,
+    RateLimitedError: 8,
+    OfflineError: 9,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """The code of the branch of the error tree that `error` is on."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return next((code for branch, code in EXIT_CODES.items() if isinstance(error, branch)), 1)
+
+
+def event_object(event: Event) -> dict[str, Any]:
+    """`event` as a JSON object; its kind is in "event": "resolved", "file_progress" and so on."""
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+    return {"type": "event", "event": kind, **dataclasses.asdict(event)}
+
+
+def error_object(error: BaseException) -> dict[str, Any]:
+    """`error` as a JSON object, with the data that it carries."""
+    if isinstance(error, KeyboardInterrupt):
+        code, message, hint, transient = "interrupted", "Interrupted.", "Run the same command again to resume.", True
+    elif isinstance(error, AsyncfetchError):
+        code, message, hint, transient = error.code, error.message, error.hint, error.transient
+    else:
+        code, message, hint, transient = "unexpected", f"{type(error).__name__}: {error}", "Please report this.", False
+    data = {name: value for name, value in vars(error).items() if not name.startswith("_")}
+    notes = {"notes": error.__notes__} if getattr(error, "__notes__", None) else {}
+    known = {"type": "error", "code": code, "message": message, "hint": hint, "transient": transient}
+    return {**data, **notes, **known, "exit_code": exit_code(error)}
+
+
+def print_json(value: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """One line of JSON, in ASCII so that every locale can carry it."""
+    line = json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=str)
+    with stdout_errors():
+        print(line, file=stream or sys.stdout)
+
+
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Turn an OSError in the block into StorageError about stdout; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence_stdout()  # else the interpreter tries again when it exits
+        raise StorageError("stdout", error.strerror or str(error)) from error
+
+
+def flush_stdout() -> None:
+    """Write out what stdout holds, while a failure can still be reported."""
+    with stdout_errors():
+        sys.stdout.flush()
+
+
+@contextmanager
+def json_reporter(stream: TextIO | None = None) -> Iterator[Reporter]:
+    """A reporter that writes each event as a line of JSON; all are written when the block ends.
+
+    A thread does the writing, so that a slow reader of the pipe never holds up a load. When the
+    reader is gone the load goes on, and whoever writes next to stdout learns of it.
+    """
+    events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+
+    def write() -> None:
+        open_ = True
+        while (event := events.get()) is not None:
+            try:
+                if open_:
+                    print_json(event_object(event), stream)
+                    if events.empty():
+                        (stream or sys.stdout).flush()
+            except (OSError, StorageError):
+                open_ = False
+
+    thread = threading.Thread(target=write, name="asyncfetch-json", daemon=True)
+    thread.start()
+    try:
+        yield events.put
+    finally:
+        events.put(None)
+        thread.join()
+
+
+def print_error(error: BaseException) -> None:
+    """What went wrong, and what to do about it, on stderr; never a traceback."""
+    shown = error_object(error)
+    print(f"asyncfetch: {printable(shown['message'])}", file=sys.stderr)
+    if shown["hint"]:
+        print(f"hint: {printable(shown['hint'])}", file=sys.stderr)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    """A table on stdout: aligned on a terminal, otherwise tab-separated lines under a header line.
+
+    Columns named in `right` are numbers: aligned to the right on a terminal, with thousands
+    separated there and only there.
+    """
+    aligned = sys.stdout.isatty()
+    numeric = [name in right for name in columns]
+    cells = [
+        [
+            f"{value:,}"
+            if aligned and isinstance(value, int) and not isinstance(value, bool)
+            else printable(str(value))
+            for value in row
+        ]
+        for row in rows
+    ]
+    if not aligned:
+        with stdout_errors():
+            sys.stdout.writelines("\t".join(row) + "\n" for row in [list(columns), *cells])
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [list(columns), *cells]:
+        padded = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numeric, strict=True)
+        )
+        print("  ".join(padded).rstrip())
+
+
+def silence_stdout() -> None:
+    """Send what is still buffered for a closed pipe nowhere, so that the interpreter exits quietly."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -1,0 +1,203 @@
+"""The reporter that draws on a terminal, and that writes plain lines where there is none.
+
+`frame` lays a state out for a terminal of a given size and is pure. `terminal_reporter` draws from
+a thread of its own, so that a slow terminal never holds up a load.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from ..events import Event, Finished, Reporter
+from .progress import ProgressState, Stage, summary_line
+from .wording import amount, announcement, printable, ratio, shorten
+
+__all__ = ["frame", "terminal_reporter"]
+
+REDRAW = 0.125  # seconds between two frames
+PLAIN_INTERVAL = 5.0  # seconds between two status lines where there is no terminal
+
+
+def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
+    """The display as lines of at most `width` cells, at most `height` of them.
+
+    One line for each shard and one for the total. Shards that do not fit are folded into one line,
+    and then only those are shown to which something is happening.
+    """
+    dots = "..." if ascii_only else "…"
+    if not state.rows:
+        if state.retrying is None:
+            return [Text(f"looking up the source{dots}")]
+        return [Text(announcement(state.retrying, detailed=True) or "")]
+    rows, folded = list(state.rows.values()), False
+    if len(rows) + 1 > height:
+        rows, folded = [row for row in rows if row.stage.active][: max(height - 2, 0)], True
+    wanted = [cell_len(printable(row.file)) for row in state.rows.values()]
+    columns = _columns(width, max(wanted), min(max(wanted), 20))
+    names = shorten([printable(row.file) for row in rows], columns.name, dots=dots)
+    lines = [
+        _line(columns, name, row.received, row.size, state.row_status(row, now), STYLES[row.stage], ascii_only)
+        for name, row in zip(names, rows, strict=True)
+    ]
+    if folded:
+        lines.append(Text(state.fold_line(), style="dim"))
+    lines.append(_line(columns, "total", state.received, state.size, state.total_status(now), "bold", ascii_only))
+    for line in lines:
+        line.truncate(width)
+    return lines[:height] if height >= 1 else []
+
+
+STYLES = {
+    Stage.WAITING: "dim",
+    Stage.DOWNLOADING: "cyan",
+    Stage.RETRYING: "yellow",
+    Stage.VERIFYING: "cyan",
+    Stage.VERIFIED: "green",
+    Stage.UNCHECKED: "green",
+    Stage.CACHED: "green",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Cells for each column; a column of 0 cells is left out."""
+
+    name: int
+    bar: int
+    amount: int
+    status: int
+
+
+def _columns(width: int, name: int, short_name: int) -> _Columns:
+    """Divide `width`: the status first, then the amounts, names that can be told apart, the bar, whole names."""
+    percent, room = 5, 13
+    status = 23 if width >= 80 else 17 if width >= 40 else 0
+    sizes = room if width >= percent + status + 1 + room + short_name else 0
+    left = width - percent - sizes - (status + 2 if status else 0)
+    bar = max(min(left - short_name - 1, 30), 0)
+    bar = bar if bar >= 8 else 0
+    spare = left - (bar + 1 if bar else 0)
+    names = max(min(name, spare), 1)
+    return _Columns(names, bar, sizes, status + max(spare - names, 0) if status else 0)
+
+
+def _line(
+    columns: _Columns, name: str, part: int, whole: int, statuses: Sequence[str], style: str, ascii_only: bool
+) -> Text:
+    share = ratio(part, whole)
+    line = Text(name + " " * max(columns.name - cell_len(name), 0))
+    if columns.bar:
+        full, empty = ("#", "-") if ascii_only else ("━", "─")
+        done = int(columns.bar * share)
+        line.append(" ").append(full * done, style=style).append(empty * (columns.bar - done), style="dim")
+    line.append(f"{share:5.0%}")
+    if columns.amount:
+        line.append(f" {amount(part, whole):>{columns.amount - 1}}")
+    if columns.status:
+        fitting = [status for status in statuses if cell_len(status) <= columns.status]
+        line.append("  ").append(fitting[0] if fitting else statuses[-1], style=style)
+    return line
+
+
+@contextmanager
+def terminal_reporter(console: Console, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Reporter]:
+    """A reporter that shows a load on `console` for as long as the block runs.
+
+    On an interactive console: a table that redraws itself, at most ten times a second. Elsewhere:
+    plain lines without control sequences, and one status line every five seconds. The reporter
+    itself only takes notes and never blocks; a console that went away is left alone.
+    """
+    drawing = _Drawing(console, clock)
+    thread = threading.Thread(target=drawing.run, name="asyncfetch-progress", daemon=True)
+    thread.start()
+    try:
+        yield drawing.report
+    finally:
+        drawing.ended.set()
+        thread.join()
+
+
+class _Drawing:
+    """The notes that the reporter takes, and the loop that shows them."""
+
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self.console, self.clock = console, clock
+        self.state = ProgressState()
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._messages: deque[str] = deque()
+        self._closing = ""  # goes below the table
+
+    def report(self, event: Event) -> None:
+        message = announcement(event, detailed=not self.console.is_interactive)
+        with self._lock:
+            self.state.apply(event, self.clock())
+            if message is not None:
+                if isinstance(event, Finished) and self.console.is_interactive:
+                    self._closing = message
+                else:
+                    self._messages.append(message)
+
+    def run(self) -> None:
+        with suppress(OSError, ValueError):  # the terminal is gone, or its file is closed
+            if self.console.is_interactive:
+                self._run_live()
+            else:
+                self._run_plain()
+
+    def _run_live(self) -> None:
+        ascii_only = not self.console.encoding.lower().startswith("utf")
+
+        def lines() -> Group:
+            width, height = self.console.size
+            with self._lock:
+                shown = frame(self.state, self.clock(), width=width, height=height - 1, ascii_only=ascii_only)
+            return Group(*shown)
+
+        with Live(
+            get_renderable=lines,
+            console=self.console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        ) as live:
+            ended = False
+            while not ended:
+                ended = self.ended.wait(REDRAW)
+                while self._messages:
+                    self._print(self._messages.popleft())
+                live.refresh()
+        if self._closing:
+            self._print(self._closing)
+
+    def _print(self, message: str) -> None:
+        self.console.print(Text(message), soft_wrap=True)
+
+    def _run_plain(self) -> None:
+        spoken = self.clock()
+        while True:
+            ended = self.ended.wait(REDRAW)
+            lines = []
+            while self._messages:
+                lines.append(self._messages.popleft())
+            now = self.clock()
+            if now - spoken >= PLAIN_INTERVAL and self.state.rows and not ended:
+                spoken = now
+                with self._lock:
+                    lines.append(summary_line(self.state, now))
+            if lines:
+                self.console.file.write("".join(line + "\n" for line in lines))
+                self.console.file.flush()
+            if ended:
+                return

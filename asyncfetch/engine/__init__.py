@@ -1,0 +1,1 @@
+"""Moving the bytes: connections pull spans, retry, verify, publish, report."""

@@ -1,0 +1,52 @@
+"""What a transfer hands over, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..sources.located import SourceFile
+from ..storage.partial import Partial
+
+__all__ = ["Landed", "Outlet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
+
+    path: Path | None = None
+    buffer: memoryview | None = None
+
+
+class Outlet(Protocol):
+    """Takes what lands while the transfer goes on, and bounds what is in memory. All on the event loop.
+
+    The transfer sets `wake`, which the outlet calls when there is memory again. `early`: what is
+    handed out may be unverified, so a file with a wrong hash is not fetched again.
+    """
+
+    early: bool
+    wake: Callable[[], None]
+
+    def admits(self, file: SourceFile) -> bool:
+        """Whether there is memory to begin `file`; it is spoken for then."""
+        ...
+
+    def partial(self, file: SourceFile) -> Partial:
+        """The memory form of `file`."""
+        ...
+
+    def room(self, file: SourceFile, offset: int) -> int:
+        """How many bytes of `file` may be received from `offset` on; 0 while there is no memory."""
+        ...
+
+    def advanced(self, file: SourceFile, partial: Partial) -> None:
+        """More of `file` is here, or is hashed."""
+        ...
+
+    def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
+        """`file` is whole and verified; `partial` is None if it was here already."""
+        ...

@@ -1,0 +1,408 @@
+"""Moving the bytes: connections pull spans, retry, verify, publish, report.
+
+One task group holds one task per connection (a lane). A lane takes the next piece of its file, else
+opens the next file, else helps with the file that has most left, else takes a piece of the largest
+span in flight; it ends when nothing is left. Lanes are added only while those that run
+wait for the network: where the processor is the limit, more connections would only cost. The lane
+that completes a file verifies and publishes it. On failure and on cancellation the lanes
+end, and every open file is suspended so that the next run goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import anyio
+from anyio import to_thread
+from filelock import FileLock
+
+from ..errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
+from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
+from ..format.header import PREFIX_BYTES
+from ..network.ranges import open_span, skip
+from ..network.transport import Transport
+from ..policy import Budget, MiB, Policy, retrying
+from ..sources.located import Located, SourceFile
+from ..storage.cache import RepoCache
+from ..storage.partial import FilePartial, MemoryPartial, Partial, aligned_buffer
+from .bookkeeping import lock_blob, prepare_cache, record, unlock
+from .outlet import Landed, Outlet
+from .schedule import Board, Growth, Lease, Span, least_cut
+
+__all__ = ["Landed", "Transfer"]
+
+_REPORT_INTERVAL = 0.1
+_GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
+_FIRST_LANES = 4
+_FAR = 0.02  # seconds to an answer: where it takes so long, few connections do not fill the line
+_BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
+_MOST_BACKLOG = 32 * MiB  # before lanes make room for it: a hash that is left for the end has one processor only
+
+
+@dataclass(eq=False, slots=True)
+class _Open:
+    """A file that is being received."""
+
+    file: SourceFile
+    partial: Partial
+    lock: FileLock | None
+    restarts: int = 0
+    hashing: bool = False
+    finishing: bool = False
+    outran: bool = False  # a lane waits for the hash
+    reported: float = 0.0
+
+
+@dataclass(eq=False)
+class Transfer:
+    """Fetches the files of a located checkpoint that are not on disk yet.
+
+    `storage` is "disk" or "memory". `run` returns where each file is, by its name. Raises
+    ChecksumMismatchError, DiskFullError, StorageError, and the network's errors after retries.
+    """
+
+    located: Located
+    transport: Transport
+    policy: Policy
+    notify: Notifier
+    storage: str = "disk"
+    outlet: Outlet | None = None
+    downloaded: int = 0
+    landed: dict[str, Landed] = field(default_factory=dict)
+    _waiting: deque[SourceFile] = field(default_factory=deque)
+    _open: dict[str, _Open] = field(default_factory=dict)
+    _opening: int = 0  # files whose spans will be on the board soon
+    _running: int = 0  # lanes
+
+    def __post_init__(self) -> None:
+        self._board: Board[str] = Board(self.policy.min_split)
+        self._growth = Growth()
+        self._opened = anyio.Event()
+        self._done = anyio.Event()
+        if self.outlet is not None:
+            self.outlet.wake = self._wake
+
+    async def run(self) -> dict[str, Landed]:
+        for file in self.located.files:
+            if file.path is not None and not (file.in_blobs and self.storage == "disk"):
+                self._land(file, Landed(path=file.path))
+            else:
+                self._waiting.append(file)
+        if self.storage == "disk":
+            await to_thread.run_sync(prepare_cache, self.located)
+        try:
+            await self._run_lanes()
+        finally:
+            await self._suspend()
+        if self.storage == "disk":
+            await to_thread.run_sync(record, self.located)
+        return self.landed
+
+    # -- lanes ---------------------------------------------------------------------------------
+
+    async def _run_lanes(self) -> None:
+        """Run lanes until all is done, and add lanes while those that run wait for the network."""
+        threads = int(self.transport.threads.total_tokens)
+        spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
+        most = min(self.policy.connections, spans)
+        wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
+        async with anyio.create_task_group() as self._group:
+            while wanted and not self._done.is_set():
+                while self._running < wanted:
+                    self._add_lane()
+                before = self.transport.busy
+                with anyio.move_on_after(_GROW_INTERVAL):
+                    await self._done.wait()
+                busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
+                if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
+                    self._growth.forget()
+                elif self._growth.look(time.monotonic(), self.downloaded, busy):
+                    wanted = min(2 * self._running, most)
+
+    def _far(self) -> bool:
+        """Whether the bytes come from far away, as the looks at the files have shown."""
+        urls = [file.target.url for file in self._waiting if file.target is not None]
+        return any(self.transport.distance(url) >= _FAR for url in urls)
+
+    def _add_lane(self) -> None:
+        async def lane() -> None:
+            await self._lane()
+            self._running -= 1
+            if not self._running:
+                self._done.set()
+
+        self._running += 1
+        self._group.start_soon(lane)
+
+    async def _lane(self) -> None:
+        # Not a bytearray: to zero so many would hold up the event loop.
+        scratch = aligned_buffer(self.policy.burst if self.storage == "disk" else 0, 0)
+        file = ""
+        while True:
+            # With a file for each connection, one request brings the whole of it.
+            files = self._board.files + len(self._waiting) + self._opening
+            sharers = math.ceil(self._running / max(files, 1))
+            lease = self._board.take(file, sharers)
+            if lease is None and self._waiting and (self.outlet is None or self.outlet.admits(self._waiting[0])):
+                file = await self._begin_next()
+                continue
+            if lease is None:
+                lease = self._board.take_any(sharers) or self._board.steal(self._least_cut(), sharers)
+            if lease is None and (self._opening or self._waiting):
+                await self._opened.wait()
+                continue
+            if lease is None:
+                return
+            file = lease.file
+            task = self._open[file]
+            try:
+                await self._fetch(task, lease, scratch)
+            finally:
+                self._board.release(lease)
+                self._let_go(task)
+            self._hash_behind(task, 0)
+            await self._finish_if_whole(task)
+
+    def _least_cut(self) -> int:
+        """The fewest bytes to take from another connection, which loses what is in its socket beyond the cut."""
+        limited = self.policy.bandwidth_limit is not None  # then the rate is not the connections' own
+        return least_cut(0.0 if limited else self._growth.rate, self._running, self.policy.min_split)
+
+    async def _begin_next(self) -> str:
+        """Begin the next file, and return its name; the lanes that found nothing to do look again then."""
+        file = self._waiting.popleft()
+        self._opening += 1
+        try:
+            await self._begin(file)
+            return file.name
+        finally:
+            self._opening -= 1
+            self._wake()
+
+    def _wake(self) -> None:
+        self._opened.set()
+        self._opened = anyio.Event()
+
+    async def _begin(self, file: SourceFile) -> None:
+        """Open a file and offer its missing spans; or find that it is here by now."""
+        lock = None
+        partial: Partial
+        algorithm = file.algorithm
+        if self.storage == "memory" and self.outlet is not None:
+            partial = await to_thread.run_sync(self.outlet.partial, file)
+            if partial.in_order:
+                self._board.unsplittable.add(file.name)
+        elif self.storage == "memory":
+            data_start = len(file.raw_header) or PREFIX_BYTES
+            partial = await to_thread.run_sync(lambda: MemoryPartial(file.size, algorithm, data_start=data_start))
+        else:
+            cache = self._cache()
+            lock = await lock_blob(cache, file.key, self.policy.lock_patience)
+            try:
+                if await self._already_there(cache, file):
+                    unlock(lock)
+                    return
+                path = cache.partial(file.key)
+                identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
+                partial = await to_thread.run_sync(lambda: FilePartial(path, file.size, algorithm, identity=identity))
+            except BaseException:
+                unlock(lock)
+                raise
+        if not file.splittable:
+            self._board.unsplittable.add(file.name)
+        task = self._open[file.name] = _Open(file, partial, lock)
+        present = partial.received
+        self.notify(FileStarted(file.name, file.size, present))
+        if file.prefix and not partial.present.frontier:
+            await self.transport.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
+            self.downloaded += len(file.prefix)
+        self._board.add(file.name, partial.missing())
+        self._advanced(task)
+        self._hash_behind(task, 0)
+        await self._finish_if_whole(task)
+
+    async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
+        """Another run, or another commit, may have brought the same blob: then only link it."""
+        blob = file.blob or (file.checksum.hex if file.checksum else "")
+        commit = self._commit()
+        if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
+            return False
+        path = await to_thread.run_sync(cache.link, blob, commit, file.name)
+        self._land(file, Landed(path=path))
+        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+        return True
+
+    async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
+        """Receive a lease to its end, over as many requests as that takes."""
+        file, partial = task.file, task.partial
+        origin = self.located.origin
+        if origin is None:
+            raise ProtocolError("nothing serves this file", url=file.name)
+        budget = Budget(self.policy)
+        renew = False
+
+        def retry(error: BaseException, delay: float) -> None:
+            nonlocal renew
+            renew = renew or isinstance(error, LinkExpiredError)
+            reason = getattr(error, "message", str(error))
+            self.notify(Retrying(file.name, reason, budget.failures, self.policy.attempts, delay))
+
+        def place(nbytes: int) -> memoryview:
+            # Read anew for each piece: another connection may have taken over the end of the lease.
+            room = min(nbytes, self.policy.burst, lease.remaining)
+            return partial.target(lease.start, room, scratch)
+
+        def land(view: memoryview) -> None:
+            partial.land(lease.start, view)
+            lease.start += len(view)
+
+        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+            with attempt:
+                target = await origin.target(file, renew=renew)
+                renew = False
+                span = Span(lease.start, lease.stop)
+                async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
+                    if at < span.start:
+                        self._board.unsplittable.add(file.name)
+                        await skip(body, span.start - at)
+                    while lease.start < lease.stop:
+                        await self._wait_for_hash(task, lease)
+                        room = lease.remaining if self.outlet is None else await self._room(task, lease)
+                        got = await body.pull(room, place, land)
+                        if not got:
+                            raise NetworkError("the body ended early", url=target.url)
+                        budget.progress(got)
+                        self._progress(task, got)
+                        self._advanced(task)
+                        self._hash_behind(task, _BACKLOG)
+
+    async def _catch_up(self, task: _Open) -> None:
+        """Hash what landed out of order."""
+        task.hashing = True
+        try:
+            threads = self.transport.hashing
+            while task.partial.backlog and await to_thread.run_sync(task.partial.catch_up, limiter=threads):
+                self._advanced(task)
+                if task.partial.backlog <= _MOST_BACKLOG // 2:
+                    self._let_go(task)
+        finally:
+            task.hashing = False
+            self._let_go(task)
+
+    async def _wait_for_hash(self, task: _Open, lease: Lease[str]) -> None:
+        """Leave a processor that is the limit to a hash that fell behind, unless this lease is the earliest."""
+        if self._growth.busy < Growth.IDLE_SHARE:
+            return
+        while task.hashing and task.partial.backlog > _MOST_BACKLOG and not self._board.leads(lease):
+            task.outran = True
+            await self._opened.wait()
+
+    def _let_go(self, task: _Open) -> None:
+        if task.outran:
+            task.outran = False
+            self._wake()
+
+    def _hash_behind(self, task: _Open, backlog: int) -> None:
+        """Catch up beside the lanes, so that little is left to hash when the last byte lands."""
+
+        async def catch_up() -> None:
+            await self._catch_up(task)
+            await self._finish_if_whole(task)
+
+        if not task.hashing and not task.finishing and task.partial.backlog > backlog:
+            task.hashing = True
+            self._group.start_soon(catch_up)
+
+    async def _finish_if_whole(self, task: _Open) -> None:
+        """Verify and publish a file of which nothing is missing or in flight."""
+        file, partial = task.file, task.partial
+        if task.finishing or task.hashing or not self._board.idle(file.name) or partial.missing():
+            return
+        task.finishing = True
+        await self._catch_up(task)
+        digest = partial.digest()
+        if file.checksum is not None and digest != file.checksum.hex:
+            await self._restart(task, digest)
+            return
+        self.notify(FileProgress(file.name, file.size, file.size))
+        if not isinstance(partial, FilePartial):
+            self._land(file, Landed(buffer=partial.buffer), partial)
+        else:
+            blob, cache, commit = file.blob or digest, self._cache(), self._commit()
+            path = await to_thread.run_sync(
+                partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=file.size)
+            )
+            self._land(file, Landed(path=path), partial)
+        del self._open[file.name]
+        unlock(task.lock)
+        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+
+    async def _restart(self, task: _Open, digest: str) -> None:
+        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up."""
+        file = task.file
+        assert file.checksum is not None  # noqa: S101
+        error = ChecksumMismatchError(
+            file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
+        )
+        await to_thread.run_sync(task.partial.reset)
+        if task.restarts or (self.outlet is not None and self.outlet.early):
+            if isinstance(task.partial, FilePartial):
+                await to_thread.run_sync(task.partial.discard)
+            raise error
+        task.restarts += 1
+        task.finishing = False
+        self.notify(Retrying(file.name, error.message, 1, 2, 0.0))
+        self._board.add(file.name, task.partial.missing())
+        self._add_lane()  # the lanes before may have ended
+
+    # -- small parts ---------------------------------------------------------------------------
+
+    def _progress(self, task: _Open, nbytes: int) -> None:
+        self.downloaded += nbytes
+        now = time.monotonic()
+        if now - task.reported >= _REPORT_INTERVAL:
+            task.reported = now
+            self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
+
+    def _land(self, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+        self.landed[file.name] = landed
+        if self.outlet is not None:
+            self.outlet.landed(file, landed, partial)
+
+    def _advanced(self, task: _Open) -> None:
+        if self.outlet is not None:
+            self.outlet.advanced(task.file, task.partial)
+
+    async def _room(self, task: _Open, lease: Lease[str]) -> int:
+        """How much of a lease may be received now. Waits while the outlet has no memory for it."""
+        assert self.outlet is not None  # noqa: S101
+        while not (room := self.outlet.room(task.file, lease.start)):
+            self._hash_behind(task, 0)  # what waits to be hashed holds memory too
+            await self._opened.wait()
+        return min(room, lease.remaining)
+
+    async def _suspend(self) -> None:
+        """Leave what is open resumable: journal written, closed, unlocked. Bounded, not cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+            for task in self._open.values():
+                try:
+                    if isinstance(task.partial, FilePartial):
+                        await to_thread.run_sync(task.partial.suspend)
+                except StorageError:  # this file's bytes are fetched again; what failed first is what is told
+                    pass
+                finally:
+                    unlock(task.lock)
+        self._open.clear()
+
+    def _cache(self) -> RepoCache:
+        if self.located.cache is None:
+            raise ProtocolError("a local checkpoint has nothing to download", url=self.located.source)
+        return self.located.cache
+
+    def _commit(self) -> str:
+        if self.located.commit is None:
+            raise ProtocolError("no commit is known", url=self.located.source)
+        return self.located.commit

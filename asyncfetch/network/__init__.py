@@ -1,0 +1,1 @@
+"""Sockets, requests and bodies, and every check on an answer."""

@@ -1,0 +1,32 @@
+"""What two URLs share, and where a redirect may lead. Pure."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from urllib.parse import urljoin, urlsplit
+
+from ..errors import ProtocolError
+
+__all__ = ["no_downgrade", "origin_of", "redirected"]
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port): what two URLs must share to share a token. RFC 6454, section 4."""
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+def redirected(here: str, location: str) -> str:
+    """The address that a Location header at `here` names. Raises ProtocolError if it is none."""
+    with suppress(ValueError):  # its text may show a password: so it is no context of ours
+        target = urljoin(here, location)
+        origin_of(target)
+        return target
+    raise ProtocolError("it redirects to something that is no address", url=here)
+
+
+def no_downgrade(here: str, target: str) -> bool:
+    """Whether a redirect may be followed at all: to http or https, and never from https to http."""
+    schemes = urlsplit(here).scheme.lower(), urlsplit(target).scheme.lower()
+    return schemes in {("http", "http"), ("http", "https"), ("https", "https")}

@@ -1,0 +1,198 @@
+"""A directory of models, served with the protocol of the Hugging Face Hub.
+
+Any client of the Hub works against it: `HF_ENDPOINT=http://127.0.0.1:8000`. Which models there are
+is told in catalog.py, which endpoints in endpoints.py. Needs the extra `serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import SourceError
+from .endpoints import Options, create_app, raw_path
+
+try:
+    import uvicorn
+except ImportError as missing:
+    raise SourceError(
+        f"Serving needs starlette and uvicorn: {missing}.",
+        hint="Run: pip install 'asyncfetch[serve]'",
+    ) from missing
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from typing import Self, Unpack
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .catalog import Catalog
+
+__all__ = ["Options", "Record", "Server", "create_app", "serve"]
+
+GRACE = 1.0  # seconds that running responses get when the server stops
+KEEP_ALIVE = 60  # seconds
+
+
+class Record(NamedTuple):
+    """A request that was answered. `path` is percent-encoded and has no query; `range` is the header."""
+
+    method: str
+    path: str
+    range: str | None
+    status: int
+
+
+class _Recorder:
+    """Keeps a Record of each answer of `app`, and counts the body bytes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.records: list[Record] = []
+        self.bytes_sent = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def record(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                asked = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"range"), None)
+                self.records.append(Record(scope["method"], raw_path(scope), asked, message["status"]))
+            await send(message)
+            if message["type"] == "http.response.body" and scope["method"] != "HEAD":
+                self.bytes_sent += len(message.get("body", b""))
+
+        await self.app(scope, receive, record)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that says when it is ready, and whose end is bounded: after GRACE, connections are cut."""
+
+    def __init__(self, config: uvicorn.Config, catalog: Catalog, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.catalog = catalog
+        self.on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut = asyncio.get_running_loop().call_later(GRACE, self._cut)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    def _cut(self) -> None:
+        self.catalog.close()
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
+def _listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A listening socket and its URL. Raises SourceError when the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"Cannot listen on {host}:{port}: {reason}.", hint="Name another host or port.") from error
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return listener, f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
+
+
+class Server:
+    """Serves the models under `root` from a thread with an event loop of its own.
+
+        with Server("models") as server:
+            load("org/model", endpoint=server.url)
+
+    Port 0 takes a free one. The options are those of `create_app`. `requests` and `bytes_sent` tell
+    what was asked for and how many body bytes were handed to the network. No signal handler, no log.
+    Raises SourceError for a bad directory, and on entry for an address that cannot be had.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 0, **options: Unpack[Options]
+    ) -> None:
+        self._app = create_app(root, **options)
+        self._recorder = _Recorder(self._app)
+        self._address = (host, port)
+        self._url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The origin, without a slash at its end; fit for HF_ENDPOINT."""
+        if self._url is None:
+            raise RuntimeError("The server has no URL before it is entered.")
+        return self._url
+
+    @property
+    def requests(self) -> tuple[Record, ...]:
+        """The requests so far, in the order in which their answers began."""
+        return tuple(self._recorder.records)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Body bytes so far, of all answers."""
+        return self._recorder.bytes_sent
+
+    def __enter__(self) -> Self:
+        listener, self._url = _listen(*self._address)
+        ready = threading.Event()
+        self._uvicorn = _Uvicorn(_config(self._recorder, log_config=None), self._app.state.catalog, ready.set)
+
+        def run() -> None:
+            try:
+                self._uvicorn.run([listener])
+            finally:
+                ready.set()
+
+        self._thread = threading.Thread(target=run, name=f"asyncfetch {self._url}", daemon=True)
+        self._thread.start()
+        ready.wait(30)
+        if not self._uvicorn.started:
+            self.__exit__()
+            raise RuntimeError("The server did not start.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(GRACE + 10)
+
+
+def _config(app: ASGIApp, **logging: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="on",
+        ws="none",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(GRACE) + 5,
+        **logging,  # type: ignore[arg-type]
+    )
+
+
+def serve(
+    root: str | os.PathLike[str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
+) -> None:
+    """Serve the models under `root` until Ctrl-C, then return. The options are those of `create_app`.
+
+    `on_ready` is called with the URL once requests are answered. Prints nothing; uvicorn's warnings
+    go to stderr. Raises SourceError for a bad directory or an address that cannot be had.
+    """
+    app = create_app(root, **options)
+    listener, url = _listen(host, port)
+    server = _Uvicorn(_config(app, log_level="warning"), app.state.catalog, lambda: on_ready and on_ready(url))
+    with suppress(KeyboardInterrupt):
+        server.run([listener])

@@ -1,0 +1,1 @@
+"""From what the user named to a located checkpoint: its commit, its index, its files and headers."""

@@ -1,0 +1,305 @@
+"""The protocol of the Hugging Face Hub: revisions, metadata on redirects, signed links, errors.
+
+One GET of `/<repository>/resolve/<revision>/<file>` tells all: commit, etag (which is the file's
+hash) and size ride on the answer, be it the file itself or a redirect to a signed link. The
+token goes to the endpoint's origin only; what storage answers is never believed about hashes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from ..engine.schedule import Checksum, Span
+from ..errors import (
+    AccessError,
+    AsyncfetchError,
+    ChangedError,
+    EntryNotFoundError,
+    GatedRepositoryError,
+    NetworkError,
+    ProtocolError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SourceError,
+    redact_url,
+)
+from ..format.index import index_too_large
+from ..network.ranges import Target, read_span, strong
+from ..network.transport import OnRetry, Reply, Transport
+from ..network.urls import no_downgrade, origin_of, redirected
+from ..storage.cache import checksum_of_etag, is_commit, path_inside
+
+__all__ = ["Hub", "HubFile", "Settings", "check_repo_id", "size_of"]
+
+_TRUE = {"1", "ON", "YES", "TRUE"}
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """Where the Hub is, who asks, and whether to ask at all. Its repr never shows the token."""
+
+    endpoint: str
+    token: str | None
+    offline: bool
+
+    def __repr__(self) -> str:
+        token = "set" if self.token else None
+        return f"Settings(endpoint={redact_url(self.endpoint)!r}, token={token!r}, offline={self.offline})"
+
+    @classmethod
+    def from_env(
+        cls,
+        environ: Mapping[str, str],
+        *,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        offline: bool | None = None,
+    ) -> Settings:
+        """The settings by the same variables and files as huggingface_hub, read now.
+
+        `token`: a string is used, False means none, True means that one must be found, None means
+        that one is used if found: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file HF_TOKEN_PATH
+        (default HF_HOME/token). Raises SourceError.
+        """
+        chosen = (endpoint or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        if not _is_web_url(chosen):
+            raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.")
+        if offline is None:
+            offline = any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+        return cls(chosen, find_token(environ, token), offline)
+
+
+def _is_web_url(text: str) -> bool:
+    try:
+        scheme, host, _ = origin_of(text)
+    except ValueError:
+        return False
+    return scheme in ("http", "https") and bool(host)
+
+
+def find_token(environ: Mapping[str, str], token: str | bool | None) -> str | None:
+    """The token to send, or None. Raises SourceError if `token` is True and none is found."""
+    if isinstance(token, str):
+        return _clean(token)
+    if token is False or (token is None and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE):
+        return None
+    found = _clean(environ.get("HF_TOKEN")) or _clean(environ.get("HUGGING_FACE_HUB_TOKEN"))
+    if found is None:
+        home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+        path = environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
+        try:
+            found = _clean(Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            found = None
+    if found is None and token is True:
+        raise SourceError("token=True, and no token was found.", hint="Set HF_TOKEN, or run `hf auth login`.")
+    return found
+
+
+def _clean(token: str | None) -> str | None:
+    text = (token or "").replace("\r", "").replace("\n", "").strip()
+    if not text.isascii() or not text.isprintable():
+        raise SourceError("The token has characters that no HTTP header can carry.")
+    return text or None
+
+
+def check_repo_id(repo_id: str) -> str:
+    """`name` or `owner/name` by the Hub's rules, or SourceError."""
+    parts = repo_id.split("/")
+    good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
+    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git") or any(p[0] in "-." for p in parts):
+        raise SourceError(
+            f"{repo_id!r} is neither an existing path nor a repository id.",
+            hint='A repository is "owner/name", a revision is added as "owner/name@revision".',
+        )
+    return repo_id
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """What the Hub says of one file, and the first bytes of it.
+
+    `link` is where storage serves the bytes (a signed URL), None if the Hub does so itself.
+    `prefix` is empty where the bytes are behind the link. `validator` is the ETag of the bytes as the
+    Hub itself serves them, where it is fit for If-Range: a mirror's is often not the file's hash.
+    `splittable` is false where the Hub itself serves the bytes and sent all of them to a range.
+    """
+
+    commit: str
+    etag: str
+    checksum: Checksum
+    size: int
+    link: str | None = field(repr=False)
+    prefix: bytes
+    validator: str | None
+    splittable: bool
+
+
+class Hub:
+    """One repository on one endpoint."""
+
+    def __init__(self, transport: Transport, settings: Settings, repo_id: str) -> None:
+        self.transport = transport
+        self.settings = settings
+        self.repo_id = repo_id
+        endpoint = origin_of(settings.endpoint)
+        # The official site has more than one name; one may send to another with the token.
+        self._trusted = {endpoint}
+        if endpoint == origin_of(DEFAULT_ENDPOINT):
+            self._trusted.add(origin_of("https://hf.co"))
+
+    def url(self, file: str, revision: str) -> str:
+        """The address of a file. Raises SourceError for a name or a revision that would leave the repository.
+
+        Quoting is not enough: HTTP clients resolve dot segments before they send
+        (RFC 3986, section 5.2.4), and the token would go along.
+        """
+        path_inside(revision)
+        path_inside(file)
+        return f"{self.settings.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(file)}"
+
+    def headers(self, url: str) -> dict[str, str]:
+        """What goes to `url`: the token only to a trusted origin."""
+        headers = {"x-hf-download-counter": "1"}
+        if origin_of(url) not in self._trusted:
+            return {}
+        if self.settings.token:
+            headers["authorization"] = f"Bearer {self.settings.token}"
+        return headers
+
+    async def look(
+        self, file: str, revision: str, *, limit: int, whole: bool = False, on_retry: OnRetry | None = None
+    ) -> HubFile:
+        """Ask for a file: what the Hub says of it, and up to `limit` bytes of its beginning.
+
+        `whole` asks for the file without a range, for small files. Raises the tree's NotFoundError,
+        AccessError and NetworkError kinds. Nothing is written.
+        """
+        url = self.url(file, revision)
+        headers = self.headers(url)
+        if not whole:
+            headers["range"] = f"bytes=0-{limit - 1}"
+        reply = await self.transport.fetch(
+            url, limit=limit, headers=headers, may_follow=self._may_follow, on_retry=on_retry
+        )
+        self._raise_for(reply, file, revision)
+        return self._file_of(reply, revision)
+
+    async def read_whole(
+        self, file: str, revision: str, *, limit: int, on_retry: OnRetry | None = None
+    ) -> tuple[HubFile, bytes]:
+        """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError."""
+        found = await self.look(file, revision, limit=limit, whole=True, on_retry=on_retry)
+        if found.size > limit:
+            raise index_too_large(file, limit)
+        if found.link is None or not found.size:
+            return found, found.prefix
+
+        data = await read_span(
+            self.transport,
+            self.target(file, found),
+            Span(0, found.size),
+            file=file,
+            size=found.size,
+            on_retry=on_retry,
+            renew=lambda: self.target_anew(file, found.commit, etag=found.etag, size=found.size),
+        )
+        return found, data
+
+    def target(self, file: str, found: HubFile) -> Target:
+        """Where the bytes of a file are served."""
+        if found.link is not None:
+            return Target(found.link, neutral=True, signed=True)
+        url = self.url(file, found.commit)
+        return Target(url, self.headers(url), validator=found.validator)
+
+    async def target_anew(
+        self, file: str, revision: str, *, etag: str, size: int, on_retry: OnRetry | None = None
+    ) -> Target:
+        """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
+        again = await self.look(file, revision, limit=1, on_retry=on_retry)
+        if (again.etag, again.size) != (etag, size):
+            raise ChangedError(file, "the Hub names another hash for it")
+        return self.target(file, again)
+
+    def _may_follow(self, here: str, target: str) -> bool:
+        return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
+
+    def _file_of(self, reply: Reply, revision: str) -> HubFile:
+        headers = reply.headers
+        commit = headers.get("x-repo-commit", "")
+        if not is_commit(commit):
+            raise ProtocolError("no commit in the answer, so this is not a Hub (or a proxy answered)", url=reply.url)
+        if is_commit(revision) and commit != revision:
+            raise ProtocolError(f"commit {revision} was asked for and {commit} answered", url=reply.url)
+        etag = clean_etag(headers.get("x-linked-etag") or headers.get("etag", ""))
+        checksum = checksum_of_etag(etag)
+        if checksum is None:
+            raise ProtocolError("the answer's etag is no hash, so the file cannot be verified", url=reply.url)
+        elsewhere = reply.status in _REDIRECTS
+        size = size_of(headers, reply.status)
+        if size is None:
+            raise ProtocolError("the answer tells no size", url=reply.url)
+        link = redirected(reply.url, headers["location"]) if elsewhere else None
+        if link is not None and not no_downgrade(reply.url, link):
+            raise ProtocolError("it redirects from https to http", url=reply.url)
+        validator = None if elsewhere else strong(headers)
+        prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
+        return HubFile(commit, etag, checksum, size, link, prefix, validator, splittable)
+
+    def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
+        """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""
+        status, code = reply.status, reply.headers.get("x-error-code", "")
+        if status < 400 or status == 416:
+            if status in (200, 206) or (status in _REDIRECTS and reply.headers.get("location")):
+                return
+            if status == 416 and size_of(reply.headers, status) == 0:
+                return  # an empty file has no first byte
+            raise ProtocolError(f"unexpected status {status}", url=reply.url)
+        message = reply.headers.get("x-error-message", "")[:200]
+        name = f"{self.repo_id}@{revision}"
+        error: AsyncfetchError
+        if code == "RevisionNotFound":
+            error = RevisionNotFoundError(self.repo_id, revision)
+        elif code == "EntryNotFound":
+            commit = reply.headers.get("x-repo-commit", "")
+            error = EntryNotFoundError(file, name, commit=commit if is_commit(commit) else None)
+        elif code == "GatedRepo":
+            error = GatedRepositoryError(self.repo_id, redact_url(f"{self.settings.endpoint}/{self.repo_id}"))
+        elif message == "Access to this resource is disabled.":
+            error = AccessError(f"Access to {self.repo_id!r} has been disabled.", hint="")
+        elif status == 401 and message == "Invalid credentials in Authorization header":
+            error = AccessError("The Hub does not accept the token.", hint="Renew it, or unset HF_TOKEN.")
+        elif code == "RepoNotFound" or status == 401:
+            error = RepositoryNotFoundError(self.repo_id, authenticated=self.settings.token is not None)
+        elif status == 403:
+            error = AccessError(f"The Hub refuses {file!r} of {name}{': ' + message if message else ''}.")
+        elif status == 404:
+            error = EntryNotFoundError(file, name)
+        else:
+            error = NetworkError(f"the server answered {status} {message}".rstrip(), url=reply.url)
+            error.transient = False
+        raise error
+
+
+def clean_etag(value: str) -> str:
+    """The opaque part of an ETag header, weak or strong, with or without quotes."""
+    return value.strip().removeprefix("W/").strip('"')
+
+
+def size_of(headers: Mapping[str, str], status: int) -> int | None:
+    """The size of the whole file that an answer tells: X-Linked-Size, Content-Range, Content-Length."""
+    linked = headers.get("x-linked-size", "")
+    ranged = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d{1,18})", headers.get("content-range", ""), re.ASCII)
+    length = headers.get("content-length", "") if status == 200 else ""
+    for text in (linked, ranged[1] if ranged else "", length):
+        if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII):
+            return int(text)
+    return None

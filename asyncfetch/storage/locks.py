@@ -1,0 +1,94 @@
+"""Who writes a partial: one process alone, as long as it lives.
+
+A lock of the kernel's tells, which a kill frees. Where there are no locks, or none that keep anyone
+out, each run writes a file of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from ..errors import StorageError
+from .cache import storage_errors
+
+__all__ = ["claim"]
+
+
+def claim(path: Path) -> tuple[Path, int, bool]:
+    """Open `path` for this process alone, or a private file beside it if another process or user has it."""
+    for _ in range(3):
+        try:
+            descriptor = _claim_shared(path)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue  # its holder removed it between two of our looks
+            if isinstance(error.__cause__, PermissionError):
+                break
+            raise
+        if descriptor is not None:
+            return path, descriptor, True
+    private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
+    return private, _open(private, os.O_CREAT | os.O_EXCL), False
+
+
+def _claim_shared(path: Path) -> int | None:
+    """An open, locked descriptor of `path`; None if it is another's, or nobody's."""
+    descriptor, created = _open_or_create(path)
+    ours = False
+    try:
+        with storage_errors(path):
+            # The holder before us may have renamed or removed the file between open and lock.
+            if _lock(descriptor) and _is_at(path, descriptor):
+                ours = _excludes(path)
+                if created and not ours:  # nobody can own it, so no run would go on with it
+                    path.unlink(missing_ok=True)
+    finally:
+        if not ours:
+            os.close(descriptor)
+    return descriptor if ours else None
+
+
+def _open_or_create(path: Path) -> tuple[int, bool]:
+    """A descriptor, and whether the file is a new one."""
+    try:
+        return _open(path, os.O_CREAT | os.O_EXCL), True
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+    return _open(path, 0), False
+
+
+def _open(path: Path, flags: int) -> int:
+    with storage_errors(path):
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        ours, now = os.fstat(descriptor), os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (ours.st_ino, ours.st_dev) == (now.st_ino, now.st_dev)
+
+
+def _excludes(path: Path) -> bool:
+    """Whether our lock on `path` keeps others out. Some file systems have no locks, or grant them to everyone."""
+    other = _open(path, 0)
+    try:
+        return not _lock(other)
+    finally:
+        os.close(other)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file. False: another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # there are no locks here, which is the same as if everyone got them
+        pass
+    return True

@@ -1,0 +1,405 @@
+"""One file being received: which spans are here, its journal, its running hash, its publication.
+
+Two forms with one interface: `FilePartial` writes beside the blob that it will become,
+`MemoryPartial` is the final buffer itself. All calls block or compute: run them in a thread.
+Several threads may `land` different spans of one partial at once.
+
+The hash follows the contiguous frontier while bytes land in order; what landed out of order is
+caught up from the page cache. The journal may lag behind the bytes and never leads them: after a
+kill the listed prefix is hashed again, and the hash of the whole file decides in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..engine.schedule import Span, SpanSet
+from ..errors import StorageError
+from ..policy import MiB
+from .cache import storage_errors
+from .locks import claim
+
+__all__ = ["ALIGNMENT", "FilePartial", "MemoryPartial", "Partial", "aligned_buffer", "new_hash", "spans_on_disk"]
+
+ALIGNMENT = 64  # bytes: a cache line, and what JAX asks of a buffer that it takes without a copy
+_JOURNAL_FORMAT = 1
+_JOURNAL_INTERVAL = 1.0  # seconds
+_JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
+_CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
+
+
+class Hash(Protocol):
+    def update(self, data: memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hash(algorithm: str, size: int) -> Hash:
+    """A running hash of a file of `size` bytes."""
+    if algorithm == "git-sha1":
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha256()
+
+
+class Partial:
+    """What all forms share: the spans, and the hash at their frontier.
+
+    `buffer` is the whole file, for forms that hold it in one piece. `in_order`: its bytes must be
+    landed from the first to the last.
+    """
+
+    in_order = False
+
+    @property
+    def buffer(self) -> memoryview | None:
+        return None
+
+    def __init__(self, size: int, algorithm: str) -> None:
+        self.size = size
+        self.algorithm = algorithm
+        self.present = SpanSet()
+        self._lock = threading.Lock()  # guards present
+        self._hashing = threading.Lock()  # owns _hash and _hashed
+        self._hash = new_hash(algorithm, size)
+        self._hashed = 0
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:
+        """Where up to `limit` bytes for `offset` are to be received."""
+        raise NotImplementedError
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        raise NotImplementedError
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        raise NotImplementedError
+
+    def land(self, offset: int, data: memoryview) -> None:
+        """`data` has been received for `offset`: store it, hash it if it is next."""
+        self._store(offset, data)
+        with self._lock:
+            self.present.add(offset, offset + len(data))
+        if self._hashing.acquire(blocking=False):
+            try:
+                if offset == self._hashed:
+                    self._hash.update(data)
+                    self._hashed += len(data)
+            finally:
+                self._hashing.release()
+
+    @property
+    def received(self) -> int:
+        with self._lock:
+            return self.present.nbytes
+
+    def missing(self) -> list[Span]:
+        with self._lock:
+            return self.present.missing(self.size)
+
+    @property
+    def frontier(self) -> int:
+        """The end of the run of bytes that begins at 0."""
+        with self._lock:
+            return self.present.frontier
+
+    @property
+    def backlog(self) -> int:
+        """Bytes at the frontier that are here and not hashed yet."""
+        with self._lock:
+            return max(self.present.frontier - self._hashed, 0)
+
+    def catch_up(self) -> bool:
+        """Hash some of the backlog: some milliseconds of work. False when none is left."""
+        with self._hashing:
+            for _ in range(_CATCH_UP // MiB):
+                limit = min(self.frontier - self._hashed, MiB)
+                if limit <= 0:
+                    return False
+                data = self._load(self._hashed, limit)
+                self._hash.update(data)
+                self._hashed += len(data)
+        return True
+
+    def digest(self) -> str:
+        """The hex digest of the whole file. Only when nothing is missing and no backlog is left."""
+        if self._hashed != self.size:
+            raise RuntimeError(f"{self._hashed} of {self.size} bytes are hashed")
+        return self._hash.hexdigest()
+
+    def reset(self) -> None:
+        """Forget all bytes: begin again from 0."""
+        with self._hashing, self._lock:
+            self.present = SpanSet()
+            self._hash = new_hash(self.algorithm, self.size)
+            self._hashed = 0
+
+
+def aligned_buffer(size: int, data_start: int) -> memoryview:
+    """`size` writable bytes of which number `data_start` lies at a 64-byte boundary.
+
+    Large ones are mapped by themselves: so they are free for other programs once they are dropped,
+    while malloc may keep blocks of up to 32 MiB. Huge pages are not asked for: in a virtual machine
+    that reports its free pages to the host, their first touch takes three times as long as that of
+    normal pages (https://docs.kernel.org/mm/free_page_reporting.html).
+    """
+    if size < MiB:
+        raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        shift = -(raw.ctypes.data + data_start) % ALIGNMENT
+        return raw.data[shift : shift + size]
+    try:
+        pages = mmap.mmap(-1, size + ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"No memory for {size:,} bytes.") from error
+    shift = -data_start % ALIGNMENT  # pages are aligned
+    return memoryview(pages)[shift : shift + size]
+
+
+class MemoryPartial(Partial):
+    """The memory form: bytes are received straight into their final place.
+
+    `data_start` is the length of the safetensors prefix and header, so that tensors are aligned.
+    """
+
+    def __init__(self, size: int, algorithm: str, *, data_start: int) -> None:
+        super().__init__(size, algorithm)
+        self._buffer = aligned_buffer(size, data_start)
+
+    @property
+    def buffer(self) -> memoryview:
+        return self._buffer
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
+        return self.buffer[offset : offset + limit]
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        place = self.buffer[offset : offset + len(data)]
+        if _address(place) != _address(data):
+            place[:] = data
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        return self.buffer[offset : offset + limit]
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, dtype=np.uint8).ctypes.data) if len(view) else 0
+
+
+class FilePartial(Partial):
+    """The disk form: `path` grows into a blob, `<path minus .incomplete>.map.incomplete` is its journal.
+
+    `identity` binds the journal to the content (etag, validator, size): what another content left
+    behind is dropped. Raises StorageError, DiskFullError.
+    """
+
+    def __init__(self, path: Path, size: int, algorithm: str, *, identity: str) -> None:
+        super().__init__(size, algorithm)
+        self.identity = identity
+        self.path, self._fd, shared = claim(path)
+        # A private partial, beside one that another process holds, cannot be found by a later run.
+        self._journal = _journal_of(path) if shared else None
+        self._journal_at = time.monotonic()
+        self._journaled = 0  # bytes
+        self._journal_lock = threading.Lock()
+        self._scratch: memoryview | None = None
+        self._closed = False
+        _claimed.add(self)
+        try:
+            with storage_errors(self.path, needed=size):
+                if shared:
+                    self.present = spans_on_disk(path, size, identity=identity)
+                    self._journaled = self.present.nbytes
+                if not self.present.nbytes:
+                    self._forget_journal()
+                # Never to nothing: where locks hold on one host only, another one may be writing the same bytes.
+                os.ftruncate(self._fd, size)
+        except BaseException:
+            self._close()
+            raise
+
+    def target(self, offset: int, limit: int, scratch: memoryview) -> memoryview:  # noqa: ARG002
+        return scratch[:limit]
+
+    def _store(self, offset: int, data: memoryview) -> None:
+        with storage_errors(self.path, needed=self.size):
+            _write_all(self._fd, data, offset)
+
+    def land(self, offset: int, data: memoryview) -> None:
+        super().land(offset, data)
+        late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
+        if late or self.received - self._journaled >= _JOURNAL_BYTES:
+            self.save_journal()
+
+    def _load(self, offset: int, limit: int) -> memoryview:
+        if self._scratch is None:  # one for all: what is read into the same place stays in the processor's cache
+            self._scratch = memoryview(bytearray(MiB))
+        with storage_errors(self.path):
+            got = os.preadv(self._fd, [self._scratch[:limit]], offset)
+        if not got:
+            raise StorageError(str(self.path), f"it ends at byte {offset:,} although {self.size:,} were written")
+        return self._scratch[:got]
+
+    def duplicate(self) -> int:
+        """A descriptor of the file for reading, which stays good when the file is renamed or removed."""
+        return os.dup(self._fd)
+
+    def save_journal(self) -> None:
+        """Write which spans are on disk, atomically. A failure costs a later run its head start, no more."""
+        if self._journal is None or not self._journal_lock.acquire(blocking=False):
+            return
+        try:
+            self._journal_at = time.monotonic()
+            with self._lock:
+                spans = [(span.start, span.stop) for span in self.present]
+                self._journaled = self.present.nbytes
+            state = {
+                "format_version": _JOURNAL_FORMAT,
+                "identity": self.identity,
+                "size": self.size,
+                "inode": os.fstat(self._fd).st_ino,
+                "spans": spans,
+            }
+            _replace_text(self._journal, json.dumps(state))
+        except OSError:
+            logging.getLogger(__name__).debug("The journal %s cannot be written", self._journal, exc_info=True)
+        finally:
+            self._journal_lock.release()
+
+    def reset(self) -> None:
+        self._forget_journal()
+        super().reset()
+        self._journaled = 0
+
+    def suspend(self) -> None:
+        """Stop here; a later run goes on. A private partial is removed instead."""
+        if self._closed:
+            return
+        try:
+            if self._journal is None or not self.present.nbytes:
+                self._remove()
+            else:
+                self.save_journal()
+        finally:
+            self._close()
+
+    def discard(self) -> None:
+        """Remove the partial and its journal."""
+        if not self._closed:
+            try:
+                self._remove()
+            finally:
+                self._close()
+
+    def publish(self, give_name: Callable[[Path], Path]) -> Path:
+        """Sync, close, and let `give_name` rename the file. Returns what `give_name` returns.
+
+        A failed sync is never tried again: the pages may be gone, so the partial is removed.
+        """
+        try:
+            with storage_errors(self.path):
+                os.fsync(self._fd)
+        except StorageError:
+            self.discard()
+            raise
+        # A closed duplicate reports late write errors; the claim holds until the old name is gone.
+        with storage_errors(self.path):
+            held = os.dup(self._fd)
+        try:
+            self._close()
+            final = give_name(self.path)
+        finally:
+            with suppress(OSError):  # the bytes are synced, and the first close has told of late errors
+                os.close(held)
+        self._forget_journal()
+        return final
+
+    def _forget_journal(self) -> None:
+        if self._journal is not None:
+            with storage_errors(self._journal):
+                _temporary_of(self._journal).unlink(missing_ok=True)
+                self._journal.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        self._forget_journal()
+        with storage_errors(self.path):
+            self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            _claimed.discard(self)
+            with storage_errors(self.path):
+                os.close(self._fd)
+
+
+_claimed: set[FilePartial] = set()  # that are open in this process
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: a lock lasts as long as any process has the file open, and only the parent writes to it."""
+    for partial in _claimed:
+        partial._closed = True
+        os.close(partial._fd)
+        partial._fd = -1
+    _claimed.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
+    """What the journal of the partial at `path` lists, if it is of this very file and content."""
+    journal = _journal_of(path)
+    try:
+        try:
+            saved = json.loads(journal.read_bytes())
+        except FileNotFoundError:  # a kill may have come between the two steps of `_replace_text`
+            saved = json.loads(_temporary_of(journal).read_bytes())
+        status = os.stat(path, follow_symlinks=False)
+        found = (saved["format_version"], saved["identity"], saved["size"], saved["inode"])
+        if found != (_JOURNAL_FORMAT, identity, size, status.st_ino) or status.st_size != size:
+            return SpanSet()
+        spans = [Span(int(start), int(stop)) for start, stop in saved["spans"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return SpanSet()
+    return SpanSet(span for span in spans if span.stop <= size)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed.
+
+    ext4 writes a file out at once, which takes milliseconds, when it is renamed over another: so the other goes first.
+    """
+    temporary = _temporary_of(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(temporary, "x", encoding="ascii") as stream:
+            stream.write(text)
+        path.unlink(missing_ok=True)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _journal_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
+
+
+def _temporary_of(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.tmp.incomplete")
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written

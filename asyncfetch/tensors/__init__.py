@@ -1,0 +1,1 @@
+"""Bytes that landed become tensors: merged, streamed, or gathered by range."""

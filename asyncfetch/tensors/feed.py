@@ -1,0 +1,367 @@
+"""Tensors on their way from a transfer to one reader, within a memory limit.
+
+In memory, a segment of a file is received only while what is being received and what the reader has
+not finished with stay within the limit. On disk nothing waits for the reader, and the limit is that
+of what is received at once: so the first shards are whole long before the last.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from anyio.lowlevel import checkpoint
+
+from ..engine.outlet import Landed
+from ..errors import CorruptError, SourceError
+from ..format.arrays import tensor_view
+from ..format.header import TensorInfo
+from ..policy import MiB, Policy
+from ..sources.located import Located, SourceFile, check_tensors
+from ..storage.cache import storage_errors
+from ..storage.partial import FilePartial, Partial, aligned_buffer
+from ..tasks import whole
+from .merge import Array, cast, open_landed
+from .segments import Filled, Segment, TensorPartial, segments_of
+
+__all__ = ["Feed"]
+
+_AHEAD = 8 * MiB  # what a connection may be allowed to receive at once
+_MANY = 4  # files of at most this part of the limit are begun as a whole, several at a time
+_LEAST = 64 * MiB  # the memory limit, where the shards, or tensors, are smaller
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A tensor that can be handed out. `credit` bytes are free when the reader comes for the next one.
+
+    `make` may be called again where a wait for what it gives was cancelled.
+    """
+
+    name: str
+    make: Callable[[], Array]
+    heavy: bool
+    credit: int = 0
+    stored: _Stored | None = None  # what `make` reads from
+
+
+@dataclass(eq=False, slots=True)
+class _Stored:
+    """A file on its way to disk, some of whose tensors can be read already. `waiting` is in the file's order."""
+
+    waiting: deque[tuple[str, TensorInfo]]
+    descriptor: int
+    unread: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unread = len(self.waiting)
+
+    def handed_out(self) -> None:
+        """One of the tensors was: after the last one nothing reads here any more."""
+        self.unread -= 1
+        if not self.unread:
+            self.close()
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+# Tensors that came together, or how to open the shard that they are in.
+_Lot = list[_Entry] | Callable[[], list[_Entry]]
+
+
+class Feed:
+    """The outlet of a transfer, and what its reader asks for the next tensor.
+
+    `early` hands tensors out before the hash of their shard is known. `memory_limit` is bytes; None
+    is 1.25 times the largest shard, or with `early` twice the largest tensor, and at least 64 MiB.
+    """
+
+    def __init__(
+        self,
+        located: Located,
+        *,
+        storage: str,
+        policy: Policy,
+        early: bool,
+        memory_limit: int | None,
+        dtype: np.dtype[Any] | None,
+    ) -> None:
+        selected = located.wanted
+        self.early = early
+        self.wake: Callable[[], None] = lambda: None
+        self._index_file = selected.file
+        self._memory = storage == "memory"
+        self._dtype = dtype
+        self._names = {located.path_of(shard): selected.tensors_of(shard) for shard in selected.shards}
+        self._segments: dict[str, list[Segment]] = {}
+        if self._memory:
+            self._segments = {
+                file.name: segments_of(file.header, self._names.get(file.name, ()))
+                for file in located.files
+                if file.path is None and file.header is not None
+            }
+        self._stops = {name: [segment.stop for segment in parts] for name, parts in self._segments.items()}
+        self._largest = max((segment.nbytes for parts in self._segments.values() for segment in parts), default=0)
+        largest_file = max((file.size for file in located.files), default=0)
+        if not self._memory:
+            # Enough for each connection to have a piece of its own, also where shards are small.
+            self._limit = max(2 * largest_file, 2 * policy.connections * policy.min_split)
+        elif memory_limit is not None:
+            self._limit = memory_limit
+        else:
+            self._limit = max(2 * self._largest if early else largest_file * 5 // 4, _LEAST)
+        self._used = 0
+        self._reserved: dict[str, int] = {}  # for files as a whole
+        self._admitted: dict[str, int] = {}  # for files segment by segment: up to which byte there is memory
+        self._receiving = 0  # early, in memory: files that were begun and are not whole
+        self._growing = ""  # else, in memory: the one file that has memory for its beginning only
+        self._stored: dict[str, _Stored] = {}
+        # No stream of anyio's: what is in the hands of a reader whose task is cancelled would be lost.
+        self._lots: deque[_Lot] = deque()
+        self._ready: deque[_Entry] = deque()
+        self._news: anyio.Event | None = None  # for a reader that waits
+        self._owed = 0
+        self._finished = False
+        self.closed = False
+        self._failure: Exception | None = None
+
+    # -- the transfer's side ----------------------------------------------------------------------
+
+    def admits(self, file: SourceFile) -> bool:
+        if not self._memory or (not self.early and file.size <= self._limit // _MANY):
+            admitted = self._reserve(file.size)
+            if admitted:
+                self._reserved[file.name] = file.size
+            return admitted
+        if self._growing or (self.early and self._receiving >= max(self._limit // max(self._largest, 1), 1)):
+            return False
+        stop = self._end_of_segment(file, max(len(file.prefix), 1) - 1)
+        if not self._reserve(stop):
+            return False
+        self._admitted[file.name] = stop
+        if self.early:
+            self._receiving += 1
+        else:
+            self._growing = file.name
+            self._settle(file)
+        return True
+
+    def partial(self, file: SourceFile) -> Partial:
+        return TensorPartial(file.size, file.algorithm, self._segments[file.name], in_order=self.early)
+
+    def room(self, file: SourceFile, offset: int) -> int:
+        admitted = self._admitted.get(file.name)
+        if admitted is None:
+            return file.size
+        while admitted < min(file.size, offset + _AHEAD):
+            end = self._end_of_segment(file, admitted)
+            # Without `early` all that was received of a file stays until it is whole.
+            if not self._reserve(end - admitted, held=0 if self.early else admitted):
+                break
+            admitted = self._admitted[file.name] = end
+        if not self.early:
+            self._settle(file)
+        return max(admitted - offset, 0)
+
+    def advanced(self, file: SourceFile, partial: Partial) -> None:
+        if isinstance(partial, TensorPartial):
+            taken = partial.take(unwanted=not self.early)
+            if self.early:
+                self._offer_filled(file, taken)
+                self._give_back(sum(filled.segment.nbytes for filled in taken if not filled.segment.tensors))
+        elif self.early and isinstance(partial, FilePartial):
+            self._offer_stored(file, partial)
+
+    def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
+        reserved = self._reserved.pop(file.name, 0)
+        if isinstance(partial, TensorPartial) and self.early:
+            self.advanced(file, partial)
+            self._receiving -= 1
+            self.wake()
+        elif isinstance(partial, TensorPartial) and landed.buffer is None:
+            filled = partial.take_all()
+            self._offer_filled(file, filled)
+            self._give_back(reserved - sum(one.segment.nbytes for one in filled))
+        else:
+            credit = reserved if self._memory else 0
+            if partial is None or not self.early:
+                self._offer(lambda: self._open(file, landed, credit))
+            self._give_back(reserved - credit)
+
+    def finish(self, failure: Exception | None) -> None:
+        """Nothing more comes; the reader gets `failure` after all that is here."""
+        self._failure = failure
+        self._finished = True
+        self._tell()
+
+    def _end_of_segment(self, file: SourceFile, offset: int) -> int:
+        stops = self._stops[file.name]
+        return stops[bisect_right(stops, offset)]
+
+    def _settle(self, file: SourceFile) -> None:
+        """Once there is memory for a whole file, the next one may begin: two could wait for each other's memory."""
+        if self._admitted[file.name] == file.size:
+            self._reserved[file.name] = self._admitted.pop(file.name)
+            self._growing = ""
+            self.wake()
+
+    def _reserve(self, nbytes: int, *, held: int = 0) -> bool:
+        """Whether there is memory now. Always, where nothing but `held` is in use: waiting would not end."""
+        if self._used > held and self._used + nbytes > self._limit:
+            return False
+        self._used += nbytes
+        return True
+
+    def _give_back(self, nbytes: int) -> None:
+        if nbytes:
+            self._used -= nbytes
+            self.wake()
+
+    # -- what is handed over ----------------------------------------------------------------------
+
+    def _offer(self, lot: _Lot) -> None:
+        self._lots.append(lot)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    def _offer_filled(self, file: SourceFile, taken: Iterable[Filled]) -> None:
+        entries: list[_Entry] = []
+        for filled in taken:
+            for name, info in filled.segment.tensors:
+                entries.append(self._entry(name, _maker(filled, name, info, file.name)))
+            if filled.segment.tensors:
+                entries[-1].credit = filled.segment.nbytes
+        if entries:
+            self._offer(entries)
+
+    def _offer_stored(self, file: SourceFile, partial: FilePartial) -> None:
+        """What is on disk from the first byte on: read when it is asked for, by a descriptor of our own."""
+        header = file.known_header
+        stored = self._stored.get(file.name)
+        if stored is None:
+            wanted = set(self._names.get(file.name, ()))
+            waiting = deque((name, info) for name, info in header.tensors.items() if name in wanted)
+            stored = self._stored[file.name] = _Stored(waiting, partial.duplicate() if waiting else -1)
+        reached = partial.frontier - header.data_start
+        entries = []
+        while stored.waiting and stored.waiting[0][1].end <= reached:
+            name, info = stored.waiting.popleft()
+            entry = self._entry(name, _reader(stored, file, name, info), heavy=True)
+            entry.stored = stored
+            entries.append(entry)
+        if entries:
+            self._offer(entries)
+
+    def _open(self, file: SourceFile, landed: Landed, credit: int) -> list[_Entry]:
+        header, buffer = open_landed(file, landed)
+        names = self._names.get(file.name, ())
+        check_tensors(names, header, shard=file.name, index_file=self._index_file)
+        entries = [
+            self._entry(name, _viewer(buffer, header.tensors[name], header.data_start, file.name, name))
+            for name in names
+        ]
+        if entries:
+            entries[-1].credit = credit
+        return entries
+
+    def _entry(self, name: str, make: Callable[[], Array], *, heavy: bool = False) -> _Entry:
+        dtype = self._dtype
+        return _Entry(name, make, heavy) if dtype is None else _Entry(name, lambda: cast(make(), dtype), heavy=True)
+
+    # -- the reader's side ------------------------------------------------------------------------
+
+    async def next(self) -> tuple[str, Array] | None:
+        """The next tensor; None at the end. Raises what the transfer failed with, after all that landed."""
+        self._check_open()
+        self._give_back(self._owed)
+        self._owed = 0
+        await checkpoint()  # the download and the rest of the program have their turn, however many tensors wait
+        while not self._ready:
+            if not await self._next_lot():
+                if self._failure is not None:
+                    raise self._failure from self._failure.__cause__
+                return None
+        entry = self._ready[0]
+        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
+        return self._hand_out(array)
+
+    def next_at_hand(self) -> tuple[str, Array] | None:
+        """The next tensor if it is here and frees no memory: for a reader outside of the event loop's thread."""
+        if self.closed or self._owed or not self._ready:
+            return None
+        return self._hand_out(self._ready[0].make())
+
+    async def _next_lot(self) -> bool:
+        """Wait for more tensors, and make them ready. False when none come. A wait that is cancelled loses none."""
+        while not self._lots:
+            if self._finished:
+                return False
+            self._news = anyio.Event()
+            await self._news.wait()
+            self._check_open()
+        lot = self._lots[0]
+        entries = lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot))
+        self._check_open()
+        self._ready.extend(entries)
+        self._lots.popleft()
+        return True
+
+    def _hand_out(self, array: Array) -> tuple[str, Array]:
+        """What the first of `_ready` has made, now that nothing can come between it and the reader."""
+        self._check_open()
+        entry = self._ready.popleft()
+        self._owed = entry.credit
+        if entry.stored is not None:
+            entry.stored.handed_out()
+        return entry.name, array
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
+
+    def close(self) -> None:
+        """Drop what was not read."""
+        self.closed = self._finished = True
+        self._ready.clear()
+        self._lots.clear()
+        self._tell()
+        for stored in self._stored.values():
+            stored.close()
+
+
+def _maker(filled: Filled, name: str, info: TensorInfo, file: str) -> Callable[[], Array]:
+    return lambda: filled.array(name, info, file=file)
+
+
+def _viewer(buffer: Any, info: TensorInfo, data_start: int, file: str, name: str) -> Callable[[], Array]:
+    return lambda: tensor_view(buffer, info, data_start, file=file, tensor=name)
+
+
+def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> Callable[[], Array]:
+    offset = file.known_header.data_start + info.begin
+
+    def read() -> Array:
+        buffer, at = aligned_buffer(info.nbytes, 0), 0
+        with storage_errors(file.name):
+            while at < info.nbytes:
+                got = os.preadv(stored.descriptor, [buffer[at : at + 16 * MiB]], offset + at)
+                if not got:
+                    raise CorruptError(f"{file.name} ends at byte {offset + at:,}.", file=file.name)
+                at += got
+        return tensor_view(buffer, TensorInfo(info.dtype, info.shape, 0, info.nbytes), 0, file=file.name, tensor=name)
+
+    return read

@@ -1,0 +1,276 @@
+"""Parts of files into memory: ranges over the network, reads from disk, what came with the metadata.
+
+A whole-file hash cannot be checked on a part of it. What holds a file fixed between two reads is its
+size and its strong ETag (RFC 9110, section 13.1.5: If-Range), on disk its size and time of change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import numpy as np
+
+from ..engine.schedule import Span
+from ..errors import ChangedError, LinkExpiredError, NetworkError, ProtocolError, StorageError
+from ..events import Notifier, Retrying
+from ..format.slices import REQUEST_COST, STAGE_BYTES, Piece, coalesce
+from ..network.ranges import Target, open_span, skip, strong_etag
+from ..network.transport import Body, Transport
+from ..policy import Budget, Policy, retrying
+from ..sources.located import Located, SourceFile
+from ..storage.cache import storage_errors
+
+__all__ = ["Gatherer", "Sink", "Want"]
+
+_PARTS = 4  # requests for each connection in a large read, so that all end at about the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Pieces of `file`, in its order, and the memory that their places count in."""
+
+    file: SourceFile
+    pieces: Sequence[Piece]
+    memory: memoryview
+
+
+@dataclass(eq=False, slots=True)
+class _Step:
+    """A stretch of the file that is received at once: into its final place, or staged."""
+
+    stop: int
+    pieces: list[tuple[Piece, memoryview]]
+    direct: bool = False
+
+
+class Sink:
+    """Takes the bytes of a stretch of a file in order, and puts the wanted ones into place.
+
+    A long piece without holes is received where it belongs. Short ones, those with holes, and what
+    nobody wants go through a buffer of STAGE_BYTES. `position` survives a broken connection.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[Piece, memoryview]]) -> None:
+        self.position = pieces[0][0].start
+        self.stop = pieces[-1][0].stop
+        self._steps = _steps(pieces)
+        self._current = 0
+        self._begin = self.position  # of the current step
+        staged = any(not step.direct for step in self._steps)
+        self._stage = memoryview(bytearray(min(STAGE_BYTES, self.stop - self.position) if staged else 0))
+
+    @property
+    def room(self) -> int:
+        """How many bytes can be placed at once: 0 when all are here."""
+        return self._steps[self._current].stop - self.position if self.position < self.stop else 0
+
+    def place(self, nbytes: int) -> memoryview:
+        """Where the next `nbytes` go, which are at most `room`."""
+        step, at = self._steps[self._current], self.position - self._begin
+        if step.direct:
+            piece, memory = step.pieces[0]
+            return memory[piece.dest + at : piece.dest + at + nbytes]
+        return self._stage[at : at + nbytes]
+
+    def land(self, view: memoryview) -> None:
+        """The next `len(view)` bytes are where `place` said."""
+        self.position += len(view)
+        step = self._steps[self._current]
+        if self.position < step.stop:
+            return
+        if not step.direct:
+            for piece, memory in step.pieces:
+                _copy(piece, self._stage[piece.start - self._begin :], memory)
+        self._begin = step.stop
+        self._current += 1
+
+
+def _steps(pieces: Sequence[tuple[Piece, memoryview]]) -> list[_Step]:
+    """The pieces and the gaps between them, without a hole, none of the staged beyond STAGE_BYTES."""
+    steps: list[_Step] = []
+    at = begin = pieces[0][0].start
+    for piece, memory in pieces:
+        direct = not piece.counts and piece.stop - piece.start > STAGE_BYTES // 2
+        extends = steps and not steps[-1].direct
+        if direct or not extends or piece.stop - begin > STAGE_BYTES:
+            while at < piece.start:  # nobody wants these bytes
+                begin, at = at, min(at + STAGE_BYTES, piece.start)
+                steps.append(_Step(at, []))
+            begin = piece.start
+            steps.append(_Step(piece.stop, [(piece, memory)], direct))
+        else:
+            steps[-1].stop = piece.stop
+            steps[-1].pieces.append((piece, memory))
+        at = piece.stop
+    return steps
+
+
+def _copy(piece: Piece, source: memoryview, memory: memoryview) -> None:
+    """The wanted bytes of a staged piece, which begins `source`, into their place."""
+    if not piece.counts:
+        memory[piece.dest : piece.dest + piece.nbytes] = source[: piece.nbytes]
+        return
+    dtype = np.dtype(f"u{piece.itemsize}")
+    wanted: np.ndarray[tuple[int, ...], np.dtype[np.unsignedinteger]]
+    wanted = np.ndarray(piece.counts, dtype, source, strides=piece.strides)
+    np.ndarray(piece.counts, dtype, memory, piece.dest)[...] = wanted
+
+
+class Gatherer:
+    """Reads parts of the files of `located`, at most `policy.connections` at a time over all calls."""
+
+    def __init__(self, located: Located, transport: Transport, policy: Policy, notify: Notifier) -> None:
+        self._located = located
+        self._transport = transport
+        self._policy = policy
+        self._notify = notify
+        self._limiter = anyio.CapacityLimiter(policy.connections)
+        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._etags = {file.name: file.etag for file in located.files if file.etag is not None}
+        self._whole_only: set[str] = set()  # files whose server knows no ranges
+        self._descriptors: dict[str, tuple[int, os.stat_result]] = {}
+
+    async def read(self, wants: Sequence[Want]) -> None:
+        """Fill the memory of all `wants`. The first failure ends all; then the memory is of no use.
+
+        Raises ChangedError, EntryNotFoundError, the NetworkError kinds after retries, StorageError.
+        """
+        by_file: defaultdict[str, list[tuple[Piece, memoryview]]] = defaultdict(list)
+        files = {want.file.name: want.file for want in wants}
+        for want in wants:
+            by_file[want.file.name] += [(piece, want.memory) for piece in want.pieces]
+        total = sum(piece.stop - piece.start for pieces in by_file.values() for piece, _ in pieces)
+        longest = max(self._policy.min_split, -(-total // (_PARTS * self._policy.connections)))
+        async with anyio.create_task_group() as group:
+            for name, pieces in by_file.items():
+                file = files[name]
+                pieces.sort(key=lambda entry: entry[0].start)
+                if file.path is None:
+                    pieces = _take_prefix(file, pieces)
+                whole = name in self._whole_only
+                for part in coalesce(pieces, float("inf") if whole else REQUEST_COST, None if whole else longest):
+                    group.start_soon(self._run, file, part)
+
+    async def aclose(self) -> None:
+        """Close what is open on disk."""
+        for descriptor, _ in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    async def _run(self, file: SourceFile, pieces: Sequence[tuple[Piece, memoryview]]) -> None:
+        async with self._limiter:
+            sink = Sink(pieces)
+            if file.path is not None:
+                async with self._locks[file.name]:
+                    descriptor = await self._transport.in_thread(lambda: self._descriptor(file))
+                while sink.room:
+                    await self._transport.in_thread(lambda: _read_some(descriptor, sink, self._policy.burst, file))
+            else:
+                await self._from_network(file, sink)
+
+    # -- the network -----------------------------------------------------------------------------
+
+    async def _from_network(self, file: SourceFile, sink: Sink) -> None:
+        """Receive a stretch to its end, over as many requests as that takes."""
+        budget = Budget(self._policy)
+        target: Target | None = None
+        expired = False
+
+        def retry(error: BaseException, delay: float) -> None:
+            nonlocal expired
+            expired = expired or isinstance(error, LinkExpiredError)
+            reason = getattr(error, "message", str(error))
+            self._notify(Retrying(file.name, reason, budget.failures, self._policy.attempts, delay))
+
+        def place(nbytes: int) -> memoryview:
+            return sink.place(min(nbytes, self._policy.burst))
+
+        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+            with attempt:
+                target = await self._target(file, target if expired else None)
+                expired = False
+                span = Span(sink.position, sink.stop)
+                async with open_span(self._transport, target, span, file=file.name, size=file.size) as (body, at):
+                    self._hold(file, target, body)
+                    if body.status == 200:
+                        self._whole_only.add(file.name)
+                        await skip(body, span.start - at)
+                    while sink.room:
+                        got = await body.pull(sink.room, place, sink.land)
+                        if not got:
+                            raise NetworkError("the body ended early", url=target.url)
+                        budget.progress(got)
+
+    async def _target(self, file: SourceFile, expired: Target | None) -> Target:
+        """Where `file` is served now; asked for anew if that is still where `expired` was refused."""
+        origin = self._located.origin
+        if origin is None:
+            raise ProtocolError("nothing serves this file", url=file.name)
+        async with self._locks[file.name]:  # one of many readers renews the link
+            renew = expired is not None and file.target is not None and file.target.url == expired.url
+            target = await origin.target(file, renew=renew)
+            if renew:  # the source vouches that it is the same file; another store may name it otherwise
+                self._etags.pop(file.name, None)
+        return replace(target, validator=self._etags.get(file.name)) if target.validator is None else target
+
+    def _hold(self, file: SourceFile, target: Target, body: Body) -> None:
+        """Remember the first strong ETag of a file whose source gave none, and hold later answers to it."""
+        etag = strong_etag(body, target)
+        if etag is not None and target.validator is None and self._etags.setdefault(file.name, etag) != etag:
+            raise ChangedError(file.name, "its ETag is another one")
+
+    # -- the disk --------------------------------------------------------------------------------
+
+    def _descriptor(self, file: SourceFile) -> int:
+        """The open file, which must be the one whose header was read, and still as it was."""
+        path = file.path
+        if path is None:
+            raise ProtocolError("the file is not on disk", url=file.name)
+        with storage_errors(path):
+            if file.name not in self._descriptors:
+                self._descriptors[file.name] = _open_same(path, file)
+            descriptor, before = self._descriptors[file.name]
+            now = os.fstat(descriptor)
+        if (now.st_size, now.st_mtime_ns) != (file.size, before.st_mtime_ns):
+            raise ChangedError(file.name, "its size or its time of change is another one")
+        return descriptor
+
+
+def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> list[tuple[Piece, memoryview]]:
+    """What is left of `pieces` once the bytes that came with the metadata are in place."""
+    prefix = memoryview(file.prefix)
+    here: list[tuple[Piece, memoryview]] = []
+    left: list[tuple[Piece, memoryview]] = []
+    for piece, memory in pieces:
+        head, tail = piece.split(len(prefix))
+        here += [(part, memory) for part in head]
+        left += [(part, memory) for part in tail]
+    for piece, memory in here:
+        _copy(piece, prefix[piece.start :], memory)
+    return left
+
+
+def _open_same(path: Path, file: SourceFile) -> tuple[int, os.stat_result]:
+    """An open descriptor of the file that has the header that was read."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if os.pread(descriptor, len(file.raw_header), 0) != file.raw_header:
+            raise ChangedError(file.name, "its header is another one")
+        return descriptor, os.fstat(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _read_some(descriptor: int, sink: Sink, burst: int, file: SourceFile) -> None:
+    """The next bytes from disk: up to `burst`, or one step of the sink."""
+    with storage_errors(file.path or file.name):
+        got = os.preadv(descriptor, [view := sink.place(min(sink.room, burst))], sink.position)
+    if not got:
+        raise StorageError(str(file.path), f"it ends at byte {sink.position:,}")
+    sink.land(view[:got])

@@ -1,0 +1,182 @@
+"""The merge: shards that are here become one state dict of arrays. Blocking: run it in a thread.
+
+Each shard is one private map (or one buffer), each tensor a view on it: no bytes are copied, so
+the time does not grow with the size. `safetensors.numpy` is not used for data, since it holds the
+GIL while it copies a whole file; its rules for headers are kept in header.py.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.schedule import Checksum
+from ..engine.transfer import Landed
+from ..errors import ChecksumMismatchError, CorruptError, SourceError
+from ..format.arrays import is_floating, tensor_view
+from ..format.header import DTYPES, PREFIX_BYTES, Header, parse_header
+from ..policy import MiB
+from ..sources.located import Located, SourceFile, check_tensors
+from ..storage.cache import storage_errors
+from ..storage.partial import aligned_buffer, new_hash
+
+__all__ = ["aliases_of", "cast", "dtype_of", "dtype_or_none", "file_digest", "state_dict", "verify_file"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Page faults on these block the whole process, and an I/O error in one kills it with SIGBUS
+# (https://github.com/safetensors/safetensors/issues/562): they are read instead of mapped.
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "9p", "fuse", "afs")
+_READ_JOB = 16 * MiB
+_READ_THREADS = 2
+
+
+def state_dict(located: Located, landed: Mapping[str, Landed], *, dtype: object = None) -> dict[str, Array]:
+    """All selected tensors by name, in the order of the index (a single file: of its data).
+
+    `landed` says where each file of `located` is. Arrays are writable views, 64-byte aligned per
+    shard in memory; a tensor whose address is no multiple of its item size is a copy. F4 and F6
+    tensors are PackedArray. Raises InvalidHeaderError, CorruptError, MissingTensorError.
+    """
+    target, selected = dtype_or_none(dtype), located.wanted
+    files = {file.name: file for file in located.files}
+    views: dict[str, Array] = {}
+    for shard in selected.shards:
+        file = files[located.path_of(shard)]
+        header, buffer = open_landed(file, landed[file.name])
+        names = selected.tensors_of(shard)
+        check_tensors(names, header, shard=shard, index_file=selected.file)
+        for name in names:
+            view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
+            views[name] = view if target is None else cast(view, target)
+    return {name: views[name] for name in selected.weight_map}
+
+
+def open_landed(file: SourceFile, landed: Landed) -> tuple[Header, Any]:
+    """A shard's header and its bytes: a map, or a buffer."""
+    buffer: Any
+    if landed.buffer is not None:
+        buffer = landed.buffer
+    elif landed.path is not None:
+        buffer = _load(landed.path, file)
+    else:
+        raise CorruptError(f"{file.name} is nowhere.", file=file.name)
+    header = file.header
+    if header is None or bytes(memoryview(buffer)[: len(file.raw_header)]) != file.raw_header:
+        # The first look at it and the verified bytes differ (a restart): only the latter count.
+        view = memoryview(buffer)
+        length = int.from_bytes(view[:PREFIX_BYTES], "little")
+        header = parse_header(view[PREFIX_BYTES : PREFIX_BYTES + length], file=file.name, file_size=len(view))
+    return header, buffer
+
+
+def _load(path: Path, file: SourceFile) -> Any:
+    with storage_errors(path), open(path, "rb") as stream:
+        descriptor = stream.fileno()
+        size = os.fstat(descriptor).st_size
+        if size != file.size:
+            raise CorruptError(f"{path} has {size:,} bytes instead of {file.size:,}.", file=file.name)
+        if not on_network(path):
+            return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)  # private: the file stays untouched
+        buffer = aligned_buffer(size, len(file.raw_header))
+        read_into(descriptor, buffer)
+        return buffer
+
+
+def read_into(descriptor: int, buffer: memoryview) -> None:
+    """Fill `buffer` from the start of a file: large reads, two at a time."""
+
+    def job(start: int) -> None:
+        at, stop = start, min(start + _READ_JOB, len(buffer))
+        while at < stop:
+            got = os.preadv(descriptor, [buffer[at:stop]], at)
+            if not got:
+                raise OSError(0, f"the file ends at byte {at}")
+            at += got
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        list(pool.map(job, range(0, len(buffer), _READ_JOB)))
+
+
+def on_network(path: Path) -> bool:
+    """Whether `path` lies on a network or FUSE file system, by /proc/self/mountinfo; False elsewhere."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        device = os.stat(path).st_dev
+    except OSError:
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == wanted:
+            return rest.startswith(_NETWORK_FILE_SYSTEMS)
+    return False
+
+
+def dtype_of(dtype: object) -> np.dtype[Any]:
+    """A numpy dtype from a dtype, a numpy name, an ml_dtypes name or a safetensors name such as "BF16".
+
+    Raises SourceError if it is none of these, or not a floating-point type.
+    """
+    if isinstance(dtype, str) and dtype.upper() in DTYPES and not DTYPES[dtype.upper()].packed:
+        found = DTYPES[dtype.upper()].numpy
+    else:
+        try:
+            found = np.dtype(dtype)  # type: ignore[call-overload]
+        except TypeError:
+            raise SourceError(f"dtype={dtype!r} is not a dtype.", hint='Give numpy.float32 or "bfloat16".') from None
+    if not is_floating(found):
+        raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
+    return found
+
+
+def dtype_or_none(dtype: object) -> np.dtype[Any] | None:
+    """`dtype_of` an argument that may be left out."""
+    return None if dtype is None else dtype_of(dtype)
+
+
+def cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """A floating array in `dtype`; integers, complex numbers and packed tensors as they are."""
+    if not is_floating(array.dtype) or array.dtype == dtype:
+        return array
+    return array.astype(dtype)
+
+
+def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
+    """Names that writers dropped because they were tied: {dropped name: name that was kept}.
+
+    safetensors' `save_model` records them in `__metadata__`, huggingface_hub's sharded writer in the
+    index's metadata. Other metadata is told apart by its value, which is no tensor's name.
+    """
+    pairs: dict[str, str] = {}
+    sources: list[Mapping[str, Any]] = [located.index.metadata] if located.index else []
+    sources += [file.header.metadata for file in located.files if file.header is not None]
+    for metadata in sources:
+        for dropped, kept in metadata.items():
+            if isinstance(kept, str) and kept in names and dropped not in names:
+                pairs[dropped] = kept
+    return pairs
+
+
+def file_digest(path: Path, algorithm: str, check: Callable[[], None] = lambda: None) -> str:
+    """The hex digest of a file, read in 4 MiB pieces; `check` runs between them and may raise."""
+    with storage_errors(path), open(path, "rb") as stream:
+        running = new_hash(algorithm, os.fstat(stream.fileno()).st_size)
+        buffer = memoryview(bytearray(4 * MiB))
+        while got := stream.readinto(buffer):
+            running.update(buffer[:got])
+            check()
+    return running.hexdigest()
+
+
+def verify_file(path: Path, checksum: Checksum, *, file: str, check: Callable[[], None] = lambda: None) -> None:
+    """Hash a whole file again. Raises ChecksumMismatchError."""
+    actual = file_digest(path, checksum.algorithm, check)
+    if actual != checksum.hex:
+        raise ChecksumMismatchError(file, algorithm=checksum.algorithm, expected=checksum.hex, actual=actual)

@@ -1,0 +1,530 @@
+"""The console script as a process of its own, against a real server: output, JSON lines and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from asyncfetch.cli import main as cli
+from asyncfetch.server import Server
+
+from ..kit.canaries import TOKEN
+
+ROOT = Path(__file__).parents[2]
+REPO = "org/model"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def tensors() -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    generator = np.random.default_rng(7)
+    return {
+        SHARDS[0]: {
+            "embed.weight": generator.standard_normal((64, 32)).astype(np.float32),
+            "scale": np.array(0.5, np.float64),
+        },
+        SHARDS[1]: {
+            "layer.0.weight": generator.standard_normal((32, 32)).astype(ml_dtypes.bfloat16),
+            "layer.0.index": np.arange(12, dtype=np.int64).reshape(3, 4),
+        },
+    }
+
+
+def write_model(folder: Path) -> None:
+    """A checkpoint of two shards with an index."""
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for shard, held in tensors().items():
+        save_file(held, folder / shard, metadata={"format": "pt", "shard": shard})
+        weight_map |= dict.fromkeys(held, shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models for a server."""
+    root = tmp_path_factory.mktemp("models")
+    write_model(root / REPO)
+    (root / "org" / "empty").mkdir()
+    (root / "org" / "empty" / "README.md").write_text("nothing here")
+    (root / "org" / "broken").mkdir()
+    (root / "org" / "broken" / "model.safetensors").write_bytes(b"<html>not a model</html>")
+    return root
+
+
+@pytest.fixture
+def server(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that the environment names as the Hub."""
+    with Server(models) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    command = [sys.executable, "-m", "asyncfetch", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.Popen(command, env=environment, **pipes | options)
+
+
+class Ran:
+    """What a finished command left: exit code, stdout and stderr."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        out, err = process.communicate(timeout=40)
+        self.code, self.raw, self.out, self.err = process.returncode, out, out.decode(), (err or b"").decode()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def command(*arguments: object, **options: Any) -> Ran:
+    ran = Ran(start(*arguments, **options))
+    assert "Please report" not in ran.err + ran.out
+    return ran
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that treats each connection with `answer`; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+# Data on stdout, all else on stderr
+
+
+def test_download_prints_the_folder_and_nothing_else(server: Server) -> None:
+    """stdout is one path, which holds the files; stderr tells of each shard, without a control sequence."""
+    ran = command("download", REPO)
+    assert ran.code == 0
+    folder = Path(ran.out.removesuffix("\n"))
+    assert {path.name for path in folder.iterdir()} >= set(SHARDS)
+    assert f"{SHARDS[0]}: verified" in ran.err
+    assert "2 shards" in ran.err
+    assert "\x1b" not in ran.err
+
+
+def test_quiet_says_nothing(server: Server) -> None:
+    """--quiet leaves only the data."""
+    ran = command("download", REPO, "--quiet")
+    assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
+
+
+def test_load_lists_the_tensors(server: Server) -> None:
+    """One tab-separated line for each tensor, with what it is and where it came from."""
+    ran = command("load", REPO)
+    assert ran.code == 0
+    rows = [line.split("\t") for line in ran.out.splitlines()]
+    assert rows[0] == ["tensor", "dtype", "shape", "bytes", "shard"]
+    assert sorted(rows[1:]) == [
+        ["embed.weight", "F32", "64x32", "8192", SHARDS[0]],
+        ["layer.0.index", "I64", "3x4", "96", SHARDS[1]],
+        ["layer.0.weight", "BF16", "32x32", "2048", SHARDS[1]],
+        ["scale", "F64", "scalar", "8", SHARDS[0]],
+    ]
+    assert "4 tensors, 3,085 parameters, 10.3 kB" in ran.err
+
+
+def test_select_fetches_only_what_is_needed(server: Server) -> None:
+    """A glob lists its tensors and fetches only their shard."""
+    ran = command("load", REPO, "--select", "layer.*.weight", "--select", "layer.0.i*")
+    assert ran.code == 0
+    assert [line.split("\t")[0] for line in sorted(ran.out.splitlines())] == [
+        "layer.0.index",
+        "layer.0.weight",
+        "tensor",
+    ]
+    assert not [record for record in server.requests if SHARDS[0] in record.path]
+
+
+def test_inspect_downloads_no_shard(server: Server) -> None:
+    """Totals, shards and dtypes come from headers alone."""
+    ran = command("inspect", REPO, "--tensors")
+    assert ran.code == 0
+    assert re.search(r"^parameters +3,085$", ran.out, re.MULTILINE)
+    assert "BF16\t1\t1024\t2048" in ran.out
+    assert f"{SHARDS[1]}\t" in ran.out
+    assert "layer.0.index\tI64\t3x4\t96" in ran.out
+    assert not list(Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*/*.safetensors"))
+    command("download", REPO)
+    assert command("inspect", REPO).out.count("\tyes\n") == 2
+
+
+def test_dry_run_has_real_numbers(server: Server, models: Path) -> None:
+    """--dry-run downloads nothing and knows every byte; after the download nothing is missing."""
+    size = sum((models / REPO / shard).stat().st_size for shard in SHARDS)
+    before = command("download", REPO, "--dry-run", "--json").lines[-1]
+    assert before["size"] == before["missing"] == size
+    assert before["present"] == 0
+    assert [file["checksum"].startswith("sha256:") for file in before["files"]] == [True, True]
+    assert before["disk_free"] > size
+    assert not list(Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*/*.safetensors"))
+    command("download", REPO)
+    after = command("load", REPO, "--dry-run", "--json").lines[-1]
+    assert (after["missing"], after["present"]) == (0, size)
+    assert command("load", REPO, "--dry-run").out.splitlines()[1].split("\t")[3] == "0"
+
+
+def test_verify_finds_a_flipped_bit(server: Server) -> None:
+    """A good cache is 0, one changed byte is exit code 5 and names the file; --verify-cache repairs it."""
+    folder = Path(command("download", REPO).out.strip())
+    assert command("verify", REPO).code == 0
+    blob = (folder / SHARDS[1]).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    ran = command("verify", REPO)
+    assert ran.code == 5
+    assert [line.split("\t")[2] for line in ran.out.splitlines()[1:] if SHARDS[1] in line] == ["wrong"]
+    assert SHARDS[1] in ran.err
+    result = command("verify", REPO, "--json").lines[-1]
+    assert (result["ok"], result["exit_code"]) == (False, 5)
+    command("download", REPO, "--verify-cache")
+    assert command("verify", REPO).code == 0
+
+
+# --output
+
+
+@pytest.mark.parametrize("storage", [(), ("--memory",)], ids=["disk", "memory"])
+def test_output_is_one_file_with_all_tensors(storage: tuple[str, ...], server: Server, tmp_path: Path) -> None:
+    """The merged file equals the shards, and keeps the metadata on which they agree."""
+    target = tmp_path / "merged.safetensors"
+    ran = command("load", REPO, "--output", target, *storage)
+    assert ran.code == 0
+    expected = {name: array for held in tensors().values() for name, array in held.items()}
+    with safe_open(target, framework="np") as opened:
+        assert opened.metadata() == {"format": "pt"}
+        assert set(opened.keys()) == set(expected)
+        assert opened.get_slice("layer.0.weight").get_dtype() == "BF16"
+        for name in expected:
+            if name != "layer.0.weight":
+                np.testing.assert_array_equal(opened.get_tensor(name), expected[name])
+    assert expected["layer.0.weight"].tobytes() in target.read_bytes()
+    cached = list(Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*/*.safetensors"))
+    assert len(cached) == (0 if storage else 2)
+
+
+def test_dtype_casts_what_is_written(server: Server, tmp_path: Path) -> None:
+    """--dtype changes the floating tensors and leaves the integers."""
+    ran = command("load", REPO, "--output", tmp_path / "m.safetensors", "--dtype", "float16")
+    assert ran.code == 0
+    with safe_open(tmp_path / "m.safetensors", framework="np") as opened:
+        dtypes = {name: opened.get_slice(name).get_dtype() for name in opened.offset_keys()}
+    assert dtypes == {"embed.weight": "F16", "scale": "F16", "layer.0.weight": "F16", "layer.0.index": "I64"}
+
+
+def test_a_failed_load_leaves_the_old_output(server: Server, tmp_path: Path) -> None:
+    """Nothing is written before everything is there."""
+    target = tmp_path / "m.safetensors"
+    target.write_bytes(b"old")
+    assert command("load", "org/broken", "--output", target).code == 5
+    assert target.read_bytes() == b"old"
+
+
+def test_a_bad_output_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
+    """A folder as --output is wrong usage, and nothing is asked of the server."""
+    ran = command("load", REPO, "--output", tmp_path)
+    assert ran.code == 2
+    assert "is a folder" in ran.err
+    assert server.requests == ()
+
+
+# JSON lines
+
+
+def test_json_lines_of_a_download(server: Server) -> None:
+    """Every line parses; events come first, with real numbers, and the result last."""
+    ran = command("download", REPO, "--json")
+    assert ran.code == 0
+    assert ran.err == ""
+    lines = ran.lines
+    assert {line["schema_version"] for line in lines} == {1}
+    assert [line["type"] for line in lines[:-1]] == ["event"] * (len(lines) - 1)
+    assert lines[0]["event"] == "resolved"
+    assert all(isinstance(file["size"], int) for file in lines[0]["files"])
+    kinds = [line.get("event") for line in lines]
+    assert kinds.count("file_verified") == 2
+    assert lines[-1]["type"] == "result"
+    assert set(lines[-1]["files"]) >= set(SHARDS)
+    assert re.fullmatch(r"[0-9a-f]{40}", lines[-1]["commit"])
+
+
+def test_json_of_load_and_inspect_agree(server: Server) -> None:
+    """The same tensors, shapes and shards, whether loaded or only looked at."""
+    loaded, looked = command("load", REPO, "--json").lines[-1], command("inspect", REPO, "--json").lines[-1]
+    assert loaded["tensors"] == looked["tensors"]
+    assert loaded["tensors"]["layer.0.index"] == {"dtype": "I64", "shape": [3, 4], "nbytes": 96, "shard": SHARDS[1]}
+    assert (loaded["parameters"], loaded["commit"]) == (looked["parameters"], looked["commit"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code"),
+    [
+        (("download", "org/none"), "repository_not_found", 3),
+        (("download",), "bad_source", 2),
+        (("x",), "bad_source", 2),
+    ],
+)
+def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int, server: Server) -> None:
+    """The last line is the error, with its code, hint and exit code; wrong usage is no exception."""
+    ran = command(*arguments, "--json")
+    error = ran.lines[-1]
+    assert ran.code == exit_code
+    assert (error["type"], error["code"], error["exit_code"], error["transient"]) == ("error", code, exit_code, False)
+    assert error["message"]
+    assert error["hint"]
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("load",), 2, "requires an argument"),
+        (("load", REPO, "--nope"), 2, "--nope"),
+        (("lod", REPO), 2, 'Did you mean "load"'),
+        (("load", "s3://bucket/key"), 2, "s3://"),
+        (("load", REPO, "--checksum", "file=md5:00"), 2, "FILE=sha256:HEX"),
+        (("load", REPO, "--connections", "0"), 2, "connections"),
+        (("load", REPO, "--select", "nothing*"), 2, "select matches none"),
+        (("load", REPO, "--dtype", "float33"), 2, "float33"),
+        (("load", "org/none"), 3, "org/none"),
+        (("load", f"{REPO}@nope"), 3, "nope"),
+        (("load", "org/empty"), 3, "no safetensors checkpoint"),
+        (("load", "org/broken"), 5, "model.safetensors"),
+        (("load", REPO, "--offline"), 9, "Offline"),
+    ],
+)
+def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, server: Server) -> None:
+    """Each branch of the error tree has its code; the message names what was wrong, in one line."""
+    ran = command(*arguments)
+    assert (ran.code, ran.out) == (code, "")
+    line = next(line for line in ran.err.splitlines() if line.startswith("asyncfetch: "))
+    assert said in line
+
+
+def test_no_token_is_access_denied(models: Path) -> None:
+    """A server that wants a token: 3 or 4 without it, 0 with it; the token shows nowhere."""
+    with Server(models, token=TOKEN, gated=frozenset({REPO})) as gated:
+        ran = command("download", REPO, "--endpoint", gated.url)
+        assert ran.code == 4
+        assert "HF_TOKEN" in ran.err
+        ran = command("download", REPO, "--endpoint", gated.url, "--json", env={"HF_TOKEN": TOKEN})
+    assert ran.code == 0
+    assert TOKEN not in ran.out + ran.err
+
+
+def test_a_refused_connection_is_a_network_error() -> None:
+    """Nobody listens: exit code 6 after the retries, which are told of."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        ran = command("download", REPO, "--endpoint", url, env={"ASYNCFETCH_ATTEMPTS": "2"})
+    assert ran.code == 6
+    assert "retry 1/2" in ran.err
+
+
+def test_a_cache_that_cannot_be_written_is_a_storage_error(server: Server, tmp_path: Path) -> None:
+    """The cache folder is a file: exit code 7, and its path is named."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    ran = command("download", REPO, "--cache-dir", blocked)
+    assert ran.code == 7
+    assert str(blocked) in ran.err
+
+
+def test_too_many_requests_is_rate_limited() -> None:
+    """A 429 that asks for hours is not waited for: exit code 8, at once."""
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(65536)
+        head = "HTTP/1.1 429 Too Many Requests\r\nRetry-After: 9999\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+
+    with listening(refuse) as url:
+        ran = command("download", REPO, "--endpoint", url, "--json")
+    assert ran.code == 8
+    assert (ran.lines[-1]["code"], ran.lines[-1]["transient"]) == ("rate_limited", True)
+    assert 9999 <= ran.lines[-1]["retry_after"] < 10_001
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_at_once(number: signal.Signals) -> None:
+    """Ctrl-C in the middle of a request: exit code 130 within a second, one line, no traceback."""
+    asked, release = threading.Event(), threading.Event()
+
+    def stall(connection: socket.socket) -> None:
+        connection.recv(65536)
+        asked.set()
+        release.wait(20)
+
+    with listening(stall) as url:
+        process = start("download", REPO, "--endpoint", url)
+        assert asked.wait(20)
+        started = time.monotonic()
+        process.send_signal(number)
+        ran = Ran(process)
+        elapsed = time.monotonic() - started
+        release.set()
+    assert ran.code == 130
+    assert "asyncfetch: Interrupted." in ran.err
+    assert "Traceback" not in ran.err
+    assert elapsed < 2
+
+
+def test_the_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bug of ours is exit code 1 and one line; the traceback comes only when asked for."""
+
+    def fail(arguments: object) -> int:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(cli, "run", fail)
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        assert cli.main(["load", "x"]) == 1
+        assert capsys.readouterr().err == "asyncfetch: ZeroDivisionError: oops\nhint: Please report this.\n"
+        monkeypatch.setenv("ASYNCFETCH_DEBUG", "1")
+        assert cli.main(["load", "x"]) == 1
+        assert "Traceback" in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# The surroundings
+
+
+def test_a_closed_pipe_is_no_error(server: Server) -> None:
+    """`asyncfetch load | head -0`: it ends without a word about it."""
+    command("download", REPO)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("load", REPO, "--quiet", stdout=writer)
+    os.close(writer)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert errors == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_behind_stdout_is_said(server: Server) -> None:
+    """What could not be written to stdout is exit code 7, not silence."""
+    with open("/dev/full", "wb") as full:
+        process = start("load", REPO, "--quiet", stdout=full)
+        _, errors = process.communicate(timeout=40)
+    assert process.returncode == 7
+    assert b"stdout: No space left on device" in errors
+    assert b"Traceback" not in errors
+
+
+def test_a_locale_without_unicode(server: Server, models: Path) -> None:
+    """In an ASCII locale nothing crashes; what cannot be shown is escaped."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+    folder = models / "org" / "model"
+    ran = command("load", folder, env=plain)
+    assert ran.code == 0
+    ran = command("load", "org/modèle-…", env=plain)
+    assert ran.code == 2
+    assert ran.err.isascii()
+    assert command("--help", env=plain).code == 0
+
+
+def test_help_tells_where_the_token_goes() -> None:
+    """There is no option for a token; the help says what there is instead."""
+    ran = command("--help")
+    assert ran.code == 0
+    assert "HF_TOKEN" in ran.out
+    ran = command("load", "--help")
+    for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
+        assert option in ran.out
+    assert "--token" not in ran.out
+
+
+def test_completion_is_printed() -> None:
+    """The script goes to stdout and is one that bash accepts."""
+    ran = command("completion", "bash")
+    assert ran.code == 0
+    assert subprocess.run(["bash", "-n"], input=ran.raw, check=False).returncode == 0
+    assert "download" in ran.out
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    """Without cyclopts or rich: one line with the command to type, exit code 2."""
+    script = "import sys; sys.modules['cyclopts'] = None; from asyncfetch.cli.main import main; sys.exit(main(['x']))"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert ran.stderr == "asyncfetch: the command line needs two more packages: pip install 'asyncfetch[cli]'\n"
+
+
+def test_serve_says_how_to_use_it(models: Path) -> None:
+    """serve prints its URL and a line to paste, answers downloads, and ends with 0 on Ctrl-C."""
+    process = start("serve", models, "--port", 0)
+    assert process.stderr is not None
+    lines = [process.stderr.readline().decode(), process.stderr.readline().decode()]
+    found = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+)\n", lines[1])
+    assert found, lines
+    assert command("download", REPO, env={"HF_ENDPOINT": found[1]}).code == 0
+    process.send_signal(signal.SIGINT)
+    assert Ran(process).code == 0
+
+
+def test_serve_takes_the_token_from_the_environment(models: Path) -> None:
+    """--token-env names a variable; an unset one is wrong usage."""
+    ran = command("serve", models, "--token-env", "NO_SUCH_VARIABLE")
+    assert ran.code == 2
+    assert "NO_SUCH_VARIABLE" in ran.err
+
+
+def test_a_table_on_a_terminal(server: Server) -> None:
+    """On a terminal a download draws one row for each shard and a total, and hides the cursor no longer than that."""
+    leader, follower = pty.openpty()
+    process = start("download", REPO, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"})
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 65536):
+            shown += chunk
+    except OSError:  # EIO: the other side closed
+        pass
+    finally:
+        os.close(leader)
+    assert Ran(process).code == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    last = text[text.rindex("model-00001") :]
+    assert last.count("100%") == 3
+    assert last.count("verified") == 2
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")

@@ -1,0 +1,211 @@
+"""JSON lines, tables and exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import pty
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from asyncfetch import errors
+from asyncfetch.cli.output import error_object, exit_code, json_reporter, print_error, print_json, print_table
+from asyncfetch.errors import AsyncfetchError
+from asyncfetch.events import (
+    Event,
+    FileProgress,
+    FileStarted,
+    FileState,
+    FileVerified,
+    Finished,
+    Resolved,
+    Retrying,
+    Warned,
+)
+
+from ..kit import canaries
+from ..kit.canaries import PASSWORD, SIGNATURE
+
+URL = f"https://user:{PASSWORD}@host/file?X-Amz-Signature={SIGNATURE}"
+
+ERRORS: list[tuple[BaseException, int]] = [
+    (errors.SourceError("bad"), 2),
+    (errors.SelectionError("nothing"), 2),
+    (errors.RepositoryNotFoundError("o/m", authenticated=False), 3),
+    (errors.RevisionNotFoundError("o/m", "x"), 3),
+    (errors.EntryNotFoundError("f", "o/m"), 3),
+    (errors.ShardNotFoundError("f", "o/m", "i"), 3),
+    (errors.CheckpointNotFoundError("o/m", ["a", "b"]), 3),
+    (errors.AccessError("no"), 4),
+    (errors.GatedRepositoryError("o/m", "https://page"), 4),
+    (errors.InvalidIndexError("i", "bad"), 5),
+    (errors.InvalidHeaderError("f", "bad"), 5),
+    (errors.MissingTensorError("f", "i", ["t"]), 5),
+    (errors.ChecksumMismatchError("f", algorithm="sha256", expected="a", actual="b"), 5),
+    (errors.ChangedError("f", "etag"), 5),
+    (errors.NetworkError("reset", url=URL), 6),
+    (errors.ServerError(503, url=URL), 6),
+    (errors.ProtocolError("wrong range", url=URL), 6),
+    (errors.StalledError("slow", url=URL), 6),
+    (errors.LinkExpiredError(403, url=URL), 6),
+    (errors.CertificateError("expired", url=URL), 6),
+    (errors.StorageError("/x", "read-only"), 7),
+    (errors.DiskFullError("/x", needed=2, free=1), 7),
+    (errors.RateLimitedError(URL, 30.0), 8),
+    (errors.OfflineError("o/m", "the index"), 9),
+    (errors.ModelMismatchError(missing=["a"]), 1),
+    (ZeroDivisionError("oops"), 1),
+    (KeyboardInterrupt(), 130),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ERRORS, ids=[type(error).__name__ for error, _ in ERRORS])
+def test_exit_code_and_error_object(error: BaseException, code: int) -> None:
+    """Each error has the exit code of its branch, and an object that is JSON and holds no secret."""
+    shown = json.loads(json.dumps(error_object(error)))
+    assert exit_code(error) == shown["exit_code"] == code
+    assert shown["type"] == "error"
+    assert shown["code"]
+    assert shown["message"]
+    assert isinstance(shown["transient"], bool)
+    assert not canaries.shown(json.dumps(shown))
+
+
+def test_every_error_is_in_the_table_above() -> None:
+    """A new error class cannot come without a look at its exit code."""
+    known = {type(error) for error, _ in ERRORS}
+    classes = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, AsyncfetchError)}
+    assert classes - known == {errors.AsyncfetchError, errors.NotFoundError, errors.CorruptError}  # the branches
+
+
+def test_an_error_carries_its_data() -> None:
+    """The attributes of an error are numbers and lists in its object, notes included."""
+    error = errors.DiskFullError("/x", needed=2, free=1)
+    error.add_note("Also failed: that")
+    shown = error_object(error)
+    assert (shown["needed"], shown["free"], shown["path"]) == (2, 1, "/x")
+    assert shown["notes"] == ["Also failed: that"]
+    assert not [name for name in shown if name.startswith("_")]
+
+
+EVENTS: list[tuple[Event, str]] = [
+    (Resolved("o/m", None, None, (FileState("f", 5, 1, None),)), "resolved"),
+    (FileStarted("f", 5, 1), "file_started"),
+    (FileProgress("f", 3, 5), "file_progress"),
+    (Retrying(None, "reset", 1, 5, 0.5), "retrying"),
+    (FileVerified("f", 5, "sha256:x"), "file_verified"),
+    (Warned("w"), "warned"),
+    (Finished(1, 5, 4, 0.5), "finished"),
+]
+
+
+def test_events_as_json_lines() -> None:
+    """Every event is one line with its kind and its fields, all written when the block ends."""
+    stream = io.StringIO()
+    with json_reporter(stream) as report:
+        for event, _ in EVENTS:
+            report(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [kind for _, kind in EVENTS]
+    assert {(line["schema_version"], line["type"]) for line in lines} == {(1, "event")}
+    assert lines[0]["files"] == [{"file": "f", "size": 5, "present": 1, "checksum": None}]
+    assert lines[2] == {
+        "schema_version": 1,
+        "type": "event",
+        "event": "file_progress",
+        "file": "f",
+        "received": 3,
+        "size": 5,
+    }
+
+
+def test_json_is_ascii() -> None:
+    """Names in any script, and undecodable ones, are escaped: any locale can carry them."""
+    stream = io.StringIO()
+    print_json({"name": "é\udcff\n"}, stream)
+    assert stream.getvalue().isascii()
+    assert stream.getvalue().count("\n") == 1
+    assert json.loads(stream.getvalue())["name"] == "é\udcff\n"
+
+
+def test_a_slow_reader_does_not_block_the_load() -> None:
+    """Events are taken at once while the pipe is full."""
+    gate = threading.Event()
+
+    class Stuck(io.StringIO):
+        def write(self, text: str) -> int:
+            gate.wait(10)
+            return super().write(text)
+
+    with json_reporter(Stuck()) as report:
+        started = time.monotonic()
+        for _ in range(1000):
+            report(EVENTS[0][0])
+        elapsed = time.monotonic() - started
+        gate.set()
+    assert elapsed < 1
+
+
+def test_a_reader_that_left_does_not_stop_the_load() -> None:
+    """After a broken pipe events go nowhere, and the block ends."""
+
+    class Gone(io.StringIO):
+        writes = 0
+
+        def write(self, text: str) -> int:
+            self.writes += 1
+            raise BrokenPipeError
+
+    gone = Gone()
+    with json_reporter(gone) as report:
+        for event, _ in EVENTS:
+            report(event)
+    assert gone.writes == 1
+
+
+def test_errors_are_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    """Message and hint on stderr, control characters escaped, nothing on stdout."""
+    print_error(errors.EntryNotFoundError("a\x1b[2J", "o/m"))
+    print_error(errors.SourceError("bad\nthing", hint="Do that."))
+    print_error(ZeroDivisionError("oops"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "asyncfetch: o/m has no file 'a\\x1b[2J'.",
+        "asyncfetch: bad\\nthing",
+        "hint: Do that.",
+        "asyncfetch: ZeroDivisionError: oops",
+        "hint: Please report this.",
+    ]
+
+
+ROWS: list[tuple[Any, ...]] = [("weight", 1234567, "a\tb"), ("b", 8, "")]
+
+
+def test_a_table_in_a_pipe_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain numbers, one tab between columns, tabs in names escaped: fit for cut and awk."""
+    print_table(["tensor", "bytes", "shard"], ROWS, right=["bytes"])
+    assert capsys.readouterr().out == "tensor\tbytes\tshard\nweight\t1234567\ta\\tb\nb\t8\t\n"
+
+
+def test_a_table_on_a_terminal_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers to the right with thousands separated, text to the left, no trailing blanks."""
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        print_table(["tensor", "bytes", "shard"], ROWS, right=["bytes"])
+        terminal.flush()
+        shown = ""
+        while shown.count("\n") < 3:
+            shown += os.read(leader, 4096).decode()
+    os.close(leader)
+    assert shown.split("\r\n")[:3] == [
+        "tensor      bytes  shard",
+        "weight  1,234,567  a\\tb",
+        "b               8",
+    ]

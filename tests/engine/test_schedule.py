@@ -1,0 +1,414 @@
+"""Spans, sets of spans and the board, held against models made of plain sets of integers."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from asyncfetch.engine.schedule import (
+    Board,
+    Checksum,
+    Growth,
+    Lease,
+    Span,
+    SpanSet,
+    least_cut,
+    parse_checksum,
+    piece_size,
+)
+from asyncfetch.errors import SourceError
+from asyncfetch.policy import MiB, Policy
+
+SIZE = 16  # small, so that spans often touch
+PAIRS = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=12)
+
+
+def model_of(pairs: list[tuple[int, int]]) -> set[int]:
+    return {number for start, stop in pairs for number in range(start, stop)}
+
+
+def filled(pairs: list[tuple[int, int]]) -> SpanSet:
+    spans = SpanSet()
+    for start, stop in pairs:
+        spans.add(start, stop)
+    return spans
+
+
+@settings(max_examples=300)
+@given(PAIRS)
+def test_a_span_set_is_a_set_of_integers(pairs: list[tuple[int, int]]) -> None:
+    """Whatever is added in whatever order, its spans, size and frontier are those of the set of integers."""
+    spans, model = filled(pairs), model_of(pairs)
+    listed = list(spans)
+    assert model_of([(span.start, span.stop) for span in listed]) == model
+    assert spans.nbytes == len(model)
+    assert spans.frontier == next(number for number in range(SIZE + 1) if number not in model)
+    assert all(a.stop < b.start for a, b in pairwise(listed)), "sorted, disjoint, not touching"
+    assert all(span.nbytes for span in listed)
+
+
+@given(PAIRS, st.integers(0, SIZE + 5))
+def test_missing_is_the_complement(pairs: list[tuple[int, int]], size: int) -> None:
+    """`missing(size)` is [0, size) without the set, in order, also where the set goes beyond it."""
+    gaps = filled(pairs).missing(size)
+    assert model_of([(gap.start, gap.stop) for gap in gaps]) == set(range(size)) - model_of(pairs)
+    assert gaps == sorted(gaps)
+    assert all(gap.nbytes for gap in gaps)
+
+
+@given(PAIRS)
+def test_a_span_set_is_made_of_spans(pairs: list[tuple[int, int]]) -> None:
+    """The constructor and `add` agree, and a set survives being listed and made again."""
+    good = [(start, stop) for start, stop in pairs if start <= stop]
+    made = SpanSet(Span(start, stop) for start, stop in good)
+    assert list(made) == list(filled(good)) == list(SpanSet(made))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (-2, -1)])
+def test_senseless_spans_are_refused(start: int, stop: int) -> None:
+    """A span has 0 <= start <= stop."""
+    with pytest.raises(ValueError, match="not a span"):
+        Span(start, stop)
+
+
+class BoardMachine(RuleBasedStateMachine):
+    """Connections that take, advance, steal, fail and finish, in any order. No byte is lost or fetched twice."""
+
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.board: Board[str] = Board(min_split=4)
+        self.wanted: dict[str, int] = {}
+        self.landed: dict[str, list[int]] = {}
+
+    @rule(file=st.sampled_from("abc"), size=st.integers(0, 64))
+    def add(self, file: str, size: int) -> None:
+        if file not in self.wanted:
+            self.wanted[file] = size
+            self.landed[file] = []
+            self.board.add(file, SpanSet().missing(size))
+
+    @rule(target=leases, file=st.sampled_from("abc"), sharers=st.integers(1, 4))
+    def take(self, file: str, sharers: int) -> Lease[str] | None:
+        pending = list(self.board.pending.get(file, ()))
+        lease = self.board.take(file, sharers)
+        if not pending:
+            assert lease is None
+            return None
+        self.check_piece(lease, file, pending, sharers)
+        return lease
+
+    @rule(target=leases, sharers=st.integers(1, 4))
+    def take_any(self, sharers: int) -> Lease[str] | None:
+        pending = {file: list(spans) for file, spans in self.board.pending.items()}
+        lease = self.board.take_any(sharers)
+        if not pending:
+            assert lease is None
+            return None
+        assert lease is not None
+        left = {file: sum(span.nbytes for span in spans) for file, spans in pending.items()}
+        assert left[lease.file] == max(left.values())
+        self.check_piece(lease, lease.file, pending[lease.file], sharers)
+        return lease
+
+    def check_piece(self, lease: Lease[str] | None, file: str, pending: list[Span], sharers: int) -> None:
+        """The first pending span of the file, or its first piece; whole for one alone, and without ranges."""
+        assert lease is not None
+        assert (lease.file, lease.start) == (file, pending[0].start)
+        sharers = max(sharers, sum(each.file == file for each in self.board.active))
+        piece = piece_size(sum(span.nbytes for span in pending), sharers, 4)
+        if sharers == 1 or file in self.board.unsplittable or pending[0].nbytes <= piece * 1.5:
+            assert lease.stop == pending[0].stop
+        else:
+            assert lease.remaining == piece
+
+    @rule(target=leases, sharers=st.integers(1, 4))
+    def steal(self, sharers: int) -> Lease[str] | None:
+        before = {id(lease): lease.remaining for lease in self.board.active}
+        lease = self.board.steal(4, sharers)
+        allowed = [lease for lease in self.board.active if lease.file not in self.board.unsplittable]
+        if lease is None:
+            assert all(each.remaining < 8 for each in allowed)
+            return None
+        assert lease.file not in self.board.unsplittable
+        (victim,) = [each for each in self.board.active if before.get(id(each), each.remaining) != each.remaining]
+        had = before[id(victim)]
+        assert had == max(before[id(each)] for each in allowed if id(each) in before)
+        assert victim.stop == lease.start
+        assert 4 <= victim.remaining == min(piece_size(had, max(sharers, 2), 4), had // 2)
+        assert 4 <= lease.remaining <= had - victim.remaining
+        return lease
+
+    @rule(lease=leases, nbytes=st.integers(1, 20))
+    def land(self, lease: Lease[str] | None, nbytes: int) -> None:
+        if lease is not None and any(lease is each for each in self.board.active):
+            got = min(nbytes, lease.remaining)
+            self.landed[lease.file] += range(lease.start, lease.start + got)
+            lease.start += got
+
+    @rule(lease=consumes(leases))
+    def release(self, lease: Lease[str] | None) -> None:
+        if lease is not None and any(lease is each for each in self.board.active):
+            self.board.release(lease)
+            if lease.remaining:
+                self.board.add(lease.file, [Span(lease.start, lease.stop)])
+
+    @rule(file=st.sampled_from("abc"))
+    def no_ranges(self, file: str) -> None:
+        self.board.unsplittable.add(file)
+
+    @invariant()
+    def every_byte_is_somewhere_once(self) -> None:
+        for file, size in self.wanted.items():
+            offered = list(self.landed[file])
+            for span in self.board.pending.get(file, ()):
+                offered += range(span.start, span.stop)
+            for lease in self.board.active:
+                if lease.file == file:
+                    offered += range(lease.start, lease.stop)
+            assert sorted(offered) == list(range(size))
+
+    @invariant()
+    def idle_means_that_nothing_is_left(self) -> None:
+        for file in "abc":
+            busy = any(lease.file == file for lease in self.board.active) or bool(self.board.pending.get(file))
+            assert self.board.idle(file) is not busy
+
+
+BoardMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestBoard = BoardMachine.TestCase
+
+
+def take(board: Board[str], file: str) -> tuple[int, int] | None:
+    lease = board.take(file)
+    return None if lease is None else (lease.start, lease.stop)
+
+
+def take_alone(board: Board[str], file: str) -> tuple[int, int] | None:
+    """Take and release: as a connection does that is done before others come to the file."""
+    taken = take(board, file)
+    board.active.clear()
+    return taken
+
+
+def test_the_spans_of_a_file_come_in_order() -> None:
+    """A connection that stays with its file gets its pieces one after the other, then nothing."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 5), Span(7, 20)])
+    board.add("b", [Span(0, 3)])
+    assert [take_alone(board, "a") for _ in range(4)] == [(0, 5), (7, 11), (11, 15), (15, 20)]
+    assert take(board, "a") is None
+    assert take(board, "b") == (0, 3)
+    assert take(board, "c") is None
+
+
+def test_a_short_rest_goes_along() -> None:
+    """No request for less than half a piece: the last piece takes the rest."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 10)])
+    assert [take_alone(board, "a") for _ in range(3)] == [(0, 4), (4, 10), None]
+
+
+def test_a_file_without_ranges_is_one_piece() -> None:
+    """Where each request brings the whole file there is one request, and no half of it is taken."""
+    board: Board[str] = Board(min_split=4)
+    board.unsplittable.add("a")
+    board.add("a", [Span(0, 1000)])
+    assert take(board, "a") == (0, 1000)
+    assert board.steal(4) is None
+
+
+def test_one_request_for_a_file_that_nobody_shares() -> None:
+    """A connection that is to be the only one gets all that is pending; once it is not, pieces as ever."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 1000)])
+    board.add("b", [Span(0, 1000)])
+    first = board.take("a", 1)
+    assert first is not None
+    assert (first.start, first.stop) == (0, 1000)
+    assert board.files == 2
+    assert take(board, "b") != (0, 1000)
+    board.pending.clear()
+    board.add("a", [Span(2000, 3000)])
+    shared = board.take("a", 1)
+    assert shared is not None
+    assert shared.remaining < 1000
+
+
+def test_a_file_that_is_shared_late_goes_on_in_order() -> None:
+    """The first thief takes what follows what the victim keeps; the rest is pending, in order."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 1000)])
+    victim = board.take("a", 1)
+    assert victim is not None
+    victim.start = 100
+    stolen = board.steal(4)
+    assert stolen is not None
+    kept = piece_size(900, 2, 4)
+    assert (victim.stop, stolen.start) == (100 + kept, 100 + kept)
+    assert board.pending == {"a": deque([Span(stolen.stop, 1000)])}
+    assert stolen.remaining == piece_size(900 - kept, 2, 4)
+
+
+def test_less_is_taken_where_less_is_worth_while() -> None:
+    """Half of a short rest, down to twice of what the caller calls worth a request."""
+    board: Board[str] = Board(min_split=100)
+    board.add("a", [Span(0, 21)])
+    assert take(board, "a") == (0, 21)
+    assert board.steal(11) is None
+    stolen = board.steal(10)
+    assert stolen is not None
+    assert (stolen.start, stolen.stop) == (10, 21)
+    assert board.steal(10) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "connections", "least"),
+    [
+        (0, 4, 16),  # not known
+        (600 * MiB, 4, 15),
+        (6000 * MiB, 4, 16),
+        (400 * MiB, 16, 2.5),
+        (1 * MiB, 16, 1),
+    ],
+)
+def test_slow_connections_take_less(rate: int, connections: int, least: float) -> None:
+    """A tenth of a second's worth, within the policy's least cut and 1 MiB."""
+    assert least_cut(rate, connections, 16 * MiB) == least * MiB
+    assert least_cut(rate, connections, 1000) == 1000
+
+
+def grown(looks: list[tuple[float, int, float]]) -> list[bool]:
+    growth = Growth()
+    return [growth.look(now, received, busy) for now, received, busy in looks]
+
+
+def test_growth_where_the_network_is_waited_for() -> None:
+    """Idle threads: more connections, and again while the last ones made it faster."""
+    rates = [(0.05, 10), (0.1, 20), (0.3, 60), (0.35, 100), (0.4, 140), (0.65, 340), (0.7, 400), (0.75, 460)]
+    assert grown([(now, got, 0.2) for now, got in rates]) == [False, True, False, True, False, True, False, False]
+
+
+def test_no_growth_where_the_processor_is_the_limit() -> None:
+    """Busy threads; and the first look, at which nothing has begun, says nothing."""
+    assert not any(grown([(0.05, 1, 0.1), *((0.05 * n, n, 0.7) for n in range(2, 100))]))
+
+
+def test_growth_ends_where_it_brings_nothing() -> None:
+    """Idle threads, and the same rate with more connections: not again for seconds."""
+    looks = [(0.05 * n, 10 * n, 0.2) for n in range(1, 150)]
+    at = [now for (now, _, _), grew in zip(looks, grown(looks), strict=True) if grew]
+    assert at[0] == pytest.approx(0.1)
+    assert at[1] >= Growth.PATIENCE
+    assert len(at) == 2
+
+
+def test_a_burst_that_ends_late_does_not_make_the_threads_look_idle() -> None:
+    """What they worked is told when a burst ends: so it is taken over the same time as the rate."""
+    growth = Growth()
+    assert not any(growth.look(now, int(now * 1000), busy) for now, busy in ((0.05, 0.0), (0.1, 0.9), (0.15, 0.4)))
+    assert growth.busy == pytest.approx(0.65)
+    assert growth.look(0.2, 200, 0.7)
+
+
+def test_a_pause_says_nothing_of_the_network() -> None:
+    """After it the rate is not known, and no connection is added before it is known again."""
+    growth = Growth()
+    for now, received in ((0.05, 10), (0.1, 20)):
+        growth.look(now, received, 0.9)
+    assert growth.rate == pytest.approx(200)
+    growth.forget()
+    assert growth.rate == 0
+    assert not growth.look(3.0, 30, 0.2)
+    assert growth.look(3.05, 50, 0.2)
+    assert growth.rate == pytest.approx(400)
+
+
+@given(st.integers(0, 1 << 45), st.integers(1, 64), st.integers(1, 1 << 30))
+def test_pieces_are_of_a_sensible_size(pending: int, sharers: int, min_split: int) -> None:
+    """Never less than what is worth a request, and bounded; larger where more is pending."""
+    piece = piece_size(pending, sharers, min_split)
+    assert min_split <= piece <= 32 * min_split
+    assert piece_size(pending + 4 * sharers, sharers, min_split) >= piece
+    assert piece_size(pending, sharers + 1, min_split) <= piece
+
+
+def test_the_sizes_that_are_told() -> None:
+    """With the default policy: four connections near by, sixteen far away."""
+    split = Policy().min_split
+    assert [piece_size(size * MiB, 4, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 128, 512, 512]
+    assert [piece_size(size * MiB, 16, split) // MiB for size in (1, 2048, 8192, 50_000)] == [16, 32, 128, 512]
+
+
+def test_who_brings_the_earliest_piece() -> None:
+    """One connection of each file leads, whatever others fetch; the next one does when it is done."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 100)])
+    board.add("b", [Span(0, 100)])
+    first, second, other = board.take("a"), board.take("a"), board.take("b")
+    assert first is not None
+    assert second is not None
+    assert other is not None
+    assert [board.leads(lease) for lease in (first, second, other)] == [True, False, True]
+    board.release(first)
+    assert board.leads(second)
+
+
+def test_equal_leases_are_told_apart() -> None:
+    """Two leases with the same numbers are two leases: releasing one leaves the other."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 5), Span(0, 5)])
+    first, second = board.take("a"), board.take("a")
+    assert second is not None
+    board.release(second)
+    assert board.active[0] is first
+
+
+HEX = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "checksum"),
+    [
+        (f"sha256:{HEX}", Checksum("sha256", HEX)),
+        (HEX, Checksum("sha256", HEX)),
+        (f"  sha256:{HEX.upper()}\n", Checksum("sha256", HEX)),
+        (f"git-sha1:{HEX[:40]}", Checksum("git-sha1", HEX[:40])),
+    ],
+)
+def test_parse_checksum(text: str, checksum: Checksum) -> None:
+    """Both spellings are read, and written again with their algorithm."""
+    assert parse_checksum(text, file="f") == checksum
+    assert parse_checksum(str(checksum), file="f") == checksum
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        HEX[:-1],
+        HEX[:40],
+        f"md5:{HEX[:32]}",
+        f"sha256:{HEX}0",
+        f"git-sha1:{HEX}",
+        f":{HEX}",
+        "sha256:" + "é" * 64,
+        "sha256:" + "٣" * 64,
+        f"sha256:sha256:{HEX}",
+        3,
+        b"x",
+        None,
+    ],
+)
+def test_bad_checksums_are_refused(text: Any) -> None:
+    """Anything else is an error that names the file."""
+    with pytest.raises(SourceError, match=r"'model\.safetensors'"):
+        parse_checksum(text, file="model.safetensors")
