@@ -3,76 +3,19 @@
     state_dict = await asyncfetch.load_async("org/model")
     state_dict = asyncfetch.load("org/model")
 
-The code reads in the order in which bytes move:
+The code lies in wings, in the order in which bytes move, read from the bottom to the top. A wing
+imports only wings in the rows below it. Wings in one row (`|`) never import each other, within a
+wing no circle forms, and nothing imports this file. `scripts/check` holds the code to this table.
 
-    what the user named -> source -> index -> plan -> transfer -> checkpoint -> state dict -> model
-
-The package is flat. A file imports only from files above it in this order, and none imports this one:
-
-  words and rules: no event loop, no network, no disk
-    errors        every way to fail, as one tree; redacted URLs
-    urls          what two URLs share, and where a redirect may lead
-    events        what happens during a load, as frozen dataclasses
-    policy        the knobs as one frozen value, and the one rule of what is retried
-    recognition   what a file is that should be safetensors and is not
-    header        a safetensors header, read as hostile input; the dtypes
-    arrays        tensors as views on bytes; packed F4 and F6
-    index         weight_map, read as hostile input; selection
-    plan          wanted minus present, as spans; which connection fetches which
-    slices        which bytes a part of a tensor needs, and in which ranges
-  disk
-    cache         the Hugging Face cache layout: look up, lock, publish
-    claim         who writes a partial: one process alone
-    partial       one file being received: spans, journal, running hash, publication
-    segments      one shard being received into memory of its own for each tensor
-  network
-    network       sockets beneath httpcore: bursts, happy eyeballs, connections that serve again
-    wall          where the network's errors become ours, and its log lines lose their secrets
-    pool          httpx's requests over an httpcore pool with these sockets
-    transport     requests and bodies; with pool, the only file that knows httpx
-    ranges        a span of a remote file, and every check on the answer
-    hub           the protocol of the Hub: commits, metadata on redirects, signed links, error codes
-  finding
-    source        what the user named: a repository, a URL, a path
-    located       what that turned out to be: commit, index, files, headers
-    finder        the order of candidates, index before shards; local folders
-    hub_finder    a checkpoint in a repository of the Hub
-    web_finder    a checkpoint on any web server
-    resolve       from a request to a located checkpoint, held against its headers
-  engine
-    tasks         work that asyncio's own cancellation does not cut in two
-    bookkeeping   what a transfer does in the cache around its bytes
-    outlet        what a transfer hands over, and to whom
-    transfer      connections pull spans; retry, verify, publish, report, cancel
-    gather        parts of files into memory, by range or from disk
-  tensors
-    checkpoint    the merge: shards become one state dict
-    feed          tensors on their way from a transfer to one reader, within a memory limit
-    fit           what a model has against what a state dict has
-    torch_module  a state dict into a torch module
-    tree          a state dict into nested dicts and lists
-    models        the one door to both
-  faces
-    session       one call: its settings, its transport, its steps
-    portal        from blocking code into an event loop in a thread
-    api           the public functions and their blocking twins
-    streaming     tensors as they land
-    loading       a checkpoint streamed into a model
-    opened        tensors on demand: an opened checkpoint, async and blocking
-    catalog       the models of a folder, as the Hub would list them
-    wire          what a request to the server means, and what the answers say
-    endpoints     the Hub's routes over a catalog
-    server        a folder of models served with the Hub's protocol
-    wording       numbers and states in words
-    progress      the state of all files, from events
-    terminal      progress drawn on a terminal, or as plain lines
-    export        a state dict written as one safetensors file
-    output        results and errors for people and for machines
-    listing       tables of tensors and shards
-    cli_options   the flags that commands share
-    commands      the commands
-    cli           the entry point; exit codes
-    __main__      python -m asyncfetch
+    9  cli                           the command line
+    8  server                        a folder of models, served with the Hub's protocol
+    7  api                           what people call, blocking and not, and what they get
+    6  engine | tensors              moving the bytes | bytes become tensors
+    5  sources | models              from a name to a located checkpoint | a state dict into a model
+    4  format | storage | network    headers and indexes | cache and partials | sockets and answers
+    3  policy                        the knobs
+    2  tasks | spans                 tasks that end as one | which bytes of a file
+    1  errors | events               what went wrong | what happens
 """
 
 from __future__ import annotations
@@ -84,10 +27,6 @@ from .policy import __version__
 
 if TYPE_CHECKING:
     from .api.functions import (
-        Inspection,
-        ShardInspection,
-        Snapshot,
-        VerifiedFile,
         download,
         download_async,
         dry_run,
@@ -101,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .api.loading import load_into, load_into_async
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
+    from .api.results import Inspection, ShardInspection, Snapshot, VerifiedFile
     from .api.streaming import stream, stream_async
     from .errors import AsyncfetchError
     from .format.arrays import PackedArray

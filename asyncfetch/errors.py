@@ -36,7 +36,10 @@ holds a token, or the credentials or the query of a URL: URLs go through `redact
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -46,7 +49,7 @@ __all__ = [
     "InvalidHeaderError", "InvalidIndexError", "LinkExpiredError", "MissingTensorError", "ModelMismatchError",
     "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "RateLimitedError",
     "RepositoryNotFoundError", "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError",
-    "SourceError", "StalledError", "StorageError", "redact_url",
+    "SourceError", "StalledError", "StorageError", "redact_url", "storage_errors",
 ]  # fmt: skip
 
 E = TypeVar("E", bound="AsyncfetchError")
@@ -400,3 +403,14 @@ class ModelMismatchError(AsyncfetchError):
             parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
         hint = "" if self.shapes else None
         super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
+
+
+@contextmanager
+def storage_errors(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[None]:
+    """Turn an OSError in the block into StorageError, or DiskFullError, about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(str(path), needed=needed, free=None) from error
+        raise StorageError(str(path), error.strerror or str(error)) from error

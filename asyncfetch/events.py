@@ -7,9 +7,12 @@ seconds. `file` is the path within the source, as in the index.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "Event",
@@ -23,6 +26,7 @@ __all__ = [
     "Resolved",
     "Retrying",
     "Warned",
+    "event_object",
 ]
 
 
@@ -131,3 +135,9 @@ class Notifier:
         except Exception:
             self._report = None
             logging.getLogger("asyncfetch").exception("The reporter failed and is not called again")
+
+
+def event_object(event: Event) -> dict[str, Any]:
+    """`event` as a JSON object; its kind is in "event": "resolved", "file_progress" and so on."""
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+    return {"type": "event", "event": kind, **dataclasses.asdict(event)}

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from .errors import SourceError
+from .spans import MiB
 
-from .errors import NetworkError, RateLimitedError, SourceError
-
-__all__ = ["Budget", "MiB", "Policy", "__version__", "is_transient", "retrying"]
+__all__ = ["Policy", "__version__"]
 
 __version__ = "0.1.0"  # read by pyproject.toml too
-MiB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,80 +87,3 @@ class Policy:
                 except ValueError:
                     raise SourceError(f"{variable} is {text!r}, which is not a number.") from None
         return policy
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed when sent again. Decided by the error tree alone.
-
-    Anything that is not the network's, cancellation above all, is never retried.
-    """
-    return isinstance(error, NetworkError | RateLimitedError) and error.transient
-
-
-class Budget:
-    """The failures in a row of one piece of work; refilled by real progress only.
-
-    Refilling on any byte would let a server that drips hold the caller for ever.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.failures = 0
-        self._unit = 0
-
-    def progress(self, nbytes: int) -> None:
-        """`nbytes` more bytes have arrived."""
-        self._unit += nbytes
-        if self._unit >= self.policy.progress_unit:
-            self._unit = 0
-            self.failures = 0
-
-    def wait(self, error: BaseException | None) -> float:
-        """Seconds before the next attempt: what the server asks for, else full jitter."""
-        asked = getattr(error, "retry_after", None)
-        jitter = random.random()
-        if asked is not None:
-            return float(asked) + jitter
-        doublings = min(max(self.failures - 1, 0), 64)  # more overflow, and reach max_backoff anyway
-        return jitter * min(self.policy.backoff * 2.0**doublings, self.policy.max_backoff)
-
-    def exhausted(self, error: BaseException | None) -> bool:
-        """Whether to give up: too many failures, or a wait longer than the policy allows."""
-        asked = getattr(error, "retry_after", None) or 0.0
-        if isinstance(error, RateLimitedError):  # its quota comes back by itself: only time counts
-            return asked > self.policy.max_wait or self.failures >= 2 * self.policy.attempts
-        return self.failures >= self.policy.attempts or asked > self.policy.max_wait
-
-
-def retrying(
-    budget: Budget,
-    *,
-    sleep: Callable[[float], Awaitable[None]],
-    on_retry: Callable[[BaseException, float], None] | None = None,
-) -> AsyncRetrying:
-    """A tenacity loop over `budget`: `async for attempt in retrying(...): with attempt: ...`.
-
-    The error of the last attempt comes out as itself. `sleep` is passed in (anyio.sleep), since
-    tenacity otherwise guesses the event loop.
-    """
-
-    def error_of(state: RetryCallState) -> BaseException | None:
-        return state.outcome.exception() if state.outcome else None
-
-    def wait(state: RetryCallState) -> float:
-        budget.failures += 1  # here, since tenacity asks how long to wait before it asks whether to stop
-        return budget.wait(error_of(state))
-
-    def before_sleep(state: RetryCallState) -> None:
-        error = error_of(state)
-        if on_retry is not None and error is not None:
-            on_retry(error, state.upcoming_sleep)
-
-    return AsyncRetrying(
-        retry=retry_if_exception(is_transient),
-        stop=lambda state: budget.exhausted(error_of(state)),
-        wait=wait,
-        sleep=sleep,
-        before_sleep=before_sleep,
-        reraise=True,
-    )

@@ -8,13 +8,16 @@ the caller's model runs in a task of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 
-__all__ = ["undivided", "whole"]
+from .errors import AsyncfetchError
+
+__all__ = ["collapse", "each", "plain_errors", "undivided", "whole"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,3 +53,57 @@ def undivided(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
         return await whole(lambda: function(*args, **kwargs))
 
     return call
+
+
+async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
+    """Run `work` on each item, at most `at_once` at a time; the first failure cancels the others."""
+    limiter = anyio.CapacityLimiter(at_once)
+
+    async def bounded(item: T) -> None:
+        async with limiter:
+            await work(item)
+
+    async with anyio.create_task_group() as group:
+        for item in items:
+            group.start_soon(bounded, item)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let one exception out of a group: the others hang on it as notes."""
+    chosen: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        chosen = collapse(group)
+    if chosen is not None:
+        raise chosen from chosen.__cause__
+
+
+def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one exception of a task group that the caller should see.
+
+    An interrupt wins over an error of ours, that over anything else; the others hang on it
+    as notes. A cancellation comes out only where there is nothing else.
+    """
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+
+    def rank(error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            return 0
+        if isinstance(error, Exception):
+            return 1 if isinstance(error, AsyncfetchError) else 2
+        return 3  # a cancellation: the echo of the first failure
+
+    first = min(leaves, key=rank)  # min keeps the first of equals
+    for other in leaves:
+        if other is not first and isinstance(other, Exception):
+            first.add_note(f"Also failed: {type(other).__name__}: {other}")
+    return first

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncfetch import errors
-from asyncfetch.api.session import collapse
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
@@ -44,6 +43,7 @@ from asyncfetch.errors import (
     StorageError,
     redact_url,
 )
+from asyncfetch.tasks import collapse
 
 from .kit.canaries import PASSWORD, SIGNATURE, shown
 

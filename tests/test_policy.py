@@ -14,7 +14,9 @@ import pytest
 
 from asyncfetch import policy as module
 from asyncfetch.errors import CertificateError, NetworkError, ProtocolError, RateLimitedError, ServerError, SourceError
-from asyncfetch.policy import Budget, MiB, Policy, is_transient, retrying
+from asyncfetch.network.retry import Budget, is_transient, retrying
+from asyncfetch.policy import Policy
+from asyncfetch.spans import MiB
 
 from .test_errors import SAMPLES
 

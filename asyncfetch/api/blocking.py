@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
+from anyio import from_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ..errors import SourceError
 
-__all__ = ["Portal", "blocking_block"]
+__all__ = ["Portal", "blocking", "blocking_block"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,3 +84,17 @@ def _entered(manager: AbstractAsyncContextManager[T]) -> Iterator[tuple[T, Porta
             if portal.inherited:
                 portal.forget()
                 stack.pop_all()
+
+
+def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The blocking twin of a coroutine function: same signature, same result, same errors."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with from_thread.start_blocking_portal() as portal:
+            result: T = portal.call(partial(function, *args, **kwargs))
+            return result
+
+    call.__name__ = call.__qualname__ = function.__name__.removesuffix("_async")
+    call.__doc__ = f"The blocking twin of `{function.__name__}`.\n\n    {function.__doc__}"
+    return call

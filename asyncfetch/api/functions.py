@@ -8,34 +8,29 @@ calling thread: in async code use the `_async` functions.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from functools import partial, wraps
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
-from ..engine.schedule import Checksum
 from ..engine.transfer import Landed
-from ..errors import ChecksumMismatchError, StorageError
+from ..errors import ChecksumMismatchError, StorageError, storage_errors
 from ..events import Reporter, Resolved
-from ..format.header import Header, TensorInfo
+from ..format.dtypes import Array, dtype_or_none
+from ..format.header import TensorInfo
 from ..format.index import Selector
 from ..policy import Policy
 from ..sources.located import Located
-from ..storage.cache import storage_errors
+from ..storage.checksums import Checksum, verify_file
 from ..tasks import undivided
-from ..tensors.merge import Array, dtype_or_none, state_dict, verify_file
+from ..tensors.merge import state_dict
+from .blocking import blocking
+from .results import Inspection, ShardInspection, Snapshot, VerifiedFile
 from .session import Session, open_session
 
 __all__ = [
-    "Inspection",
-    "ShardInspection",
-    "Snapshot",
-    "VerifiedFile",
-    "blocking",
     "download",
     "download_async",
     "dry_run",
@@ -51,53 +46,6 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 StrPath = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A checkpoint on disk. `path` is its folder, `files` maps names in the source to paths.
-
-    `commit` is the Hub's commit, None for a local folder; for a plain URL it names the state that
-    the server's validators describe.
-    """
-
-    path: Path
-    commit: str | None
-    files: dict[str, Path]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardInspection:
-    """One shard: `size` and `present` are bytes; `present` of them need no download."""
-
-    file: str
-    size: int
-    present: int
-    header: Header
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a checkpoint holds. `tensors` maps each selected name to (shard, dtype and shape)."""
-
-    source: str
-    commit: str | None
-    index: str | None
-    shards: tuple[ShardInspection, ...]
-    tensors: dict[str, tuple[str, TensorInfo]]
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedFile:
-    """A cached file after its hash was taken again. `ok` is None where no hash is known for it."""
-
-    file: str
-    path: Path
-    size: int
-    checksum: str | None
-    ok: bool | None
-    error: str | None
 
 
 @undivided
@@ -329,20 +277,6 @@ def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFil
     except (ChecksumMismatchError, StorageError) as wrong:
         error = wrong.message
     return VerifiedFile(name, path, size, str(checksum), error is None, error)
-
-
-def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
-    """The blocking twin of a coroutine function: same signature, same result, same errors."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with from_thread.start_blocking_portal() as portal:
-            result: T = portal.call(partial(function, *args, **kwargs))
-            return result
-
-    call.__name__ = call.__qualname__ = function.__name__.removesuffix("_async")
-    call.__doc__ = f"The blocking twin of `{function.__name__}`.\n\n    {function.__doc__}"
-    return call
 
 
 load = blocking(load_async)

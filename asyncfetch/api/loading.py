@@ -11,11 +11,11 @@ from anyio import to_thread
 
 from ..errors import SourceError
 from ..format.arrays import hollow_array
+from ..format.dtypes import Array, dtype_or_none
 from ..models.into import Loading, LoadReport, load_state_dict_into
-from ..sources.located import Located
+from ..sources.located import Located, aliases_of
 from ..tasks import undivided
-from ..tensors.merge import Array, aliases_of, dtype_or_none
-from .functions import blocking
+from .blocking import blocking
 from .session import open_session
 from .streaming import check_memory_limit, feeding
 

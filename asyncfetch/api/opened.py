@@ -16,17 +16,18 @@ from anyio import to_thread
 from ..errors import SelectionError, SourceError
 from ..events import Reporter
 from ..format.arrays import tensor_view
-from ..format.header import DTYPES, TensorInfo, shorten
+from ..format.dtypes import DTYPES, Array, cast, dtype_of, dtype_or_none
+from ..format.header import TensorInfo
+from ..format.hostile import shorten
 from ..format.index import Selector, select_tensors
 from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
 from ..policy import Policy
-from ..sources.located import Located, SourceFile
-from ..storage.partial import aligned_buffer
-from ..tasks import whole
+from ..sources.located import Located, SourceFile, aliases_of
+from ..storage.buffers import aligned_buffer
+from ..tasks import plain_errors, whole
 from ..tensors.gather import Gatherer, Want
-from ..tensors.merge import Array, aliases_of, cast, dtype_of, dtype_or_none
 from .blocking import Portal, blocking_block
-from .session import open_session, plain_errors
+from .session import open_session
 
 __all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor", "open", "open_async"]
 

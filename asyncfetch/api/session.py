@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,20 @@ from typing import Any
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
-from ..engine.outlet import Landed, Outlet
-from ..engine.schedule import Checksum, parse_checksum
+from ..engine.outlet import Outlet
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, SourceError
+from ..errors import ChecksumMismatchError, SourceError, storage_errors
 from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
 from ..format.index import Selector, selector
 from ..network.transport import Transport
 from ..policy import Policy
-from ..sources.finder import Request
-from ..sources.hub import Settings
-from ..sources.located import Located, SourceFile
-from ..sources.request import LocalSource, parse_source
+from ..sources.located import Landed, Located, SourceFile
+from ..sources.request import LocalSource, Request, parse_source
 from ..sources.resolve import resolve
-from ..storage.cache import cache_root, checksum_of_etag, storage_errors
-from ..tensors.merge import verify_file
+from ..sources.settings import Settings
+from ..storage.cache import cache_root
+from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
+from ..tasks import plain_errors
 
 __all__ = ["Session", "open_session"]
 
@@ -159,47 +158,6 @@ async def open_session(
     with plain_errors():
         async with Transport(request.policy, client=client) as transport:
             yield Session(request, transport, Notifier(report), storage, verify, began)
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Let one exception out of a group: the others hang on it as notes."""
-    chosen: BaseException | None = None
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        chosen = collapse(group)
-    if chosen is not None:
-        raise chosen from chosen.__cause__
-
-
-def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one exception of a task group that the caller should see.
-
-    An interrupt wins over an error of ours, that over anything else; the others hang on it
-    as notes. A cancellation comes out only where there is nothing else.
-    """
-    leaves: list[BaseException] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(reversed(error.exceptions))
-        else:
-            leaves.append(error)
-
-    def rank(error: BaseException) -> int:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            return 0
-        if isinstance(error, Exception):
-            return 1 if isinstance(error, AsyncfetchError) else 2
-        return 3  # a cancellation: the echo of the first failure
-
-    first = min(leaves, key=rank)  # min keeps the first of equals
-    for other in leaves:
-        if other is not first and isinstance(other, Exception):
-            first.add_note(f"Also failed: {type(other).__name__}: {other}")
-    return first
 
 
 def _kind_of(path: str) -> str | None:

@@ -13,14 +13,14 @@ from anyio import to_thread
 
 from ..errors import SourceError
 from ..events import Reporter
+from ..format.dtypes import Array, dtype_or_none
 from ..format.index import Selector
 from ..policy import Policy
 from ..sources.located import Located
-from ..tasks import whole
+from ..tasks import plain_errors, whole
 from ..tensors.feed import Feed
-from ..tensors.merge import Array, dtype_or_none
 from .blocking import Portal, blocking_block
-from .session import Session, open_session, plain_errors
+from .session import Session, open_session
 
 __all__ = ["check_memory_limit", "feeding", "stream", "stream_async"]
 

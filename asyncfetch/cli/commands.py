@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
+from ..api.results import Inspection
 from ..errors import SourceError
 from ..events import Event, Reporter, Resolved
 from ..format.writer import check_output, write_safetensors
@@ -125,7 +126,7 @@ class _Resolution:
         return source.partition("@")[0], {**arguments, "revision": self.commit}
 
 
-def _write(tensors: Mapping[str, Any], output: Path, found: api.Inspection, *, quiet: bool) -> None:
+def _write(tensors: Mapping[str, Any], output: Path, found: Inspection, *, quiet: bool) -> None:
     """Merge `tensors` into `output`, with the metadata that no two shards disagree on."""
     if not quiet:
         print(f"writing {printable(str(output))}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..api.functions import Inspection, Snapshot, VerifiedFile
+from ..api.results import Inspection, Snapshot, VerifiedFile
 from ..events import Resolved
 from ..format.writer import format_dtype, logical_shape
 from .output import flush_stdout, print_json, print_table, stdout_errors

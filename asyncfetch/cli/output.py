@@ -20,11 +20,9 @@ and at the end one object of type "result" or "error". Numbers are numbers, size
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import queue
-import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,14 +40,13 @@ from ..errors import (
     SourceError,
     StorageError,
 )
-from ..events import Event, Reporter
+from ..events import Event, Reporter, event_object
 from .wording import printable
 
 __all__ = [
     "EXIT_CODES",
     "INTERRUPTED",
     "error_object",
-    "event_object",
     "exit_code",
     "flush_stdout",
     "json_reporter",
@@ -79,12 +76,6 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return next((code for branch, code in EXIT_CODES.items() if isinstance(error, branch)), 1)
-
-
-def event_object(event: Event) -> dict[str, Any]:
-    """`event` as a JSON object; its kind is in "event": "resolved", "file_progress" and so on."""
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-    return {"type": "event", "event": kind, **dataclasses.asdict(event)}
 
 
 def error_object(error: BaseException) -> dict[str, Any]:

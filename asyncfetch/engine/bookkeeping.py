@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
-
-import anyio
-from anyio import to_thread
-from filelock import FileLock, Timeout
-
-from ..errors import DiskFullError
+from ..errors import DiskFullError, storage_errors
 from ..events import FileState
 from ..sources.located import Located
-from ..storage.cache import RepoCache, storage_errors
 from ..storage.partial import spans_on_disk
 
-__all__ = ["file_states", "lock_blob", "prepare_cache", "record", "unlock"]
-
-_LOCK_POLL = 0.05
+__all__ = ["file_states", "prepare_cache", "record"]
 
 
 def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
@@ -68,34 +58,3 @@ def record(located: Located) -> None:
         cache.remember_absent(located.commit, name)
     if located.ref is not None:
         cache.write_ref(located.ref, located.commit)
-
-
-async def lock_blob(cache: RepoCache, key: str, patience: float) -> FileLock | None:
-    """huggingface_hub's lock for this blob, polled. None where locks do not work.
-
-    A holder that makes no progress for `patience` seconds is not waited for: the partial is
-    claimed separately, so the worst that can happen is work done twice.
-    """
-    lock = await to_thread.run_sync(cache.lock, key)
-    seen, since = -1.0, time.monotonic()
-    while True:
-        try:
-            await to_thread.run_sync(lambda: lock.acquire(timeout=0))
-            return lock
-        except Timeout:
-            pass
-        except (NotImplementedError, OSError):
-            return None
-        now = await to_thread.run_sync(cache.last_write, key)
-        if now != seen:
-            seen, since = now, time.monotonic()
-        elif time.monotonic() - since > patience:
-            return None
-        await anyio.sleep(_LOCK_POLL)
-
-
-def unlock(lock: FileLock | None) -> None:
-    """Give a lock back. It only saves work: what fails here is not worth a download that went well."""
-    if lock is not None:
-        with suppress(OSError):
-            lock.release()

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from ..sources.located import SourceFile
+from ..sources.located import Landed, SourceFile
 from ..storage.partial import Partial
 
-__all__ = ["Landed", "Outlet"]
-
-
-@dataclass(frozen=True, slots=True)
-class Landed:
-    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
-
-    path: Path | None = None
-    buffer: memoryview | None = None
+__all__ = ["Outlet"]
 
 
 class Outlet(Protocol):

@@ -5,109 +5,14 @@ Pure arithmetic: no await, no disk, no clock.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..errors import SourceError
+from ..spans import Span
 
-__all__ = ["Board", "Checksum", "Growth", "Lease", "Span", "SpanSet", "parse_checksum"]
-
-_HEX = {"sha256": 64, "git-sha1": 40}
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """The hash that a whole file must have.
-
-    `algorithm` is "sha256", or "git-sha1": SHA-1 over `blob <size>\\0` and the bytes, which is how
-    git (and so the Hub, for files outside LFS) names a file. `hex` is lower-case.
-    """
-
-    algorithm: str
-    hex: str
-
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self.hex}"
-
-
-def parse_checksum(text: str, *, file: str) -> Checksum:
-    """`"sha256:<64 hex>"`, or the 64 hex digits alone. Raises SourceError on anything else."""
-    algorithm, colon, digits = str(text).strip().rpartition(":")
-    if not colon:
-        algorithm = "sha256"
-    digits = digits.lower()
-    if algorithm not in _HEX or not re.fullmatch(rf"[0-9a-f]{{{_HEX[algorithm]}}}", digits, re.ASCII):
-        raise SourceError(
-            f"The checksum of {file!r} is not usable.", hint='Write it as "sha256:" and 64 hexadecimal digits.'
-        )
-    return Checksum(algorithm, digits)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Span:
-    """The bytes `start <= offset < stop` of one file."""
-
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.stop:
-            raise ValueError(f"not a span: [{self.start}, {self.stop})")
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
-
-
-class SpanSet:
-    """A set of bytes as sorted, disjoint, non-touching spans."""
-
-    __slots__ = ("_starts", "_stops")
-
-    def __init__(self, spans: Iterable[Span] = ()) -> None:
-        self._starts: list[int] = []
-        self._stops: list[int] = []
-        for span in spans:
-            self.add(span.start, span.stop)
-
-    def __iter__(self) -> Iterator[Span]:
-        return (Span(start, stop) for start, stop in zip(self._starts, self._stops, strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self._stops) - sum(self._starts)
-
-    @property
-    def frontier(self) -> int:
-        """The end of the run of bytes that begins at 0; 0 if byte 0 is missing."""
-        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
-
-    def add(self, start: int, stop: int) -> None:
-        """Add the bytes of [start, stop), merging what overlaps or touches."""
-        if start >= stop:
-            return
-        low = bisect_left(self._stops, start)  # the first span that ends at or after start
-        high = low
-        while high < len(self._starts) and self._starts[high] <= stop:
-            start, stop = min(start, self._starts[high]), max(stop, self._stops[high])
-            high += 1
-        self._starts[low:high] = [start]
-        self._stops[low:high] = [stop]
-
-    def missing(self, size: int) -> list[Span]:
-        """The spans of [0, size) that are not in the set, in order."""
-        gaps, at = [], 0
-        for start, stop in zip(self._starts, self._stops, strict=True):
-            if at < min(start, size):
-                gaps.append(Span(at, min(start, size)))
-            at = max(at, stop)
-        if at < size:
-            gaps.append(Span(at, size))
-        return gaps
+__all__ = ["Board", "Growth", "Lease"]
 
 
 K = TypeVar("K", bound=Hashable)

@@ -23,14 +23,18 @@ from ..errors import ChecksumMismatchError, LinkExpiredError, NetworkError, Prot
 from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
 from ..format.header import PREFIX_BYTES
 from ..network.ranges import open_span, skip
+from ..network.retry import Budget, retrying
 from ..network.transport import Transport
-from ..policy import Budget, MiB, Policy, retrying
-from ..sources.located import Located, SourceFile
+from ..policy import Policy
+from ..sources.located import Landed, Located, SourceFile
+from ..spans import MiB, Span
+from ..storage.buffers import aligned_buffer
 from ..storage.cache import RepoCache
-from ..storage.partial import FilePartial, MemoryPartial, Partial, aligned_buffer
-from .bookkeeping import lock_blob, prepare_cache, record, unlock
-from .outlet import Landed, Outlet
-from .schedule import Board, Growth, Lease, Span, least_cut
+from ..storage.locks import lock_blob, unlock
+from ..storage.partial import FilePartial, MemoryPartial, Partial
+from .bookkeeping import prepare_cache, record
+from .outlet import Outlet
+from .schedule import Board, Growth, Lease, least_cut
 
 __all__ = ["Landed", "Transfer"]
 
@@ -105,7 +109,7 @@ class Transfer:
 
     async def _run_lanes(self) -> None:
         """Run lanes until all is done, and add lanes while those that run wait for the network."""
-        threads = int(self.transport.threads.total_tokens)
+        threads = int(self.transport.limits.threads.total_tokens)
         spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
         most = min(self.policy.connections, spans)
         wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
@@ -113,10 +117,10 @@ class Transfer:
             while wanted and not self._done.is_set():
                 while self._running < wanted:
                     self._add_lane()
-                before = self.transport.busy
+                before = self.transport.limits.busy
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
-                busy = (self.transport.busy - before) / (_GROW_INTERVAL * threads)
+                busy = (self.transport.limits.busy - before) / (_GROW_INTERVAL * threads)
                 if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
                     self._growth.forget()
                 elif self._growth.look(time.monotonic(), self.downloaded, busy):
@@ -217,7 +221,7 @@ class Transfer:
         present = partial.received
         self.notify(FileStarted(file.name, file.size, present))
         if file.prefix and not partial.present.frontier:
-            await self.transport.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
+            await self.transport.limits.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
             self.downloaded += len(file.prefix)
         self._board.add(file.name, partial.missing())
         self._advanced(task)
@@ -283,7 +287,7 @@ class Transfer:
         """Hash what landed out of order."""
         task.hashing = True
         try:
-            threads = self.transport.hashing
+            threads = self.transport.limits.hashing
             while task.partial.backlog and await to_thread.run_sync(task.partial.catch_up, limiter=threads):
                 self._advanced(task)
                 if task.partial.backlog <= _MOST_BACKLOG // 2:

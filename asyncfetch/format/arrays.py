@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidHeaderError, SourceError
-from .header import DTYPES, TensorInfo, shorten
+from .dtypes import DTYPES, is_floating
+from .header import TensorInfo
+from .hostile import shorten
 
-__all__ = ["Buffer", "PackedArray", "hollow_array", "is_floating", "tensor_view"]
+__all__ = ["Buffer", "PackedArray", "hollow_array", "tensor_view"]
 
 Buffer = bytes | bytearray | memoryview | mmap | np.ndarray[Any, Any]
 
@@ -123,11 +125,6 @@ def tensor_view(
         name = "a tensor" if tensor is None else f"tensor {shorten(tensor)}"
         reason = f"{name} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
         raise InvalidHeaderError(file, reason, tensor=tensor) from None
-
-
-def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether `dtype` is a real float: numpy's, or bfloat16 and the float8 kinds of ml_dtypes."""
-    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
 
 
 def hollow_array(

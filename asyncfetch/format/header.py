@@ -12,94 +12,25 @@ Nothing here reads a file. The caller caps how many header bytes it is willing t
 
 from __future__ import annotations
 
-import json
-import re
-import reprlib
 import struct
 import sys
 from dataclasses import dataclass
 from mmap import mmap
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
 from ..errors import InvalidHeaderError
-from .hostile import recognize
+from .dtypes import DTYPES
+from .hostile import _SHORT, FlawError, parse_json, recognize, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator
 
-__all__ = [
-    "DTYPES",
-    "MAX_HEADER_BYTES",
-    "PREFIX_BYTES",
-    "DType",
-    "Header",
-    "TensorInfo",
-    "header_length",
-    "parse_header",
-    "parse_json",
-    "read_header",
-    "shorten",
-]
+__all__ = ["MAX_HEADER_BYTES", "PREFIX_BYTES", "Header", "TensorInfo", "header_length", "parse_header", "read_header"]
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 _MAX_U64 = (1 << 64) - 1
 _MAX_NESTING = 127  # serde_json refuses the 128th level
-_FREE_BRACKETS = 250_000
-_CHARACTERS_PER_BRACKET = 6  # the shortest entries have seven; [] and a comma take three, and 64 bytes in memory
-
-
-@dataclass(frozen=True, slots=True)
-class DType:
-    """One dtype of the format: `bits` an element in the file, `numpy` the dtype of its array.
-
-    The kinds below 8 bits are packed in the file; `numpy` is then the one-byte dtype of ml_dtypes
-    into which `PackedArray.unpack` spreads them.
-    """
-
-    name: str
-    bits: int
-    numpy: np.dtype[Any]
-
-    @property
-    def packed(self) -> bool:
-        """Whether several elements share a byte in the file."""
-        return self.bits < 8
-
-
-DTYPES: Mapping[str, DType] = MappingProxyType(
-    {
-        name: DType(name, bits, np.dtype(scalar))
-        for name, bits, scalar in (
-            ("BOOL", 8, "?"),
-            ("U8", 8, "u1"),
-            ("I8", 8, "i1"),
-            ("U16", 16, "<u2"),
-            ("I16", 16, "<i2"),
-            ("F16", 16, "<f2"),
-            ("U32", 32, "<u4"),
-            ("I32", 32, "<i4"),
-            ("F32", 32, "<f4"),
-            ("U64", 64, "<u8"),
-            ("I64", 64, "<i8"),
-            ("F64", 64, "<f8"),
-            ("C64", 64, "<c8"),
-            ("BF16", 16, ml_dtypes.bfloat16),
-            ("F8_E4M3", 8, ml_dtypes.float8_e4m3fn),  # not float8_e4m3, whose maximum is 240
-            ("F8_E5M2", 8, ml_dtypes.float8_e5m2),
-            ("F8_E4M3FNUZ", 8, ml_dtypes.float8_e4m3fnuz),
-            ("F8_E5M2FNUZ", 8, ml_dtypes.float8_e5m2fnuz),
-            ("F8_E8M0", 8, ml_dtypes.float8_e8m0fnu),
-            ("F6_E2M3", 6, ml_dtypes.float6_e2m3fn),
-            ("F6_E3M2", 6, ml_dtypes.float6_e3m2fn),
-            ("F4", 4, ml_dtypes.float4_e2m1fn),
-        )
-    }
-)
 
 
 class TensorInfo(NamedTuple):
@@ -133,22 +64,8 @@ class Header:
     file_size: int
 
 
-class _FlawError(ValueError):
-    """A broken rule, before it is known in which file."""
-
-    def __init__(self, reason: str, tensor: str | None = None, hint: str = "") -> None:
-        self.reason, self.tensor, self.hint = reason, tensor, hint
-        super().__init__(reason if tensor is None else f"tensor {shorten(tensor)} {reason}")
-
-
-_SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlevel = 3
-
-
-def shorten(value: object) -> str:
-    """`repr(value)` without its middle: hostile names and nesting must not flood a message, or the stack."""
-    return _SHORT.repr(value)
 
 
 _CUT_SHORT = "It seems to be cut short: fetch it again."
@@ -177,57 +94,6 @@ def header_length(prefix: bytes, *, file: str, file_size: int) -> int:
     raise InvalidHeaderError(file, reason, hint=hint)
 
 
-def parse_json(raw: bytes | memoryview, object_hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
-    """The value of `raw` by the letter of RFC 8259, in UTF-8. Objects are what `object_hook` makes of their pairs.
-
-    Unlike the json module: no NaN or Infinity, no byte-order mark, no other encoding, no lone
-    surrogate, no millions of brackets, and -0 is a float. Raises ValueError with a short reason
-    that continues "it …".
-    """
-    try:
-        text = str(raw, "utf-8")
-        _refuse_bomb(text)
-        tree = json.loads(
-            text,
-            object_pairs_hook=object_hook,
-            parse_constant=_refuse_constant,
-            parse_int=_parse_int if "-0" in text else None,
-        )
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-8 at byte {error.start}"
-    except json.JSONDecodeError as error:
-        reason = f"is not JSON: {error.msg.removesuffix(' at')} at character {error.pos}"
-    except RecursionError:
-        reason = "is nested too deeply"
-    except ValueError as error:
-        reason = str(error) if isinstance(error, _FlawError) else "has an integer of thousands of digits"
-    else:
-        if "\\u" not in text or not any(match[1] for match in _ESCAPES.finditer(text)):
-            return tree
-        reason = "has half of a surrogate pair"
-    raise ValueError(reason)  # out here, so that no context keeps the whole text alive
-
-
-# Every escape of a valid text, from left to right; group 1 is a surrogate without its partner.
-_ESCAPES = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
-)
-
-
-def _refuse_bomb(text: str) -> None:
-    most = max(_FREE_BRACKETS, len(text) // _CHARACTERS_PER_BRACKET)
-    if len(text) > most and text.count("[") + text.count("{") > most:
-        raise _FlawError(f"has more than {most:,} brackets in {len(text):,} characters")
-
-
-def _refuse_constant(name: str) -> None:
-    raise _FlawError(f"is not JSON, which has no {name}")
-
-
-def _parse_int(digits: str) -> int | float:
-    return -0.0 if digits == "-0" else int(digits)
-
-
 def _entry_or_pairs(pairs: list[tuple[str, Any]]) -> TensorInfo | tuple[tuple[str, Any], ...]:
     """The TensorInfo of an object in the usual form, at once; the pairs of any other object.
 
@@ -239,26 +105,26 @@ def _entry_or_pairs(pairs: list[tuple[str, Any]]) -> TensorInfo | tuple[tuple[st
         if first == "dtype" and second == "shape" and third == "data_offsets":
             try:
                 return _tensor_info(dtype, shape, offsets)
-            except _FlawError:
+            except FlawError:
                 pass  # whether it matters depends on where the object stands
     return tuple(pairs)
 
 
 def _tensor_info(dtype: object, shape: object, offsets: object) -> TensorInfo:
     if type(dtype) is not str:
-        raise _FlawError("has a dtype that is not a string")
+        raise FlawError("has a dtype that is not a string")
     if dtype not in DTYPES:
-        raise _FlawError(f"has the unknown dtype {shorten(dtype)}")
+        raise FlawError(f"has the unknown dtype {shorten(dtype)}")
     if type(shape) is not list:
-        raise _FlawError(f"has a shape that is not a list: {shorten(shape)}")
+        raise FlawError(f"has a shape that is not a list: {shorten(shape)}")
     for size in shape:
         if type(size) is not int or not 0 <= size <= _MAX_U64:
-            raise _FlawError(f"has a shape with {shorten(size)}, which is not an unsigned 64-bit integer")
+            raise FlawError(f"has a shape with {shorten(size)}, which is not an unsigned 64-bit integer")
     if type(offsets) is not list or len(offsets) != 2:
-        raise _FlawError(f"has data_offsets that are not a pair: {shorten(offsets)}")
+        raise FlawError(f"has data_offsets that are not a pair: {shorten(offsets)}")
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not (0 <= begin <= _MAX_U64 and 0 <= end <= _MAX_U64):
-        raise _FlawError(f"has data_offsets that are not unsigned 64-bit integers: {shorten(offsets)}")
+        raise FlawError(f"has data_offsets that are not unsigned 64-bit integers: {shorten(offsets)}")
     return TensorInfo(dtype, tuple(shape), begin, end)
 
 
@@ -266,21 +132,21 @@ def _unusual_entry(entry: object) -> TensorInfo:
     """An entry with its fields in another order, with further fields, or as an array; or the reason why it is none."""
     if type(entry) is list:
         if len(entry) != 3:
-            raise _FlawError(f"is an array of {len(entry)} values, not of dtype, shape and data_offsets")
+            raise FlawError(f"is an array of {len(entry)} values, not of dtype, shape and data_offsets")
         return _tensor_info(*entry)
     if type(entry) is not tuple:
-        raise _FlawError(f"is not an object: {shorten(entry)}")
+        raise FlawError(f"is not an object: {shorten(entry)}")
     fields: dict[str, object] = {}
     for key, value in entry:
         if key not in ("dtype", "shape", "data_offsets"):
             _check_ignored(value)
         elif key in fields:
-            raise _FlawError(f"has two fields {key}")
+            raise FlawError(f"has two fields {key}")
         else:
             fields[key] = value
     for key in ("dtype", "shape", "data_offsets"):
         if key not in fields:
-            raise _FlawError(f"has no {key}")
+            raise FlawError(f"has no {key}")
     return _tensor_info(fields["dtype"], fields["shape"], fields["data_offsets"])
 
 
@@ -290,12 +156,12 @@ def _check_ignored(value: object) -> None:
     while opened:
         for value in opened[-1]:
             if isinstance(value, (int, float)) and abs(value) > sys.float_info.max:
-                raise _FlawError("has a number beyond the range of a double")
+                raise FlawError("has a number beyond the range of a double")
             if not isinstance(value, (tuple, list)):
                 continue
             entry = isinstance(value, TensorInfo)  # an object that looks like one: its lists are one level down
             if 2 + len(opened) + entry > _MAX_NESTING:  # below the header and the entry
-                raise _FlawError(f"is nested more than {_MAX_NESTING} levels deep")
+                raise FlawError(f"is nested more than {_MAX_NESTING} levels deep")
             if value and not entry:
                 opened.append(iter(value) if isinstance(value, list) else (inner for _, inner in value))
                 break
@@ -318,7 +184,7 @@ def parse_header(raw: bytes | memoryview, *, file: str, file_size: int | None) -
         if file_size is None:
             file_size = data_start + max((info.end for info in ordered.values()), default=0)
         _check_layout(ordered, file_size - data_start)
-    except _FlawError as flaw:
+    except FlawError as flaw:
         reason, tensor, hint = str(flaw), flaw.tensor, flaw.hint
     except ValueError as error:
         reason, tensor = f"its header {error}", None
@@ -331,7 +197,7 @@ def parse_header(raw: bytes | memoryview, *, file: str, file_size: int | None) -
 def _contents(tree: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The entries, each well-formed in itself, and the metadata."""
     if type(tree) is not tuple:
-        raise _FlawError("its header is not a JSON object of tensors")
+        raise FlawError("its header is not a JSON object of tensors")
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] | None = None
     for name, entry in tree:
@@ -340,10 +206,10 @@ def _contents(tree: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         elif name != "__metadata__":
             try:
                 tensors[name] = _unusual_entry(entry)
-            except _FlawError as flaw:
-                raise _FlawError(flaw.reason, name) from None
+            except FlawError as flaw:
+                raise FlawError(flaw.reason, name) from None
         elif metadata is not None:
-            raise _FlawError("its header has two fields __metadata__")
+            raise FlawError("its header has two fields __metadata__")
         else:
             metadata = _metadata(entry)
     return tensors, metadata or {}
@@ -353,10 +219,10 @@ def _metadata(entry: object) -> dict[str, str]:
     if entry is None:
         return {}
     if type(entry) is not tuple:
-        raise _FlawError(f"its __metadata__ is not an object of strings: {shorten(entry)}")
+        raise FlawError(f"its __metadata__ is not an object of strings: {shorten(entry)}")
     for key, value in entry:
         if type(value) is not str:
-            raise _FlawError(f"its __metadata__ maps {shorten(key)} to {shorten(value)}, which is not a string")
+            raise FlawError(f"its __metadata__ maps {shorten(key)} to {shorten(value)}, which is not a string")
     return dict(entry)
 
 
@@ -376,7 +242,7 @@ def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
     for name, info in tensors.items():
         begin, end = info.begin, info.end
         if begin != covered:
-            raise _FlawError(f"has data_offsets [{begin}, {end}] where the data before it ends at {covered}", name)
+            raise FlawError(f"has data_offsets [{begin}, {end}] where the data before it ends at {covered}", name)
         covered = end
         bits = DTYPES[info.dtype].bits
         count = 1
@@ -385,22 +251,22 @@ def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
             if count > _MAX_U64:
                 break
         if count * bits > _MAX_U64:
-            raise _FlawError(f"has a shape too large to count: {shorten(info.shape)}", name)
+            raise FlawError(f"has a shape too large to count: {shorten(info.shape)}", name)
         if count * bits % 8:
-            raise _FlawError(f"has {count} elements of {bits} bits, which is no whole number of bytes", name)
+            raise FlawError(f"has {count} elements of {bits} bits, which is no whole number of bytes", name)
         if count * bits // 8 != end - begin:
-            raise _FlawError(
+            raise FlawError(
                 f"is {info.dtype} {shorten(info.shape)}, {count * bits // 8:,} bytes, "
                 f"and its data_offsets hold {end - begin:,}",
                 name,
             )
     if covered > room:
-        raise _FlawError(
+        raise FlawError(
             f"its tensors take {covered:,} bytes, and {max(room, 0):,} follow the header",
             hint=_CUT_SHORT,
         )
     if covered < room:
-        raise _FlawError(f"its tensors take {covered:,} bytes, and {room - covered:,} more follow them")
+        raise FlawError(f"its tensors take {covered:,} bytes, and {room - covered:,} more follow them")
 
 
 def read_header(buffer: bytes | memoryview | mmap, *, file: str) -> Header:

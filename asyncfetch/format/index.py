@@ -19,18 +19,27 @@ import fnmatch
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidIndexError, SelectionError, SourceError
-from .header import parse_json, shorten
-from .hostile import recognize
+from ..errors import InvalidIndexError, MissingTensorError, SelectionError, SourceError
+from .header import Header
+from .hostile import parse_json, recognize, shorten
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Index", "Selector", "check_shard_name", "parse_index", "select_tensors", "selector"]
+__all__ = [
+    "Index",
+    "Selector",
+    "check_index",
+    "check_shard_name",
+    "check_tensors",
+    "parse_index",
+    "select_tensors",
+    "selector",
+]
 
 SUFFIX = ".safetensors"
 Selector = str | Iterable[str] | Callable[[str], bool] | None
@@ -256,3 +265,28 @@ def select_tensors(index: Index, select: Selector) -> Index:
         message = f"select matches none of the {len(index.weight_map):,} tensors of {index.file}."
         raise SelectionError(message, hint=f"The first are {some}.")
     return replace(index, weight_map=weight_map)
+
+
+def check_tensors(names: Iterable[str], header: Header, *, shard: str, index_file: str) -> None:
+    """Raises MissingTensorError if a shard lacks one of `names`."""
+    missing = [name for name in names if name not in header.tensors]
+    if missing:
+        raise MissingTensorError(shard, index_file, missing)
+
+
+def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
+    """Hold the index against the headers of its shards: tensors present and not listed, as notes.
+
+    `headers` maps shard names, as in the index, to headers. The index is an allow-list: what it
+    does not list is skipped. Raises MissingTensorError for what it lists and a shard lacks.
+    """
+    notes = []
+    for shard, header in headers.items():
+        listed = index.tensors_of(shard)
+        check_tensors(listed, header, shard=shard, index_file=index.file)
+        extra = len(header.tensors) - len(listed)
+        if extra:
+            wanted = set(listed)
+            example = next(name for name in header.tensors if name not in wanted)
+            notes.append(f"{shard} has {extra} tensor(s) that {index.file} does not list, such as {example!r}: skipped")
+    return notes

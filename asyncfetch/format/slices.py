@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ..engine.schedule import Span
 from ..errors import SourceError
-from .header import shorten
+from ..spans import Span
+from .hostile import shorten
 
 __all__ = [
     "REQUEST_COST",

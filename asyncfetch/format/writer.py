@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..errors import DiskFullError, SourceError, StorageError
-from ..storage.cache import storage_errors
+from ..errors import DiskFullError, SourceError, StorageError, storage_errors
 from .arrays import PackedArray
-from .header import DTYPES, MAX_HEADER_BYTES, PREFIX_BYTES
+from .dtypes import DTYPES
+from .header import MAX_HEADER_BYTES, PREFIX_BYTES
 
 __all__ = ["check_output", "format_dtype", "logical_shape", "write_safetensors"]
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from ..engine.schedule import Span
 from ..errors import (
     AccessError,
     ChangedError,
@@ -23,8 +22,10 @@ from ..errors import (
     ProtocolError,
     redact_url,
 )
-from ..policy import Budget, retrying
-from .transport import Body, OnRetry, Transport
+from ..spans import Span
+from .body import Body
+from .retry import Budget, OnRetry, retrying
+from .transport import Transport
 from .urls import no_downgrade, origin_of, redirected
 
 __all__ = ["Target", "open_span", "read_span", "strong", "strong_etag", "version_of"]

@@ -6,10 +6,8 @@ token must not follow it. No URL leaves this file in an error or a log line with
 
 from __future__ import annotations
 
-import os
 import platform
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,16 +18,18 @@ from urllib.request import getproxies
 
 import anyio
 import httpx
-from anyio import to_thread
 
-from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
-from ..policy import Budget, Policy, __version__, retrying
+from ..errors import ProtocolError, RateLimitedError, ServerError
+from ..policy import Policy, __version__
+from .body import Body
+from .limits import Limits
 from .pool import PoolTransport
-from .sockets import Backend, Stream
+from .retry import Budget, OnRetry, retrying
+from .sockets import Backend
 from .urls import origin_of, redirected
 from .wall import our_request, raise_translated, redact_logs, retry_after
 
-__all__ = ["Body", "Reply", "Transport"]
+__all__ = ["Reply", "Transport"]
 
 USER_AGENT = f"asyncfetch/{__version__}; python/{platform.python_version()}"
 _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
@@ -37,12 +37,7 @@ _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 _NEUTRAL_HEADERS = frozenset(
     {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
 )
-_BURST_SECONDS = 0.012  # how long a worker thread receives before it looks back at the event loop
-# Between two pieces of a burst, or an event loop that was woken waits until the thread's time slice has run out.
-_give_way = getattr(os, "sched_yield", lambda: None)
-_FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
-OnRetry = Callable[[BaseException, float], None]
 T = TypeVar("T")
 
 
@@ -57,155 +52,6 @@ class Reply:
     truncated: bool
 
 
-class Body:
-    """The body of one answer, received piece by piece in worker threads.
-
-    `length` is what the answer announces, None if it does not.
-    """
-
-    def __init__(self, response: Any, url: str, transport: Transport) -> None:
-        self.url = url
-        self.status: int = response.status_code
-        self.headers: Mapping[str, str] = response.headers
-        length = self.headers.get("content-length", "")
-        chunked = "transfer-encoding" in self.headers
-        self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
-        self.encoded = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
-        self._response = response
-        self._transport = transport
-        self._policy = transport.policy
-        self._left = self.length
-        self._drained = False  # the socket had nothing more when it was last read
-        self._iterator: AsyncIterator[bytes] | None = None
-        self._rest = b""
-        self._failure: Exception | None = None
-        self._window = (0.0, 0)  # seconds that were waited, bytes that came in them
-        stream = response.extensions.get("network_stream")
-        fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
-        self._stream: Stream | None = stream if fast else None
-
-    async def pull(self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]) -> int:
-        """Receive up to `limit` bytes: 0 only at the end of the body.
-
-        `target(n)` gives the place for n bytes or fewer, `land(view)` takes what was received there;
-        both run in the worker thread that receives, which goes on for some milliseconds while the
-        socket has more, calling both for each piece: fewer hops between threads. Raises
-        NetworkError, and StalledError when fewer than `stall_bytes` came in `stall_window` seconds.
-        """
-        if self._left == 0:
-            return 0
-        self._check_floor()  # of what came before: who has all the bytes that were wanted does not come back
-        limit = self._transport.piece(limit if self._left is None else min(limit, self._left))
-        began = time.monotonic()
-        try:
-            if self._stream is not None:
-                received = await self._pull_burst(self._stream, limit, target, land)
-            else:
-                received = await self._pull_chunks(min(limit, self._policy.burst), target, land)
-        except Exception as error:
-            raise_translated(error, self.url)
-        if self._left is not None:
-            self._left -= received
-            if self._left and not received:
-                raise NetworkError(f"the connection closed {self._left:,} bytes before the end", url=self.url)
-        seconds_before, count = self._window
-        self._window = seconds_before + time.monotonic() - began, count + received
-        await self._transport.spend(received)
-        return received
-
-    async def _pull_burst(
-        self, stream: Stream, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
-    ) -> int:
-        def work() -> tuple[int, bool]:
-            total, deadline = 0, time.monotonic() + _BURST_SECONDS
-            while True:
-                view = target(limit - total)
-                try:
-                    received, closed = stream.burst(view)
-                except OSError as error:  # what came before it is good: that counts first
-                    self._failure = error
-                    return total, False
-                if received:
-                    land(view[:received])
-                    total += received
-                    _give_way()
-                self._drained = received < len(view)
-                if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
-                    return total, closed
-
-        wanted = min(limit, self._policy.burst)
-        while self._failure is None:
-            if self._drained and not await stream.readable(self._policy.read_timeout, wanted):
-                raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
-            received, closed = await self._transport.in_thread(work)
-            if received or closed:
-                return received
-        raise self._failure
-
-    async def _pull_chunks(
-        self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
-    ) -> int:
-        if self._iterator is None:
-            answer = self._response  # a mock's is often read already
-            self._iterator = answer.aiter_bytes() if answer.is_stream_consumed else answer.aiter_raw()
-        pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
-        while filled < limit and self._failure is None and time.monotonic() - began < _FLUSH_AFTER:
-            try:
-                piece = await anext(self._iterator)
-            except StopAsyncIteration:
-                break
-            except Exception as error:  # what came before it is good: that counts first
-                self._failure = error
-                break
-            pieces.append(piece)
-            filled += len(piece)
-        data = b"".join(pieces)
-        data, self._rest = data[:limit], data[limit:]
-        if self._failure is not None and not data:
-            raise self._failure
-
-        def work() -> int:
-            rest = memoryview(data)
-            while rest and (view := target(len(rest))):
-                view[:] = rest[: len(view)]
-                land(view)
-                rest = rest[len(view) :]
-            return len(data) - len(rest)
-
-        return await self._transport.in_thread(work) if data else 0
-
-    def _check_floor(self) -> None:
-        seconds, count = self._window
-        if seconds < self._policy.stall_window:
-            return
-        if count < self._policy.stall_bytes:
-            raise StalledError(f"only {count:,} bytes came in {seconds:.0f} s", url=self.url)
-        self._window = (0.0, 0)
-
-    async def aclose(self) -> None:
-        """Close the answer; its connection lives on if the body was read to the end."""
-        if self._stream is not None and self._left == 0 and self.headers.get("connection", "").lower() != "close":
-            self._stream.reusable = self._response.http_version == "HTTP/1.1"
-        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-            if self._iterator is not None and self._left == 0:
-                with anyio.move_on_after(1):  # a connection serves again only after the end of the message
-                    await _run_out(self._iterator)
-            await self._response.aclose()
-            if self._iterator is not None:
-                # Trio warns of generators that are dropped half-way, and one of HTTP/2 would wait for frames.
-                with anyio.CancelScope() as ended:
-                    ended.cancel()
-                    await _run_out(self._iterator)
-
-
-async def _run_out(iterator: AsyncIterator[bytes]) -> None:
-    try:
-        async for _ in iterator:
-            pass
-    except Exception:  # noqa: S110
-        pass
-
-
 class Transport:
     """Sends requests. An `async with` block bounds its connections.
 
@@ -216,12 +62,8 @@ class Transport:
 
     def __init__(self, policy: Policy, *, client: Any = None) -> None:
         self.policy = policy
-        threads = max(2, os.cpu_count() or 2)
-        self.threads = anyio.CapacityLimiter(threads)
-        self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
+        self.limits = Limits(policy)
         self.requests = 0
-        self.busy = 0.0  # seconds that worker threads spent on bodies, all together
-        self._paid_until = 0.0
         self._injected = client
         self._client: Any = client
         self._backend: Backend | None = None
@@ -260,7 +102,7 @@ class Transport:
         """
         await self._pass_gate(url)
         response = await self._send(url, method, headers or {}, neutral)
-        body = Body(response, url, self)
+        body = Body(response, url, self.policy, self.limits)
         try:
             self._raise_transient(body)
             yield body
@@ -310,33 +152,9 @@ class Transport:
                 here = target
         raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in one of the few threads for bytes, and count its time as busy."""
-
-        def timed() -> tuple[T, float]:
-            began = time.monotonic()
-            return work(), time.monotonic() - began
-
-        result, took = await to_thread.run_sync(timed, limiter=self.threads)
-        self.busy += took
-        return result
-
     def distance(self, url: str) -> float:
         """Seconds to the fastest answer so far of the origin that serves `url`; 0 if it gave none yet."""
         return self._answered.get(origin_of(url), 0.0)
-
-    def piece(self, limit: int) -> int:
-        """At most `limit` bytes, and no more than a tenth of a second's worth under a bandwidth limit."""
-        rate = self.policy.bandwidth_limit
-        return limit if rate is None else min(limit, max(int(rate / 10), 1))
-
-    async def spend(self, nbytes: int) -> None:
-        """Wait until `nbytes` more are within the bandwidth limit, which all connections share."""
-        if self.policy.bandwidth_limit is None:
-            return
-        now = time.monotonic()
-        self._paid_until = max(self._paid_until, now) + nbytes / self.policy.bandwidth_limit
-        await anyio.sleep(self._paid_until - now)
 
     async def _pass_gate(self, url: str) -> None:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""

@@ -28,7 +28,8 @@ import anyio
 from anyio import to_thread
 
 from ..errors import ChangedError, SourceError
-from ..policy import MiB
+from ..spans import MiB
+from ..storage.checksums import git_blob_id, new_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,11 +127,6 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def git_blob_id(data: bytes) -> str:
-    """The git object id of a file with this content."""
-    return hashlib.sha1(b"blob %d\0%b" % (len(data), data), usedforsecurity=False).hexdigest()
-
-
 def _signature(status: os.stat_result) -> Signature:
     return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -196,10 +192,7 @@ def _hash(listed: Listed, closed: threading.Event) -> str:
     age = time.time() - listed.signature.ctime_ns / 1e9
     if 0 <= age < CLOCK_TICK:  # a write in the same tick would leave the stamp as it is
         closed.wait(CLOCK_TICK - age)
-    if listed.lfs:
-        digest = hashlib.sha256()
-    else:
-        digest = hashlib.sha1(b"blob %d\0" % listed.signature.size, usedforsecurity=False)
+    digest = new_hash("sha256" if listed.lfs else "git-sha1", listed.signature.size)
     with open(_open(listed), "rb", buffering=0) as file:
         buffer = memoryview(bytearray(MiB))
         while count := file.readinto(buffer):

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from anyio import to_thread
 
 from ..errors import ChangedError, SourceError
-from ..policy import MiB
+from ..spans import MiB
 from .catalog import Catalog
 from .wire import (
     Refused,

@@ -8,62 +8,34 @@ the source lacks is an error too. Nothing is written here.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import anyio
 from anyio import to_thread
 
-from ..engine.schedule import Checksum, Span
 from ..errors import (
     CheckpointNotFoundError,
-    ChecksumMismatchError,
     EntryNotFoundError,
     OfflineError,
     ShardNotFoundError,
+    storage_errors,
 )
-from ..format.index import Index, Selector, index_too_large, parse_index, select_tensors
+from ..format.index import Index, index_too_large, parse_index, select_tensors
+from ..network.body import Body
 from ..network.ranges import Target, read_span, strong_etag
-from ..network.transport import Body, OnRetry, Transport
-from ..policy import Policy
-from ..storage.cache import RepoCache, storage_errors
-from .hub import Settings
+from ..network.retry import OnRetry
+from ..network.transport import Transport
+from ..spans import Span
+from ..storage.cache import RepoCache
+from ..storage.checksums import verify_small
+from ..tasks import each
 from .located import PREFIX_LIMIT, Located, Origin, SourceFile, renewal
-from .request import LocalSource, Source, candidates, is_index_name
+from .request import LocalSource, Request, Source, candidates, is_index_name
 
-__all__ = ["Finder", "LocalFinder", "Request", "each"]
+__all__ = ["Finder"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for, with everything from the environment already read."""
-
-    source: Source
-    settings: Settings
-    cache_root: Path
-    policy: Policy
-    variant: str | None = None
-    select: Selector = None
-    checksums: Mapping[str, Checksum] | None = None
-
-
-async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:
-    """Run `work` on each item, at most `at_once` at a time; the first failure cancels the others."""
-    limiter = anyio.CapacityLimiter(at_once)
-
-    async def bounded(item: T) -> None:
-        async with limiter:
-            await work(item)
-
-    async with anyio.create_task_group() as group:
-        for item in items:
-            group.start_soon(bounded, item)
 
 
 class Finder:
@@ -190,34 +162,6 @@ class Finder:
         )
 
 
-class LocalFinder(Finder):
-    """A folder on disk."""
-
-    async def read_index(self, name: str) -> bytes:
-        self.index_path = await self._path(name)
-        return await to_thread.run_sync(read_index, name, self.index_path, self.request.policy.max_index_bytes)
-
-    async def look(self, name: str) -> SourceFile:
-        path = await self._path(name)
-        return await to_thread.run_sync(file_on_disk, name, path)
-
-    async def settle(self, located: Located) -> None:
-        single = self.single_beside(located)
-        if single is not None:
-            try:
-                await self._path(single)
-            except EntryNotFoundError:
-                return
-            self.warn_of(single, located)
-
-    async def _path(self, name: str) -> Path:
-        assert isinstance(self.source, LocalSource)  # noqa: S101
-        path = Path(self.source.folder, name)
-        if not await to_thread.run_sync(path.is_file):
-            raise EntryNotFoundError(name, str(self.source))
-        return path
-
-
 def file_on_disk(name: str, path: Path, cache: RepoCache | None = None) -> SourceFile:
     """A file that is here, with the hash that its blob's name promises."""
     with storage_errors(path):
@@ -231,13 +175,3 @@ def read_index(name: str, path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise index_too_large(name, limit)
     return data
-
-
-def verify_small(name: str, data: bytes, checksum: Checksum) -> None:
-    """Hold a small file against its hash. Raises ChecksumMismatchError."""
-    if checksum.algorithm == "git-sha1":
-        actual = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    else:
-        actual = hashlib.sha256(data).hexdigest()
-    if actual != checksum.hex:
-        raise ChecksumMismatchError(name, algorithm=checksum.algorithm, expected=checksum.hex, actual=actual)

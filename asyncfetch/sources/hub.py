@@ -7,14 +7,11 @@ token goes to the endpoint's origin only; what storage answers is never believed
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import quote
 
-from ..engine.schedule import Checksum, Span
 from ..errors import (
     AccessError,
     AsyncfetchError,
@@ -25,101 +22,21 @@ from ..errors import (
     ProtocolError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SourceError,
     redact_url,
 )
 from ..format.index import index_too_large
 from ..network.ranges import Target, read_span, strong
-from ..network.transport import OnRetry, Reply, Transport
+from ..network.retry import OnRetry
+from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of, redirected
-from ..storage.cache import checksum_of_etag, is_commit, path_inside
+from ..spans import Span
+from ..storage.cache import is_commit, path_inside
+from ..storage.checksums import Checksum, checksum_of_etag
+from .settings import DEFAULT_ENDPOINT, Settings
 
-__all__ = ["Hub", "HubFile", "Settings", "check_repo_id", "size_of"]
+__all__ = ["Hub", "HubFile", "size_of"]
 
-_TRUE = {"1", "ON", "YES", "TRUE"}
-DEFAULT_ENDPOINT = "https://huggingface.co"
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Settings:
-    """Where the Hub is, who asks, and whether to ask at all. Its repr never shows the token."""
-
-    endpoint: str
-    token: str | None
-    offline: bool
-
-    def __repr__(self) -> str:
-        token = "set" if self.token else None
-        return f"Settings(endpoint={redact_url(self.endpoint)!r}, token={token!r}, offline={self.offline})"
-
-    @classmethod
-    def from_env(
-        cls,
-        environ: Mapping[str, str],
-        *,
-        endpoint: str | None = None,
-        token: str | bool | None = None,
-        offline: bool | None = None,
-    ) -> Settings:
-        """The settings by the same variables and files as huggingface_hub, read now.
-
-        `token`: a string is used, False means none, True means that one must be found, None means
-        that one is used if found: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file HF_TOKEN_PATH
-        (default HF_HOME/token). Raises SourceError.
-        """
-        chosen = (endpoint or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-        if not _is_web_url(chosen):
-            raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.")
-        if offline is None:
-            offline = any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-        return cls(chosen, find_token(environ, token), offline)
-
-
-def _is_web_url(text: str) -> bool:
-    try:
-        scheme, host, _ = origin_of(text)
-    except ValueError:
-        return False
-    return scheme in ("http", "https") and bool(host)
-
-
-def find_token(environ: Mapping[str, str], token: str | bool | None) -> str | None:
-    """The token to send, or None. Raises SourceError if `token` is True and none is found."""
-    if isinstance(token, str):
-        return _clean(token)
-    if token is False or (token is None and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE):
-        return None
-    found = _clean(environ.get("HF_TOKEN")) or _clean(environ.get("HUGGING_FACE_HUB_TOKEN"))
-    if found is None:
-        home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-        path = environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
-        try:
-            found = _clean(Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            found = None
-    if found is None and token is True:
-        raise SourceError("token=True, and no token was found.", hint="Set HF_TOKEN, or run `hf auth login`.")
-    return found
-
-
-def _clean(token: str | None) -> str | None:
-    text = (token or "").replace("\r", "").replace("\n", "").strip()
-    if not text.isascii() or not text.isprintable():
-        raise SourceError("The token has characters that no HTTP header can carry.")
-    return text or None
-
-
-def check_repo_id(repo_id: str) -> str:
-    """`name` or `owner/name` by the Hub's rules, or SourceError."""
-    parts = repo_id.split("/")
-    good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
-    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git") or any(p[0] in "-." for p in parts):
-        raise SourceError(
-            f"{repo_id!r} is neither an existing path nor a repository id.",
-            hint='A repository is "owner/name", a revision is added as "owner/name@revision".',
-        )
-    return repo_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from anyio import to_thread
 
 from ..errors import AsyncfetchError, ChecksumMismatchError, CorruptError, EntryNotFoundError, OfflineError
 from ..network.ranges import Target
-from ..network.transport import OnRetry, Transport
+from ..network.retry import OnRetry
+from ..network.transport import Transport
 from ..storage.cache import RepoCache, is_commit
-from .finder import Finder, Request, file_on_disk, read_index, verify_small
+from ..storage.checksums import verify_small
+from .finder import Finder, file_on_disk, read_index
 from .hub import Hub, HubFile
 from .located import PREFIX_LIMIT, Located, SourceFile
-from .request import HubSource
+from .request import HubSource, Request
 
 __all__ = ["HubFinder"]
 

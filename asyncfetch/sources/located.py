@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from anyio import to_thread
-
-from ..engine.schedule import Checksum, Span
-from ..errors import EntryNotFoundError, MissingTensorError, SourceError
-from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
+from ..errors import SourceError
+from ..format.header import Header
 from ..format.index import Index
-from ..network.ranges import Target, read_span
-from ..network.transport import OnRetry, Transport
-from ..storage.cache import RepoCache, storage_errors
+from ..network.ranges import Target
+from ..network.retry import OnRetry
+from ..storage.cache import RepoCache
+from ..storage.checksums import Checksum
 
-__all__ = ["PREFIX_LIMIT", "Located", "Origin", "SourceFile", "check_index", "check_tensors", "read_header", "renewal"]
+__all__ = ["PREFIX_LIMIT", "Landed", "Located", "Origin", "SourceFile", "aliases_of", "renewal"]
 
 PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most headers fit
 
@@ -113,62 +110,25 @@ def renewal(origin: Origin | None, file: SourceFile) -> Callable[[], Awaitable[T
     return None if origin is None else lambda: origin.target(file, renew=True)
 
 
-async def read_header(
-    file: SourceFile, transport: Transport | None, on_retry: OnRetry | None, origin: Origin | None = None
-) -> None:
-    """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
-    if file.path is not None or transport is None:
-        file.raw_header = await to_thread.run_sync(_local_header, file)
-    else:
-        length = header_length(file.prefix, file=file.name, file_size=file.size)
-        data_start = PREFIX_BYTES + length
-        if data_start > len(file.prefix) and file.target is not None:
-            rest = Span(len(file.prefix), data_start)
-            file.prefix += await read_span(
-                transport,
-                file.target,
-                rest,
-                file=file.name,
-                size=file.size,
-                on_retry=on_retry,
-                renew=renewal(origin, file),
-            )
-        file.raw_header = file.prefix[:data_start]
-    raw = memoryview(file.raw_header)[PREFIX_BYTES:]
-    file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
+def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
+    """Names that writers dropped because they were tied: {dropped name: name that was kept}.
 
-
-def _local_header(file: SourceFile) -> bytes:
-    path = file.path
-    if path is None:
-        raise EntryNotFoundError(file.name, "the cache")
-    with storage_errors(path), open(path, "rb") as stream:
-        file.size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(4096)
-        length = header_length(prefix, file=file.name, file_size=file.size)
-        return (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]
-
-
-def check_tensors(names: Iterable[str], header: Header, *, shard: str, index_file: str) -> None:
-    """Raises MissingTensorError if a shard lacks one of `names`."""
-    missing = [name for name in names if name not in header.tensors]
-    if missing:
-        raise MissingTensorError(shard, index_file, missing)
-
-
-def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
-    """Hold the index against the headers of its shards: tensors present and not listed, as notes.
-
-    `headers` maps shard names, as in the index, to headers. The index is an allow-list: what it
-    does not list is skipped. Raises MissingTensorError for what it lists and a shard lacks.
+    safetensors' `save_model` records them in `__metadata__`, huggingface_hub's sharded writer in the
+    index's metadata. Other metadata is told apart by its value, which is no tensor's name.
     """
-    notes = []
-    for shard, header in headers.items():
-        listed = index.tensors_of(shard)
-        check_tensors(listed, header, shard=shard, index_file=index.file)
-        extra = len(header.tensors) - len(listed)
-        if extra:
-            wanted = set(listed)
-            example = next(name for name in header.tensors if name not in wanted)
-            notes.append(f"{shard} has {extra} tensor(s) that {index.file} does not list, such as {example!r}: skipped")
-    return notes
+    pairs: dict[str, str] = {}
+    sources: list[Mapping[str, Any]] = [located.index.metadata] if located.index else []
+    sources += [file.header.metadata for file in located.files if file.header is not None]
+    for metadata in sources:
+        for dropped, kept in metadata.items():
+            if isinstance(kept, str) and kept in names and dropped not in names:
+                pairs[dropped] = kept
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
+
+    path: Path | None = None
+    buffer: memoryview | None = None

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ..errors import SourceError, redact_url
+from ..format.index import Selector
 from ..network.urls import origin_of
+from ..policy import Policy
 from ..storage.cache import path_inside
-from .hub import DEFAULT_ENDPOINT, check_repo_id
+from ..storage.checksums import Checksum
+from .settings import DEFAULT_ENDPOINT, Settings
 
-__all__ = ["HubSource", "LocalSource", "Source", "UrlSource", "candidates", "is_index_name", "parse_source"]
+__all__ = [
+    "HubSource",
+    "LocalSource",
+    "Request",
+    "Source",
+    "UrlSource",
+    "candidates",
+    "check_repo_id",
+    "is_index_name",
+    "parse_source",
+]
 
 _SHARD = ".safetensors"
 # Tried after the names that every tool writes; a repository that has none of them is an error
@@ -230,3 +244,28 @@ def _variant_indexes(base: str, variant: str) -> list[str]:
         f"{base}.safetensors.{variant}.index.json",
         f"{base}.{variant}.safetensors.index.json",
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for, with everything from the environment already read."""
+
+    source: Source
+    settings: Settings
+    cache_root: Path
+    policy: Policy
+    variant: str | None = None
+    select: Selector = None
+    checksums: Mapping[str, Checksum] | None = None
+
+
+def check_repo_id(repo_id: str) -> str:
+    """`name` or `owner/name` by the Hub's rules, or SourceError."""
+    parts = repo_id.split("/")
+    good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
+    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git") or any(p[0] in "-." for p in parts):
+        raise SourceError(
+            f"{repo_id!r} is neither an existing path nor a repository id.",
+            hint='A repository is "owner/name", a revision is added as "owner/name@revision".',
+        )
+    return repo_id

@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from ..engine.schedule import Checksum
-from ..errors import CorruptError, SourceError
-from ..format.index import Index, Selector, select_tensors
-from ..network.transport import OnRetry, Transport
-from .finder import Finder, LocalFinder, Request, each
+from anyio import to_thread
+
+from ..errors import CorruptError, EntryNotFoundError, SourceError, storage_errors
+from ..format.header import PREFIX_BYTES, header_length, parse_header
+from ..format.index import Index, Selector, check_index, select_tensors
+from ..network.ranges import read_span
+from ..network.retry import OnRetry
+from ..network.transport import Transport
+from ..spans import Span
+from ..storage.checksums import Checksum
+from ..tasks import each
+from .finder import Finder
 from .hub_finder import HubFinder
-from .located import Located, SourceFile, check_index, read_header
-from .request import HubSource, LocalSource, UrlSource
+from .local_finder import LocalFinder
+from .located import Located, Origin, SourceFile, renewal
+from .request import HubSource, LocalSource, Request, UrlSource
 from .web_finder import WebFinder
 
-__all__ = ["resolve"]
+__all__ = ["read_header", "resolve"]
 
 
 async def resolve(
@@ -76,3 +84,39 @@ def _apply_checksums(located: Located, checksums: Mapping[str, Checksum]) -> Non
         if file.checksum is not None and file.checksum.algorithm == checksum.algorithm and file.checksum != checksum:
             raise CorruptError(f"{name}: the source says {file.checksum}, checksums= says {checksum}.", file=name)
         file.checksum = checksum
+
+
+async def read_header(
+    file: SourceFile, transport: Transport | None, on_retry: OnRetry | None, origin: Origin | None = None
+) -> None:
+    """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
+    if file.path is not None or transport is None:
+        file.raw_header = await to_thread.run_sync(_local_header, file)
+    else:
+        length = header_length(file.prefix, file=file.name, file_size=file.size)
+        data_start = PREFIX_BYTES + length
+        if data_start > len(file.prefix) and file.target is not None:
+            rest = Span(len(file.prefix), data_start)
+            file.prefix += await read_span(
+                transport,
+                file.target,
+                rest,
+                file=file.name,
+                size=file.size,
+                on_retry=on_retry,
+                renew=renewal(origin, file),
+            )
+        file.raw_header = file.prefix[:data_start]
+    raw = memoryview(file.raw_header)[PREFIX_BYTES:]
+    file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
+
+
+def _local_header(file: SourceFile) -> bytes:
+    path = file.path
+    if path is None:
+        raise EntryNotFoundError(file.name, "the cache")
+    with storage_errors(path), open(path, "rb") as stream:
+        file.size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(4096)
+        length = header_length(prefix, file=file.name, file_size=file.size)
+        return (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]

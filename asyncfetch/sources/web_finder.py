@@ -18,18 +18,19 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from ..engine.schedule import Checksum
 from ..errors import AccessError, ChangedError, EntryNotFoundError, OfflineError, ProtocolError, redact_url
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import index_too_large
 from ..network.ranges import Target, strong, version_of
-from ..network.transport import OnRetry, Reply, Transport
+from ..network.retry import OnRetry
+from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
 from ..storage.cache import RepoCache, url_repo_id
-from .finder import Finder, Request, file_on_disk, read_index
+from ..storage.checksums import Checksum, git_blob_id
+from .finder import Finder, file_on_disk, read_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, Located, SourceFile
-from .request import UrlSource
+from .request import Request, UrlSource
 
 __all__ = ["WebFinder"]
 
@@ -60,8 +61,7 @@ class WebFinder(Finder):
         if reply.truncated:
             raise index_too_large(name, limit)
         data = reply.body
-        etag = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-        self.index_file = (name, data, etag)
+        self.index_file = (name, data, git_blob_id(data))
         return data
 
     async def look(self, name: str) -> SourceFile:

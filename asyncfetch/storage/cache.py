@@ -33,13 +33,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..engine.schedule import Checksum
-from ..errors import CorruptError, DiskFullError, SourceError, StorageError, redact_url
+from ..errors import CorruptError, SourceError, redact_url, storage_errors
+from .checksums import Checksum, checksum_of_etag
 
-__all__ = [
-    "RepoCache", "TreeEntry", "cache_root", "checksum_of_etag", "is_commit", "path_inside", "storage_errors",
-    "url_repo_id",
-]  # fmt: skip
+__all__ = ["RepoCache", "TreeEntry", "cache_root", "is_commit", "path_inside", "url_repo_id"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
@@ -64,26 +61,6 @@ def cache_root(environ: Mapping[str, str], explicit: str | os.PathLike[str] | No
 def is_commit(text: str) -> bool:
     """Whether `text` is a full commit hash: 40 lower-case hex digits."""
     return re.fullmatch(r"[0-9a-f]{40}", text, re.ASCII) is not None
-
-
-def checksum_of_etag(etag: str) -> Checksum | None:
-    """What the Hub's etag promises: 64 hex digits are sha256 (LFS), 40 are git's SHA-1."""
-    if re.fullmatch(r"[0-9a-f]{64}", etag, re.ASCII):
-        return Checksum("sha256", etag)
-    if re.fullmatch(r"[0-9a-f]{40}", etag, re.ASCII):
-        return Checksum("git-sha1", etag)
-    return None
-
-
-@contextmanager
-def storage_errors(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[None]:
-    """Turn an OSError in the block into StorageError, or DiskFullError, about `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(str(path), needed=needed, free=None) from error
-        raise StorageError(str(path), error.strerror or str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,18 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
 
-from ..errors import StorageError
-from .cache import storage_errors
+import anyio
+from anyio import to_thread
+from filelock import FileLock, Timeout
 
-__all__ = ["claim"]
+from ..errors import StorageError, storage_errors
+from .cache import RepoCache
+
+__all__ = ["claim", "lock_blob", "unlock"]
 
 
 def claim(path: Path) -> tuple[Path, int, bool]:
@@ -92,3 +98,37 @@ def _lock(descriptor: int) -> bool:
     except OSError:  # there are no locks here, which is the same as if everyone got them
         pass
     return True
+
+
+_LOCK_POLL = 0.05
+
+
+async def lock_blob(cache: RepoCache, key: str, patience: float) -> FileLock | None:
+    """huggingface_hub's lock for this blob, polled. None where locks do not work.
+
+    A holder that makes no progress for `patience` seconds is not waited for: the partial is
+    claimed separately, so the worst that can happen is work done twice.
+    """
+    lock = await to_thread.run_sync(cache.lock, key)
+    seen, since = -1.0, time.monotonic()
+    while True:
+        try:
+            await to_thread.run_sync(lambda: lock.acquire(timeout=0))
+            return lock
+        except Timeout:
+            pass
+        except (NotImplementedError, OSError):
+            return None
+        now = await to_thread.run_sync(cache.last_write, key)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > patience:
+            return None
+        await anyio.sleep(_LOCK_POLL)
+
+
+def unlock(lock: FileLock | None) -> None:
+    """Give a lock back. It only saves work: what fails here is not worth a download that went well."""
+    if lock is not None:
+        with suppress(OSError):
+            lock.release()

@@ -11,45 +11,29 @@ kill the listed prefix is hashed again, and the hash of the whole file decides i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import mmap
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from ..engine.schedule import Span, SpanSet
-from ..errors import StorageError
-from ..policy import MiB
-from .cache import storage_errors
+from ..errors import StorageError, storage_errors
+from ..spans import MiB, Span, SpanSet
+from .buffers import aligned_buffer
+from .checksums import new_hash
 from .locks import claim
 
-__all__ = ["ALIGNMENT", "FilePartial", "MemoryPartial", "Partial", "aligned_buffer", "new_hash", "spans_on_disk"]
+__all__ = ["FilePartial", "MemoryPartial", "Partial", "spans_on_disk"]
 
-ALIGNMENT = 64  # bytes: a cache line, and what JAX asks of a buffer that it takes without a copy
 _JOURNAL_FORMAT = 1
 _JOURNAL_INTERVAL = 1.0  # seconds
 _JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
 _CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
-
-
-class Hash(Protocol):
-    def update(self, data: memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
-def new_hash(algorithm: str, size: int) -> Hash:
-    """A running hash of a file of `size` bytes."""
-    if algorithm == "git-sha1":
-        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    return hashlib.sha256()
 
 
 class Partial:
@@ -142,26 +126,6 @@ class Partial:
             self.present = SpanSet()
             self._hash = new_hash(self.algorithm, self.size)
             self._hashed = 0
-
-
-def aligned_buffer(size: int, data_start: int) -> memoryview:
-    """`size` writable bytes of which number `data_start` lies at a 64-byte boundary.
-
-    Large ones are mapped by themselves: so they are free for other programs once they are dropped,
-    while malloc may keep blocks of up to 32 MiB. Huge pages are not asked for: in a virtual machine
-    that reports its free pages to the host, their first touch takes three times as long as that of
-    normal pages (https://docs.kernel.org/mm/free_page_reporting.html).
-    """
-    if size < MiB:
-        raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
-        shift = -(raw.ctypes.data + data_start) % ALIGNMENT
-        return raw.data[shift : shift + size]
-    try:
-        pages = mmap.mmap(-1, size + ALIGNMENT, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"No memory for {size:,} bytes.") from error
-    shift = -data_start % ALIGNMENT  # pages are aligned
-    return memoryview(pages)[shift : shift + size]
 
 
 class MemoryPartial(Partial):

@@ -20,16 +20,18 @@ import numpy as np
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from ..engine.outlet import Landed
-from ..errors import CorruptError, SourceError
+from ..errors import CorruptError, SourceError, storage_errors
 from ..format.arrays import tensor_view
+from ..format.dtypes import Array, cast
 from ..format.header import TensorInfo
-from ..policy import MiB, Policy
-from ..sources.located import Located, SourceFile, check_tensors
-from ..storage.cache import storage_errors
-from ..storage.partial import FilePartial, Partial, aligned_buffer
+from ..format.index import check_tensors
+from ..policy import Policy
+from ..sources.located import Landed, Located, SourceFile
+from ..spans import MiB
+from ..storage.buffers import aligned_buffer
+from ..storage.partial import FilePartial, Partial
 from ..tasks import whole
-from .merge import Array, cast, open_landed
+from .merge import open_landed
 from .segments import Filled, Segment, TensorPartial, segments_of
 
 __all__ = ["Feed"]

@@ -15,15 +15,16 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from ..engine.schedule import Span
-from ..errors import ChangedError, LinkExpiredError, NetworkError, ProtocolError, StorageError
+from ..errors import ChangedError, LinkExpiredError, NetworkError, ProtocolError, StorageError, storage_errors
 from ..events import Notifier, Retrying
 from ..format.slices import REQUEST_COST, STAGE_BYTES, Piece, coalesce
+from ..network.body import Body
 from ..network.ranges import Target, open_span, skip, strong_etag
-from ..network.transport import Body, Transport
-from ..policy import Budget, Policy, retrying
+from ..network.retry import Budget, retrying
+from ..network.transport import Transport
+from ..policy import Policy
 from ..sources.located import Located, SourceFile
-from ..storage.cache import storage_errors
+from ..spans import Span
 
 __all__ = ["Gatherer", "Sink", "Want"]
 
@@ -167,9 +168,11 @@ class Gatherer:
             sink = Sink(pieces)
             if file.path is not None:
                 async with self._locks[file.name]:
-                    descriptor = await self._transport.in_thread(lambda: self._descriptor(file))
+                    descriptor = await self._transport.limits.in_thread(lambda: self._descriptor(file))
                 while sink.room:
-                    await self._transport.in_thread(lambda: _read_some(descriptor, sink, self._policy.burst, file))
+                    await self._transport.limits.in_thread(
+                        lambda: _read_some(descriptor, sink, self._policy.burst, file)
+                    )
             else:
                 await self._from_network(file, sink)
 

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from ..errors import CorruptError, storage_errors
+from ..format.arrays import tensor_view
+from ..format.dtypes import Array, cast, dtype_or_none
+from ..format.header import PREFIX_BYTES, Header, parse_header
+from ..format.index import check_tensors
+from ..sources.located import Landed, Located, SourceFile
+from ..spans import MiB
+from ..storage.buffers import aligned_buffer
 
-from ..engine.schedule import Checksum
-from ..engine.transfer import Landed
-from ..errors import ChecksumMismatchError, CorruptError, SourceError
-from ..format.arrays import is_floating, tensor_view
-from ..format.header import DTYPES, PREFIX_BYTES, Header, parse_header
-from ..policy import MiB
-from ..sources.located import Located, SourceFile, check_tensors
-from ..storage.cache import storage_errors
-from ..storage.partial import aligned_buffer, new_hash
+__all__ = ["state_dict"]
 
-__all__ = ["aliases_of", "cast", "dtype_of", "dtype_or_none", "file_digest", "state_dict", "verify_file"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 # Page faults on these block the whole process, and an I/O error in one kills it with SIGBUS
 # (https://github.com/safetensors/safetensors/issues/562): they are read instead of mapped.
@@ -117,66 +113,3 @@ def on_network(path: Path) -> bool:
         if fields.split()[2] == wanted:
             return rest.startswith(_NETWORK_FILE_SYSTEMS)
     return False
-
-
-def dtype_of(dtype: object) -> np.dtype[Any]:
-    """A numpy dtype from a dtype, a numpy name, an ml_dtypes name or a safetensors name such as "BF16".
-
-    Raises SourceError if it is none of these, or not a floating-point type.
-    """
-    if isinstance(dtype, str) and dtype.upper() in DTYPES and not DTYPES[dtype.upper()].packed:
-        found = DTYPES[dtype.upper()].numpy
-    else:
-        try:
-            found = np.dtype(dtype)  # type: ignore[call-overload]
-        except TypeError:
-            raise SourceError(f"dtype={dtype!r} is not a dtype.", hint='Give numpy.float32 or "bfloat16".') from None
-    if not is_floating(found):
-        raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
-    return found
-
-
-def dtype_or_none(dtype: object) -> np.dtype[Any] | None:
-    """`dtype_of` an argument that may be left out."""
-    return None if dtype is None else dtype_of(dtype)
-
-
-def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """A floating array in `dtype`; integers, complex numbers and packed tensors as they are."""
-    if not is_floating(array.dtype) or array.dtype == dtype:
-        return array
-    return array.astype(dtype)
-
-
-def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
-    """Names that writers dropped because they were tied: {dropped name: name that was kept}.
-
-    safetensors' `save_model` records them in `__metadata__`, huggingface_hub's sharded writer in the
-    index's metadata. Other metadata is told apart by its value, which is no tensor's name.
-    """
-    pairs: dict[str, str] = {}
-    sources: list[Mapping[str, Any]] = [located.index.metadata] if located.index else []
-    sources += [file.header.metadata for file in located.files if file.header is not None]
-    for metadata in sources:
-        for dropped, kept in metadata.items():
-            if isinstance(kept, str) and kept in names and dropped not in names:
-                pairs[dropped] = kept
-    return pairs
-
-
-def file_digest(path: Path, algorithm: str, check: Callable[[], None] = lambda: None) -> str:
-    """The hex digest of a file, read in 4 MiB pieces; `check` runs between them and may raise."""
-    with storage_errors(path), open(path, "rb") as stream:
-        running = new_hash(algorithm, os.fstat(stream.fileno()).st_size)
-        buffer = memoryview(bytearray(4 * MiB))
-        while got := stream.readinto(buffer):
-            running.update(buffer[:got])
-            check()
-    return running.hexdigest()
-
-
-def verify_file(path: Path, checksum: Checksum, *, file: str, check: Callable[[], None] = lambda: None) -> None:
-    """Hash a whole file again. Raises ChecksumMismatchError."""
-    actual = file_digest(path, checksum.algorithm, check)
-    if actual != checksum.hex:
-        raise ChecksumMismatchError(file, algorithm=checksum.algorithm, expected=checksum.hex, actual=actual)

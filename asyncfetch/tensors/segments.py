@@ -16,8 +16,9 @@ import numpy as np
 
 from ..format.arrays import tensor_view
 from ..format.header import Header, TensorInfo
-from ..policy import MiB
-from ..storage.partial import Partial, aligned_buffer
+from ..spans import MiB
+from ..storage.buffers import aligned_buffer
+from ..storage.partial import Partial
 
 __all__ = ["Filled", "Segment", "TensorPartial", "segments_of"]
 

@@ -34,10 +34,10 @@ from asyncfetch.errors import (
     StorageError,
 )
 from asyncfetch.events import Event, Retrying, Warned
-from asyncfetch.format.header import DTYPES
-from asyncfetch.policy import MiB
+from asyncfetch.format.dtypes import DTYPES
 from asyncfetch.server import Server
 from asyncfetch.sources.located import PREFIX_LIMIT
+from asyncfetch.spans import MiB
 
 from ..kit.canaries import shown
 from ..kit.fault_server import (

@@ -11,19 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from asyncfetch.engine.schedule import (
-    Board,
-    Checksum,
-    Growth,
-    Lease,
-    Span,
-    SpanSet,
-    least_cut,
-    parse_checksum,
-    piece_size,
-)
+from asyncfetch.engine.schedule import Board, Growth, Lease, least_cut, piece_size
 from asyncfetch.errors import SourceError
-from asyncfetch.policy import MiB, Policy
+from asyncfetch.policy import Policy
+from asyncfetch.spans import MiB, Span, SpanSet
+from asyncfetch.storage.checksums import Checksum, parse_checksum
 
 SIZE = 16  # small, so that spans often touch
 PAIRS = st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)), max_size=12)

@@ -33,7 +33,7 @@ from asyncfetch.errors import (
     NetworkError,
 )
 from asyncfetch.events import Event, FileStarted, FileVerified, Finished, Resolved, Retrying
-from asyncfetch.network.transport import Body
+from asyncfetch.network.body import Body
 from asyncfetch.storage import partial
 from asyncfetch.storage.cache import RepoCache
 

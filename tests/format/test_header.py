@@ -22,7 +22,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 from asyncfetch.errors import InvalidHeaderError, SourceError
 from asyncfetch.format import arrays as arrays_module
 from asyncfetch.format.arrays import PackedArray, tensor_view
-from asyncfetch.format.header import DTYPES, MAX_HEADER_BYTES, TensorInfo, header_length, parse_header, read_header
+from asyncfetch.format.dtypes import DTYPES
+from asyncfetch.format.header import MAX_HEADER_BYTES, TensorInfo, header_length, parse_header, read_header
 
 from ..kit.files import NAMES, raw_file, safetensors_bytes
 

@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from asyncfetch.engine.schedule import Span
 from asyncfetch.errors import SourceError
 from asyncfetch.format.slices import (
     REQUEST_COST,
@@ -22,6 +21,7 @@ from asyncfetch.format.slices import (
     select_part,
     tensor_piece,
 )
+from asyncfetch.spans import Span
 from asyncfetch.tensors.gather import Sink
 
 OFFSET = 24  # where the tensor begins in its file

@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 from asyncfetch.errors import DiskFullError, SourceError, StorageError
 from asyncfetch.format import writer as export
 from asyncfetch.format.arrays import PackedArray
-from asyncfetch.format.header import DTYPES, TensorInfo
+from asyncfetch.format.dtypes import DTYPES
+from asyncfetch.format.header import TensorInfo
 from asyncfetch.format.writer import check_output, format_dtype, write_safetensors
 
 ROOT = Path(__file__).parents[2]

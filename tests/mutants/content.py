@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant(
         "git-hash-without-the-size",
         _NO_HASH,
-        "storage/partial.py",
+        "storage/checksums.py",
         r'hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)',
         "hashlib.sha1(usedforsecurity=False)",
         ("storage/test_partial.py::test_git_hashes_count_the_size_first",),
@@ -285,7 +285,7 @@ MUTANTS = (
     Mutant(
         "recursion-gets-out",
         _JSON,
-        "format/header.py",
+        "format/hostile.py",
         '    except RecursionError:\n        reason = "is nested too deeply"\n',
         "",
         ("format/test_header.py::test_no_nesting_escapes_as_a_recursion_error",),
@@ -293,7 +293,7 @@ MUTANTS = (
     Mutant(
         "nan-accepted",
         _JSON,
-        "format/header.py",
+        "format/hostile.py",
         "            parse_constant=_refuse_constant,\n",
         "",
         ("format/test_header.py::test_rejects_what_the_library_rejects", "format/test_index.py::test_rejects"),
@@ -301,7 +301,7 @@ MUTANTS = (
     Mutant(
         "half-a-surrogate-accepted",
         _JSON,
-        "format/header.py",
+        "format/hostile.py",
         r'        if "\\u" not in text or not any(match[1] for match in _ESCAPES.finditer(text)):',
         "        if text:",
         ("format/test_header.py::test_rejects_what_the_library_rejects", "format/test_index.py::test_rejects"),
@@ -309,7 +309,7 @@ MUTANTS = (
     Mutant(
         "other-encodings-accepted",
         _JSON,
-        "format/header.py",
+        "format/hostile.py",
         '        text = str(raw, "utf-8")\n',
         '        text = bytes(raw).decode(json.detect_encoding(bytes(raw)), "replace")\n',
         ("format/test_header.py::test_rejects_what_the_library_rejects", "format/test_index.py::test_rejects"),
@@ -317,7 +317,7 @@ MUTANTS = (
     Mutant(
         "missing-tensors-unnoticed",
         _PRESENT,
-        "sources/located.py",
+        "format/index.py",
         "    if missing:\n",
         "    if missing is None:\n",
         ("sources/test_resolve.py::test_a_listed_tensor_that_its_shard_lacks",),
@@ -325,7 +325,7 @@ MUTANTS = (
     Mutant(
         "extra-tensors-unnoticed",
         _PRESENT,
-        "sources/located.py",
+        "format/index.py",
         "        if extra:\n",
         "        if extra < 0:\n",
         ("sources/test_resolve.py::test_a_tensor_that_the_index_does_not_list",),
@@ -405,7 +405,7 @@ MUTANTS = (
     Mutant(
         "the-other-float8",
         _SHAPES,
-        "format/header.py",
+        "format/dtypes.py",
         '("F8_E4M3", 8, ml_dtypes.float8_e4m3fn)',
         '("F8_E4M3", 8, ml_dtypes.float8_e4m3)',
         ("format/test_header.py::test_values_of_each_dtype",),

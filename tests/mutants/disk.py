@@ -21,7 +21,7 @@ MUTANTS = (
     Mutant(
         "full-quota-is-nothing-special",
         _FULL,
-        "storage/cache.py",
+        "errors.py",
         "        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):",
         "        if error.errno == errno.ENOSPC:",
         ("storage/test_cache.py::test_no_room",),
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "lock-errors-get-out",
         _LOCKS,
-        "engine/bookkeeping.py",
+        "storage/locks.py",
         "        except (NotImplementedError, OSError):",
         "        except NotImplementedError:",
         ("engine/test_transfer.py::test_locks_that_do_not_work",),

@@ -208,7 +208,7 @@ MUTANTS = (
     Mutant(
         "backoff-without-a-ceiling",
         _STATUS,
-        "policy.py",
+        "network/retry.py",
         "return jitter * min(self.policy.backoff * 2.0**doublings, self.policy.max_backoff)",
         "return jitter * self.policy.backoff * 2.0**doublings",
         ("test_policy.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
@@ -216,7 +216,7 @@ MUTANTS = (
     Mutant(
         "backoff-without-jitter",
         _STATUS,
-        "policy.py",
+        "network/retry.py",
         "        jitter = random.random()",
         "        jitter = 1.0",
         ("test_policy.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
@@ -224,7 +224,7 @@ MUTANTS = (
     Mutant(
         "retries-for-ever",
         _STATUS,
-        "policy.py",
+        "network/retry.py",
         "        return self.failures >= self.policy.attempts or asked",
         "        return asked",
         ("test_policy.py::test_a_budget_is_exhausted_by_failures",),
@@ -232,7 +232,7 @@ MUTANTS = (
     Mutant(
         "retry-after-ignored",
         _WAIT,
-        "policy.py",
+        "network/retry.py",
         "        if asked is not None:",
         "        if asked == ...:",
         ("test_policy.py::test_a_wait_beyond_the_policy_ends_it",),
@@ -240,7 +240,7 @@ MUTANTS = (
     Mutant(
         "retry-after-unbounded",
         _WAIT,
-        "policy.py",
+        "network/retry.py",
         "        return self.failures >= self.policy.attempts or asked > self.policy.max_wait",
         "        return self.failures >= self.policy.attempts",
         ("network/test_transport.py::test_too_long_a_wait",),
@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         "rate-limit-unbounded",
         _WAIT,
-        "policy.py",
+        "network/retry.py",
         "            return asked > self.policy.max_wait or self.failures",
         "            return self.failures",
         ("network/test_transport.py::test_too_long_a_wait",),

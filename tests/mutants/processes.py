@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "waits-for-a-lock-without-end",
         _HOLDER,
-        "engine/bookkeeping.py",
+        "storage/locks.py",
         "        elif time.monotonic() - since > patience:",
         "        elif patience < 0:",
         ("engine/test_transfer.py::test_a_lock_that_another_holds",),
@@ -41,7 +41,7 @@ MUTANTS = (
     Mutant(
         "busy-holder-not-waited-for",
         _HOLDER,
-        "engine/bookkeeping.py",
+        "storage/locks.py",
         "            seen, since = now, time.monotonic()\n        elif",
         "            seen = now\n        elif",
         ("engine/test_transfer.py::test_a_lock_that_another_holds",),
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant(
         "cancellation-retried",
         _CANCEL,
-        "policy.py",
+        "network/retry.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return True",
         ("test_policy.py::test_a_task_that_is_cancelled_once_ends",),
@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant(
         "groups-get-out",
         _SIBLINGS,
-        "api/session.py",
+        "tasks.py",
         "    except BaseExceptionGroup as group:\n        chosen = collapse(group)\n",
         "    except ZeroDivisionError as group:\n        chosen = group\n",
         (
@@ -151,7 +151,7 @@ MUTANTS = (
     Mutant(
         "interrupt-loses-to-an-error",
         _SIBLINGS,
-        "api/session.py",
+        "tasks.py",
         "            return 0\n        if isinstance(error, Exception):",
         "            return 3\n        if isinstance(error, Exception):",
         ("test_errors.py::test_collapse_lets_an_interrupt_win",),
@@ -175,7 +175,7 @@ MUTANTS = (
     Mutant(
         "looks-not-bounded",
         _MEMORY,
-        "sources/finder.py",
+        "tasks.py",
         "    limiter = anyio.CapacityLimiter(at_once)",
         "    limiter = anyio.CapacityLimiter(10_000)",
         ("sources/test_resolve.py::test_looks_are_bounded",),
@@ -199,7 +199,7 @@ MUTANTS = (
     Mutant(
         "twin-without-a-loop-of-its-own",
         _INTERRUPT,
-        "api/functions.py",
+        "api/blocking.py",
         "        with from_thread.start_blocking_portal() as portal:\n"
         "            result: T = portal.call(partial(function, *args, **kwargs))\n"
         "            return result\n",

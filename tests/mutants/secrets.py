@@ -90,7 +90,7 @@ MUTANTS = (
     Mutant(
         "impossible-token-shown",
         _MESSAGES,
-        "sources/hub.py",
+        "sources/settings.py",
         '        raise SourceError("The token has characters that no HTTP header can carry.")',
         '        raise SourceError(f"The token {text!r} has characters that no HTTP header can carry.")',
         ("sources/test_hub.py::test_impossible_tokens",),
@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant(
         "token-in-the-repr-of-settings",
         _REPRS,
-        "sources/hub.py",
+        "sources/settings.py",
         '        token = "set" if self.token else None\n',
         "        token = self.token\n",
         ("sources/test_hub.py::test_settings_do_not_show_the_token",),

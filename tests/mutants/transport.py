@@ -18,7 +18,7 @@ MUTANTS = (
     Mutant(
         "trusts-the-end-of-a-body",
         _CLOSED,
-        "network/transport.py",
+        "network/body.py",
         "            if self._left and not received:\n",
         "            if self._left and not received and received:\n",
         ("network/test_transport.py::test_a_body_that_misses_bytes_is_never_complete",),
@@ -26,7 +26,7 @@ MUTANTS = (
     Mutant(
         "never-retries",
         _CLOSED,
-        "policy.py",
+        "network/retry.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return False",
         ("network/test_transport.py::test_small_answers_are_fetched_again",),
@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "budget-refilled-by-any-byte",
         _CLOSED,
-        "policy.py",
+        "network/retry.py",
         "        if self._unit >= self.policy.progress_unit:",
         "        if self._unit:",
         (
@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "budget-never-refilled",
         _CLOSED,
-        "policy.py",
+        "network/retry.py",
         "            self.failures = 0\n\n",
         "            pass\n\n",
         ("engine/test_transfer.py::test_link_that_drops_all_the_time",),
@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant(
         "swallows-a-broken-chunk",
         _EOF,
-        "network/transport.py",
+        "network/body.py",
         "        if self._failure is not None and not data:\n            raise self._failure\n",
         "",
         ("network/test_transport.py::test_small_answers_are_fetched_again",),
@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant(
         "length-of-a-chunked-body",
         _EOF,
-        "network/transport.py",
+        "network/body.py",
         'if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None',
         'if re.fullmatch(r"[0-9]{1,18}", length) else None',
         ("network/test_transport.py::test_chunks_win_over_a_length",),
@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         "chunks-before-a-break-are-lost",
         _RESET,
-        "network/transport.py",
+        "network/body.py",
         "        if self._failure is not None and not data:",
         "        if self._failure is not None:",
         ("network/test_transport.py::test_what_came_before_a_break_counts",),
@@ -126,7 +126,7 @@ MUTANTS = (
     Mutant(
         "pieces-before-a-reset-are-lost",
         _RESET,
-        "network/transport.py",
+        "network/body.py",
         "                    self._failure = error\n                    return total, False\n",
         "                    raise\n",
         ("network/test_transport.py::test_a_break_between_the_pieces_of_a_burst",),
@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "swallows-a-reset",
         _RESET,
-        "network/transport.py",
+        "network/body.py",
         "                return received\n        raise self._failure\n",
         "                return received\n        return 0\n",
         ("network/test_transport.py::test_a_break_between_the_pieces_of_a_burst",),
@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant(
         "no-read-time-out",
         _SILENT,
-        "network/transport.py",
+        "network/body.py",
         "not await stream.readable(self._policy.read_timeout, wanted):",
         "not await stream.readable(3600, wanted):",
         ("network/test_transport.py::test_silence_is_a_stall",),
@@ -198,7 +198,7 @@ MUTANTS = (
     Mutant(
         "no-stall-floor",
         _DRIP,
-        "network/transport.py",
+        "network/body.py",
         "        if count < self._policy.stall_bytes:",
         "        if count < 0:",
         ("network/test_transport.py::test_a_drip_is_a_stall", "network/test_ranges.py::test_slow_drip"),
@@ -206,9 +206,9 @@ MUTANTS = (
     Mutant(
         "slow-end-is-a-stall",
         _DRIP,
-        "network/transport.py",
-        "        await self._transport.spend(received)\n",
-        "        self._check_floor()\n        await self._transport.spend(received)\n",
+        "network/body.py",
+        "        await self._limits.spend(received)\n",
+        "        self._check_floor()\n        await self._limits.spend(received)\n",
         ("network/test_transport.py::test_a_slow_end_is_no_stall",),
     ),
     Mutant(
@@ -281,7 +281,7 @@ MUTANTS = (
     Mutant(
         "retries-everything",
         _FOREIGN,
-        "policy.py",
+        "network/retry.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return isinstance(error, Exception)",
         ("test_policy.py::test_other_errors_come_out_at_once", "network/test_sockets.py::test_untrusted_certificate"),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from asyncfetch.engine.schedule import Span
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
@@ -19,6 +18,7 @@ from asyncfetch.errors import (
 )
 from asyncfetch.network.ranges import Target, open_span, read_span
 from asyncfetch.network.transport import Transport
+from asyncfetch.spans import Span
 
 from ..kit.canaries import SIGNATURE, TOKEN, shown
 from ..kit.fault_server import (

@@ -16,14 +16,15 @@ import httpcore
 import pytest
 import trustme
 
-from asyncfetch.engine.schedule import Span
 from asyncfetch.errors import CertificateError, NetworkError, ProtocolError
 from asyncfetch.network import sockets as network
 from asyncfetch.network.ranges import Target, read_span
 from asyncfetch.network.sockets import Backend, Stream, interleave
 from asyncfetch.network.transport import Transport
 from asyncfetch.network.urls import no_downgrade
-from asyncfetch.sources.hub import Hub, Settings
+from asyncfetch.sources.hub import Hub
+from asyncfetch.sources.settings import Settings
+from asyncfetch.spans import Span
 
 from ..kit.fault_server import OK, QUICK, Chunked, Drip, FaultServer, Hangup, Headers, Raw, Status, Truncate, UntilClose
 

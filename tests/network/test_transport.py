@@ -15,12 +15,13 @@ import anyio
 import httpx
 import pytest
 
-from asyncfetch.engine.schedule import Span
 from asyncfetch.errors import AsyncfetchError, NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
+from asyncfetch.network.body import Body
 from asyncfetch.network.ranges import Target, read_span
-from asyncfetch.network.transport import Body, Transport, retry_after
+from asyncfetch.network.transport import Transport, retry_after
 from asyncfetch.network.urls import origin_of
 from asyncfetch.policy import Policy
+from asyncfetch.spans import Span
 
 from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
 from ..kit.fault_server import (

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.engine.schedule import Checksum
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
@@ -33,7 +32,10 @@ from asyncfetch.errors import (
 )
 from asyncfetch.network.transport import Transport
 from asyncfetch.network.urls import no_downgrade
-from asyncfetch.sources.hub import Hub, Settings, check_repo_id, clean_etag, find_token, size_of
+from asyncfetch.sources.hub import Hub, clean_etag, size_of
+from asyncfetch.sources.request import check_repo_id
+from asyncfetch.sources.settings import Settings, find_token
+from asyncfetch.storage.checksums import Checksum
 
 from ..kit.canaries import PASSWORD, TOKEN, shown
 from ..kit.fault_server import (

@@ -14,19 +14,10 @@ from filelock import Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.engine.schedule import Checksum
-from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError
+from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError, storage_errors
 from asyncfetch.storage import cache as module
-from asyncfetch.storage.cache import (
-    RepoCache,
-    TreeEntry,
-    cache_root,
-    checksum_of_etag,
-    is_commit,
-    path_inside,
-    storage_errors,
-    url_repo_id,
-)
+from asyncfetch.storage.cache import RepoCache, TreeEntry, cache_root, is_commit, path_inside, url_repo_id
+from asyncfetch.storage.checksums import Checksum, checksum_of_etag
 
 from ..kit.canaries import PASSWORD
 from ..kit.users import as_nobody, public_folder

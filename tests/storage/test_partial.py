@@ -24,20 +24,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncfetch.engine.schedule import Span, SpanSet
 from asyncfetch.errors import DiskFullError, StorageError
+from asyncfetch.spans import Span, SpanSet
 from asyncfetch.storage import locks as claim_module
 from asyncfetch.storage import partial as module
+from asyncfetch.storage.buffers import ALIGNMENT, aligned_buffer
 from asyncfetch.storage.cache import RepoCache
-from asyncfetch.storage.partial import (
-    ALIGNMENT,
-    FilePartial,
-    MemoryPartial,
-    Partial,
-    aligned_buffer,
-    new_hash,
-    spans_on_disk,
-)
+from asyncfetch.storage.checksums import new_hash
+from asyncfetch.storage.partial import FilePartial, MemoryPartial, Partial, spans_on_disk
 
 from ..kit.strace import strace
 from ..kit.users import as_nobody, public_folder

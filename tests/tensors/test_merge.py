@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 from asyncfetch import PackedArray
-from asyncfetch.engine.schedule import Checksum
 from asyncfetch.engine.transfer import Landed
 from asyncfetch.errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError, StorageError
+from asyncfetch.format.dtypes import cast, dtype_of
 from asyncfetch.format.index import Index
-from asyncfetch.sources.located import Located, SourceFile, read_header
-from asyncfetch.storage.partial import aligned_buffer
+from asyncfetch.sources.located import Located, SourceFile, aliases_of
+from asyncfetch.sources.resolve import read_header
+from asyncfetch.storage.buffers import aligned_buffer
+from asyncfetch.storage.checksums import Checksum, file_digest, verify_file
 from asyncfetch.tensors import merge as checkpoint
-from asyncfetch.tensors.merge import aliases_of, cast, dtype_of, file_digest, on_network, state_dict, verify_file
+from asyncfetch.tensors.merge import on_network, state_dict
 
 from ..kit.files import Tensor, safetensors_bytes
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch.policy import MiB, Policy
+from asyncfetch.policy import Policy
+from asyncfetch.spans import MiB
 
 from ..kit.fault_server import OK, Fault, FaultServer, Reset, Truncate
 from ..kit.files import safetensors_bytes

@@ -178,7 +178,7 @@ MUTANTS = {
     "metadata that is no string": ("        if type(value) is not str:", "        if False:"),
     "metadata as an entry": ('if type(entry) is TensorInfo and name != "__metadata__"', "if type(entry) is TensorInfo"),
     "the first of two counts": ("            tensors[name] = entry\n", "            tensors.setdefault(name, entry)\n"),
-    "the one that does not count": ("raise _FlawError(flaw.reason, name) from None", "continue"),
+    "the one that does not count": ("raise FlawError(flaw.reason, name) from None", "continue"),
     "order by begin alone": ("key=lambda item: item[1][2:]", "key=lambda item: item[1][2]"),
     "the order of the JSON": ("if info.begin != covered:\n            return", "if False:\n            return"),
     "lone surrogates": ('"\\\\u" not in text or not any(', "True or not any("),

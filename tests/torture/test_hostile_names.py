@@ -25,9 +25,11 @@ from hypothesis.strategies import SearchStrategy
 from asyncfetch.errors import AsyncfetchError, CorruptError, InvalidIndexError, ProtocolError, SourceError
 from asyncfetch.format.index import check_shard_name
 from asyncfetch.network.urls import no_downgrade, origin_of, redirected
-from asyncfetch.sources.hub import Hub, Settings, check_repo_id, clean_etag
-from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, candidates, parse_source
-from asyncfetch.storage.cache import RepoCache, checksum_of_etag, path_inside, url_repo_id
+from asyncfetch.sources.hub import Hub, clean_etag
+from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, candidates, check_repo_id, parse_source
+from asyncfetch.sources.settings import Settings
+from asyncfetch.storage.cache import RepoCache, path_inside, url_repo_id
+from asyncfetch.storage.checksums import checksum_of_etag
 
 from ..kit.strace import ROOT
 from . import hostile_names as hostile

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncfetch.policy import MiB
+from asyncfetch.spans import MiB
 
 from ..kit.fault_server import Drip, FaultServer
 from .crashes import SHARDS, Model, violations
