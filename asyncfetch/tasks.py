@@ -17,13 +17,13 @@ import anyio
 
 from .errors import AsyncfetchError
 
-__all__ = ["collapse", "each", "plain_errors", "undivided", "whole"]
+__all__ = ["collapse", "each", "in_own_task", "plain_errors", "run_as_task"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def whole(work: Callable[[], Awaitable[T]]) -> T:
+async def run_as_task(work: Callable[[], Awaitable[T]]) -> T:
     """What `work` returns or raises. When the caller is cancelled, `work` has ended before control is back."""
     results: list[T] = []
     failures: list[BaseException] = []
@@ -45,12 +45,12 @@ async def whole(work: Callable[[], Awaitable[T]]) -> T:
     return results.pop()
 
 
-def undivided(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A coroutine function whose calls are `whole`."""
+def in_own_task(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A coroutine function whose calls are `run_as_task`."""
 
     @wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await whole(lambda: function(*args, **kwargs))
+        return await run_as_task(lambda: function(*args, **kwargs))
 
     return call
 

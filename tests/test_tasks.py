@@ -19,7 +19,7 @@ from anyio import to_thread
 import asyncfetch
 from asyncfetch.engine import bookkeeping
 from asyncfetch.models import into as models
-from asyncfetch.tasks import undivided, whole
+from asyncfetch.tasks import in_own_task, run_as_task
 
 from .conftest import BACKENDS
 from .kit.files import sharded
@@ -40,11 +40,11 @@ async def test_results_and_errors() -> None:
             raise error
         return Thing()
 
-    assert isinstance(await whole(lambda: work(None)), Thing)
-    assert isinstance(await undivided(work)(None), Thing)
+    assert isinstance(await run_as_task(lambda: work(None)), Thing)
+    assert isinstance(await in_own_task(work)(None), Thing)
     for error in (ValueError("its own"), ExceptionGroup("a group", [ValueError()]), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
-            await whole(lambda: work(error))  # noqa: B023
+            await run_as_task(lambda: work(error))  # noqa: B023
         assert caught.value is error
 
 
@@ -66,7 +66,7 @@ async def test_a_cancelled_result_is_freed() -> None:
     gc.disable()
     try:
         with anyio.CancelScope() as scope:
-            await whole(work)
+            await run_as_task(work)
             await anyio.sleep(1)
         assert scope.cancelled_caught
         await anyio.lowlevel.checkpoint()
@@ -96,7 +96,7 @@ async def test_a_thread_and_the_clean_up_end_first(strikes: int) -> None:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(steps.append, "tidied")
 
-    task = asyncio.ensure_future(whole(work))
+    task = asyncio.ensure_future(run_as_task(work))
     await to_thread.run_sync(started.wait)
     for _ in range(strikes):
         task.cancel()

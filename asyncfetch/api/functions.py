@@ -24,7 +24,7 @@ from ..format.index import Selector
 from ..policy import Policy
 from ..sources.located import Located
 from ..storage.checksums import Checksum, verify_file
-from ..tasks import undivided
+from ..tasks import in_own_task
 from ..tensors.merge import state_dict
 from .blocking import blocking
 from .results import Inspection, ShardInspection, Snapshot, VerifiedFile
@@ -48,7 +48,7 @@ T = TypeVar("T")
 StrPath = str | os.PathLike[str]
 
 
-@undivided
+@in_own_task
 async def load_async(
     source: StrPath,
     *,
@@ -113,7 +113,7 @@ async def load_async(
         return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target))
 
 
-@undivided
+@in_own_task
 async def download_async(
     source: StrPath,
     *,
@@ -153,7 +153,7 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
     return Snapshot(next(iter(files.values())).parent, None, files)
 
 
-@undivided
+@in_own_task
 async def dry_run_async(
     source: StrPath,
     *,
@@ -184,7 +184,7 @@ async def dry_run_async(
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 
 
-@undivided
+@in_own_task
 async def inspect_async(
     source: StrPath,
     *,
@@ -231,7 +231,7 @@ def _inspection(located: Located) -> Inspection:
     return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
 
 
-@undivided
+@in_own_task
 async def verify_async(
     source: StrPath,
     *,

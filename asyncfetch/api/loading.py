@@ -14,7 +14,7 @@ from ..format.arrays import hollow_array
 from ..format.dtypes import Array, dtype_or_none
 from ..models.into import Loading, LoadReport, load_state_dict_into
 from ..sources.located import Located, aliases_of
-from ..tasks import undivided
+from ..tasks import in_own_task
 from .blocking import blocking
 from .session import open_session
 from .streaming import check_memory_limit, feeding
@@ -22,7 +22,7 @@ from .streaming import check_memory_limit, feeding
 __all__ = ["load_into", "load_into_async"]
 
 
-@undivided
+@in_own_task
 async def load_into_async(
     model: Any,
     source: str | os.PathLike[str] | Mapping[str, Array],

@@ -18,13 +18,13 @@ from ..events import Reporter
 from ..format.arrays import tensor_view
 from ..format.dtypes import DTYPES, Array, cast, dtype_of, dtype_or_none
 from ..format.header import TensorInfo
-from ..format.hostile import shorten
+from ..format.hostile import short_repr
 from ..format.index import Selector, select_tensors
 from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
 from ..policy import Policy
 from ..sources.located import Located, SourceFile, aliases_of
 from ..storage.buffers import aligned_buffer
-from ..tasks import plain_errors, whole
+from ..tasks import plain_errors, run_as_task
 from ..tensors.gather import Gatherer, Want
 from .blocking import Portal, blocking_block
 from .session import open_session
@@ -120,8 +120,8 @@ class _Contents:
         shard = self._selected.weight_map.get(name) if isinstance(name, str) else None
         if shard is None:
             close = difflib.get_close_matches(str(name), self.keys(), 1)
-            hint = f"Is it {shorten(close[0])}?" if close else "keys() has the names."
-            raise SelectionError(f"{self._located.source} has no tensor {shorten(name)}.", hint=hint)
+            hint = f"Is it {short_repr(close[0])}?" if close else "keys() has the names."
+            raise SelectionError(f"{self._located.source} has no tensor {short_repr(name)}.", hint=hint)
         file = self._files[self._located.path_of(shard)]
         header = file.known_header
         info = header.tensors[name]
@@ -130,7 +130,7 @@ class _Contents:
 
 def _packed(name: str, info: TensorInfo) -> SourceError:
     return SourceError(
-        f"{shorten(name)} is packed ({info.dtype}): a part of it has no bytes of its own.",
+        f"{short_repr(name)} is packed ({info.dtype}): a part of it has no bytes of its own.",
         hint="Fetch the whole tensor and unpack() it, then slice.",
     )
 
@@ -191,7 +191,7 @@ class Checkpoint(_Contents):
     async def tensors(self, names: Iterable[str], *, dtype: object = None) -> dict[str, Array]:
         """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once."""
         if isinstance(names, str):
-            raise SourceError(f"tensors() takes several names, not one: {shorten(names)}.", hint="Use tensor().")
+            raise SourceError(f"tensors() takes several names, not one: {short_repr(names)}.", hint="Use tensor().")
         return await self._fetch([(name, ...) for name in dict.fromkeys(names)], dtype)
 
     async def state_dict(self, select: Selector = None, *, dtype: object = None) -> dict[str, Array]:
@@ -317,7 +317,7 @@ async def open_async(
         token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
         client=client, report=report,
     ) as session:  # fmt: skip
-        located = await whole(session.locate_verified)
+        located = await run_as_task(session.locate_verified)
         gatherer = Gatherer(located, session.transport, session.request.policy, session.notify)
         checkpoint = Checkpoint(located, gatherer, target)
         try:

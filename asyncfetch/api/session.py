@@ -13,7 +13,7 @@ from typing import Any
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
-from ..engine.outlet import Outlet
+from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
 from ..errors import ChecksumMismatchError, SourceError, storage_errors
 from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
@@ -64,9 +64,9 @@ class Session:
         located = await self.locate_verified()
         return located, await self.download(located)
 
-    async def download(self, located: Located, outlet: Outlet | None = None) -> dict[str, Landed]:
-        """Download what is missing of `located`, and hand it to `outlet` as it comes. Returns where each file is."""
-        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage, outlet)
+    async def download(self, located: Located, consumer: Consumer | None = None) -> dict[str, Landed]:
+        """Download what is missing of `located`, and hand it to `consumer` as it comes. Returns where each file is."""
+        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage, consumer)
         landed = await transfer.run()
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began

@@ -17,7 +17,7 @@ from ..format.dtypes import Array, dtype_or_none
 from ..format.index import Selector
 from ..policy import Policy
 from ..sources.located import Located
-from ..tasks import plain_errors, whole
+from ..tasks import plain_errors, run_as_task
 from ..tensors.feed import Feed
 from .blocking import Portal, blocking_block
 from .session import Session, open_session
@@ -166,7 +166,7 @@ async def stream_async(
         cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
         policy=policy, client=client, report=report,
     ) as session:  # fmt: skip
-        located = await whole(session.locate_verified)
+        located = await run_as_task(session.locate_verified)
         async with feeding(session, located, dtype=target, early=early, memory_limit=memory_limit) as tensors:
             try:
                 yield tensors

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ..events import Event, Finished, Reporter
 from .progress import ProgressState, Stage, summary_line
-from .wording import amount, announcement, printable, ratio, shorten
+from .wording import amount, announcement, fit_names, printable, ratio
 
 __all__ = ["frame", "terminal_reporter"]
 
@@ -44,7 +44,7 @@ def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_on
         rows, folded = [row for row in rows if row.stage.active][: max(height - 2, 0)], True
     wanted = [cell_len(printable(row.file)) for row in state.rows.values()]
     columns = _columns(width, max(wanted), min(max(wanted), 20))
-    names = shorten([printable(row.file) for row in rows], columns.name, dots=dots)
+    names = fit_names([printable(row.file) for row in rows], columns.name, dots=dots)
     lines = [
         _line(columns, name, row.received, row.size, state.row_status(row, now), STYLES[row.stage], ascii_only)
         for name, row in zip(names, rows, strict=True)

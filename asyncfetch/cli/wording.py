@@ -14,11 +14,11 @@ __all__ = [
     "amount",
     "announcement",
     "clock_text",
+    "fit_names",
     "printable",
     "rate_text",
     "ratio",
     "shards",
-    "shorten",
     "size_text",
 ]
 
@@ -115,7 +115,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def shorten(names: Sequence[str], width: int, *, dots: str = "…") -> list[str]:
+def fit_names(names: Sequence[str], width: int, *, dots: str = "…") -> list[str]:
     """`names` cut to `width` characters, so that what tells them apart stays.
 
     First the shared ".safetensors" goes, then the rest of what all names end in, then of what they

@@ -33,7 +33,7 @@ from ..storage.cache import RepoCache
 from ..storage.locks import lock_blob, unlock
 from ..storage.partial import FilePartial, MemoryPartial, Partial
 from .bookkeeping import prepare_cache, record
-from .outlet import Outlet
+from .consumer import Consumer
 from .schedule import Board, Growth, Lease, least_cut
 
 __all__ = ["Landed", "Transfer"]
@@ -73,7 +73,7 @@ class Transfer:
     policy: Policy
     notify: Notifier
     storage: str = "disk"
-    outlet: Outlet | None = None
+    consumer: Consumer | None = None
     downloaded: int = 0
     landed: dict[str, Landed] = field(default_factory=dict)
     _waiting: deque[SourceFile] = field(default_factory=deque)
@@ -86,13 +86,13 @@ class Transfer:
         self._growth = Growth()
         self._opened = anyio.Event()
         self._done = anyio.Event()
-        if self.outlet is not None:
-            self.outlet.wake = self._wake
+        if self.consumer is not None:
+            self.consumer.wake = self._wake
 
     async def run(self) -> dict[str, Landed]:
         for file in self.located.files:
             if file.path is not None and not (file.in_blobs and self.storage == "disk"):
-                self._land(file, Landed(path=file.path))
+                self._record(file, Landed(path=file.path))
             else:
                 self._waiting.append(file)
         if self.storage == "disk":
@@ -150,7 +150,7 @@ class Transfer:
             files = self._board.files + len(self._waiting) + self._opening
             sharers = math.ceil(self._running / max(files, 1))
             lease = self._board.take(file, sharers)
-            if lease is None and self._waiting and (self.outlet is None or self.outlet.admits(self._waiting[0])):
+            if lease is None and self._waiting and (self.consumer is None or self.consumer.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue
             if lease is None:
@@ -195,8 +195,8 @@ class Transfer:
         lock = None
         partial: Partial
         algorithm = file.algorithm
-        if self.storage == "memory" and self.outlet is not None:
-            partial = await to_thread.run_sync(self.outlet.partial, file)
+        if self.storage == "memory" and self.consumer is not None:
+            partial = await to_thread.run_sync(self.consumer.partial, file)
             if partial.in_order:
                 self._board.unsplittable.add(file.name)
         elif self.storage == "memory":
@@ -221,7 +221,7 @@ class Transfer:
         present = partial.received
         self.notify(FileStarted(file.name, file.size, present))
         if file.prefix and not partial.present.frontier:
-            await self.transport.limits.in_thread(lambda: partial.land(0, memoryview(file.prefix)))
+            await self.transport.limits.in_thread(lambda: partial.accept(0, memoryview(file.prefix)))
             self.downloaded += len(file.prefix)
         self._board.add(file.name, partial.missing())
         self._advanced(task)
@@ -235,7 +235,7 @@ class Transfer:
         if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
             return False
         path = await to_thread.run_sync(cache.link, blob, commit, file.name)
-        self._land(file, Landed(path=path))
+        self._record(file, Landed(path=path))
         self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
         return True
 
@@ -259,8 +259,8 @@ class Transfer:
             room = min(nbytes, self.policy.burst, lease.remaining)
             return partial.target(lease.start, room, scratch)
 
-        def land(view: memoryview) -> None:
-            partial.land(lease.start, view)
+        def accept(view: memoryview) -> None:
+            partial.accept(lease.start, view)
             lease.start += len(view)
 
         async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
@@ -274,8 +274,8 @@ class Transfer:
                         await skip(body, span.start - at)
                     while lease.start < lease.stop:
                         await self._wait_for_hash(task, lease)
-                        room = lease.remaining if self.outlet is None else await self._room(task, lease)
-                        got = await body.pull(room, place, land)
+                        room = lease.remaining if self.consumer is None else await self._room(task, lease)
+                        got = await body.pull(room, place, accept)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)
@@ -333,13 +333,13 @@ class Transfer:
             return
         self.notify(FileProgress(file.name, file.size, file.size))
         if not isinstance(partial, FilePartial):
-            self._land(file, Landed(buffer=partial.buffer), partial)
+            self._record(file, Landed(buffer=partial.buffer), partial)
         else:
             blob, cache, commit = file.blob or digest, self._cache(), self._commit()
             path = await to_thread.run_sync(
                 partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=file.size)
             )
-            self._land(file, Landed(path=path), partial)
+            self._record(file, Landed(path=path), partial)
         del self._open[file.name]
         unlock(task.lock)
         self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
@@ -352,7 +352,7 @@ class Transfer:
             file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
         )
         await to_thread.run_sync(task.partial.reset)
-        if task.restarts or (self.outlet is not None and self.outlet.early):
+        if task.restarts or (self.consumer is not None and self.consumer.early):
             if isinstance(task.partial, FilePartial):
                 await to_thread.run_sync(task.partial.discard)
             raise error
@@ -371,19 +371,19 @@ class Transfer:
             task.reported = now
             self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
 
-    def _land(self, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+    def _record(self, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
         self.landed[file.name] = landed
-        if self.outlet is not None:
-            self.outlet.landed(file, landed, partial)
+        if self.consumer is not None:
+            self.consumer.landed(file, landed, partial)
 
     def _advanced(self, task: _Open) -> None:
-        if self.outlet is not None:
-            self.outlet.advanced(task.file, task.partial)
+        if self.consumer is not None:
+            self.consumer.advanced(task.file, task.partial)
 
     async def _room(self, task: _Open, lease: Lease[str]) -> int:
-        """How much of a lease may be received now. Waits while the outlet has no memory for it."""
-        assert self.outlet is not None  # noqa: S101
-        while not (room := self.outlet.room(task.file, lease.start)):
+        """How much of a lease may be received now. Waits while the consumer has no memory for it."""
+        assert self.consumer is not None  # noqa: S101
+        while not (room := self.consumer.room(task.file, lease.start)):
             self._hash_behind(task, 0)  # what waits to be hashed holds memory too
             await self._opened.wait()
         return min(room, lease.remaining)

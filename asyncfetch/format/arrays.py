@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InvalidHeaderError, SourceError
 from .dtypes import DTYPES, is_floating
 from .header import TensorInfo
-from .hostile import shorten
+from .hostile import short_repr
 
 __all__ = ["Buffer", "PackedArray", "hollow_array", "tensor_view"]
 
@@ -83,7 +83,7 @@ class PackedArray(np.ndarray[Any, np.dtype[np.uint8]]):
         try:
             return codes.view(dtype.numpy).reshape(self.logical_shape)
         except ValueError as error:
-            shape = shorten(self.logical_shape)
+            shape = short_repr(self.logical_shape)
             raise SourceError(f"The shape {shape} does not fit into a numpy array: {error}.") from None
 
 
@@ -122,8 +122,8 @@ def tensor_view(
                 array = array.byteswap()
         return array.reshape(info.shape)
     except ValueError as error:
-        name = "a tensor" if tensor is None else f"tensor {shorten(tensor)}"
-        reason = f"{name} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
+        name = "a tensor" if tensor is None else f"tensor {short_repr(tensor)}"
+        reason = f"{name} of shape {short_repr(info.shape)} does not fit into a numpy array: {error}"
         raise InvalidHeaderError(file, reason, tensor=tensor) from None
 
 
@@ -141,5 +141,7 @@ def hollow_array(
         own = dtype.numpy if cast_to is None or not is_floating(dtype.numpy) else cast_to
         return np.broadcast_to(np.zeros((), own), info.shape)
     except ValueError as error:
-        reason = f"tensor {shorten(tensor)} of shape {shorten(info.shape)} does not fit into a numpy array: {error}"
+        reason = (
+            f"tensor {short_repr(tensor)} of shape {short_repr(info.shape)} does not fit into a numpy array: {error}"
+        )
         raise InvalidHeaderError(file, reason, tensor=tensor) from None

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidHeaderError
 from .dtypes import DTYPES
-from .hostile import _SHORT, FlawError, parse_json, recognize, shorten
+from .hostile import _SHORT, FlawError, parse_json, recognize, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_HEADER_BYTES", "PREFIX_BYTES", "Header", "TensorInfo", "header_length", "parse_header", "read_header"]
+__all__ = ["MAX_HEADER_BYTES", "PREFIX_BYTES", "Header", "TensorInfo", "header_length", "header_of", "parse_header"]
 
 PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -114,17 +114,17 @@ def _tensor_info(dtype: object, shape: object, offsets: object) -> TensorInfo:
     if type(dtype) is not str:
         raise FlawError("has a dtype that is not a string")
     if dtype not in DTYPES:
-        raise FlawError(f"has the unknown dtype {shorten(dtype)}")
+        raise FlawError(f"has the unknown dtype {short_repr(dtype)}")
     if type(shape) is not list:
-        raise FlawError(f"has a shape that is not a list: {shorten(shape)}")
+        raise FlawError(f"has a shape that is not a list: {short_repr(shape)}")
     for size in shape:
         if type(size) is not int or not 0 <= size <= _MAX_U64:
-            raise FlawError(f"has a shape with {shorten(size)}, which is not an unsigned 64-bit integer")
+            raise FlawError(f"has a shape with {short_repr(size)}, which is not an unsigned 64-bit integer")
     if type(offsets) is not list or len(offsets) != 2:
-        raise FlawError(f"has data_offsets that are not a pair: {shorten(offsets)}")
+        raise FlawError(f"has data_offsets that are not a pair: {short_repr(offsets)}")
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not (0 <= begin <= _MAX_U64 and 0 <= end <= _MAX_U64):
-        raise FlawError(f"has data_offsets that are not unsigned 64-bit integers: {shorten(offsets)}")
+        raise FlawError(f"has data_offsets that are not unsigned 64-bit integers: {short_repr(offsets)}")
     return TensorInfo(dtype, tuple(shape), begin, end)
 
 
@@ -135,7 +135,7 @@ def _unusual_entry(entry: object) -> TensorInfo:
             raise FlawError(f"is an array of {len(entry)} values, not of dtype, shape and data_offsets")
         return _tensor_info(*entry)
     if type(entry) is not tuple:
-        raise FlawError(f"is not an object: {shorten(entry)}")
+        raise FlawError(f"is not an object: {short_repr(entry)}")
     fields: dict[str, object] = {}
     for key, value in entry:
         if key not in ("dtype", "shape", "data_offsets"):
@@ -219,10 +219,10 @@ def _metadata(entry: object) -> dict[str, str]:
     if entry is None:
         return {}
     if type(entry) is not tuple:
-        raise FlawError(f"its __metadata__ is not an object of strings: {shorten(entry)}")
+        raise FlawError(f"its __metadata__ is not an object of strings: {short_repr(entry)}")
     for key, value in entry:
         if type(value) is not str:
-            raise FlawError(f"its __metadata__ maps {shorten(key)} to {shorten(value)}, which is not a string")
+            raise FlawError(f"its __metadata__ maps {short_repr(key)} to {short_repr(value)}, which is not a string")
     return dict(entry)
 
 
@@ -251,12 +251,12 @@ def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
             if count > _MAX_U64:
                 break
         if count * bits > _MAX_U64:
-            raise FlawError(f"has a shape too large to count: {shorten(info.shape)}", name)
+            raise FlawError(f"has a shape too large to count: {short_repr(info.shape)}", name)
         if count * bits % 8:
             raise FlawError(f"has {count} elements of {bits} bits, which is no whole number of bytes", name)
         if count * bits // 8 != end - begin:
             raise FlawError(
-                f"is {info.dtype} {shorten(info.shape)}, {count * bits // 8:,} bytes, "
+                f"is {info.dtype} {short_repr(info.shape)}, {count * bits // 8:,} bytes, "
                 f"and its data_offsets hold {end - begin:,}",
                 name,
             )
@@ -269,7 +269,7 @@ def _check_layout(tensors: dict[str, TensorInfo], room: int) -> None:
         raise FlawError(f"its tensors take {covered:,} bytes, and {room - covered:,} more follow them")
 
 
-def read_header(buffer: bytes | memoryview | mmap, *, file: str) -> Header:
+def header_of(buffer: bytes | memoryview | mmap, *, file: str) -> Header:
     """The header of a whole file that lies in `buffer`. Raises InvalidHeaderError."""
     view = memoryview(buffer).cast("B")
     length = header_length(bytes(view[:512]), file=file, file_size=len(view))

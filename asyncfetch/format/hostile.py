@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["FlawError", "parse_json", "recognize", "shorten"]
+__all__ = ["FlawError", "parse_json", "recognize", "short_repr"]
 
 # The length of a real header is mostly zeros, so it is not taken for one of the texts.
 _KNOWN_CONTENT = tuple(
@@ -47,13 +47,13 @@ class FlawError(ValueError):
 
     def __init__(self, reason: str, tensor: str | None = None, hint: str = "") -> None:
         self.reason, self.tensor, self.hint = reason, tensor, hint
-        super().__init__(reason if tensor is None else f"tensor {shorten(tensor)} {reason}")
+        super().__init__(reason if tensor is None else f"tensor {short_repr(tensor)} {reason}")
 
 
 _SHORT = reprlib.Repr()
 
 
-def shorten(value: object) -> str:
+def short_repr(value: object) -> str:
     """`repr(value)` without its middle: hostile names and nesting must not flood a message, or the stack."""
     return _SHORT.repr(value)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidIndexError, MissingTensorError, SelectionError, SourceError
 from .header import Header
-from .hostile import parse_json, recognize, shorten
+from .hostile import parse_json, recognize, short_repr
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -97,7 +97,7 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
     if len(maps) != 1:
         fail("it has no weight_map" if not maps else "it has more than one weight_map")
     if type(maps[0]) is not tuple:
-        fail(f"its weight_map is not an object: {shorten(maps[0])}")
+        fail(f"its weight_map is not an object: {short_repr(maps[0])}")
     weight_map = _weight_map(maps[0], file, max_shards)
     if not weight_map:
         fail("its weight_map names no tensors")
@@ -123,7 +123,7 @@ def _parse(raw: bytes, file: str) -> tuple[tuple[str, Any], ...]:
     else:
         if type(top) is tuple:
             return top
-        raise InvalidIndexError(file, f"it is not a JSON object: {shorten(top)}")
+        raise InvalidIndexError(file, f"it is not a JSON object: {short_repr(top)}")
     invalid = InvalidIndexError(file, reason)
     if not text.lstrip().startswith(b"{"):
         invalid.hint = recognize(text[:512])
@@ -139,7 +139,8 @@ def _weight_map(pairs: tuple[tuple[str, Any], ...], file: str, max_shards: int) 
             if len(checked) > max_shards:
                 raise InvalidIndexError(file, f"it names more than {max_shards:,} shards")
         if weight_map.setdefault(tensor, shard) != shard:
-            reason = f"it places {shorten(tensor)} in two shards, {shorten(weight_map[tensor])} and {shorten(shard)}"
+            shards = f"{short_repr(weight_map[tensor])} and {short_repr(shard)}"
+            reason = f"it places {short_repr(tensor)} in two shards, {shards}"
             raise InvalidIndexError(file, reason, tensor=tensor)
     if "__metadata__" in weight_map:
         reason = "it lists __metadata__ as a tensor, a name that the format reserves"
@@ -154,13 +155,13 @@ def _check_collisions(weight_map: dict[str, str], file: str) -> None:
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", shard).casefold())
         other, _ = seen.setdefault(folded, (shard, tensor))
         if other != shard:
-            reason = f"its shards {shorten(other)} and {shorten(shard)} are one file where case does not count"
+            reason = f"its shards {short_repr(other)} and {short_repr(shard)} are one file where case does not count"
             raise InvalidIndexError(file, reason, tensor=tensor)
     for folded, (shard, tensor) in seen.items():
         while "/" in folded:
             folded = folded.rpartition("/")[0]
             if folded in seen:
-                reason = f"its shard {shorten(seen[folded][0])} is also the folder of {shorten(shard)}"
+                reason = f"its shard {short_repr(seen[folded][0])} is also the folder of {short_repr(shard)}"
                 raise InvalidIndexError(file, reason, tensor=tensor)
 
 
@@ -193,15 +194,15 @@ def check_shard_name(name: object, *, file: str, tensor: str) -> str:
 
     Sub-folders are fine, as is anything that percent-encoding can carry. Raises InvalidIndexError.
     """
-    reason = f"is not a string: {shorten(name)}" if type(name) is not str else _flaw(name)
+    reason = f"is not a string: {short_repr(name)}" if type(name) is not str else _flaw(name)
     if reason is None:
         return str(name)
-    raise InvalidIndexError(file, f"the shard of {shorten(tensor)} {reason}", tensor=tensor)
+    raise InvalidIndexError(file, f"the shard of {short_repr(tensor)} {reason}", tensor=tensor)
 
 
 def _flaw(name: str) -> str | None:
     """What is wrong with a shard name, to follow "the shard of x …"; None if nothing is."""
-    shown = shorten(name)
+    shown = short_repr(name)
     if not name:
         return "is empty"
     if any(unicodedata.category(character) in _UNPRINTABLE for character in name):
@@ -240,7 +241,7 @@ def selector(select: Selector) -> Callable[[str], bool]:
         return select
     patterns = (select,) if isinstance(select, str) else select
     if isinstance(patterns, (bytes, bytearray)) or not isinstance(patterns, Iterable):
-        raise SourceError(f"select must be a glob, several globs or a predicate, not {shorten(select)}.")
+        raise SourceError(f"select must be a glob, several globs or a predicate, not {short_repr(select)}.")
     names = frozenset(_globs(patterns))
     globs = [fnmatch.translate(name) for name in sorted(names) if any(sign in name for sign in "*?[")]
     matches = re.compile("|".join(globs)).match if globs else lambda _: None
@@ -250,7 +251,7 @@ def selector(select: Selector) -> Callable[[str], bool]:
 def _globs(patterns: Iterable[object]) -> Iterable[str]:
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise SourceError(f"select must hold globs, which are strings, not {shorten(pattern)}.")
+            raise SourceError(f"select must hold globs, which are strings, not {short_repr(pattern)}.")
         yield pattern
 
 
@@ -261,7 +262,7 @@ def select_tensors(index: Index, select: Selector) -> Index:
     wanted = selector(select)
     weight_map = {tensor: shard for tensor, shard in index.weight_map.items() if wanted(tensor)}
     if not weight_map:
-        some = ", ".join(shorten(tensor) for tensor in list(index.weight_map)[:3])
+        some = ", ".join(short_repr(tensor) for tensor in list(index.weight_map)[:3])
         message = f"select matches none of the {len(index.weight_map):,} tensors of {index.file}."
         raise SelectionError(message, hint=f"The first are {some}.")
     return replace(index, weight_map=weight_map)

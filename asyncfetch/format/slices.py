@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..spans import Span
-from .hostile import shorten
+from .hostile import short_repr
 
 __all__ = [
     "REQUEST_COST",
@@ -208,7 +208,7 @@ def select_part(shape: tuple[int, ...], itemsize: int, index: BasicIndex, *, off
     try:
         model = np.broadcast_to(np.empty((), np.uint8), shape)  # no memory behind it: strides of 0
     except ValueError as error:
-        raise SourceError(f"The shape {shorten(shape)} does not fit into a numpy array: {error}.") from None
+        raise SourceError(f"The shape {short_repr(shape)} does not fit into a numpy array: {error}.") from None
     result = model[(*entries, ...)] if Ellipsis not in entries else model[entries]  # raises numpy's own IndexError
     axes: list[tuple[int, int]] = []  # (count, stride) of each axis of the tensor, in order
     reversed_axes: list[int] = []
@@ -252,7 +252,7 @@ def _entries(index: object) -> tuple[Entry, ...]:
             entries.append(entry)
         elif isinstance(entry, bool | np.bool_) or not hasattr(entry, "__index__") or np.ndim(entry):
             raise SourceError(
-                f"index= takes ints, slices, ... and None, not {shorten(entry)}.",
+                f"index= takes ints, slices, ... and None, not {short_repr(entry)}.",
                 hint="Fetch the tensor, or the rows that hold what is wanted, and index the array.",
             )
         else:

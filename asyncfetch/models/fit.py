@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import ModelMismatchError
+from ..format.dtypes import Array
 
 __all__ = [
     "Array",
@@ -20,15 +21,14 @@ __all__ = [
     "LoadReport",
     "StateDict",
     "Verdict",
+    "choose_among_ties",
     "find_supply",
     "kind_of",
     "same_bytes",
-    "settle_ties",
     "tied_names",
     "unshare",
 ]
 
-Array = np.ndarray[Any, Any]
 StateDict = Mapping[str, Array]
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def same_bytes(a: Array, b: Array) -> bool:
     return all(np.array_equal(left[at : at + step], right[at : at + step]) for at in range(0, left.size, step))
 
 
-def settle_ties(
+def choose_among_ties(
     slots: Mapping[str, Hashable],
     supply: dict[str, str],
     state_dict: StateDict,
@@ -134,7 +134,7 @@ class Verdict:
     reasons: list[str] = field(default_factory=list)
     filled: dict[str, None] = field(default_factory=dict)
 
-    def settle(self, losers: Mapping[str, str], *, strict: bool) -> None:
+    def enforce(self, losers: Mapping[str, str], *, strict: bool) -> None:
         """Raise ModelMismatchError if the load must not happen."""
         conflicts = [
             f"{winner} and {loser} are one tensor in the model and differ in the checkpoint"

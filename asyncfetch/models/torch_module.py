@@ -22,9 +22,9 @@ from .fit import (
     LoadReport,
     StateDict,
     Verdict,
+    choose_among_ties,
     find_supply,
     same_bytes,
-    settle_ties,
     tied_names,
     unshare,
 )
@@ -135,7 +135,7 @@ def _places(module: Any) -> dict[str, _Place]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
+class _ModuleFit:
     """How a state dict fills a module: `supply` says from which of its names, `losers` which differ from it.
 
     `tensors` are under the names of both.
@@ -163,8 +163,8 @@ def load_module(
     torch: Any, module: Any, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
 ) -> LoadReport:
     """`load_state_dict_into` for a `torch.nn.Module`; `torch` is the imported package."""
-    fit = _judge(torch, module, state_dict, assign, aliases)
-    fit.verdict.settle(fit.losers, strict=strict)
+    fit = _fit_module(torch, module, state_dict, assign, aliases)
+    fit.verdict.enforce(fit.losers, strict=strict)
     if assign:
         unshare(fit.tensors, fit.slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
     _fill(torch, module, fit.places, fit.tensors, assign)
@@ -182,13 +182,13 @@ def judge_module(
     """
     if not _ordinary(torch, module):
         return None
-    fit = _judge(torch, module, expected, assign, aliases, hollow=True)
-    fit.verdict.settle({}, strict=strict)
+    fit = _fit_module(torch, module, expected, assign, aliases, hollow=True)
+    fit.verdict.enforce({}, strict=strict)
     return None if assign or fit.losers else _ModuleFiller(torch, module, fit, expected)
 
 
 class _ModuleFiller:
-    def __init__(self, torch: Any, module: Any, fit: _Fit, expected: StateDict) -> None:
+    def __init__(self, torch: Any, module: Any, fit: _ModuleFit, expected: StateDict) -> None:
         self._torch, self._module, self._fit, self._expected = torch, module, fit, expected
         self._targets: dict[str, dict[Hashable, Any]] = {}
         for name, source in fit.supply.items():
@@ -226,9 +226,9 @@ def _ordinary(torch: Any, module: Any) -> bool:
     return all(type(place.tensor) in plain for place in _places(module).values())
 
 
-def _judge(
+def _fit_module(
     torch: Any, module: Any, state_dict: StateDict, assign: bool, aliases: Mapping[str, str], *, hollow: bool = False
-) -> _Fit:
+) -> _ModuleFit:
     """Hold a module against a state dict; with `hollow`, whose arrays have no memory, no values are read."""
     places = {name: place for name, place in _places(module).items() if place.persistent}
     for name, place in places.items():
@@ -239,7 +239,7 @@ def _judge(
             )
     slots = {name: place.identity(torch) for name, place in places.items()}
     supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = settle_ties(slots, supply, state_dict, (lambda _a, _b: False) if hollow else same_bytes)
+    losers = choose_among_ties(slots, supply, state_dict, (lambda _a, _b: False) if hollow else same_bytes)
     tensors, refused = _tensors(state_dict, supply, partial(_hollow_tensor, torch) if hollow else to_torch)
 
     verdict = Verdict()
@@ -250,7 +250,7 @@ def _judge(
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
     for name in verdict.filled if not assign else ():
         _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
-    return _Fit(places, slots, supply, losers, tensors, verdict)
+    return _ModuleFit(places, slots, supply, losers, tensors, verdict)
 
 
 def _hollow_tensor(torch: Any, array: Array) -> Any:
@@ -286,10 +286,10 @@ def _rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdi
     Only this knows what the module's own hooks rename, accept and default. The tensors are real,
     since some hooks read values; nothing is copied and nothing reaches the module.
     """
-    twin = _twin(torch, module)
+    stand_in = _stand_in(torch, module)
     errors: list[str] = []
     local = {"assign_to_params_buffers": True}
-    twin._load_from_state_dict(state, prefix, local, True, verdict.missing, verdict.unexpected, errors)
+    stand_in._load_from_state_dict(state, prefix, local, True, verdict.missing, verdict.unexpected, errors)
     own = {
         leaf: tensor
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
@@ -298,7 +298,7 @@ def _rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdi
     shapes = {}
     for leaf, tensor in own.items():
         name, given = prefix + leaf, state.get(prefix + leaf)
-        held = twin._parameters.get(leaf, twin._buffers.get(leaf))
+        held = stand_in._parameters.get(leaf, stand_in._buffers.get(leaf))
         if held is None or not held.is_meta:
             verdict.filled[name] = None
         elif errors and isinstance(given, torch.Tensor) and given.shape != tensor.shape:
@@ -314,12 +314,12 @@ def _rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdi
         leaf, dot, _ = name[len(prefix) :].partition(".")
         if dot and name.startswith(prefix):
             parts.setdefault(leaf, {})[name] = tensor
-    for leaf, child in twin._modules.items():  # a loader may have replaced some
+    for leaf, child in stand_in._modules.items():  # a loader may have replaced some
         if child is not None:
             _rehearse(torch, child, parts.get(leaf, {}), f"{prefix}{leaf}.", verdict)
 
 
-def _twin(torch: Any, module: Any) -> Any:
+def _stand_in(torch: Any, module: Any) -> Any:
     """A stand-in for one module: its attributes and hooks, with meta tensors in place of its own."""
 
     def bare(tensor: Any) -> Any:
@@ -328,16 +328,16 @@ def _twin(torch: Any, module: Any) -> Any:
     def parameter(tensor: Any) -> Any:
         return None if tensor is None else torch.nn.Parameter(bare(tensor), requires_grad=False)
 
-    twin = object.__new__(type(module))
-    twin.__dict__.update(module.__dict__)
-    twin.__dict__.update(
+    stand_in = object.__new__(type(module))
+    stand_in.__dict__.update(module.__dict__)
+    stand_in.__dict__.update(
         _parameters={leaf: parameter(tensor) for leaf, tensor in module._parameters.items()},
         _buffers={leaf: bare(tensor) for leaf, tensor in module._buffers.items()},
         _modules=dict(module._modules),
         _non_persistent_buffers_set=set(module._non_persistent_buffers_set),
-        set_extra_state=lambda _: None,  # it may reach what twin and module share
+        set_extra_state=lambda _: None,  # it may reach what stand_in and module share
     )
-    return twin
+    return stand_in
 
 
 def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:

@@ -16,10 +16,10 @@ from .fit import (
     LoadReport,
     StateDict,
     Verdict,
+    choose_among_ties,
     find_supply,
     kind_of,
     same_bytes,
-    settle_ties,
     tied_names,
     unshare,
 )
@@ -110,7 +110,7 @@ def _walk(node: Any, prefix: str, parents: tuple[int, ...]) -> Iterator[tuple[st
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
+class _TreeFit:
     """How a state dict fills a tree: `supply` says from which of its names, `losers` which differ from it."""
 
     leaves: dict[str, _Leaf]
@@ -133,8 +133,8 @@ def load_tree(
     tree: object, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
 ) -> LoadReport:
     """`load_state_dict_into` for nested dicts, lists and tuples."""
-    fit = _judge(tree, state_dict, assign, aliases, same_bytes)
-    fit.verdict.settle(fit.losers, strict=strict)
+    fit = _fit_tree(tree, state_dict, assign, aliases, same_bytes)
+    fit.verdict.enforce(fit.losers, strict=strict)
     arrays = {name: state_dict[source] for name, source in fit.supply.items()}
     if assign:
         unshare(arrays, fit.slots, lambda array: array.ctypes.data if array.size else 0, lambda array: array.copy())
@@ -154,13 +154,13 @@ def judge_tree(
     Returns what copies its arrays one by one, or None where the whole state dict must be seen: with
     `assign`, and where one array of the tree has several names in the state dict.
     """
-    fit = _judge(tree, expected, assign, aliases, lambda _a, _b: False)
-    fit.verdict.settle({}, strict=strict)
+    fit = _fit_tree(tree, expected, assign, aliases, lambda _a, _b: False)
+    fit.verdict.enforce({}, strict=strict)
     return None if assign or fit.losers else _TreeFiller(fit, expected)
 
 
 class _TreeFiller:
-    def __init__(self, fit: _Fit, expected: StateDict) -> None:
+    def __init__(self, fit: _TreeFit, expected: StateDict) -> None:
         self._fit, self._expected = fit, expected
         self._targets: dict[str, list[_Leaf]] = {}
         for name, source in fit.supply.items():
@@ -178,18 +178,18 @@ def _copy(array: Array, leaf: _Leaf) -> None:
     np.copyto(leaf.value, array.astype(leaf.value.dtype, copy=False))
 
 
-def _judge(
+def _fit_tree(
     tree: object,
     state_dict: StateDict,
     assign: bool,
     aliases: Mapping[str, str],
     same: Callable[[Array, Array], bool],
-) -> _Fit:
+) -> _TreeFit:
     """Hold a tree against a state dict; of the values only `same` sees anything."""
     leaves = _leaves(tree)
     slots = {name: leaf.identity() for name, leaf in leaves.items()}
     supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = settle_ties(slots, supply, state_dict, same)
+    losers = choose_among_ties(slots, supply, state_dict, same)
     used = set(supply.values()) | set(supply) | losers.keys()
     verdict = Verdict(
         missing=[name for name in leaves if name not in supply],
@@ -200,7 +200,7 @@ def _judge(
         if shape is not None and shape != _shape(array):
             verdict.shapes[name] = (shape, _shape(array))
         _judge_leaf(name, leaves[name], array, assign, verdict)
-    return _Fit(leaves, slots, supply, losers, verdict)
+    return _TreeFit(leaves, slots, supply, losers, verdict)
 
 
 def _judge_leaf(name: str, leaf: _Leaf, array: Array, assign: bool, verdict: Verdict) -> None:

@@ -52,10 +52,10 @@ class Body:
         fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
         self._stream: Stream | None = stream if fast else None
 
-    async def pull(self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]) -> int:
+    async def pull(self, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]) -> int:
         """Receive up to `limit` bytes: 0 only at the end of the body.
 
-        `target(n)` gives the place for n bytes or fewer, `land(view)` takes what was received there;
+        `target(n)` gives the place for n bytes or fewer, `accept(view)` takes what was received there;
         both run in the worker thread that receives, which goes on for some milliseconds while the
         socket has more, calling both for each piece: fewer hops between threads. Raises
         NetworkError, and StalledError when fewer than `stall_bytes` came in `stall_window` seconds.
@@ -67,9 +67,9 @@ class Body:
         began = time.monotonic()
         try:
             if self._stream is not None:
-                received = await self._pull_burst(self._stream, limit, target, land)
+                received = await self._pull_burst(self._stream, limit, target, accept)
             else:
-                received = await self._pull_chunks(min(limit, self._policy.burst), target, land)
+                received = await self._pull_chunks(min(limit, self._policy.burst), target, accept)
         except Exception as error:
             raise_translated(error, self.url)
         if self._left is not None:
@@ -82,7 +82,7 @@ class Body:
         return received
 
     async def _pull_burst(
-        self, stream: Stream, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
+        self, stream: Stream, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]
     ) -> int:
         def work() -> tuple[int, bool]:
             total, deadline = 0, time.monotonic() + _BURST_SECONDS
@@ -94,7 +94,7 @@ class Body:
                     self._failure = error
                     return total, False
                 if received:
-                    land(view[:received])
+                    accept(view[:received])
                     total += received
                     _give_way()
                 self._drained = received < len(view)
@@ -111,7 +111,7 @@ class Body:
         raise self._failure
 
     async def _pull_chunks(
-        self, limit: int, target: Callable[[int], memoryview], land: Callable[[memoryview], None]
+        self, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]
     ) -> int:
         if self._iterator is None:
             answer = self._response  # a mock's is often read already
@@ -136,7 +136,7 @@ class Body:
             rest = memoryview(data)
             while rest and (view := target(len(rest))):
                 view[:] = rest[: len(view)]
-                land(view)
+                accept(view)
                 rest = rest[len(view) :]
             return len(data) - len(rest)
 

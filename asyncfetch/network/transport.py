@@ -198,12 +198,12 @@ class Transport:
 async def _read_whole(body: Body, limit: int) -> Reply:
     data = bytearray()
 
-    def land(view: memoryview) -> None:
+    def accept(view: memoryview) -> None:
         data.extend(view)
 
     while len(data) <= limit:
         wanted = min(limit + 1 - len(data), 1 << 20)
-        if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), land):
+        if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), accept):
             break
     whole = bytes(data[:limit])
     return Reply(body.url, body.status, _lower(body.headers), whole, truncated=len(data) > limit)

@@ -32,7 +32,7 @@ from .wire import (
     model_document,
     parse_paths,
     parse_range,
-    parse_target,
+    parse_resource,
     path_document,
     tree_page,
     truthy,
@@ -56,15 +56,15 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .catalog import File, Repository
-    from .wire import Target
+    from .wire import Resource
 
-__all__ = ["Options", "create_app", "raw_path"]
+__all__ = ["ServerOptions", "create_app", "raw_path"]
 
 CHUNK = MiB  # of a body; starlette's own 64 KiB cost five sixths of the throughput
 MAX_FORM = 8 * MiB
 
 
-class Options(TypedDict, total=False):
+class ServerOptions(TypedDict, total=False):
     """What `create_app`, `Server` and `serve` take beside the directory; told at `create_app`."""
 
     redirect: str | bool | None
@@ -194,7 +194,7 @@ class _Hub:
         self.redirect = redirect
 
     async def respond(self, request: Request) -> Response:
-        target = parse_target(raw_path(request.scope))
+        target = parse_resource(raw_path(request.scope))
         if target is None:
             return _failure(404, None, "There is nothing here.")
         if (request.method == "POST") != (target.kind == "paths-info"):
@@ -208,7 +208,7 @@ class _Hub:
         except ChangedError as error:
             return _failure(503, None, error.message, {"Retry-After": "1"})
 
-    async def _model(self, request: Request, target: Target) -> Response:
+    async def _model(self, request: Request, target: Resource) -> Response:
         folder = await to_thread.run_sync(self.catalog.locate, target.name)
         if refusal := await to_thread.run_sync(self.gate.refusal, request, target.name, folder):
             return refusal

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
-from .endpoints import Options, create_app, raw_path
+from .endpoints import ServerOptions, create_app, raw_path
 
 try:
     import uvicorn
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .catalog import Catalog
 
-__all__ = ["Options", "Record", "Server", "create_app", "serve"]
+__all__ = ["Record", "Server", "ServerOptions", "create_app", "serve"]
 
 GRACE = 1.0  # seconds that running responses get when the server stops
 KEEP_ALIVE = 60  # seconds
@@ -117,7 +117,7 @@ class Server:
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 0, **options: Unpack[Options]
+        self, root: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 0, **options: Unpack[ServerOptions]
     ) -> None:
         self._app = create_app(root, **options)
         self._recorder = _Recorder(self._app)
@@ -184,7 +184,7 @@ def serve(
     port: int = 8000,
     *,
     on_ready: Callable[[str], None] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[ServerOptions],
 ) -> None:
     """Serve the models under `root` until Ctrl-C, then return. The options are those of `create_app`.
 

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PAGE",
     "Refused",
+    "Resource",
     "Signer",
-    "Target",
     "model_document",
     "parse_paths",
     "parse_range",
-    "parse_target",
+    "parse_resource",
     "path_document",
     "tree_page",
     "truthy",
@@ -41,7 +41,7 @@ PAGE = 1000  # entries of a tree page, as on the Hub
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
 
 
-class Target(NamedTuple):
+class Resource(NamedTuple):
     """What a request is about. `kind` is one of resolve, info, tree, paths-info, whoami and cdn."""
 
     kind: str
@@ -50,7 +50,7 @@ class Target(NamedTuple):
     path: str = ""
 
 
-def parse_target(raw_path: str) -> Target | None:
+def parse_resource(raw_path: str) -> Resource | None:
     """Read a path that is still percent-encoded, so that an encoded slash stays inside its part.
 
     An id has one part or two. Returns None for a path that the protocol does not know.
@@ -58,29 +58,29 @@ def parse_target(raw_path: str) -> Target | None:
     parts = [unquote(part) for part in raw_path.removeprefix("/").split("/")]
     match parts:
         case ["api", "whoami-v2"]:
-            return Target("whoami")
+            return Resource("whoami")
         case ["cdn", digest]:
-            return Target("cdn", path=digest)
+            return Resource("cdn", path=digest)
         case ["api", "models", *rest]:
-            return _parse_api_target(rest)
+            return _parse_api_resource(rest)
     for width in (1, 2):
         if len(parts) > width + 2 and parts[width] == "resolve":
-            return Target("resolve", "/".join(parts[:width]), parts[width + 1], "/".join(parts[width + 2 :]))
+            return Resource("resolve", "/".join(parts[:width]), parts[width + 1], "/".join(parts[width + 2 :]))
     return None
 
 
-def _parse_api_target(parts: list[str]) -> Target | None:
+def _parse_api_resource(parts: list[str]) -> Resource | None:
     if 1 <= len(parts) <= 2:
-        return Target("info", "/".join(parts))
+        return Resource("info", "/".join(parts))
     for width in (1, 2):
         name = "/".join(parts[:width])
         match parts[width:]:
             case ["revision", revision]:
-                return Target("info", name, revision)
+                return Resource("info", name, revision)
             case ["tree", revision, *path]:
-                return Target("tree", name, revision, "/".join(path).strip("/"))
+                return Resource("tree", name, revision, "/".join(path).strip("/"))
             case ["paths-info", revision]:
-                return Target("paths-info", name, revision)
+                return Resource("paths-info", name, revision)
     return None
 
 

@@ -2,7 +2,7 @@
 
 Two forms with one interface: `FilePartial` writes beside the blob that it will become,
 `MemoryPartial` is the final buffer itself. All calls block or compute: run them in a thread.
-Several threads may `land` different spans of one partial at once.
+Several threads may `accept` different spans of one partial at once.
 
 The hash follows the contiguous frontier while bytes land in order; what landed out of order is
 caught up from the page cache. The journal may lag behind the bytes and never leads them: after a
@@ -68,7 +68,7 @@ class Partial:
     def _load(self, offset: int, limit: int) -> memoryview:
         raise NotImplementedError
 
-    def land(self, offset: int, data: memoryview) -> None:
+    def accept(self, offset: int, data: memoryview) -> None:
         """`data` has been received for `offset`: store it, hash it if it is next."""
         self._store(offset, data)
         with self._lock:
@@ -197,8 +197,8 @@ class FilePartial(Partial):
         with storage_errors(self.path, needed=self.size):
             _write_all(self._fd, data, offset)
 
-    def land(self, offset: int, data: memoryview) -> None:
-        super().land(offset, data)
+    def accept(self, offset: int, data: memoryview) -> None:
+        super().accept(offset, data)
         late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
         if late or self.received - self._journaled >= _JOURNAL_BYTES:
             self.save_journal()

@@ -30,7 +30,7 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.partial import FilePartial, Partial
-from ..tasks import whole
+from ..tasks import run_as_task
 from .merge import open_landed
 from .segments import Filled, Segment, TensorPartial, segments_of
 
@@ -83,7 +83,7 @@ _Lot = list[_Entry] | Callable[[], list[_Entry]]
 
 
 class Feed:
-    """The outlet of a transfer, and what its reader asks for the next tensor.
+    """The consumer of a transfer, and what its reader asks for the next tensor.
 
     `early` hands tensors out before the hash of their shard is known. `memory_limit` is bytes; None
     is 1.25 times the largest shard, or with `early` twice the largest tensor, and at least 64 MiB.
@@ -156,7 +156,7 @@ class Feed:
             self._receiving += 1
         else:
             self._growing = file.name
-            self._settle(file)
+            self._let_next_begin(file)
         return True
 
     def partial(self, file: SourceFile) -> Partial:
@@ -173,7 +173,7 @@ class Feed:
                 break
             admitted = self._admitted[file.name] = end
         if not self.early:
-            self._settle(file)
+            self._let_next_begin(file)
         return max(admitted - offset, 0)
 
     def advanced(self, file: SourceFile, partial: Partial) -> None:
@@ -211,7 +211,7 @@ class Feed:
         stops = self._stops[file.name]
         return stops[bisect_right(stops, offset)]
 
-    def _settle(self, file: SourceFile) -> None:
+    def _let_next_begin(self, file: SourceFile) -> None:
         """Once there is memory for a whole file, the next one may begin: two could wait for each other's memory."""
         if self._admitted[file.name] == file.size:
             self._reserved[file.name] = self._admitted.pop(file.name)
@@ -298,7 +298,7 @@ class Feed:
                     raise self._failure from self._failure.__cause__
                 return None
         entry = self._ready[0]
-        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
+        array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
         return self._hand_out(array)
 
     def next_at_hand(self) -> tuple[str, Array] | None:
@@ -316,7 +316,7 @@ class Feed:
             await self._news.wait()
             self._check_open()
         lot = self._lots[0]
-        entries = lot if isinstance(lot, list) else await whole(functools.partial(to_thread.run_sync, lot))
+        entries = lot if isinstance(lot, list) else await run_as_task(functools.partial(to_thread.run_sync, lot))
         self._check_open()
         self._ready.extend(entries)
         self._lots.popleft()

@@ -78,7 +78,7 @@ class Sink:
             return memory[piece.dest + at : piece.dest + at + nbytes]
         return self._stage[at : at + nbytes]
 
-    def land(self, view: memoryview) -> None:
+    def accept(self, view: memoryview) -> None:
         """The next `len(view)` bytes are where `place` said."""
         self.position += len(view)
         step = self._steps[self._current]
@@ -204,7 +204,7 @@ class Gatherer:
                         self._whole_only.add(file.name)
                         await skip(body, span.start - at)
                     while sink.room:
-                        got = await body.pull(sink.room, place, sink.land)
+                        got = await body.pull(sink.room, place, sink.accept)
                         if not got:
                             raise NetworkError("the body ended early", url=target.url)
                         budget.progress(got)
@@ -276,4 +276,4 @@ def _read_some(descriptor: int, sink: Sink, burst: int, file: SourceFile) -> Non
         got = os.preadv(descriptor, [view := sink.place(min(sink.room, burst))], sink.position)
     if not got:
         raise StorageError(str(file.path), f"it ends at byte {sink.position:,}")
-    sink.land(view[:got])
+    sink.accept(view[:got])

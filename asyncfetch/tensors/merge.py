@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import CorruptError, storage_errors
 from ..format.arrays import tensor_view
 from ..format.dtypes import Array, cast, dtype_or_none
-from ..format.header import PREFIX_BYTES, Header, parse_header
+from ..format.header import Header, header_of
 from ..format.index import check_tensors
 from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
@@ -66,9 +66,7 @@ def open_landed(file: SourceFile, landed: Landed) -> tuple[Header, Any]:
     header = file.header
     if header is None or bytes(memoryview(buffer)[: len(file.raw_header)]) != file.raw_header:
         # The first look at it and the verified bytes differ (a restart): only the latter count.
-        view = memoryview(buffer)
-        length = int.from_bytes(view[:PREFIX_BYTES], "little")
-        header = parse_header(view[PREFIX_BYTES : PREFIX_BYTES + length], file=file.name, file_size=len(view))
+        header = header_of(buffer, file=file.name)
     return header, buffer
 
 

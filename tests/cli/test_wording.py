@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.cli.wording import amount, announcement, clock_text, printable, rate_text, ratio, shorten, size_text
+from asyncfetch.cli.wording import amount, announcement, clock_text, fit_names, printable, rate_text, ratio, size_text
 from asyncfetch.events import FileStarted, FileState, FileVerified, Finished, Resolved, Retrying, Warned
 
 
@@ -72,14 +72,14 @@ def numbered(count: int = 163) -> list[str]:
 
 def test_names_that_fit_are_left_alone() -> None:
     """Nothing is cut without need, and first what every name ends in."""
-    assert shorten(numbered()[:1], 40) == ["model-00001-of-00163.safetensors"]
-    assert shorten(numbered()[:2], 20) == ["model-00001-of-00163", "model-00002-of-00163"]
+    assert fit_names(numbered()[:1], 40) == ["model-00001-of-00163.safetensors"]
+    assert fit_names(numbered()[:2], 20) == ["model-00001-of-00163", "model-00002-of-00163"]
 
 
 @pytest.mark.parametrize("width", range(5, 33))
 def test_shards_stay_distinct_when_shortened(width: int) -> None:
     """163 shards have 163 different names at every width that can hold the number."""
-    short = shorten(numbered(), width)
+    short = fit_names(numbered(), width)
     assert max(map(len, short)) <= width
     assert len(set(short)) == 163
 
@@ -87,7 +87,7 @@ def test_shards_stay_distinct_when_shortened(width: int) -> None:
 @given(st.lists(st.text(min_size=1, max_size=60), max_size=8), st.integers(1, 50), st.sampled_from(["…", "..."]))
 def test_shortened_names_never_exceed_the_width(names: list[str], width: int, dots: str) -> None:
     """Any names at any width: as many come out as went in, none too long."""
-    short = shorten(names, width, dots=dots)
+    short = fit_names(names, width, dots=dots)
     assert len(short) == len(names)
     assert all(len(name) <= max(width, len(dots)) for name in short)
 

@@ -139,7 +139,7 @@ class BoardMachine(RuleBasedStateMachine):
         return lease
 
     @rule(lease=leases, nbytes=st.integers(1, 20))
-    def land(self, lease: Lease[str] | None, nbytes: int) -> None:
+    def accept(self, lease: Lease[str] | None, nbytes: int) -> None:
         if lease is not None and any(lease is each for each in self.board.active):
             got = min(nbytes, lease.remaining)
             self.landed[lease.file] += range(lease.start, lease.start + got)

@@ -329,14 +329,14 @@ async def test_lanes_do_not_run_away_from_the_hash(
     monkeypatch.setattr(transfer, "_BACKLOG", 100_000)
     monkeypatch.setattr(transfer, "_MOST_BACKLOG", 400_000)
     monkeypatch.setattr(transfer.Growth, "IDLE_SHARE", idle_share)
-    land, ahead = partial.Partial.land, []
+    accept, ahead = partial.Partial.accept, []
 
     def watch(self: partial.Partial, offset: int, data: memoryview) -> None:
         if self.backlog > 600_000:
             ahead.append(len(data) if offset > self.frontier else 0)
-        land(self, offset, data)
+        accept(self, offset, data)
 
-    monkeypatch.setattr(partial.Partial, "land", watch)
+    monkeypatch.setattr(partial.Partial, "accept", watch)
     policy = replace(QUICK, min_split=100_000, connections=4, burst=32_768)
     assert same(await load(server, tmp_path, policy=policy), tensors)
     assert len(ahead) > 10

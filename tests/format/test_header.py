@@ -23,7 +23,7 @@ from asyncfetch.errors import InvalidHeaderError, SourceError
 from asyncfetch.format import arrays as arrays_module
 from asyncfetch.format.arrays import PackedArray, tensor_view
 from asyncfetch.format.dtypes import DTYPES
-from asyncfetch.format.header import MAX_HEADER_BYTES, TensorInfo, header_length, parse_header, read_header
+from asyncfetch.format.header import MAX_HEADER_BYTES, TensorInfo, header_length, header_of, parse_header
 
 from ..kit.files import NAMES, raw_file, safetensors_bytes
 
@@ -55,7 +55,7 @@ def library_accepts(content: bytes) -> bool:
 def refused(content: bytes) -> InvalidHeaderError:
     """The error that reading `content` ends in."""
     with pytest.raises(InvalidHeaderError) as caught:
-        read_header(memoryview(content), file="w.safetensors")
+        header_of(memoryview(content), file="w.safetensors")
     return caught.value
 
 
@@ -93,7 +93,7 @@ def test_accepts_what_the_library_accepts(header: bytes) -> None:
     content = raw_file(header, b"\x01\x02")
     ours = {
         name: (info.dtype, list(info.shape))
-        for name, info in read_header(memoryview(content), file="w.safetensors").tensors.items()
+        for name, info in header_of(memoryview(content), file="w.safetensors").tensors.items()
     }
     assert ours == {name: (tensor["dtype"], tensor["shape"]) for name, tensor in deserialize(content)}
 
@@ -194,7 +194,7 @@ def test_rejects_what_the_library_rejects(header: bytes, reason: str) -> None:
     assert len(str(error)) < 400
     assert not library_accepts(content)
     with pytest.raises(InvalidHeaderError, match=reason):
-        read_header(memoryview(content), file="w.safetensors")
+        header_of(memoryview(content), file="w.safetensors")
 
 
 def test_refuses_a_dtype_written_as_an_object() -> None:
@@ -227,11 +227,11 @@ def test_no_nesting_escapes_as_a_recursion_error(nesting: int) -> None:
 def test_megabytes_of_brackets_are_refused(bracket: str) -> None:
     """More than 250,000, and more than one in six characters: the library takes them."""
     few, many = (raw_file(extra(f"[{','.join([bracket] * count)}]"), b"\x01\x02") for count in (249_990, 250_000))
-    assert read_header(memoryview(few), file="w.safetensors").tensors
+    assert header_of(memoryview(few), file="w.safetensors").tensors
     assert library_accepts(many)
     assert "more than 250,000 brackets" in refused(many).reason
     spaced = raw_file(extra(f"[{(',' + ' ' * 4).join([bracket] * 300_000)}]"), b"\x01\x02")
-    assert read_header(memoryview(spaced), file="w.safetensors").tensors
+    assert header_of(memoryview(spaced), file="w.safetensors").tensors
 
 
 def test_shortest_entries_are_no_bomb() -> None:
@@ -339,7 +339,7 @@ def test_agrees_with_the_library(content: bytes) -> None:
     except SafetensorError:
         refused(content)
         return
-    header = read_header(memoryview(content), file="w.safetensors")
+    header = header_of(memoryview(content), file="w.safetensors")
     assert {
         name: (info.dtype, list(info.shape), content[header.data_start + info.begin : header.data_start + info.end])
         for name, info in header.tensors.items()
@@ -358,7 +358,7 @@ def test_agrees_with_the_library_on_damaged_files(data: st.DataObject) -> None:
     content[position] = data.draw(st.integers(0, 255))
     damaged = bytes(content[: data.draw(st.sampled_from([len(content), position]))])
     try:
-        read_header(memoryview(damaged), file="w.safetensors")
+        header_of(memoryview(damaged), file="w.safetensors")
         ours = True
     except InvalidHeaderError:
         ours = False
@@ -371,15 +371,15 @@ def test_metadata_is_what_the_library_reads(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with safe_open(path, "np") as file:
-        assert read_header(memoryview(content), file="w").metadata == file.metadata()
-    assert read_header(memoryview(raw_file(b"{}")), file="w").metadata == {}
+        assert header_of(memoryview(content), file="w").metadata == file.metadata()
+    assert header_of(memoryview(raw_file(b"{}")), file="w").metadata == {}
 
 
 def test_tensors_are_in_the_order_of_the_data() -> None:
     """Whatever the order of the JSON; of tensors at one place the empty one is first."""
     header = b'{"z":["U8",[1],[1,2]],"m":["U8",[0],[2,2]],"e":["U8",[0],[1,1]],"a":["U8",[1],[0,1]]}'
     content = raw_file(header, b"\x01\x02")
-    parsed = read_header(memoryview(content), file="w.safetensors")
+    parsed = header_of(memoryview(content), file="w.safetensors")
     assert list(parsed.tensors) == ["a", "e", "z", "m"]
     assert parsed.tensors["z"] == TensorInfo("U8", (1,), 1, 2)
     assert parsed.tensors["z"].nbytes == 1
@@ -507,7 +507,7 @@ def test_the_22_dtypes() -> None:
 def test_values_of_each_dtype(dtype: str, raw: str, value: object) -> None:
     """The bytes of the format mean the value that its dtype gives them, in a 0-d array."""
     content = safetensors_bytes({"x": (dtype, (), bytes.fromhex(raw))})
-    header = read_header(memoryview(content), file="w")
+    header = header_of(memoryview(content), file="w")
     array = tensor_view(content, header.tensors["x"], header.data_start)
     assert array.shape == ()
     assert array.dtype == DTYPES[dtype].numpy
@@ -518,7 +518,7 @@ def test_view_shares_the_buffer() -> None:
     """A write through the array is seen in the buffer; bytes give a read-only array."""
     tensors = {"x": np.arange(6, dtype="<f4").reshape(2, 3), "y": np.arange(4, dtype="<i8")}
     content = bytearray(safetensors_bytes(tensors))
-    header = read_header(memoryview(content), file="w")
+    header = header_of(memoryview(content), file="w")
     for name, expected in tensors.items():
         view = tensor_view(content, header.tensors[name], header.data_start)
         np.testing.assert_array_equal(view, expected)
@@ -535,7 +535,7 @@ def test_view_of_a_map_is_a_plain_array(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes({"x": np.arange(6, dtype="<f4")}))
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    header = read_header(mapped, file="w")
+    header = header_of(mapped, file="w")
     view = tensor_view(mapped, header.tensors["x"], header.data_start)
     del mapped
     view += 1
@@ -602,7 +602,7 @@ def test_big_endian_hosts_swap_bf16_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def packed(dtype: str, shape: tuple[int, ...], raw: bytes) -> PackedArray:
     """The packed tensor that a file of it gives."""
     content = bytearray(safetensors_bytes({"x": (dtype, shape, raw)}))
-    header = read_header(memoryview(content), file="w")
+    header = header_of(memoryview(content), file="w")
     array = tensor_view(content, header.tensors["x"], header.data_start)
     assert isinstance(array, PackedArray)
     assert np.shares_memory(array, np.frombuffer(content, np.uint8)) or not raw

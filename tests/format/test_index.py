@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asyncfetch.errors import InvalidIndexError, SelectionError, SourceError
-from asyncfetch.format.header import read_header
+from asyncfetch.format.header import header_of
 from asyncfetch.format.index import Index, check_shard_name, parse_index, select_tensors, selector
 
 from ..kit.files import index_bytes, sharded_bytes
@@ -38,7 +38,7 @@ def test_reads_what_a_writer_writes() -> None:
     assert index.total_size == 7 * 16
     assert index.metadata == {"total_size": 112}
     for shard in index.shards:
-        assert index.tensors_of(shard) == list(read_header(memoryview(files[shard]), file=shard).tensors)
+        assert index.tensors_of(shard) == list(header_of(memoryview(files[shard]), file=shard).tensors)
     assert index.tensors_of("other.safetensors") == []
     assert pickle.loads(pickle.dumps(index)) == index
 

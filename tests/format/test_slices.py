@@ -44,7 +44,7 @@ def gathered(full: np.ndarray, index: Any, *, request_cost: int = REQUEST_COST, 
         while sink.room:
             view = sink.place(min(sink.room, step))
             view[:] = data[sink.position : sink.position + len(view)]
-            sink.land(view)
+            sink.accept(view)
     result = np.frombuffer(memory, full.dtype, selection.nbytes // full.itemsize).reshape(selection.shape)
     for axis in selection.reversed_axes:
         result = np.flip(result, axis)
@@ -112,7 +112,7 @@ def test_cut_pieces_gather_the_same(case: tuple[np.ndarray, Any], gap: int, long
         while sink.room:
             view = sink.place(sink.room)
             view[:] = data[sink.position : sink.position + len(view)]
-            sink.land(view)
+            sink.accept(view)
     forwards = np.frombuffer(memory, full.dtype).reshape(selection.shape)
     for axis in selection.reversed_axes:
         forwards = np.flip(forwards, axis)
@@ -185,7 +185,7 @@ def test_direct_and_staged_pieces_together() -> None:
         while sink.room:
             view = sink.place(min(sink.room, step))
             view[:] = data[sink.position : sink.position + len(view)]
-            sink.land(view)
+            sink.accept(view)
         assert sink.position == 2_000_020
         assert [bytes(memory) for _, memory in wanted] == [data[start:stop] for start, stop in pieces]
 

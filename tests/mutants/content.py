@@ -45,8 +45,8 @@ MUTANTS = (
         "wrong-bytes-at-once-fatal",
         _WRONG,
         "engine/transfer.py",
-        "        if task.restarts or (self.outlet",
-        "        if not task.restarts or (self.outlet",
+        "        if task.restarts or (self.consumer",
+        "        if not task.restarts or (self.consumer",
         ("engine/test_transfer.py::test_wrong_bytes_once",),
     ),
     Mutant(
@@ -54,11 +54,11 @@ MUTANTS = (
         _WRONG,
         "engine/transfer.py",
         "        await to_thread.run_sync(task.partial.reset)\n"
-        "        if task.restarts or (self.outlet is not None and self.outlet.early):\n"
+        "        if task.restarts or (self.consumer is not None and self.consumer.early):\n"
         "            if isinstance(task.partial, FilePartial):\n"
         "                await to_thread.run_sync(task.partial.discard)\n"
         "            raise error\n",
-        "        if task.restarts or (self.outlet is not None and self.outlet.early):\n"
+        "        if task.restarts or (self.consumer is not None and self.consumer.early):\n"
         "            raise error\n"
         "        await to_thread.run_sync(task.partial.reset)\n",
         ("engine/test_transfer.py::test_wrong_bytes_twice",),
@@ -68,7 +68,7 @@ MUTANTS = (
         _WRONG,
         "engine/transfer.py",
         "        self.notify(FileProgress(file.name, file.size, file.size))\n        if not",
-        "        if task.restarts and self.outlet:\n            raise OSError\n        if not",
+        "        if task.restarts and self.consumer:\n            raise OSError\n        if not",
         ("api/test_streaming.py::test_a_wrong_hash_is_never_handed_out",),
     ),
     Mutant(

@@ -75,9 +75,9 @@ MUTANTS = (
         _CANCEL,
         "tensors/feed.py",
         "        entry = self._ready[0]\n"
-        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n",
+        "        array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n",
         "        entry = self._ready.popleft()\n"
-        "        array = await whole(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
+        "        array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
         "        self._ready.appendleft(entry)\n",
         ("api/test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
     ),

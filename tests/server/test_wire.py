@@ -5,35 +5,35 @@ from __future__ import annotations
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server.wire import Signer, Target, parse_paths, parse_range, parse_target
+from asyncfetch.server.wire import Resource, Signer, parse_paths, parse_range, parse_resource
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/org/name/resolve/main/a/b.json", Target("resolve", "org/name", "main", "a/b.json")),
-        ("/name/resolve/main/a", Target("resolve", "name", "main", "a")),
-        ("/org/name/resolve/refs%2Fpr%2F1/a", Target("resolve", "org/name", "refs/pr/1", "a")),
-        ("/o/n/resolve/main/q%3Fx=1%23f%2520", Target("resolve", "o/n", "main", "q?x=1#f%20")),
-        ("/o/n/resolve/main/../../../x", Target("resolve", "o/n", "main", "../../../x")),
-        ("/api/models/name", Target("info", "name")),
-        ("/api/models/org/name", Target("info", "org/name")),
-        ("/api/models/org/name/revision/refs%2Fpr%2F1", Target("info", "org/name", "refs/pr/1")),
-        ("/api/models/name/tree/main", Target("tree", "name", "main", "")),
-        ("/api/models/org/name/tree/main/a%2Fb", Target("tree", "org/name", "main", "a/b")),
-        ("/api/models/org/name/tree/main/a/b/", Target("tree", "org/name", "main", "a/b")),
-        ("/api/models/org/name/paths-info/main", Target("paths-info", "org/name", "main")),
-        ("/api/whoami-v2", Target("whoami")),
-        ("/cdn/abc", Target("cdn", path="abc")),
+        ("/org/name/resolve/main/a/b.json", Resource("resolve", "org/name", "main", "a/b.json")),
+        ("/name/resolve/main/a", Resource("resolve", "name", "main", "a")),
+        ("/org/name/resolve/refs%2Fpr%2F1/a", Resource("resolve", "org/name", "refs/pr/1", "a")),
+        ("/o/n/resolve/main/q%3Fx=1%23f%2520", Resource("resolve", "o/n", "main", "q?x=1#f%20")),
+        ("/o/n/resolve/main/../../../x", Resource("resolve", "o/n", "main", "../../../x")),
+        ("/api/models/name", Resource("info", "name")),
+        ("/api/models/org/name", Resource("info", "org/name")),
+        ("/api/models/org/name/revision/refs%2Fpr%2F1", Resource("info", "org/name", "refs/pr/1")),
+        ("/api/models/name/tree/main", Resource("tree", "name", "main", "")),
+        ("/api/models/org/name/tree/main/a%2Fb", Resource("tree", "org/name", "main", "a/b")),
+        ("/api/models/org/name/tree/main/a/b/", Resource("tree", "org/name", "main", "a/b")),
+        ("/api/models/org/name/paths-info/main", Resource("paths-info", "org/name", "main")),
+        ("/api/whoami-v2", Resource("whoami")),
+        ("/cdn/abc", Resource("cdn", path="abc")),
         ("/org/name/resolve/main", None),
         ("/api/models/org/name/commits/main", None),
         ("/a/b/c/resolve/main/x", None),
         ("/", None),
     ],
 )
-def test_targets(path: str, expected: Target | None) -> None:
+def test_targets(path: str, expected: Resource | None) -> None:
     """Ids of one and two parts are told apart, and each part is decoded once."""
-    assert parse_target(path) == expected
+    assert parse_resource(path) == expected
 
 
 @pytest.mark.parametrize(

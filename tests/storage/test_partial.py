@@ -58,7 +58,7 @@ def feed(part: Partial, start: int, stop: int, data: bytes = DATA) -> None:
     scratch = memoryview(bytearray(stop - start))
     view = part.target(start, stop - start, scratch)
     view[:] = data[start:stop]
-    part.land(start, view)
+    part.accept(start, view)
 
 
 def finish(part: Partial) -> str:
@@ -256,8 +256,8 @@ def test_memory_receives_in_place() -> None:
     view = part.target(10, 20, memoryview(bytearray()))
     view[:] = b"x" * 20
     assert bytes(part.buffer[10:30]) == b"x" * 20
-    part.land(10, view)
-    part.land(50, memoryview(b"elsewhere"))
+    part.accept(10, view)
+    part.accept(50, memoryview(b"elsewhere"))
     assert bytes(part.buffer[50:59]) == b"elsewhere"
     assert part.missing() == [Span(0, 10), Span(30, 50), Span(59, 100)]
 
@@ -676,7 +676,7 @@ def test_another_users_partial_is_left_alone() -> None:
     code = (
         "import sys; from pathlib import Path; from asyncfetch.storage.partial import FilePartial\n"
         "part = FilePartial(Path(sys.argv[1]), 10, 'sha256', identity='x')\n"
-        "part.land(0, memoryview(b'0123456789'))\n"
+        "part.accept(0, memoryview(b'0123456789'))\n"
         "print(part.path.name, part.digest()); part.discard()"
     )
     with public_folder() as folder:
@@ -807,7 +807,7 @@ cache.prepare()
 cache.symlinks()
 etag, commit = "e" * 64, "c" * 40
 part = FilePartial(cache.partial(etag), 10, "sha256", identity="x")
-part.land(0, memoryview(b"0123456789"))
+part.accept(0, memoryview(b"0123456789"))
 part.publish(lambda path: cache.publish(path, etag, commit, "sub/model.safetensors"))
 cache.write_ref("main", commit)
 """

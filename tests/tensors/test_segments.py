@@ -41,12 +41,12 @@ def partial_of(*, in_order: bool) -> TensorPartial:
     return TensorPartial(len(DATA), "sha256", segments_of(header(), WANTED), in_order=in_order)
 
 
-def land(partial: TensorPartial, start: int, stop: int) -> None:
+def accept(partial: TensorPartial, start: int, stop: int) -> None:
     """As the transfer does it: into the place that the partial names, piece by piece."""
     while start < stop:
         view = partial.target(start, stop - start, memoryview(b""))
         view[:] = DATA[start : start + len(view)]
-        partial.land(start, view)
+        partial.accept(start, view)
         start += len(view)
 
 
@@ -79,7 +79,7 @@ def test_out_of_order(seed: int) -> None:
     pieces = list(itertools.pairwise(cuts))
     random.Random(seed).shuffle(pieces)
     for start, stop in pieces:
-        land(partial, start, stop)
+        accept(partial, start, stop)
         partial.take(unwanted=True)
     while partial.catch_up():
         partial.take(unwanted=True)
@@ -98,7 +98,7 @@ def test_in_order() -> None:
     step, held = 300_000, []
     for start in range(0, len(DATA), step):
         stop = min(start + step, len(DATA))
-        land(partial, start, stop)
+        accept(partial, start, stop)
         taken = partial.take()
         assert all(one.segment.stop <= stop for one in taken)
         new = arrays(taken)
@@ -115,7 +115,7 @@ def test_in_order() -> None:
 def test_data_from_elsewhere() -> None:
     """What was received into another place, such as the prefix, is copied over the segments that it covers."""
     partial = partial_of(in_order=True)
-    partial.land(0, memoryview(DATA))
+    partial.accept(0, memoryview(DATA))
     assert right(arrays(partial.take()))
     assert partial.digest() == hashlib.sha256(DATA).hexdigest()
 
@@ -123,11 +123,11 @@ def test_data_from_elsewhere() -> None:
 def test_after_a_reset() -> None:
     """The second time the file is one buffer, its data aligned, and nothing of it is handed out before its end."""
     partial = partial_of(in_order=False)
-    partial.land(0, memoryview(bytes(len(DATA))))
+    partial.accept(0, memoryview(bytes(len(DATA))))
     partial.take(unwanted=True)
     partial.reset()
     assert partial.received == 0
-    land(partial, 0, len(DATA))
+    accept(partial, 0, len(DATA))
     assert partial.take(unwanted=True) == []
     assert partial.digest() == hashlib.sha256(DATA).hexdigest()
     assert partial.buffer is not None
@@ -141,6 +141,6 @@ def test_a_file_without_tensors() -> None:
     length = int.from_bytes(data[:PREFIX_BYTES], "little")
     bare = parse_header(memoryview(data)[PREFIX_BYTES : PREFIX_BYTES + length], file="f", file_size=len(data))
     partial = TensorPartial(len(data), "sha256", segments_of(bare, ()), in_order=False)
-    partial.land(0, memoryview(data))
+    partial.accept(0, memoryview(data))
     assert partial.digest() == hashlib.sha256(data).hexdigest()
     assert partial.take_all() == []

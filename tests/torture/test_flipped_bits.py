@@ -115,7 +115,7 @@ def test_every_byte_in_every_form(
         partial = make()
         halves = [(0, data[: SIZE // 2]), (SIZE // 2, data[SIZE // 2 :])]
         for offset, half in halves if position is None or position % 2 else reversed(halves):
-            partial.land(offset, memoryview(half))
+            partial.accept(offset, memoryview(half))
         while partial.catch_up():
             pass
         wrong = partial.digest() != SHA256

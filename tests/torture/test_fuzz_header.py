@@ -18,7 +18,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 import asyncfetch.format.header
 from asyncfetch.errors import InvalidHeaderError
 from asyncfetch.format.arrays import tensor_view
-from asyncfetch.format.header import read_header
+from asyncfetch.format.header import header_of
 
 from .fuzzing import TIMER, case_rng, first_failure, mutant, survey
 from .header_grammar import header_case
@@ -67,7 +67,7 @@ STRICTER = {"the dtype is an object": spelled_as_object}
 TOO_LARGE_FOR_NUMPY = "an array that numpy cannot hold"
 
 
-def compare(rng: random.Random, read: Read = read_header) -> str:
+def compare(rng: random.Random, read: Read = header_of) -> str:
     """One case. What came of it; AssertionError where the two disagree."""
     content, faults = header_case(rng)
     try:
@@ -200,7 +200,7 @@ MUTANTS = {
 
 def mutated_fuzz(twin: Any) -> Callable[[random.Random], str]:
     """`compare`, of a mutant."""
-    return partial(compare, read=twin.read_header)
+    return partial(compare, read=twin.header_of)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -8,13 +8,13 @@ from typing import Protocol
 from ..sources.located import Landed, SourceFile
 from ..storage.partial import Partial
 
-__all__ = ["Outlet"]
+__all__ = ["Consumer"]
 
 
-class Outlet(Protocol):
+class Consumer(Protocol):
     """Takes what lands while the transfer goes on, and bounds what is in memory. All on the event loop.
 
-    The transfer sets `wake`, which the outlet calls when there is memory again. `early`: what is
+    The transfer sets `wake`, which the consumer calls when there is memory again. `early`: what is
     handed out may be unverified, so a file with a wrong hash is not fetched again.
     """
 
