@@ -25,6 +25,7 @@ __all__ = [
     "Reporter",
     "Resolved",
     "Retrying",
+    "Waiting",
     "Warned",
     "event_object",
 ]
@@ -76,8 +77,9 @@ class FileProgress:
 class Retrying:
     """A request failed and will be sent again after `delay` seconds.
 
-    `attempt` counts the failures in a row without progress, of at most `attempts`. `file` is None
-    while the source is being resolved.
+    `attempt` counts the failures in a row without progress, of at most `attempts`: those of the
+    policy, and twice as many while a server limits the rate. `file` is None while the source is
+    being resolved.
     """
 
     file: str | None
@@ -85,6 +87,24 @@ class Retrying:
     attempt: int
     attempts: int
     delay: float
+
+    @classmethod
+    def after(cls, error: BaseException, file: str | None, *, attempt: int, attempts: int, delay: float) -> Retrying:
+        """What is told of `error` before the next attempt."""
+        return cls(file, getattr(error, "message", str(error)), attempt, attempts, delay)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing failed, and yet nothing moves: `reason` says for what is waited.
+
+    `delay` is in seconds, None where nobody can tell: another process may be downloading the file.
+    `file` is None while the source is being resolved. The next event of the file ends it.
+    """
+
+    file: str | None
+    reason: str
+    delay: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +137,7 @@ class Finished:
     seconds: float
 
 
-Event = Resolved | FileStarted | FileProgress | Retrying | FileVerified | Warned | Finished
+Event = Resolved | FileStarted | FileProgress | Retrying | Waiting | FileVerified | Warned | Finished
 Reporter = Callable[[Event], None]
 
 

@@ -20,6 +20,7 @@ from asyncfetch.events import (
     Notifier,
     Resolved,
     Retrying,
+    Waiting,
     Warned,
 )
 
@@ -29,6 +30,7 @@ SAMPLES = [
     FileStarted("a.safetensors", 10, 4),
     FileProgress("a.safetensors", 6, 10),
     Retrying("a.safetensors", "reset", 1, 5, 0.5),
+    Waiting("a.safetensors", "the server limits the request rate", 3.0),
     FileVerified("a.safetensors", 10, None),
     Warned("Look out."),
     Finished(1, 10, 6, 0.1),

@@ -318,7 +318,7 @@ async def open_async(
         client=client, report=report,
     ) as session:  # fmt: skip
         located = await run_as_task(session.locate_verified)
-        gatherer = Gatherer(located, session.transport, session.request.policy, session.notify)
+        gatherer = Gatherer(located, session.transport, session.request.policy)
         checkpoint = Checkpoint(located, gatherer, target)
         try:
             yield checkpoint

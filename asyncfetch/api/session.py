@@ -16,7 +16,7 @@ from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
 from ..errors import ChecksumMismatchError, SourceError, storage_errors
-from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Retrying, Warned
+from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Warned
 from ..format.index import Selector, selector
 from ..network.transport import Transport
 from ..policy import Policy
@@ -74,11 +74,7 @@ class Session:
         return landed
 
     async def _resolve(self, headers: bool) -> Located:
-        def retry(error: BaseException, delay: float) -> None:
-            reason = getattr(error, "message", str(error))
-            self.notify(Retrying(None, reason, 1, self.request.policy.attempts, delay))
-
-        return await resolve(self.request, self.transport, retry, headers=headers)
+        return await resolve(self.request, self.transport, headers=headers)
 
     async def _verify_present(self, located: Located) -> bool:
         """Hash what was on disk before. A wrong file of the cache is put aside: whether there was one."""
@@ -156,8 +152,9 @@ async def open_session(
 
     request = await to_thread.run_sync(prepare)  # looks at the disk
     with plain_errors():
-        async with Transport(request.policy, client=client) as transport:
-            yield Session(request, transport, Notifier(report), storage, verify, began)
+        notify = Notifier(report)
+        async with Transport(request.policy, client=client, notify=notify) as transport:
+            yield Session(request, transport, notify, storage, verify, began)
 
 
 def _kind_of(path: str) -> str | None:

@@ -20,7 +20,7 @@ from anyio import to_thread
 from filelock import FileLock
 
 from ..errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
-from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying
+from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
 from ..format.header import PREFIX_BYTES
 from ..network.ranges import open_span, skip
 from ..network.retry import Budget, retrying
@@ -204,7 +204,8 @@ class Transfer:
             partial = await to_thread.run_sync(lambda: MemoryPartial(file.size, algorithm, data_start=data_start))
         else:
             cache = self._cache()
-            lock = await lock_blob(cache, file.key, self.policy.lock_patience)
+            waiting = Waiting(file.name, "another process is downloading this file", None)
+            lock = await lock_blob(cache, file.key, self.policy.lock_patience, lambda: self.notify(waiting))
             try:
                 if await self._already_there(cache, file):
                     unlock(lock)
@@ -248,12 +249,6 @@ class Transfer:
         budget = Budget(self.policy)
         renew = False
 
-        def retry(error: BaseException, delay: float) -> None:
-            nonlocal renew
-            renew = renew or isinstance(error, LinkExpiredError)
-            reason = getattr(error, "message", str(error))
-            self.notify(Retrying(file.name, reason, budget.failures, self.policy.attempts, delay))
-
         def place(nbytes: int) -> memoryview:
             # Read anew for each piece: another connection may have taken over the end of the lease.
             room = min(nbytes, self.policy.burst, lease.remaining)
@@ -263,25 +258,29 @@ class Transfer:
             partial.accept(lease.start, view)
             lease.start += len(view)
 
-        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+        async for attempt in retrying(budget, self.notify, file=file.name):
             with attempt:
                 target = await origin.target(file, renew=renew)
                 renew = False
                 span = Span(lease.start, lease.stop)
-                async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
-                    if at < span.start:
-                        self._board.unsplittable.add(file.name)
-                        await skip(body, span.start - at)
-                    while lease.start < lease.stop:
-                        await self._wait_for_hash(task, lease)
-                        room = lease.remaining if self.consumer is None else await self._room(task, lease)
-                        got = await body.pull(room, place, accept)
-                        if not got:
-                            raise NetworkError("the body ended early", url=target.url)
-                        budget.progress(got)
-                        self._progress(task, got)
-                        self._advanced(task)
-                        self._hash_behind(task, _BACKLOG)
+                try:
+                    async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
+                        if at < span.start:
+                            self._board.unsplittable.add(file.name)
+                            await skip(body, span.start - at)
+                        while lease.start < lease.stop:
+                            await self._wait_for_hash(task, lease)
+                            room = lease.remaining if self.consumer is None else await self._room(task, lease)
+                            got = await body.pull(room, place, accept)
+                            if not got:
+                                raise NetworkError("the body ended early", url=target.url)
+                            budget.progress(got)
+                            self._progress(task, got)
+                            self._advanced(task)
+                            self._hash_behind(task, _BACKLOG)
+                except LinkExpiredError:
+                    renew = True
+                    raise
 
     async def _catch_up(self, task: _Open) -> None:
         """Hash what landed out of order."""
@@ -358,7 +357,7 @@ class Transfer:
             raise error
         task.restarts += 1
         task.finishing = False
-        self.notify(Retrying(file.name, error.message, 1, 2, 0.0))
+        self.notify(Retrying.after(error, file.name, attempt=1, attempts=2, delay=0.0))
         self._board.add(file.name, task.partial.missing())
         self._add_lane()  # the lanes before may have ended
 

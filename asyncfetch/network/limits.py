@@ -1,10 +1,14 @@
-"""What bounds the bytes of all connections together: threads, and a bandwidth."""
+"""What bounds all calls of a client together: threads for bytes, connections, a bandwidth."""
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import anyio
@@ -12,21 +16,107 @@ from anyio import to_thread
 
 from ..policy import Policy
 
-__all__ = ["Limits"]
+__all__ = ["Connections", "Limits"]
 
 T = TypeVar("T")
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    call: object
+    granted: anyio.Event = field(default_factory=anyio.Event)
+
+
+class Connections:
+    """At most `most` connections at a time, shared out among calls: who holds fewest is served first.
+
+    A call is any object that stands for it. A call that has several connections is asked to give one
+    back (`owes`) while another call has none. A connection that waits for something else than its
+    server is to be given back as soon as somebody wants one (`wanted`).
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._held: Counter[object] = Counter()
+        self._waiting: list[_Waiter] = []
+        self._promised = 0  # connections that were asked back and are on their way
+        self._arrival = anyio.Event()
+
+    @asynccontextmanager
+    async def hold(self, call: object) -> AsyncIterator[None]:
+        """One connection for `call`, as long as the block."""
+        await self._acquire(call)
+        try:
+            yield
+        finally:
+            self._release(call)
+
+    async def _acquire(self, call: object) -> None:
+        if self._free and not self._waiting:
+            self._free -= 1
+            self._held[call] += 1
+            return
+        waiter = _Waiter(call)
+        self._waiting.append(waiter)
+        self._arrival.set()
+        self._arrival = anyio.Event()
+        try:
+            await waiter.granted.wait()
+        except BaseException:
+            if waiter.granted.is_set():  # cancelled in the moment in which it was granted
+                self._release(call)
+            else:
+                self._waiting.remove(waiter)
+            raise
+
+    def _release(self, call: object) -> None:
+        self._held[call] -= 1
+        self._promised = max(self._promised - 1, 0)
+        if not self._held[call]:
+            del self._held[call]
+        if not self._waiting:
+            self._free += 1
+            return
+        waiter = min(self._waiting, key=lambda one: self._held[one.call])  # of equals the first
+        self._waiting.remove(waiter)
+        self._held[waiter.call] += 1
+        waiter.granted.set()
+
+    def owes(self, call: object) -> bool:
+        """Whether `call` must give a connection back now, since it has several and another call has none.
+
+        Who is told so must close one: no other connection is asked for that other call's sake.
+        """
+        if not self._waiting or self._held[call] < 2:
+            return False
+        without = {waiter.call for waiter in self._waiting} - self._held.keys()
+        if self._promised >= len(without):
+            return False
+        self._promised += 1
+        return True
+
+    async def wanted(self) -> None:
+        """Return once somebody waits for a connection."""
+        if not self._waiting:
+            await self._arrival.wait()
+
+
 class Limits:
-    """The few threads that receive and hash, and the bandwidth that all connections share."""
+    """Few threads that receive and hash, a bandwidth, and connections. `for_call` shares them all with one call."""
 
     def __init__(self, policy: Policy) -> None:
-        self.bandwidth = policy.bandwidth_limit
         threads = max(2, os.cpu_count() or 2)
         self.threads = anyio.CapacityLimiter(threads)
         self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
-        self.busy = 0.0  # seconds that worker threads spent on bodies, all together
-        self._paid_until = 0.0
+        self.connections = Connections(policy.connections)
+        self.busy = 0.0  # seconds that worker threads spent on the bodies of this call
+        self._bandwidth = _Bandwidth(policy.bandwidth_limit)
+
+    def for_call(self) -> Limits:
+        """The same limits for one call, which counts for itself how busy it is."""
+        shared = copy.copy(self)
+        shared.busy = 0.0
+        return shared
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` in one of the few threads for bytes, and count its time as busy."""
@@ -41,12 +131,22 @@ class Limits:
 
     def piece(self, limit: int) -> int:
         """At most `limit` bytes, and no more than a tenth of a second's worth under a bandwidth limit."""
-        return limit if self.bandwidth is None else min(limit, max(int(self.bandwidth / 10), 1))
+        rate = self._bandwidth.rate
+        return limit if rate is None else min(limit, max(int(rate / 10), 1))
 
     async def spend(self, nbytes: int) -> None:
         """Wait until `nbytes` more are within the bandwidth limit, which all connections share."""
-        if self.bandwidth is None:
+        await self._bandwidth.spend(nbytes)
+
+
+class _Bandwidth:
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate  # bytes a second
+        self._paid_until = 0.0
+
+    async def spend(self, nbytes: int) -> None:
+        if self.rate is None:
             return
         now = time.monotonic()
-        self._paid_until = max(self._paid_until, now) + nbytes / self.bandwidth
+        self._paid_until = max(self._paid_until, now) + nbytes / self.rate
         await anyio.sleep(self._paid_until - now)

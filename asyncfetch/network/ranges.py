@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import anyio
-
 from ..errors import (
     AccessError,
     ChangedError,
@@ -24,7 +22,7 @@ from ..errors import (
 )
 from ..spans import Span
 from .body import Body
-from .retry import Budget, OnRetry, retrying
+from .retry import Budget, retrying
 from .transport import Transport
 from .urls import no_downgrade, origin_of, redirected
 
@@ -59,7 +57,7 @@ async def open_span(
     when size or validator are not those of `file` any more, LinkExpiredError, NetworkError kinds.
     """
     headers = {**target.headers, "range": f"bytes={span.start}-{span.stop - 1}"}
-    async with _open_followed(transport, target, headers) as body:
+    async with _open_followed(transport, target, headers, file) as body:
         _check_status(body, target, file)
         if body.encoded:
             raise ProtocolError("the body is compressed although that was declined", url=body.url)
@@ -74,7 +72,9 @@ async def open_span(
 
 
 @asynccontextmanager
-async def _open_followed(transport: Transport, target: Target, headers: Mapping[str, str]) -> AsyncIterator[Body]:
+async def _open_followed(
+    transport: Transport, target: Target, headers: Mapping[str, str], file: str
+) -> AsyncIterator[Body]:
     """The answer behind redirects. What identifies the caller, and the validator, stay at the first origin."""
     url = target.url
     for _ in range(transport.policy.max_redirects + 1):
@@ -82,7 +82,7 @@ async def _open_followed(transport: Transport, target: Target, headers: Mapping[
         if target.validator is not None and url == target.url:
             own["if-range"] = target.validator
         neutral = target.neutral or origin_of(url) != origin_of(target.url)
-        async with transport.open(url, headers=own, neutral=neutral) as body:
+        async with transport.open(url, headers=own, neutral=neutral, file=file) as body:
             location = body.headers.get("location")
             if body.status not in (301, 302, 303, 307, 308) or not location:
                 yield body
@@ -157,7 +157,6 @@ async def read_span(
     *,
     file: str,
     size: int,
-    on_retry: OnRetry | None = None,
     on_answer: Callable[[Body, Target], None] = lambda _body, _target: None,
     renew: Callable[[], Awaitable[Target]] | None = None,
 ) -> bytes:
@@ -169,27 +168,24 @@ async def read_span(
     data = bytearray()
     budget = Budget(transport.policy)
     expired = False
-
-    def retry(error: BaseException, delay: float) -> None:
-        nonlocal expired
-        expired = expired or isinstance(error, LinkExpiredError)
-        if on_retry is not None:
-            on_retry(error, delay)
-
-    async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+    async for attempt in retrying(budget, transport.notify):
         with attempt:
             if expired and renew is not None:
                 target = await renew()
             expired = False
             rest = Span(span.start + len(data), span.stop)
-            async with open_span(transport, target, rest, file=file, size=size) as (body, at):
-                on_answer(body, target)
-                await skip(body, rest.start - at)
-                while len(data) < span.nbytes:
-                    got = await body.pull(span.nbytes - len(data), _scratch, data.extend)
-                    if not got:
-                        raise NetworkError("the body ended early", url=target.url)
-                    budget.progress(got)
+            try:
+                async with open_span(transport, target, rest, file=file, size=size) as (body, at):
+                    on_answer(body, target)
+                    await skip(body, rest.start - at)
+                    while len(data) < span.nbytes:
+                        got = await body.pull(span.nbytes - len(data), _scratch, data.extend)
+                        if not got:
+                            raise NetworkError("the body ended early", url=target.url)
+                        budget.progress(got)
+            except LinkExpiredError:
+                expired = True
+                raise
     return bytes(data)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 
+import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from ..errors import NetworkError, RateLimitedError
+from ..events import Notifier, Retrying
 from ..policy import Policy
 
-__all__ = ["Budget", "OnRetry", "is_transient", "retrying"]
-
-OnRetry = Callable[[BaseException, float], None]
+__all__ = ["Budget", "is_transient", "retrying"]
 
 
 def is_transient(error: BaseException) -> bool:
@@ -53,21 +53,24 @@ class Budget:
     def exhausted(self, error: BaseException | None) -> bool:
         """Whether to give up: too many failures, or a wait longer than the policy allows."""
         asked = getattr(error, "retry_after", None) or 0.0
-        if isinstance(error, RateLimitedError):  # its quota comes back by itself: only time counts
-            return asked > self.policy.max_wait or self.failures >= 2 * self.policy.attempts
-        return self.failures >= self.policy.attempts or asked > self.policy.max_wait
+        return self.failures >= self.allowed(error) or asked > self.policy.max_wait
+
+    def allowed(self, error: BaseException | None) -> int:
+        """How many failures in a row are allowed: twice as many where the rate is limited, a quota that comes back."""
+        return self.policy.attempts * (2 if isinstance(error, RateLimitedError) else 1)
 
 
 def retrying(
     budget: Budget,
+    notify: Notifier,
     *,
-    sleep: Callable[[float], Awaitable[None]],
-    on_retry: OnRetry | None = None,
+    file: str | None = None,
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> AsyncRetrying:
     """A tenacity loop over `budget`: `async for attempt in retrying(...): with attempt: ...`.
 
-    The error of the last attempt comes out as itself. `sleep` is passed in (anyio.sleep), since
-    tenacity otherwise guesses the event loop.
+    Each wait is told to `notify` as a Retrying of `file`. The error of the last attempt comes out as
+    itself. `sleep` is passed on, since tenacity otherwise guesses the event loop.
     """
 
     def error_of(state: RetryCallState) -> BaseException | None:
@@ -79,8 +82,9 @@ def retrying(
 
     def before_sleep(state: RetryCallState) -> None:
         error = error_of(state)
-        if on_retry is not None and error is not None:
-            on_retry(error, state.upcoming_sleep)
+        if error is not None:
+            attempts = budget.allowed(error)
+            notify(Retrying.after(error, file, attempt=budget.failures, attempts=attempts, delay=state.upcoming_sleep))
 
     return AsyncRetrying(
         retry=retry_if_exception(is_transient),

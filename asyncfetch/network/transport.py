@@ -6,6 +6,7 @@ token must not follow it. No URL leaves this file in an error or a log line with
 
 from __future__ import annotations
 
+import copy
 import platform
 import random
 import time
@@ -20,11 +21,12 @@ import anyio
 import httpx
 
 from ..errors import ProtocolError, RateLimitedError, ServerError
+from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
 from .limits import Limits
 from .pool import PoolTransport
-from .retry import Budget, OnRetry, retrying
+from .retry import Budget, retrying
 from .sockets import Backend
 from .urls import origin_of, redirected
 from .wall import our_request, raise_translated, redact_logs, retry_after
@@ -53,15 +55,16 @@ class Reply:
 
 
 class Transport:
-    """Sends requests. An `async with` block bounds its connections.
+    """Sends requests. An `async with` block bounds its connections. Several calls share one by `for_call`.
 
-    `client` is the caller's: it is never changed and never closed, and its bodies take the
+    `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its bodies take the
     generic path. Without it, one of our own is made; it uses proxies from the environment, and
     without proxies it receives bodies in bursts.
     """
 
-    def __init__(self, policy: Policy, *, client: Any = None) -> None:
+    def __init__(self, policy: Policy, *, client: Any = None, notify: Notifier | None = None) -> None:
         self.policy = policy
+        self.notify = notify or Notifier(None)
         self.limits = Limits(policy)
         self.requests = 0
         self._injected = client
@@ -69,6 +72,12 @@ class Transport:
         self._backend: Backend | None = None
         self._gates: dict[tuple[str, str, int], float] = {}
         self._answered: dict[tuple[str, str, int], float] = {}
+
+    def for_call(self, notify: Notifier) -> Transport:
+        """This transport for one call: connections, limits and gates shared, its waits told to `notify`."""
+        one = copy.copy(self)
+        one.notify, one.limits, one.requests = notify, self.limits.for_call(), 0
+        return one
 
     async def __aenter__(self) -> Transport:
         redact_logs()
@@ -92,22 +101,30 @@ class Transport:
 
     @asynccontextmanager
     async def open(
-        self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, neutral: bool = False
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        neutral: bool = False,
+        file: str | None = None,
     ) -> AsyncIterator[Body]:
         """One request, one attempt: the head has been read, the body has not.
 
         `neutral` strips everything that identifies the caller, for origins other than the first.
+        `file` is the one that the request is for, in events. The block holds one of the connections.
         Statuses that ask to come again raise RateLimitedError or ServerError; others are the
         caller's to judge.
         """
-        await self._pass_gate(url)
-        response = await self._send(url, method, headers or {}, neutral)
-        body = Body(response, url, self.policy, self.limits)
-        try:
-            self._raise_transient(body)
-            yield body
-        finally:
-            await body.aclose()
+        await self._pass_gate(url, file)
+        async with self.limits.connections.hold(self):
+            response = await self._send(url, method, headers or {}, neutral)
+            body = Body(response, url, self.policy, self.limits)
+            try:
+                self._raise_transient(body)
+                yield body
+            finally:
+                await body.aclose()
 
     async def fetch(
         self,
@@ -116,16 +133,16 @@ class Transport:
         limit: int,
         headers: Mapping[str, str] | None = None,
         may_follow: Callable[[str, str], bool] | None = None,
-        on_retry: OnRetry | None = None,
+        file: str | None = None,
     ) -> Reply:
         """A small answer whole: up to `limit` bytes of its body. Transient failures are retried.
 
         `may_follow(from, to)` decides on each redirect; a redirect that it declines is the answer.
+        `file` is the one whose download this serves, for events.
         """
-        budget = Budget(self.policy)
-        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=on_retry):
+        async for attempt in retrying(Budget(self.policy), self.notify, file=file):
             with attempt:
-                return await self._fetch_once(url, limit, headers, may_follow)
+                return await self._fetch_once(url, limit, headers, may_follow, file)
         raise AssertionError("unreachable: the last attempt raises")
 
     async def _fetch_once(
@@ -134,10 +151,11 @@ class Transport:
         limit: int,
         headers: Mapping[str, str] | None,
         may_follow: Callable[[str, str], bool] | None,
+        file: str | None,
     ) -> Reply:
         first, here = origin_of(url), url
         for _ in range(self.policy.max_redirects + 1):
-            async with self.open(here, headers=headers, neutral=origin_of(here) != first) as body:
+            async with self.open(here, headers=headers, neutral=origin_of(here) != first, file=file) as body:
                 target = body.headers.get("location")
                 if body.status not in (301, 302, 303, 307, 308) or not target:
                     if body.encoded and body.status in (200, 206):
@@ -156,10 +174,11 @@ class Transport:
         """Seconds to the fastest answer so far of the origin that serves `url`; 0 if it gave none yet."""
         return self._answered.get(origin_of(url), 0.0)
 
-    async def _pass_gate(self, url: str) -> None:
+    async def _pass_gate(self, url: str, file: str | None) -> None:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""
         # Another answer may have moved the gate while we slept: look again.
-        while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:  # noqa: ASYNC110
+        while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:
+            self.notify(Waiting(file, "the server limits the request rate", delay))
             await anyio.sleep(delay + random.random())
 
     async def _send(self, url: str, method: str, headers: Mapping[str, str], neutral: bool) -> Any:

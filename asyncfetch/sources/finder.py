@@ -24,7 +24,6 @@ from ..errors import (
 from ..format.index import Index, index_too_large, parse_index, select_tensors
 from ..network.body import Body
 from ..network.ranges import Target, read_span, strong_etag
-from ..network.retry import OnRetry
 from ..network.transport import Transport
 from ..spans import Span
 from ..storage.cache import RepoCache
@@ -41,11 +40,10 @@ T = TypeVar("T")
 class Finder:
     """What the kinds of source share. A subclass says how to read an index and look at a file."""
 
-    def __init__(self, request: Request, source: Source, transport: Transport, on_retry: OnRetry | None) -> None:
+    def __init__(self, request: Request, source: Source, transport: Transport) -> None:
         self.request = request
         self.source = source
         self.transport = transport
-        self.on_retry = on_retry
         self.commit: str | None = None
         self.cache: RepoCache | None = None
         self.origin: Origin | None = None
@@ -156,7 +154,6 @@ class Finder:
             Span(0, min(PREFIX_LIMIT, file.size)),
             file=file.name,
             size=file.size,
-            on_retry=self.on_retry,
             on_answer=learn,
             renew=renewal(self.origin, file),
         )

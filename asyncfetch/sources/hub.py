@@ -26,7 +26,6 @@ from ..errors import (
 )
 from ..format.index import index_too_large
 from ..network.ranges import Target, read_span, strong
-from ..network.retry import OnRetry
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of, redirected
 from ..spans import Span
@@ -92,28 +91,25 @@ class Hub:
         return headers
 
     async def look(
-        self, file: str, revision: str, *, limit: int, whole: bool = False, on_retry: OnRetry | None = None
+        self, file: str, revision: str, *, limit: int, whole: bool = False, told: str | None = None
     ) -> HubFile:
         """Ask for a file: what the Hub says of it, and up to `limit` bytes of its beginning.
 
-        `whole` asks for the file without a range, for small files. Raises the tree's NotFoundError,
+        `whole` asks for the file without a range, for small files. `told` is the file whose download
+        this serves, for events. Raises the tree's NotFoundError,
         AccessError and NetworkError kinds. Nothing is written.
         """
         url = self.url(file, revision)
         headers = self.headers(url)
         if not whole:
             headers["range"] = f"bytes=0-{limit - 1}"
-        reply = await self.transport.fetch(
-            url, limit=limit, headers=headers, may_follow=self._may_follow, on_retry=on_retry
-        )
+        reply = await self.transport.fetch(url, limit=limit, headers=headers, may_follow=self._may_follow, file=told)
         self._raise_for(reply, file, revision)
         return self._file_of(reply, revision)
 
-    async def read_whole(
-        self, file: str, revision: str, *, limit: int, on_retry: OnRetry | None = None
-    ) -> tuple[HubFile, bytes]:
+    async def read_whole(self, file: str, revision: str, *, limit: int) -> tuple[HubFile, bytes]:
         """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError."""
-        found = await self.look(file, revision, limit=limit, whole=True, on_retry=on_retry)
+        found = await self.look(file, revision, limit=limit, whole=True)
         if found.size > limit:
             raise index_too_large(file, limit)
         if found.link is None or not found.size:
@@ -125,7 +121,6 @@ class Hub:
             Span(0, found.size),
             file=file,
             size=found.size,
-            on_retry=on_retry,
             renew=lambda: self.target_anew(file, found.commit, etag=found.etag, size=found.size),
         )
         return found, data
@@ -137,11 +132,9 @@ class Hub:
         url = self.url(file, found.commit)
         return Target(url, self.headers(url), validator=found.validator)
 
-    async def target_anew(
-        self, file: str, revision: str, *, etag: str, size: int, on_retry: OnRetry | None = None
-    ) -> Target:
+    async def target_anew(self, file: str, revision: str, *, etag: str, size: int) -> Target:
         """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
-        again = await self.look(file, revision, limit=1, on_retry=on_retry)
+        again = await self.look(file, revision, limit=1, told=file)
         if (again.etag, again.size) != (etag, size):
             raise ChangedError(file, "the Hub names another hash for it")
         return self.target(file, again)

@@ -9,7 +9,6 @@ from anyio import to_thread
 
 from ..errors import AsyncfetchError, ChecksumMismatchError, CorruptError, EntryNotFoundError, OfflineError
 from ..network.ranges import Target
-from ..network.retry import OnRetry
 from ..network.transport import Transport
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
@@ -24,8 +23,8 @@ __all__ = ["HubFinder"]
 class HubFinder(Finder):
     """With the commit pinned and all files cached, no request is sent."""
 
-    def __init__(self, request: Request, source: HubSource, transport: Transport, on_retry: OnRetry | None) -> None:
-        super().__init__(request, source, transport, on_retry)
+    def __init__(self, request: Request, source: HubSource, transport: Transport) -> None:
+        super().__init__(request, source, transport)
         self.hub = Hub(transport, request.settings, source.repo_id)
         self.revision = source.revision
         self.subfolder = source.subfolder
@@ -59,7 +58,7 @@ class HubFinder(Finder):
             if cached is not None:
                 self.index_path = path
                 return cached
-        found, data = await self.hub.read_whole(name, self.commit or self.revision, limit=limit, on_retry=self.on_retry)
+        found, data = await self.hub.read_whole(name, self.commit or self.revision, limit=limit)
         verify_small(name, data, found.checksum)
         self._pin(found)
         self.index_file = (name, data, found.etag)
@@ -82,7 +81,7 @@ class HubFinder(Finder):
         path = await self._cached(name)
         if path is not None:
             return await to_thread.run_sync(file_on_disk, name, path, self.repo_cache)
-        found = await self.hub.look(name, self.commit or self.revision, limit=PREFIX_LIMIT, on_retry=self.on_retry)
+        found = await self.hub.look(name, self.commit or self.revision, limit=PREFIX_LIMIT)
         self._pin(found)
         file = SourceFile(
             name,
@@ -127,7 +126,7 @@ class HubFinder(Finder):
         try:
             with anyio.move_on_after(self.request.policy.connect_timeout) as scope:
                 if await self._cached(single) is None:
-                    await self.hub.look(single, self.commit, limit=1, on_retry=self.on_retry)
+                    await self.hub.look(single, self.commit, limit=1)
         except EntryNotFoundError:
             self.absent.append(single)
         except AsyncfetchError:
@@ -143,11 +142,9 @@ class HubOrigin:
     def __init__(self, finder: HubFinder) -> None:
         self._finder = finder
 
-    async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:
+    async def target(self, file: SourceFile, *, renew: bool) -> Target:
         finder = self._finder
         if file.target is None or renew:
             revision = finder.commit or finder.revision
-            file.target = await finder.hub.target_anew(
-                file.name, revision, etag=file.key, size=file.size, on_retry=on_retry
-            )
+            file.target = await finder.hub.target_anew(file.name, revision, etag=file.key, size=file.size)
         return file.target

@@ -11,7 +11,6 @@ from ..errors import SourceError
 from ..format.header import Header
 from ..format.index import Index
 from ..network.ranges import Target
-from ..network.retry import OnRetry
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
 
@@ -23,7 +22,7 @@ PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most header
 class Origin(Protocol):
     """Knows where the bytes of a file are served, also after a signed link has expired."""
 
-    async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:
+    async def target(self, file: SourceFile, *, renew: bool) -> Target:
         """Where to read `file`. `renew` asks the source again; ChangedError if it is another file now."""
         ...
 

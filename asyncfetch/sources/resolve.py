@@ -11,7 +11,6 @@ from ..errors import CorruptError, EntryNotFoundError, SourceError, storage_erro
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import Index, Selector, check_index, select_tensors
 from ..network.ranges import read_span
-from ..network.retry import OnRetry
 from ..network.transport import Transport
 from ..spans import Span
 from ..storage.checksums import Checksum
@@ -26,9 +25,7 @@ from .web_finder import WebFinder
 __all__ = ["read_header", "resolve"]
 
 
-async def resolve(
-    request: Request, transport: Transport, on_retry: OnRetry | None = None, *, headers: bool = True
-) -> Located:
+async def resolve(request: Request, transport: Transport, *, headers: bool = True) -> Located:
     """Find the checkpoint: its commit, its shards, and what is in each. Writes nothing.
 
     A checkpoint that cannot be loaded is refused here, before its shards are downloaded. Raises
@@ -38,11 +35,11 @@ async def resolve(
     finder: Finder
     match request.source:
         case HubSource():
-            finder = HubFinder(request, request.source, transport, on_retry)
+            finder = HubFinder(request, request.source, transport)
         case UrlSource():
-            finder = WebFinder(request, request.source, transport, on_retry)
+            finder = WebFinder(request, request.source, transport)
         case LocalSource():
-            finder = LocalFinder(request, request.source, transport, on_retry)
+            finder = LocalFinder(request, request.source, transport)
     located = await finder.find()
     _apply_checksums(located, request.checksums or {})
     await finder.settle(located)
@@ -51,7 +48,7 @@ async def resolve(
         return located
 
     async def header(file: SourceFile) -> None:
-        await read_header(file, transport, on_retry, located.origin)
+        await read_header(file, transport, located.origin)
 
     await each(located.files, header, request.policy.connections)
     if located.index is None:
@@ -86,9 +83,7 @@ def _apply_checksums(located: Located, checksums: Mapping[str, Checksum]) -> Non
         file.checksum = checksum
 
 
-async def read_header(
-    file: SourceFile, transport: Transport | None, on_retry: OnRetry | None, origin: Origin | None = None
-) -> None:
+async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
     """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
     if file.path is not None or transport is None:
         file.raw_header = await to_thread.run_sync(_local_header, file)
@@ -103,7 +98,6 @@ async def read_header(
                 rest,
                 file=file.name,
                 size=file.size,
-                on_retry=on_retry,
                 renew=renewal(origin, file),
             )
         file.raw_header = file.prefix[:data_start]

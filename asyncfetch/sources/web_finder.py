@@ -22,7 +22,6 @@ from ..errors import AccessError, ChangedError, EntryNotFoundError, OfflineError
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import index_too_large
 from ..network.ranges import Target, strong, version_of
-from ..network.retry import OnRetry
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
 from ..storage.cache import RepoCache, url_repo_id
@@ -40,8 +39,8 @@ _REVISION = "main"  # the name under which the last snapshot of a URL is recorde
 class WebFinder(Finder):
     """A URL as a source."""
 
-    def __init__(self, request: Request, source: UrlSource, transport: Transport, on_retry: OnRetry | None) -> None:
-        super().__init__(request, source, transport, on_retry)
+    def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
+        super().__init__(request, source, transport)
         self.web = source
         self.repo_cache = RepoCache(request.cache_root, url_repo_id(source.folder))
         self.cache, self.origin = self.repo_cache, WebOrigin(self)
@@ -78,14 +77,12 @@ class WebFinder(Finder):
             raise OfflineError(str(self.source), name)
         return path
 
-    async def _ask(self, name: str, *, limit: int, ranged: bool = False) -> Reply:
+    async def _ask(self, name: str, *, limit: int, ranged: bool = False, told: str | None = None) -> Reply:
         headers = {"want-repr-digest": "sha-256=10"}
         if ranged:
             headers["range"] = f"bytes=0-{limit - 1}"
         url = self.web.url(name)
-        reply = await self.transport.fetch(
-            url, limit=limit, headers=headers, may_follow=no_downgrade, on_retry=self.on_retry
-        )
+        reply = await self.transport.fetch(url, limit=limit, headers=headers, may_follow=no_downgrade, file=told)
         if reply.status in (404, 410):
             raise EntryNotFoundError(name, redact_url(self.web.folder))
         if reply.status in (401, 403):
@@ -161,10 +158,12 @@ class WebOrigin:
     def __init__(self, finder: WebFinder) -> None:
         self._finder = finder
 
-    async def target(self, file: SourceFile, *, renew: bool, on_retry: OnRetry | None = None) -> Target:  # noqa: ARG002
+    async def target(self, file: SourceFile, *, renew: bool) -> Target:
         if file.target is None or renew:
             finder = self._finder
-            again = finder.file_of(file.name, await finder._ask(file.name, limit=1, ranged=True), file.size)
+            again = finder.file_of(
+                file.name, await finder._ask(file.name, limit=1, ranged=True, told=file.name), file.size
+            )
             if again.identity != file.identity:
                 raise ChangedError(file.name, "its size or its validator is another one")
             file.target = again.target

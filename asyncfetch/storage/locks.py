@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,20 +104,25 @@ def _lock(descriptor: int) -> bool:
 _LOCK_POLL = 0.05
 
 
-async def lock_blob(cache: RepoCache, key: str, patience: float) -> FileLock | None:
+async def lock_blob(
+    cache: RepoCache, key: str, patience: float, on_wait: Callable[[], None] = lambda: None
+) -> FileLock | None:
     """huggingface_hub's lock for this blob, polled. None where locks do not work.
 
+    `on_wait` is called once, where another process has it.
     A holder that makes no progress for `patience` seconds is not waited for: the partial is
     claimed separately, so the worst that can happen is work done twice.
     """
     lock = await to_thread.run_sync(cache.lock, key)
-    seen, since = -1.0, time.monotonic()
+    seen, since, waits = -1.0, time.monotonic(), False
     while True:
         try:
             await to_thread.run_sync(lambda: lock.acquire(timeout=0))
             return lock
         except Timeout:
-            pass
+            if not waits:
+                waits = True
+                on_wait()
         except (NotImplementedError, OSError):
             return None
         now = await to_thread.run_sync(cache.last_write, key)

@@ -16,7 +16,6 @@ import anyio
 import numpy as np
 
 from ..errors import ChangedError, LinkExpiredError, NetworkError, ProtocolError, StorageError, storage_errors
-from ..events import Notifier, Retrying
 from ..format.slices import REQUEST_COST, STAGE_BYTES, Piece, coalesce
 from ..network.body import Body
 from ..network.ranges import Target, open_span, skip, strong_etag
@@ -125,11 +124,10 @@ def _copy(piece: Piece, source: memoryview, memory: memoryview) -> None:
 class Gatherer:
     """Reads parts of the files of `located`, at most `policy.connections` at a time over all calls."""
 
-    def __init__(self, located: Located, transport: Transport, policy: Policy, notify: Notifier) -> None:
+    def __init__(self, located: Located, transport: Transport, policy: Policy) -> None:
         self._located = located
         self._transport = transport
         self._policy = policy
-        self._notify = notify
         self._limiter = anyio.CapacityLimiter(policy.connections)
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._etags = {file.name: file.etag for file in located.files if file.etag is not None}
@@ -184,30 +182,28 @@ class Gatherer:
         target: Target | None = None
         expired = False
 
-        def retry(error: BaseException, delay: float) -> None:
-            nonlocal expired
-            expired = expired or isinstance(error, LinkExpiredError)
-            reason = getattr(error, "message", str(error))
-            self._notify(Retrying(file.name, reason, budget.failures, self._policy.attempts, delay))
-
         def place(nbytes: int) -> memoryview:
             return sink.place(min(nbytes, self._policy.burst))
 
-        async for attempt in retrying(budget, sleep=anyio.sleep, on_retry=retry):
+        async for attempt in retrying(budget, self._transport.notify, file=file.name):
             with attempt:
                 target = await self._target(file, target if expired else None)
                 expired = False
                 span = Span(sink.position, sink.stop)
-                async with open_span(self._transport, target, span, file=file.name, size=file.size) as (body, at):
-                    self._hold(file, target, body)
-                    if body.status == 200:
-                        self._whole_only.add(file.name)
-                        await skip(body, span.start - at)
-                    while sink.room:
-                        got = await body.pull(sink.room, place, sink.accept)
-                        if not got:
-                            raise NetworkError("the body ended early", url=target.url)
-                        budget.progress(got)
+                try:
+                    async with open_span(self._transport, target, span, file=file.name, size=file.size) as (body, at):
+                        self._hold(file, target, body)
+                        if body.status == 200:
+                            self._whole_only.add(file.name)
+                            await skip(body, span.start - at)
+                        while sink.room:
+                            got = await body.pull(sink.room, place, sink.accept)
+                            if not got:
+                                raise NetworkError("the body ended early", url=target.url)
+                            budget.progress(got)
+                except LinkExpiredError:
+                    expired = True
+                    raise
 
     async def _target(self, file: SourceFile, expired: Target | None) -> Target:
         """Where `file` is served now; asked for anew if that is still where `expired` was refused."""

@@ -19,7 +19,10 @@ _PREAMBLE = """
 import json, resource, sys
 import anyio, numpy, safetensors.numpy
 import asyncfetch
-from asyncfetch import errors, session, transfer, transport
+from asyncfetch import errors
+from asyncfetch.api import session
+from asyncfetch.engine import transfer
+from asyncfetch.network import transport
 
 def peak():
     "KiB of memory that this process had at most."

@@ -211,7 +211,7 @@ MUTANTS = (
         "network/retry.py",
         "return jitter * min(self.policy.backoff * 2.0**doublings, self.policy.max_backoff)",
         "return jitter * self.policy.backoff * 2.0**doublings",
-        ("test_policy.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
+        ("network/test_retry.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
     ),
     Mutant(
         "backoff-without-jitter",
@@ -219,7 +219,7 @@ MUTANTS = (
         "network/retry.py",
         "        jitter = random.random()",
         "        jitter = 1.0",
-        ("test_policy.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
+        ("network/test_retry.py::test_backoff_is_full_jitter_under_a_doubling_ceiling",),
     ),
     Mutant(
         "retries-for-ever",
@@ -227,7 +227,7 @@ MUTANTS = (
         "network/retry.py",
         "        return self.failures >= self.policy.attempts or asked",
         "        return asked",
-        ("test_policy.py::test_a_budget_is_exhausted_by_failures",),
+        ("network/test_retry.py::test_a_budget_is_exhausted_by_failures",),
     ),
     Mutant(
         "retry-after-ignored",
@@ -235,7 +235,7 @@ MUTANTS = (
         "network/retry.py",
         "        if asked is not None:",
         "        if asked == ...:",
-        ("test_policy.py::test_a_wait_beyond_the_policy_ends_it",),
+        ("network/test_retry.py::test_a_wait_beyond_the_policy_ends_it",),
     ),
     Mutant(
         "retry-after-unbounded",

@@ -68,7 +68,7 @@ MUTANTS = (
         "network/retry.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return True",
-        ("test_policy.py::test_a_task_that_is_cancelled_once_ends",),
+        ("network/test_retry.py::test_a_task_that_is_cancelled_once_ends",),
     ),
     Mutant(
         "cancelled-wait-loses-a-tensor",

@@ -55,7 +55,7 @@ MUTANTS = (
         "        if self._unit >= self.policy.progress_unit:",
         "        if self._unit:",
         (
-            "test_policy.py::test_only_real_progress_refills_the_budget",
+            "network/test_retry.py::test_only_real_progress_refills_the_budget",
             "engine/test_transfer.py::test_no_progress_gives_up",
         ),
     ),
@@ -284,7 +284,10 @@ MUTANTS = (
         "network/retry.py",
         "return isinstance(error, NetworkError | RateLimitedError) and error.transient",
         "return isinstance(error, Exception)",
-        ("test_policy.py::test_other_errors_come_out_at_once", "network/test_sockets.py::test_untrusted_certificate"),
+        (
+            "network/test_retry.py::test_other_errors_come_out_at_once",
+            "network/test_sockets.py::test_untrusted_certificate",
+        ),
     ),
     Mutant(
         "proxy-ignored",

@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from asyncfetch.errors import CertificateError, NetworkError, ProtocolError
+from asyncfetch.events import Event, Notifier
 from asyncfetch.network import sockets as network
 from asyncfetch.network.ranges import Target, read_span
 from asyncfetch.network.sockets import Backend, Stream, interleave
@@ -226,14 +227,12 @@ async def test_tls_session_serves_again(tls_server: FaultServer) -> None:
 )
 async def test_closed_connections_do_not_serve_again(server: FaultServer, fault: Any) -> None:
     """A connection that the server closes, or will close, is not used again, and that costs no retry."""
-    retries: list[BaseException] = []
-    async with Transport(QUICK) as transport:
+    retries: list[Event] = []
+    async with Transport(QUICK, notify=Notifier(retries.append)) as transport:
         server.fault(PATH, fault)
         await fetch(server, transport)
         await anyio.sleep(0.02)
-        reply = await transport.fetch(
-            server.url + PATH, limit=1 << 20, on_retry=lambda error, _delay: retries.append(error)
-        )
+        reply = await transport.fetch(server.url + PATH, limit=1 << 20)
         assert reply.body == BODY
     assert server.accepted == 2
     assert not retries
@@ -347,12 +346,10 @@ async def test_refused(server: FaultServer) -> None:
     """Nobody listens: a network error after all attempts, without an address in it that helps nobody."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    retries: list[BaseException] = []
-    async with Transport(QUICK) as transport:
+    retries: list[Event] = []
+    async with Transport(QUICK, notify=Notifier(retries.append)) as transport:
         with pytest.raises(NetworkError, match="refused"):
-            await transport.fetch(
-                f"http://127.0.0.1:{port}/", limit=10, on_retry=lambda error, _delay: retries.append(error)
-            )
+            await transport.fetch(f"http://127.0.0.1:{port}/", limit=10)
     assert len(retries) == QUICK.attempts - 1
 
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from asyncfetch.errors import AsyncfetchError, NetworkError, ProtocolError, RateLimitedError, ServerError, StalledError
+from asyncfetch.events import Event, Notifier, Retrying
 from asyncfetch.network.body import Body
 from asyncfetch.network.ranges import Target, read_span
 from asyncfetch.network.transport import Transport, retry_after
@@ -176,12 +177,14 @@ def test_origins(one: str, other: str, same: bool) -> None:
 async def test_small_answers_are_fetched_again(server: FaultServer, kind: str, fault: Fault) -> None:
     """A failure anywhere in an answer costs one more request, and the caller is told."""
     server.fault(PATH, fault)
-    told: list[BaseException] = []
-    async with transport_of(kind, replace(QUICK, read_timeout=0.1)) as transport:
-        reply = await transport.fetch(server.url + PATH, limit=1 << 20, on_retry=lambda error, _: told.append(error))
+    told: list[Event] = []
+    async with transport_of(kind, replace(QUICK, read_timeout=0.1)) as shared:
+        transport = shared.for_call(Notifier(told.append))
+        reply = await transport.fetch(server.url + PATH, limit=1 << 20, file="x")
     assert reply.body == BODY
     assert len(server.to(PATH)) == 2
-    assert [isinstance(error, NetworkError) for error in told] == [True]
+    assert [(event.file, event.attempt) for event in told if isinstance(event, Retrying)] == [("x", 1)]
+    assert len(told) == 1
 
 
 @pytest.mark.anyio

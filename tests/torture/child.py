@@ -24,10 +24,10 @@ from typing import Any, NoReturn
 import anyio
 import anyio._backends._asyncio
 import anyio.lowlevel
+import anyio.to_thread
 import numpy as np
 
 import asyncfetch
-from asyncfetch.engine import bookkeeping
 from asyncfetch.network import pool
 from asyncfetch.storage import partial
 
@@ -130,7 +130,7 @@ def _use_one_thread() -> None:
         return function(*arguments)
 
     count = itertools.count()
-    bookkeeping.to_thread.run_sync = run_sync
+    anyio.to_thread.run_sync = run_sync
     secrets.token_hex = lambda nbytes=None: f"{next(count):0{2 * (nbytes or 4)}x}"
 
 

@@ -9,9 +9,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -115,19 +115,23 @@ def peak_mebibytes() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def mutant(module: ModuleType, before: str, after: str) -> ModuleType:
-    """`module` made from its source with `before`, which must be there once, replaced by `after`."""
-    path = module.__file__
-    assert path is not None
-    source = Path(path).read_text(encoding="utf-8")
-    assert source.count(before) == 1, f"{before!r} is {source.count(before)} times in {path}"
-    spec = importlib.util.spec_from_file_location(module.__name__, path)
-    assert spec is not None
-    twin = importlib.util.module_from_spec(spec)
-    code = compile(source.replace(before, after), f"<mutant of {path}>", "exec")
-    # Dataclasses look their module up by its name; so long that is the twin.
-    with _registered(twin):
-        exec(code, twin.__dict__)
+def mutant(modules: Sequence[ModuleType], before: str, after: str) -> ModuleType:
+    """The last of `modules`, each of which imports those before it, made anew from their sources.
+
+    In one of them is `before`, once, and it is replaced by `after`.
+    """
+    sources = {module: Path(str(module.__file__)).read_text(encoding="utf-8") for module in modules}
+    counts = [source.count(before) for source in sources.values()]
+    assert sum(counts) == 1, f"{before!r} is {counts} times in {modules}"
+    with ExitStack() as stack:
+        for module in modules:
+            spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+            assert spec is not None
+            twin = importlib.util.module_from_spec(spec)
+            # Dataclasses look their module up by its name, and the next module imports it; so long that is the twin.
+            stack.enter_context(_registered(twin))
+            code = compile(sources[module].replace(before, after), f"<mutant of {module.__file__}>", "exec")
+            exec(code, twin.__dict__)
     return twin
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError, deserialize, safe_open
 
-import asyncfetch.format.header
 from asyncfetch.errors import InvalidHeaderError
+from asyncfetch.format import dtypes, header, hostile
 from asyncfetch.format.arrays import tensor_view
 from asyncfetch.format.header import header_of
 
@@ -151,6 +151,7 @@ def test_agrees_with_the_library(seed: int, scale: Callable[[int, int], int], fi
 
 
 # What the validator would be without one of its rules, or with one too many.
+MODULES = [hostile, dtypes, header]
 MUTANTS = {
     "holes and overlaps": ("        if begin != covered:", "        if False:"),
     "holes": ("        if begin != covered:", "        if begin < covered:"),
@@ -206,7 +207,7 @@ def mutated_fuzz(twin: Any) -> Callable[[random.Random], str]:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_catches(name: str, seed: int) -> None:
     """Without one of its rules, the validator fails within the cases of the quick form."""
-    twin = mutant(asyncfetch.format.header, *MUTANTS[name])
+    twin = mutant(MODULES, *MUTANTS[name])
     assert first_failure(mutated_fuzz(twin), seed, QUICK) is not None
 
 
@@ -217,6 +218,6 @@ def test_cases_can_be_repeated(seed: int) -> None:
 
 def test_source_is_no_mutant() -> None:
     """What the mutants are compared with passes: the same module, made in the same way, unchanged."""
-    twin = mutant(asyncfetch.format.header, "_MAX_NESTING = 127", "_MAX_NESTING  = 127")
+    twin = mutant(MODULES, "_MAX_NESTING = 127", "_MAX_NESTING  = 127")
     assert first_failure(mutated_fuzz(twin), 1, 500) is None
-    assert Path(str(asyncfetch.format.header.__file__)).read_text().count("_MAX_NESTING = 127") == 1
+    assert Path(str(header.__file__)).read_text().count("_MAX_NESTING = 127") == 1

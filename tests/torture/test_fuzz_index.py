@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import asyncfetch.format.index
 from asyncfetch.errors import InvalidIndexError
+from asyncfetch.format import hostile, index
 from asyncfetch.format.index import parse_index
 
 from .fuzzing import TIMER, first_failure, mutant, survey
@@ -64,6 +64,7 @@ def test_verdicts(seed: int, scale: Callable[[int, int], int], figure: Callable[
 
 
 # What the validator would be without one of its rules, or with one too many.
+MODULES = [hostile, index]
 MUTANTS = {
     "its bytes": ("    if len(raw) > max_bytes:", "    if False:"),
     "one byte too strict": ("    if len(raw) > max_bytes:", "    if len(raw) >= max_bytes:"),
@@ -119,11 +120,11 @@ def mutated_fuzz(twin: Any) -> Callable[[random.Random], str]:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_catches(name: str, seed: int) -> None:
     """Without one of its rules, the validator fails within the cases of the quick form."""
-    twin = mutant(asyncfetch.format.index, *MUTANTS[name])
+    twin = mutant(MODULES, *MUTANTS[name])
     assert first_failure(mutated_fuzz(twin), seed, QUICK) is not None
 
 
 def test_source_is_no_mutant() -> None:
     """What the mutants are compared with passes: the same module, made in the same way, unchanged."""
-    twin = mutant(asyncfetch.format.index, "_MAX_PATH_BYTES = 1024", "_MAX_PATH_BYTES  = 1024")
+    twin = mutant(MODULES, "_MAX_PATH_BYTES = 1024", "_MAX_PATH_BYTES  = 1024")
     assert first_failure(mutated_fuzz(twin), 1, 500) is None
