@@ -18,7 +18,7 @@ SAMPLE = Mutant(
     "policy.py",
     '__version__ = "',
     '__version__ = "9',
-    ("test_policy.py::test_only_real_progress_refills_the_budget",),
+    ("test_policy.py::test_from_env_reads_each_variable",),
 )
 
 

@@ -32,8 +32,8 @@ MUTANTS = (
         "link-in-an-event",
         _ANYTHING,
         "engine/transfer.py",
-        '            reason = getattr(error, "message", str(error))',
-        "            reason = file.target.url if file.target else str(error)",
+        "                    renew = True\n",
+        "                    renew = True\n                    self.notify(FileProgress(target.url, 0, 0))\n",
         ("engine/test_transfer.py::test_expired_link_is_renewed",),
     ),
     Mutant(
