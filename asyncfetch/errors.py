@@ -27,39 +27,35 @@
     ├── StorageError                 the disk
     │   └── DiskFullError
     ├── OfflineError                 offline, and not in the cache
+    ├── TimedOutError                a `timeout=` has passed; a TimeoutError too
     └── ModelMismatchError           the state dict does not fit the model
 
-Each error carries its data as attributes, a stable `code`, a `hint` that says what to do, and
-`transient`: whether the same call may succeed later. All of them survive pickling. No message
-holds a token, or the credentials or the query of a URL: URLs go through `redact_url`.
+Each error carries its data as attributes, a stable `code`, a `hint` that says what to do, and `transient`: whether the
+same call may succeed later. All survive pickling. No message holds a token, or credentials or the query of a URL.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 __all__ = [
     "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
     "ChecksumMismatchError", "CorruptError", "DiskFullError", "EntryNotFoundError", "GatedRepositoryError",
     "InvalidHeaderError", "InvalidIndexError", "LinkExpiredError", "MissingTensorError", "ModelMismatchError",
-    "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "RateLimitedError",
-    "RepositoryNotFoundError", "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError",
-    "SourceError", "StalledError", "StorageError", "redact_url", "storage_errors",
+    "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "RateLimitedError", "RepositoryNotFoundError",
+    "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError", "SourceError", "StalledError",
+    "StorageError", "TimedOutError", "redact_url", "storage_errors",
 ]  # fmt: skip
 
-E = TypeVar("E", bound="AsyncfetchError")
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def redact_url(url: str) -> str:
-    """`url` without user, password, query and fragment: fit for a message or a log.
-
-    Signed URLs carry their signature in the query, so the query goes as a whole.
-    """
+    """`url` without user, password, query (which may be a signature) and fragment: fit for a message or a log."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
@@ -92,7 +88,7 @@ class AsyncfetchError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
 
-def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
+def _restore(cls: type[AsyncfetchError], args: tuple[object, ...], state: dict[str, Any]) -> AsyncfetchError:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
@@ -118,21 +114,15 @@ class NotFoundError(AsyncfetchError):
 
 
 class RepositoryNotFoundError(NotFoundError):
-    """The Hub knows no such repository, or hides it from this caller.
-
-    The Hub answers 401 for both, so the two cannot be told apart without a token.
-    """
+    """The Hub knows no such repository, or hides it from this caller: it answers 401 for both."""
 
     code = "repository_not_found"
 
     def __init__(self, repository: str, *, authenticated: bool) -> None:
         self.repository = repository
-        who = "with the token that was sent" if authenticated else "without a token"
-        hint = (
-            "Check the spelling, and that the token may read it."
-            if authenticated
-            else "Check the spelling; if it is private, set HF_TOKEN or pass token=."
-        )
+        who, hint = "without a token", "Check the spelling; if it is private, set HF_TOKEN or pass token=."
+        if authenticated:
+            who, hint = "with the token that was sent", "Check the spelling, and that the token may read it."
         super().__init__(f"Repository {repository!r} was not found {who}.", hint=hint)
 
 
@@ -143,10 +133,8 @@ class RevisionNotFoundError(NotFoundError):
 
     def __init__(self, repository: str, revision: str) -> None:
         self.repository, self.revision = repository, revision
-        super().__init__(
-            f"Repository {repository!r} has no revision {revision!r}.",
-            hint="Give a branch, a tag or a full commit hash.",
-        )
+        hint = "Give a branch, a tag or a full commit hash."
+        super().__init__(f"Repository {repository!r} has no revision {revision!r}.", hint=hint)
 
 
 class EntryNotFoundError(NotFoundError):
@@ -178,10 +166,8 @@ class CheckpointNotFoundError(NotFoundError):
 
     def __init__(self, source: str, candidates: Sequence[str]) -> None:
         self.source, self.candidates = source, tuple(candidates)
-        super().__init__(
-            f"{source} has no safetensors checkpoint; tried {', '.join(candidates)}.",
-            hint="Name its folder with subfolder=, its variant with variant=, or give the file's own URL.",
-        )
+        hint = "Name its folder with subfolder=, its variant with variant=, or give the file's own URL."
+        super().__init__(f"{source} has no safetensors checkpoint; tried {', '.join(candidates)}.", hint=hint)
 
 
 class AccessError(AsyncfetchError):
@@ -198,10 +184,8 @@ class GatedRepositoryError(AccessError):
 
     def __init__(self, repository: str, page: str) -> None:
         self.repository, self.page = repository, page
-        super().__init__(
-            f"Repository {repository!r} is gated.",
-            hint=f"Accept its terms at {page}, then set HF_TOKEN or pass token=.",
-        )
+        hint = f"Accept its terms at {page}, then set HF_TOKEN or pass token=."
+        super().__init__(f"Repository {repository!r} is gated.", hint=hint)
 
 
 class CorruptError(AsyncfetchError):
@@ -242,7 +226,7 @@ class MissingTensorError(CorruptError):
 
     def __init__(self, file: str, index: str, tensors: Sequence[str]) -> None:
         self.index, self.tensors = index, tuple(tensors)
-        names = ", ".join(repr(name) for name in tensors[:3]) + (", …" if len(tensors) > 3 else "")
+        names = ", ".join([*map(repr, tensors[:3]), *(["…"] if len(tensors) > 3 else [])])
         super().__init__(f"{index} places {len(tensors)} tensor(s) in {file} that it lacks: {names}.", file=file)
 
 
@@ -275,8 +259,7 @@ class NetworkError(AsyncfetchError):
     transient = True
 
     def __init__(self, message: str, *, url: str, hint: str | None = None, retry_after: float | None = None) -> None:
-        self.url = redact_url(url)
-        self.retry_after = retry_after
+        self.url, self.retry_after = redact_url(url), retry_after
         super().__init__(f"{self.url}: {message}.", hint=hint)
 
 
@@ -325,7 +308,7 @@ class CertificateError(NetworkError):
 
 
 class RateLimitedError(AsyncfetchError):
-    """429, and the wait that the server asks for is longer than the policy allows."""
+    """429: each retry was answered so, or the wait that the server asks for is longer than the policy allows."""
 
     code = "rate_limited"
     transient = True
@@ -355,11 +338,8 @@ class DiskFullError(StorageError):
     def __init__(self, path: str, *, needed: int, free: int | None) -> None:
         self.needed, self.free = needed, free
         room = "no room is left" if free is None else f"{free:,} bytes are free"
-        super().__init__(
-            path,
-            f"{needed:,} bytes are needed and {room}",
-            hint="Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk.",
-        )
+        hint = "Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk."
+        super().__init__(path, f"{needed:,} bytes are needed and {room}", hint=hint)
 
 
 class OfflineError(AsyncfetchError):
@@ -369,48 +349,53 @@ class OfflineError(AsyncfetchError):
 
     def __init__(self, source: str, what: str) -> None:
         self.source, self.what = source, what
-        super().__init__(
-            f"Offline, and {what} of {source} is not in the cache.",
-            hint="Unset HF_HUB_OFFLINE or pass offline=False once to fetch it.",
-        )
+        hint = "Unset HF_HUB_OFFLINE or pass offline=False once to fetch it."
+        super().__init__(f"Offline, and {what} of {source} is not in the cache.", hint=hint)
+
+
+class TimedOutError(AsyncfetchError, TimeoutError):
+    """A call took longer than its `timeout`, `seconds`. What came is kept."""
+
+    code = "timed_out"
+    transient = True
+    hint = "What came is kept: the same call goes on from there."
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"It took longer than the {seconds:g} s of timeout=.")
 
 
 class ModelMismatchError(AsyncfetchError):
-    """The state dict does not fit the model. The model was not changed.
+    """The state dict does not fit the model, which was not changed.
 
-    `missing` and `unexpected` are tensor names; `shapes` maps a name to (the model's shape,
-    the checkpoint's shape).
+    `missing` and `unexpected` are tensor names; `shapes` maps a name to (the model's shape, the checkpoint's shape).
     """
 
     code = "model_mismatch"
     hint = "Pass strict=False to load what fits."
 
     def __init__(
-        self,
-        *,
-        missing: Sequence[str] = (),
-        unexpected: Sequence[str] = (),
-        shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Shapes | None = None
     ) -> None:
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.shapes = dict(shapes or {})
-        parts = []
-        for label, names in (("missing", self.missing), ("unexpected", self.unexpected)):
-            if names:
-                shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-                parts.append(f"{len(names)} {label} ({shown})")
+        parts = [
+            f"{len(names)} {label} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+            for label, names in (("missing", self.missing), ("unexpected", self.unexpected))
+            if names
+        ]
         for name, (model, checkpoint) in list(self.shapes.items())[:5]:
             parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
-        hint = "" if self.shapes else None
-        super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
+        message = f"The state dict does not fit the model: {'; '.join(parts)}."
+        super().__init__(message, hint="" if self.shapes else None)
 
 
 @contextmanager
-def storage_errors(path: str | os.PathLike[str], *, needed: int = 0) -> Iterator[None]:
+def storage_errors(path: object, *, needed: int = 0) -> Iterator[None]:
     """Turn an OSError in the block into StorageError, or DiskFullError, about `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(str(path), needed=needed, free=None) from error
-        raise StorageError(str(path), error.strerror or str(error)) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        ours = DiskFullError(str(path), needed=needed, free=None) if full else None
+        raise ours or StorageError(str(path), error.strerror or str(error)) from error

@@ -41,6 +41,7 @@ from asyncfetch.errors import (
     SourceError,
     StalledError,
     StorageError,
+    TimedOutError,
     redact_url,
 )
 from asyncfetch.tasks import collapse
@@ -80,6 +81,7 @@ SAMPLES: dict[type[AsyncfetchError], AsyncfetchError] = {
         StorageError("/cache/x", "denied", hint="chmod"),
         DiskFullError("/cache/x", needed=1_000_000, free=5),
         OfflineError("org/name", "the index"),
+        TimedOutError(30.0),
         ModelMismatchError(missing=["a"], unexpected=["b"], shapes={"c": ((1, 2), (2, 1))}),
     )
 }
