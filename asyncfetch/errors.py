@@ -51,8 +51,6 @@ __all__ = [
     "StorageError", "TimedOutError", "redact_url", "storage_errors",
 ]  # fmt: skip
 
-Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-
 
 def redact_url(url: str) -> str:
     """`url` without user, password, query (which may be a signature) and fragment: fit for a message or a log."""
@@ -375,7 +373,7 @@ class ModelMismatchError(AsyncfetchError):
     hint = "Pass strict=False to load what fits."
 
     def __init__(
-        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Shapes | None = None
+        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Mapping[str, Any] | None = None
     ) -> None:
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.shapes = dict(shapes or {})

@@ -108,8 +108,8 @@ def test_the_drawn_tree_is_the_tree() -> None:
 
 
 def test_all_is_whole() -> None:
-    """`__all__` has every class, and what redacts; the samples of this file have every class."""
-    assert set(errors.__all__) == {cls.__name__ for cls in CLASSES} | {"redact_url"}
+    """`__all__` has every class, what redacts and what translates; the samples of this file have every class."""
+    assert set(errors.__all__) == {cls.__name__ for cls in CLASSES} | {"redact_url", "storage_errors"}
     assert set(SAMPLES) == set(CLASSES)
 
 
