@@ -23,9 +23,43 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .policy import __version__
+from . import errors as errors
+from . import events as events
+from .errors import (
+    AccessError,
+    AsyncfetchError,
+    CertificateError,
+    ChangedError,
+    CheckpointNotFoundError,
+    ChecksumMismatchError,
+    CorruptError,
+    DiskFullError,
+    EntryNotFoundError,
+    GatedRepositoryError,
+    InvalidHeaderError,
+    InvalidIndexError,
+    LinkExpiredError,
+    MissingTensorError,
+    ModelMismatchError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    ProtocolError,
+    RateLimitedError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SelectionError,
+    ServerError,
+    ShardNotFoundError,
+    SourceError,
+    StalledError,
+    StorageError,
+    TimedOutError,
+)
+from .policy import Policy, __version__
 
 if TYPE_CHECKING:
+    from .api.client import BlockingClient, Client
     from .api.functions import (
         download,
         download_async,
@@ -35,42 +69,77 @@ if TYPE_CHECKING:
         inspect_async,
         load,
         load_async,
+        load_into,
+        load_into_async,
+        open_async,
+        stream,
+        stream_async,
         verify,
         verify_async,
     )
-    from .api.loading import load_into, load_into_async
-    from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor, open, open_async  # noqa: A004
-    from .api.results import Inspection, ShardInspection, Snapshot, VerifiedFile
-    from .api.streaming import stream, stream_async
-    from .errors import AsyncfetchError
+    from .api.functions import open as open  # noqa: A004
+    from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
+    from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten
-    from .policy import Policy
 
+# Without `open`, so that `from asyncfetch import *` leaves the builtin alone.
 __all__ = [
+    "AccessError",
     "AsyncfetchError",
     "BlockingCheckpoint",
+    "BlockingClient",
+    "CertificateError",
+    "ChangedError",
     "Checkpoint",
+    "CheckpointNotFoundError",
+    "ChecksumMismatchError",
+    "Client",
+    "CorruptError",
+    "DiskFullError",
+    "EntryNotFoundError",
+    "GatedRepositoryError",
     "Inspection",
+    "InvalidHeaderError",
+    "InvalidIndexError",
+    "LinkExpiredError",
     "LoadReport",
+    "MissingTensorError",
+    "ModelMismatchError",
+    "NetworkError",
+    "NotFoundError",
+    "OfflineError",
     "PackedArray",
     "Policy",
+    "ProtocolError",
+    "RateLimitedError",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "SelectionError",
+    "ServerError",
     "ShardInspection",
+    "ShardNotFoundError",
     "Snapshot",
+    "SourceError",
+    "StalledError",
+    "StateDict",
+    "StorageError",
     "StoredTensor",
+    "TimedOutError",
     "VerifiedFile",
     "__version__",
     "download",
     "download_async",
     "dry_run",
     "dry_run_async",
+    "errors",
+    "events",
     "inspect",
     "inspect_async",
     "load",
     "load_async",
     "load_into",
     "load_into_async",
-    "open",
     "open_async",
     "stream",
     "stream_async",
@@ -80,31 +149,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AsyncfetchError": "errors",
-    "BlockingCheckpoint": "api.opened",
-    "Checkpoint": "api.opened",
-    "LoadReport": "models.into",
-    "PackedArray": "format.arrays",
-    "Policy": "policy",
-    "StoredTensor": "api.opened",
-    "load_into": "api.loading",
-    "load_into_async": "api.loading",
-    "open": "api.opened",
-    "open_async": "api.opened",
-    "stream": "api.streaming",
-    "stream_async": "api.streaming",
-    "unflatten": "models.into",
+    "api.functions": "download download_async dry_run dry_run_async inspect inspect_async load load_async load_into "
+    "load_into_async open open_async stream stream_async verify verify_async",
+    "api.client": "BlockingClient Client",
+    "api.opened": "BlockingCheckpoint Checkpoint StoredTensor",
+    "api.results": "Inspection ShardInspection Snapshot StateDict VerifiedFile",
+    "format.arrays": "PackedArray",
+    "models.into": "LoadReport unflatten",
 }
 
+if not TYPE_CHECKING:  # else every name would be one for it
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: the libraries behind it take a while to load."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES.get(name, 'api.functions')}", __name__), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used: the libraries behind some take a while to load."""
+        home = next((home for home, names in _HOMES.items() if name in names.split()), None)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{home}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "open", "models", "server", "__doc__", "__name__", "__path__"])

@@ -124,7 +124,7 @@ def test_what_is_transient() -> None:
     """Exactly these may succeed when called again; a protocol error says so for itself."""
     transient = {cls for cls in CLASSES if cls.transient}
     network = {NetworkError, ServerError, ProtocolError, StalledError, LinkExpiredError}
-    assert transient == network | {ChangedError, RateLimitedError}
+    assert transient == network | {ChangedError, RateLimitedError, TimedOutError}
     assert not ProtocolError("x", url="http://h/").transient
     assert ProtocolError("x", url="http://h/", transient=True).transient
 

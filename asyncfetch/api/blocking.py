@@ -1,34 +1,51 @@
-"""From blocking code into an event loop that runs in a thread for as long as a block does."""
+"""The one way from blocking code into async code: an event loop in a thread of its own.
+
+What is entered or called there is cancelled by an interrupt of the thread that waits. The thread is a
+daemon, so that a handle that was never closed keeps no program from its end, and it is asked to end
+before the interpreter does. A child that is forked meanwhile has the handle and not the thread.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial, wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
-from anyio import from_thread
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
-from ..errors import SourceError
+from ..errors import AsyncfetchError, SourceError
+from .calls import refuse_misfits, shortened
 
-__all__ = ["Portal", "blocking", "blocking_block"]
+__all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+_PATIENCE = 15.0  # seconds for what runs in the loop to end, once it is told to
+
 
 class Portal:
-    """The way into the loop. A child that is forked in the block has the portal and not the thread: it is told so."""
+    """The way into the loop, from any thread of this process."""
 
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._portal = portal
+    def __init__(self) -> None:
+        started: Future[BlockingPortal] = Future()
         self._owner = os.getpid()
+        self._thread = threading.Thread(target=_run_loop, args=(started,), name="asyncfetch portal", daemon=True)
+        self._thread.start()
+        self._portal = started.result()
+        self._at_exit = weakref.finalize(self, _stop, self._portal, self._thread, self._owner)
 
     @property
     def inherited(self) -> bool:
+        """Whether this process is a fork of the one that has the loop."""
         return os.getpid() != self._owner
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -43,58 +60,154 @@ class Portal:
             raise
         return result
 
-    def forget(self) -> None:
-        """In a forked child: let go without waiting for the thread that is not here."""
-        vars(self._portal)["call"] = _ended  # what anyio calls when a portal that is dropped half-way is closed
+    def enter(self, block: AbstractAsyncContextManager[T]) -> tuple[T, Callable[[], None]]:
+        """Enter `block` in the loop. Returns what it gives, and what leaves it. An interrupt cancels the entering."""
+        entered: Future[tuple[T, anyio.Event]] = Future()
 
+        async def hold() -> None:
+            try:
+                async with block as value:
+                    leave = anyio.Event()
+                    entered.set_result((value, leave))
+                    await leave.wait()
+            except BaseException as error:
+                if entered.done():
+                    raise
+                entered.set_exception(error)
 
-def _ended(*_: object) -> NoReturn:
-    raise RuntimeError("This portal is not running")  # as anyio itself says it, and expects it
-
-
-def blocking_block(
-    function: Callable[P, AbstractAsyncContextManager[T]], wrap: Callable[[T, Portal], R], *, name: str, summary: str
-) -> Callable[P, AbstractContextManager[R]]:
-    """The blocking twin `name` of an async context manager function: an event loop in a thread, as long as the block.
-
-    `wrap` makes of what it gives, and of the way into the loop, what the twin gives. `summary` begins its docstring.
-    """
-
-    @contextmanager
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
-        with _entered(function(*args, **kwargs)) as (value, portal):
-            yield wrap(value, portal)
-
-    call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"{summary}\n\n    {function.__doc__}"
-    return call
-
-
-@contextmanager
-def _entered(manager: AbstractAsyncContextManager[T]) -> Iterator[tuple[T, Portal]]:
-    """Enter `manager` in an event loop in a thread. In a forked child, leaving the block does nothing."""
-    with ExitStack() as stack:
-        loop = stack.enter_context(start_blocking_portal())
-        value = stack.enter_context(loop.wrap_async_context_manager(manager))
-        portal = Portal(loop)
+        ended = self._portal.start_task_soon(hold)
         try:
-            yield value, portal
-        finally:
-            if portal.inherited:
-                portal.forget()
-                stack.pop_all()
+            value, leave = entered.result()
+        except BaseException:
+            ended.cancel()
+            raise
+
+        def go() -> None:
+            try:
+                self._portal.call(leave.set)
+            except RuntimeError:  # the loop has ended, and the block with it
+                return
+            with suppress(CancelledError):
+                ended.result()
+
+        return value, go
+
+    def stop(self) -> None:
+        """Cancel what runs, and wait for the thread. Does nothing in a forked child."""
+        self._at_exit()
+
+
+def _run_loop(started: Future[BlockingPortal]) -> None:
+    async def main() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(main)
+    except BaseException as error:  # an interrupt that struck in the loop has reached who waits, by its own way
+        if not started.done():
+            started.set_exception(error)
+
+
+def _stop(portal: BlockingPortal, thread: threading.Thread, owner: int) -> None:
+    if os.getpid() == owner:
+        with suppress(RuntimeError):  # it has ended
+            portal.start_task_soon(portal.stop, True)
+        thread.join(_PATIENCE)
+
+
+class Handle(Generic[T]):
+    """What an async block gave, kept open in a loop until `close`. `own`: the loop ends with it."""
+
+    def __init__(self, block: AbstractAsyncContextManager[T], portal: Portal, *, own: bool) -> None:
+        self.portal = portal
+        self._own = own
+        try:
+            self.value, self._leave = portal.enter(block)
+        except BaseException:
+            if own:
+                portal.stop()
+            raise
+        self._open = True
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """What `work` returns, run in the loop; errors of ours without the frames of the machinery."""
+        if not self._open:
+            raise SourceError("It is closed.", hint="Use it inside its `with` block, or before close().")
+        try:
+            return self.portal.run(work)
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
+
+    def close(self) -> None:
+        """Leave the block, once. In a forked child nothing is left."""
+        if self._open and not self.portal.inherited:
+            self._open = False
+            try:
+                self._leave()
+            finally:
+                if self._own:
+                    self.portal.stop()
 
 
 def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """The blocking twin of a coroutine function: same signature, same result, same errors."""
+    name, signature = function.__name__.removesuffix("_async"), inspect.signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with from_thread.start_blocking_portal() as portal:
-            result: T = portal.call(partial(function, *args, **kwargs))
-            return result
+        refuse_misfits(name, signature, args, kwargs)
+        portal = Portal()
+        try:
+            return portal.run(partial(function, *args, **kwargs))
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
+        finally:
+            portal.stop()
 
-    call.__name__ = call.__qualname__ = function.__name__.removesuffix("_async")
+    return _named(call, name, function)
+
+
+def blocking_block(
+    function: Callable[P, AbstractAsyncContextManager[T]], wrap: Callable[[Handle[T]], R]
+) -> Callable[P, R]:
+    """The blocking twin of a function that gives an async block: what `wrap` makes of the block that was entered."""
+    name, signature = function.__name__.removesuffix("_async"), inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_misfits(name, signature, args, kwargs)
+        try:
+            return wrap(Handle(function(*args, **kwargs), Portal(), own=True))
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
+
+    return _named(call, name, function)
+
+
+class _Face(Protocol):
+    """A blocking object over an async one."""
+
+    def _run(self, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T: ...
+
+
+def blocking_method(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """The blocking form of a method of the object that `_run` hands to it. An interrupt cancels what runs."""
+
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def call(self: _Face, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
+        return self._run(lambda inner: method(inner, *args, **kwargs))
+
+    return call
+
+
+def _named(call: Callable[P, R], name: str, function: Callable[..., object]) -> Callable[P, R]:
+    call.__name__ = call.__qualname__ = name
     call.__doc__ = f"The blocking twin of `{function.__name__}`.\n\n    {function.__doc__}"
     return call

@@ -1,4 +1,4 @@
-"""The public functions, and their blocking twins.
+"""The public functions: a client for one call each, and their blocking twins.
 
 The twins run the same coroutine in an event loop of their own, in a thread: they work without a
 loop, inside a running one (a notebook), under trio, and Ctrl-C cancels them. They block the
@@ -7,28 +7,37 @@ calling thread: in async code use the `_async` functions.
 
 from __future__ import annotations
 
-import os
+import inspect as signatures
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Unpack
 
-from anyio import from_thread, to_thread
+from anyio import to_thread
 
-from ..engine.bookkeeping import file_states
-from ..engine.transfer import Landed
-from ..errors import ChecksumMismatchError, StorageError, storage_errors
-from ..events import Reporter, Resolved
-from ..format.dtypes import Array, dtype_or_none
-from ..format.header import TensorInfo
-from ..format.index import Selector
-from ..policy import Policy
-from ..sources.located import Located
-from ..storage.checksums import Checksum, verify_file
-from ..tasks import in_own_task
-from ..tensors.merge import state_dict
-from .blocking import blocking
-from .results import Inspection, ShardInspection, Snapshot, VerifiedFile
-from .session import Session, open_session
+from ..errors import SourceError
+from .blocking import blocking, blocking_block
+from .calls import public, refuse_misfits
+from .client import Client, Opening, Streaming
+from .options import (
+    DTypeLike,
+    InspectOptions,
+    Options,
+    PlanOptions,
+    Source,
+    Storage,
+    VerifyOptions,
+    spelled_out,
+    split,
+)
+
+if TYPE_CHECKING:
+    from ..events import Resolved
+    from ..format.dtypes import Array
+    from .call import LoadReport
+    from .opened import Checkpoint
+    from .results import Inspection, Snapshot, StateDict, VerifiedFile
+    from .streaming import Tensors
 
 __all__ = [
     "download",
@@ -39,35 +48,21 @@ __all__ = [
     "inspect_async",
     "load",
     "load_async",
+    "load_into",
+    "load_into_async",
+    "open",
+    "open_async",
+    "stream",
+    "stream_async",
     "verify",
     "verify_async",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-StrPath = str | os.PathLike[str]
 
-
-@in_own_task
+@public(Options)
 async def load_async(
-    source: StrPath,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    dtype: object = None,
-    storage: str = "disk",
-    cache_dir: StrPath | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    verify: str = "download",
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> dict[str, Array]:
+    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[Options]
+) -> StateDict:
     """Download a checkpoint and return its state dict: tensor names to numpy arrays.
 
     The index (`model.safetensors.index.json`) is read first; the distinct shards that it names are
@@ -78,23 +73,11 @@ async def load_async(
     Args:
         source: `"owner/name"` or `"owner/name@revision"` on the Hub; an http(s) URL of a folder, an
             index or a .safetensors file; or a local path of the same three.
-        revision: a branch, tag or commit. A full commit hash with all files cached needs no request.
-        subfolder: the folder within the source that holds the checkpoint.
-        variant: such as `"fp16"`, for file names that carry it.
-        select: a glob, a list of globs or a predicate over tensor names. Only the shards that hold
-            selected tensors are downloaded.
-        dtype: cast floating tensors to this floating dtype, one at a time; `"bfloat16"` is known.
+        dtype: cast floating tensors to this floating dtype, one at a time: a dtype of numpy, ml_dtypes or
+            torch, or its name, such as `"bfloat16"` or `"fp16"`.
         storage: `"disk"` keeps shards in the Hugging Face cache and returns views on a private map
             of them; `"memory"` receives into one buffer per shard and writes nothing.
-        cache_dir: the cache, instead of HF_HUB_CACHE or HF_HOME/hub.
-        token: for the Hub only; None finds one as huggingface_hub does, False sends none.
-        endpoint: the Hub's address, instead of HF_ENDPOINT.
-        offline: send nothing, use the cache; None reads HF_HUB_OFFLINE.
-        checksums: `{file: "sha256:<64 hex>"}`, for sources that give no hash.
-        verify: `"download"` hashes what is downloaded, `"always"` also what was cached.
-        policy: connections, time-outs, retries; None is `Policy.from_env()`.
-        client: an `httpx.AsyncClient` to send with. It is neither changed nor closed.
-        report: called with each event (see `asyncfetch.events`), on the event loop.
+        **options
 
     Returns:
         Arrays in the shapes of the checkpoint, writable, in the order of the index. BF16 and F8 come
@@ -103,184 +86,248 @@ async def load_async(
     Raises:
         AsyncfetchError: one of its kinds, see `asyncfetch.errors`. Never an ExceptionGroup.
     """
-    target = dtype_or_none(dtype)
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, storage=storage,
-        cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
-        policy=policy, client=client, report=report,
-    ) as session:  # fmt: skip
-        located, landed = await session.fetch()
-        return await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target))
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.load(source, dtype=dtype, storage=storage, **wanted)
 
 
-@in_own_task
-async def download_async(
-    source: StrPath,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    cache_dir: StrPath | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    verify: str = "download",
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> Snapshot:
+@public(Options)
+async def download_async(source: Source, **options: Unpack[Options]) -> Snapshot:
     """Download the files of a checkpoint, index included, and return where they are.
 
-    Takes the arguments of `load_async` that concern files, and raises the same errors.
+    Args:
+        source: as in `load_async`.
+        **options
+
+    Raises the errors of `load_async`.
     """
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
-        token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
-        client=client, report=report,
-    ) as session:  # fmt: skip
-        located, landed = await session.fetch()
-        return _snapshot(located, landed)
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.download(source, **wanted)
 
 
-def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
-    files = {name: where.path for name, where in landed.items() if where.path is not None}
-    if located.index is not None and located.index_path is not None:
-        files = {located.index.file: located.index_path, **files}
-    if located.cache is not None and located.commit is not None:
-        return Snapshot(located.cache.snapshot(located.commit), located.commit, files)
-    return Snapshot(next(iter(files.values())).parent, None, files)
-
-
-@in_own_task
-async def dry_run_async(
-    source: StrPath,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    cache_dir: StrPath | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> Resolved:
+@public(PlanOptions)
+async def dry_run_async(source: Source, **options: Unpack[PlanOptions]) -> Resolved:
     """What a download would do: every file with its size and the bytes that are here already.
 
-    Nothing is written. Takes the arguments of `load_async` and raises the same errors.
+    Nothing is written.
+
+    Args:
+        source: as in `load_async`.
+        **options
+
+    Raises the errors of `load_async`.
     """
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
-        token=token, endpoint=endpoint, offline=offline, checksums=checksums, policy=policy, client=client,
-        report=report,
-    ) as session:  # fmt: skip
-        located = await session.locate()
-        files = await to_thread.run_sync(file_states, located, "disk")
-        return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.dry_run(source, **wanted)
 
 
-@in_own_task
-async def inspect_async(
-    source: StrPath,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    cache_dir: StrPath | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> Inspection:
+@public(InspectOptions)
+async def inspect_async(source: Source, **options: Unpack[InspectOptions]) -> Inspection:
     """What a checkpoint holds, from its index and the headers of its shards, read by range.
 
-    No shard is downloaded and nothing is written. Raises the errors of `load_async`.
+    No shard is downloaded and nothing is written.
+
+    Args:
+        source: as in `load_async`.
+        **options
+
+    Raises the errors of `load_async`.
     """
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
-        token=token, endpoint=endpoint, offline=offline, policy=policy, client=client, report=report,
-    ) as session:  # fmt: skip
-        located = await session.locate()
-        return await to_thread.run_sync(_inspection, located)
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.inspect(source, **wanted)
 
 
-def _inspection(located: Located) -> Inspection:
-    states = {state.file: state for state in file_states(located, "disk")}
-    tensors: dict[str, tuple[str, TensorInfo]] = {}
-    shards = []
-    for file in located.files:
-        shards.append(ShardInspection(file.name, file.size, states[file.name].present, file.known_header))
-    by_name = {shard.file: shard for shard in shards}
-    metadata: dict[str, Any] = {}
-    for shard in shards:
-        metadata |= shard.header.metadata
-    if located.selected is not None:
-        for name, shard_name in located.selected.weight_map.items():
-            path = located.path_of(shard_name)
-            tensors[name] = (path, by_name[path].header.tensors[name])
-        metadata |= located.selected.metadata
-    index = located.index.file if located.index else None
-    return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
-
-
-@in_own_task
-async def verify_async(
-    source: StrPath,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    cache_dir: StrPath | None = None,
-    endpoint: str | None = None,
-    checksums: Mapping[str, str] | None = None,
-    policy: Policy | None = None,
-    report: Reporter | None = None,
-) -> tuple[VerifiedFile, ...]:
+@public(VerifyOptions)
+async def verify_async(source: Source, **options: Unpack[VerifyOptions]) -> tuple[VerifiedFile, ...]:
     """Hash the cached files of a checkpoint again and hold them against what they should be.
 
-    No request is sent. Raises OfflineError if the checkpoint is not in the cache; a file whose hash
-    is wrong is in the result, not an error.
+    No request is sent. A file whose hash is wrong is in the result, not an error.
+
+    Args:
+        source: as in `load_async`.
+        **options
+
+    Raises OfflineError if the checkpoint is not in the cache.
     """
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
-        token=False, endpoint=endpoint, offline=True, checksums=checksums, policy=policy, report=report,
-    ) as session:  # fmt: skip
-        return await _verify(session)
+    access, wanted = split(options)
+    async with Client(**access, offline=True, token=False) as client:
+        return await client.verify(source, **wanted)
 
 
-async def _verify(session: Session) -> tuple[VerifiedFile, ...]:
-    located = await session.locate(headers=False)
-    paths = [(file.name, file.path, file.checksum) for file in located.files if file.path is not None]
-    if located.index is not None and located.index_path is not None and located.cache is not None:
-        known = await to_thread.run_sync(located.cache.checksum_of, located.index_path)
-        paths.insert(0, (located.index.file, located.index_path, known))
-    return tuple([await to_thread.run_sync(_verify_one, *entry) for entry in paths])
+@public(Options)
+async def load_into_async(
+    model: object,
+    source: Source | Mapping[str, Array],
+    *,
+    strict: bool = True,
+    assign: bool = True,
+    dtype: DTypeLike | None = None,
+    storage: Storage = "disk",
+    memory_limit: int | None = None,
+    **options: Unpack[Options],
+) -> LoadReport:
+    """Load a checkpoint, or a state dict that is here already, into a model.
+
+    `model` is a `torch.nn.Module`, or nested dicts and lists of numpy arrays with the same names
+    joined by dots. See `asyncfetch.models.load_state_dict_into` for strict, assign, meta devices and
+    tied weights.
+
+    Names, shapes and dtypes are known from the headers: what does not fit is refused before the
+    first shard is downloaded. The tensors are then streamed in, so that what is downloaded never
+    exists twice. With `assign=True` the model takes over the arrays in the end, all or none. With
+    `assign=False` each is copied, in a worker thread, when its shard is verified, and dropped: a
+    download that fails half-way leaves a model of which a part has its new values. Where only the
+    values can tell whether all fits (a module with load hooks of its own, several names in the
+    checkpoint of what is one tensor in the model), the state dict is collected and judged as a whole.
+
+    Args:
+        model: what is filled.
+        source: as in `load_async`, or a state dict, which takes no options but strict and assign.
+        strict: a missing or an unexpected name is an error.
+        assign: whether the model takes over the arrays, or their values are copied.
+        dtype: as in `load_async`.
+        storage: as in `load_async`.
+        memory_limit: as in `stream_async`.
+        **options
+
+    Raises ModelMismatchError, SourceError, and the errors of `load_async`.
+    """
+    if isinstance(source, Mapping):
+        given = {"dtype": dtype, "memory_limit": memory_limit, **options}
+        extra = next((name for name, value in given.items() if value is not None), None)
+        if extra is not None:
+            raise SourceError(f"A state dict takes no options such as {extra}=.")
+        return await _put(model, source, strict=strict, assign=assign)
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.load_into(
+            model,
+            source,
+            strict=strict,
+            assign=assign,
+            dtype=dtype,
+            storage=storage,
+            memory_limit=memory_limit,
+            **wanted,
+        )
 
 
-def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFile:
-    with storage_errors(path):
-        size = path.stat().st_size
-    if checksum is None:
-        return VerifiedFile(name, path, size, None, None, None)
-    error = None
-    try:
-        verify_file(path, checksum, file=name, check=from_thread.check_cancelled)
-    except (ChecksumMismatchError, StorageError) as wrong:
-        error = wrong.message
-    return VerifiedFile(name, path, size, str(checksum), error is None, error)
+async def _put(model: object, tensors: Mapping[str, Array], *, strict: bool, assign: bool) -> LoadReport:
+    models: Any = await to_thread.run_sync(import_module, "..models.into", __package__)
+    report: LoadReport = await to_thread.run_sync(
+        lambda: models.load_state_dict_into(model, tensors, strict=strict, assign=assign)
+    )
+    return report
 
+
+@spelled_out(Options)
+def open_async(source: Source, *, dtype: DTypeLike | None = None, **options: Unpack[Options]) -> Opening[Checkpoint]:
+    """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
+
+        async with asyncfetch.open_async("org/model") as checkpoint:
+            rows = await checkpoint.tensor("embed.weight", np.s_[:1000])
+            mine = await checkpoint.shard_of("lm_head.weight", rank=2, world_size=4)
+
+    Without a block, `checkpoint = await asyncfetch.open_async("org/model")` is open until
+    `await checkpoint.aclose()`. A checkpoint that could not be loaded cannot be opened. `verify` and
+    `checksums` concern the files that are on disk already; of a range only its place, the size and
+    the ETag of the file can be checked (see `Checkpoint`). Nothing is written. Connections live as
+    long as it is open, and what is raised in the block passes through unchanged.
+
+    Args:
+        source: as in `load_async`.
+        dtype: the default of all calls, as in `load_async`.
+        **options
+
+    Raises the errors of `load_async`.
+    """
+    refuse_misfits("open_async", _OPEN, (source,), {"dtype": dtype, **options})
+    access, wanted = split(options)
+
+    async def make() -> Checkpoint:
+        async with AsyncExitStack() as holds:
+            client = await holds.enter_async_context(Client(**access))
+            return await client._opened(source, dtype, wanted, holds)
+
+    return Opening(make)
+
+
+@spelled_out(Options)
+def stream_async(
+    source: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    storage: Storage = "disk",
+    early: bool = False,
+    memory_limit: int | None = None,
+    **options: Unpack[Options],
+) -> Streaming:
+    """The tensors of a checkpoint as pairs of name and array, while the rest is still downloaded.
+
+        async with asyncfetch.stream_async("org/model", storage="memory") as tensors:
+            async for name, array in tensors:
+                ...
+
+    It gives the same tensors as `load_async`: those of one shard together, the shards in the order in
+    which they come. A shard is handed over when its hash was checked.
+
+    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard
+    is known. If that turns out wrong, the iteration ends with ChecksumMismatchError instead of
+    another download, since tensors that were handed over may be wrong: use none of them before the
+    iteration has ended without an error. In memory each shard is then received over one connection.
+
+    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free
+    once the array is dropped (what is on disk already is mapped instead). `memory_limit` bounds it,
+    in bytes: a tensor is received only while those that are being received or not yet consumed stay
+    within the limit, so a slow reader slows the download down. A tensor counts as consumed when the
+    next one is asked for. One shard (with `early`, one tensor) always has its memory, however large.
+    The default is 1.25 times the largest shard (with `early`, twice the largest tensor), and at least
+    64 MiB. `dtype` casts one tensor at a time.
+
+    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and
+    `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
+    copies read from the file that is being downloaded.
+
+    Leaving the block cancels what is not finished: what came stays in the cache, and the next load
+    goes on from there. Enter, iterate and leave in one task.
+
+    Args:
+        source: as in `load_async`.
+        dtype: as in `load_async`.
+        storage: `"memory"` or `"disk"`, as told above.
+        early: whether a tensor may come before the hash of its shard is known.
+        memory_limit: bytes.
+        **options
+
+    Raises what `load_async` raises, on entering or, once the download has begun, where the next
+    tensor is asked for and after all that landed. Never an ExceptionGroup. SourceError if the
+    iterator is used after the block.
+    """
+
+    own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
+    refuse_misfits("stream_async", _STREAM, (source,), {**own, **options})
+    access, wanted = split(options)
+
+    async def enter(holds: AsyncExitStack) -> Tensors:
+        client = await holds.enter_async_context(Client(**access))
+        return await client._streamed(
+            source, wanted, storage, holds, dtype=dtype, early=early, memory_limit=memory_limit
+        )
+
+    return Streaming(enter)
+
+
+_OPEN = signatures.signature(open_async)
+_STREAM = signatures.signature(stream_async)
 
 load = blocking(load_async)
 download = blocking(download_async)
 dry_run = blocking(dry_run_async)
 inspect = blocking(inspect_async)
 verify = blocking(verify_async)
+load_into = blocking(load_into_async)
+open = blocking_block(open_async, lambda handle: handle.value.blocking(handle))  # noqa: A001
+stream = blocking_block(stream_async, lambda handle: handle.value.blocking(handle))

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, KeysView, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable, KeysView
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import anyio
 import numpy as np
 from anyio import to_thread
 
 from ..errors import SelectionError, SourceError
-from ..events import Reporter
 from ..format.arrays import tensor_view
-from ..format.dtypes import DTYPES, Array, cast, dtype_of, dtype_or_none
+from ..format.dtypes import DTYPES, Array, cast, dtype_of
 from ..format.header import TensorInfo
 from ..format.hostile import short_repr
 from ..format.index import Selector, select_tensors
 from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
-from ..policy import Policy
 from ..sources.located import Located, SourceFile, aliases_of
 from ..storage.buffers import aligned_buffer
-from ..tasks import plain_errors, run_as_task
+from ..tasks import plain_errors
 from ..tensors.gather import Gatherer, Want
-from .blocking import Portal, blocking_block
-from .session import open_session
+from .blocking import Handle, blocking_method
+from .calls import within
+from .options import DTypeLike
+from .results import StateDict
 
-__all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor", "open", "open_async"]
+__all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +50,12 @@ class StoredTensor:
 
 class _Contents:
     """What both faces of an opened checkpoint tell without a request."""
+
+    def __repr__(self) -> str:
+        located = self._located
+        commit = f"@{located.commit[:12]}" if located.commit else ""
+        what = f"{len(self):,} tensors in {len(located.files):,} shards, {self.nbytes:,} bytes"
+        return f"<{type(self).__name__} of {located.source}{commit}: {what}>"
 
     def __init__(self, located: Located) -> None:
         self._located = located
@@ -157,7 +162,8 @@ class _Part:
 
 
 class Checkpoint(_Contents):
-    """An opened checkpoint: `async with asyncfetch.open_async(source) as checkpoint`.
+    """An opened checkpoint: `async with asyncfetch.open_async(source) as checkpoint`, or
+    `checkpoint = await asyncfetch.open_async(source)`, and then `await checkpoint.aclose()`.
 
     Each array that it returns has memory of its own, 64-byte aligned, filled by the network or the
     disk itself. Files in the cache, and local ones, are read without a request; of the others only
@@ -170,13 +176,17 @@ class Checkpoint(_Contents):
     a file from its beginning for each read.
     """
 
-    def __init__(self, located: Located, gatherer: Gatherer, dtype: np.dtype[Any] | None) -> None:
+    def __init__(
+        self, located: Located, gatherer: Gatherer, dtype: np.dtype[Any] | None, timeout: float | None = None
+    ) -> None:
         super().__init__(located)
+        self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
         self._open = True
+        self._holds = AsyncExitStack()
 
-    async def tensor(self, name: str, index: BasicIndex = ..., *, dtype: object = None) -> Array:
+    async def tensor(self, name: str, index: BasicIndex = ..., *, dtype: DTypeLike | None = None) -> Array:
         """One tensor, or `full[index]` of it, of which only the stretches that are needed are fetched.
 
         `index` is numpy's basic indexing: ints, slices with any step, Ellipsis, None, such as
@@ -188,18 +198,20 @@ class Checkpoint(_Contents):
         """
         return (await self._fetch([(name, index)], dtype))[name]
 
-    async def tensors(self, names: Iterable[str], *, dtype: object = None) -> dict[str, Array]:
+    async def tensors(self, names: Iterable[str], *, dtype: DTypeLike | None = None) -> dict[str, Array]:
         """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once."""
         if isinstance(names, str):
             raise SourceError(f"tensors() takes several names, not one: {short_repr(names)}.", hint="Use tensor().")
         return await self._fetch([(name, ...) for name in dict.fromkeys(names)], dtype)
 
-    async def state_dict(self, select: Selector = None, *, dtype: object = None) -> dict[str, Array]:
+    async def state_dict(self, select: Selector = None, *, dtype: DTypeLike | None = None) -> StateDict:
         """All tensors, or those that `select` picks as in `load_async`, in the order of `keys()`."""
         chosen = select_tensors(self._selected, select)
-        return await self._fetch([(name, ...) for name in chosen.weight_map], dtype)
+        return StateDict(await self._fetch([(name, ...) for name in chosen.weight_map], dtype))
 
-    async def shard_of(self, name: str, axis: int = 0, *, rank: int, world_size: int, dtype: object = None) -> Array:
+    async def shard_of(
+        self, name: str, axis: int = 0, *, rank: int, world_size: int, dtype: DTypeLike | None = None
+    ) -> Array:
         """The part of a tensor that `rank` of `world_size` holds: `numpy.array_split(full, world_size, axis)[rank]`.
 
         Along axis 0 a rank fetches just its bytes. Along another axis it fetches its stretches in
@@ -209,9 +221,8 @@ class Checkpoint(_Contents):
         index = rank_index(self._find(name)[1].shape, axis=axis, rank=rank, world_size=world_size)
         return (await self._fetch([(name, index)], dtype))[name]
 
-    async def _fetch(self, wanted: list[tuple[str, BasicIndex]], dtype: object) -> dict[str, Array]:
-        if not self._open:
-            raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block.")
+    async def _fetch(self, wanted: list[tuple[str, BasicIndex]], dtype: DTypeLike | None) -> dict[str, Array]:
+        self._check_open()
         target = self._dtype if dtype is None else dtype_of(dtype)
         parts = [self._part(name, index) for name, index in wanted]
         with plain_errors():
@@ -239,100 +250,59 @@ class Checkpoint(_Contents):
         memory = aligned_buffer(nbytes, 0)
         return _Part(name, file, info, selection, memory, Want(file, pieces, memory))
 
-    async def _close(self) -> None:
+    def blocking(self, handle: Handle[Checkpoint]) -> BlockingCheckpoint:
+        """The same for blocking code."""
+        return BlockingCheckpoint(handle)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block, or before close().")
+
+    async def aclose(self) -> None:
+        """Close the connections and the files that it holds. A second time it does nothing."""
         self._open = False
-        await self._gatherer.aclose()
+        holds = self._holds.pop_all()
+        with anyio.CancelScope(shield=True):
+            await self._gatherer.aclose()
+            await holds.aclose()
 
+    async def __aenter__(self) -> Checkpoint:
+        return self
 
-def _twin(
-    method: Callable[Concatenate[Checkpoint, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[BlockingCheckpoint, P], T]:
-    """The blocking form of a method. An interrupt cancels what runs."""
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
-    @wraps(method)
-    def call(self: BlockingCheckpoint, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(partial(method, self._checkpoint, *args, **kwargs))
-
-    call.__qualname__ = f"BlockingCheckpoint.{method.__name__}"
-    return call
+    def keep_until_closed(self, holds: AsyncExitStack) -> None:
+        """`holds` is what it needs as long as it is open."""
+        self._holds = holds
 
 
 class BlockingCheckpoint(_Contents):
-    """The blocking form of `Checkpoint`: `with asyncfetch.open(source) as checkpoint`.
+    """The blocking form of `Checkpoint`: `checkpoint = asyncfetch.open(source)`, or the same in a `with` block.
 
-    Threads may share it. A process that is forked in the block may not use it (SourceError): it opens its own.
+    Threads may share it. A process that is forked meanwhile may not use it (SourceError): it opens its own.
     """
 
-    def __init__(self, checkpoint: Checkpoint, portal: Portal) -> None:
-        super().__init__(checkpoint._located)
-        self._checkpoint = checkpoint
-        self._portal = portal
+    def __init__(self, handle: Handle[Checkpoint]) -> None:
+        super().__init__(handle.value._located)
+        self._handle = handle
 
-    def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        if not self._checkpoint._open:
-            raise SourceError("The checkpoint is closed.", hint="Use it inside its `with` block.")
-        return self._portal.run(work)
+    def _run(self, work: Callable[[Checkpoint], Coroutine[Any, Any, T]]) -> T:
+        checkpoint = self._handle.value
+        checkpoint._check_open()
+        return self._handle.run(lambda: within(checkpoint.timeout, lambda: work(checkpoint)))
 
-    tensor = _twin(Checkpoint.tensor)
-    tensors = _twin(Checkpoint.tensors)
-    state_dict = _twin(Checkpoint.state_dict)
-    shard_of = _twin(Checkpoint.shard_of)
+    tensor = blocking_method(Checkpoint.tensor)
+    tensors = blocking_method(Checkpoint.tensors)
+    state_dict = blocking_method(Checkpoint.state_dict)
+    shard_of = blocking_method(Checkpoint.shard_of)
 
+    def close(self) -> None:
+        """Close the connections and the files that it holds. A second time it does nothing."""
+        self._handle.close()
 
-@asynccontextmanager
-async def open_async(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    dtype: object = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    verify: str = "download",
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> AsyncIterator[Checkpoint]:
-    """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
+    def __enter__(self) -> BlockingCheckpoint:
+        return self
 
-        async with asyncfetch.open_async("org/model") as checkpoint:
-            rows = await checkpoint.tensor("embed.weight", np.s_[:1000])
-            mine = await checkpoint.shard_of("lm_head.weight", rank=2, world_size=4)
-
-    Takes the arguments of `load_async`, and raises its errors: a checkpoint that could not be loaded
-    cannot be opened. `select` narrows what there is; `dtype` is the default of all calls. `verify`
-    and `checksums` concern the files that are on disk already; of a range only its place, the size
-    and the ETag of the file can be checked (see `Checkpoint`). Nothing is written. Connections
-    live as long as the block, and what is raised in the block passes through unchanged.
-    """
-    target = dtype_or_none(dtype)
-    failure: BaseExceptionGroup[BaseException] | None = None
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, cache_dir=cache_dir,
-        token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify, policy=policy,
-        client=client, report=report,
-    ) as session:  # fmt: skip
-        located = await run_as_task(session.locate_verified)
-        gatherer = Gatherer(located, session.transport, session.request.policy)
-        checkpoint = Checkpoint(located, gatherer, target)
-        try:
-            yield checkpoint
-        except BaseExceptionGroup as group:  # the caller's own: the session makes one exception of a group
-            failure = group
-        finally:
-            await checkpoint._close()
-    if failure is not None:
-        raise failure
-
-
-open = blocking_block(  # noqa: A001
-    open_async,
-    BlockingCheckpoint,
-    name="open",
-    summary="The blocking twin of `open_async`: `with asyncfetch.open(source) as checkpoint`, whose methods block.",
-)
+    def __exit__(self, *_: object) -> None:
+        self.close()

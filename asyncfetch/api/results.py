@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..format.header import Header, TensorInfo
+if TYPE_CHECKING:
+    from ..format.dtypes import Array
+    from ..format.header import Header, TensorInfo
 
-__all__ = ["Inspection", "ShardInspection", "Snapshot", "VerifiedFile"]
+__all__ = ["Inspection", "ShardInspection", "Snapshot", "StateDict", "VerifiedFile"]
+
+_SHOWN = 4  # names in a short repr
+
+
+class StateDict(dict[str, "Array"]):
+    """Tensor names to numpy arrays: a dict with a short repr.
+
+    It is a dict wherever types are asked for, and a plain one once it is copied or pickled. Where JAX has
+    been imported, it is a pytree as dicts are.
+    """
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        super().__init__(tensors)
+        if "jax" in sys.modules:
+            _register_as_pytree(sys.modules["jax"])
+
+    def __repr__(self) -> str:
+        shown = [f"{name!r}: {array.dtype.name}{list(array.shape)}" for name, array in self.items()]
+        return f"StateDict({len(self):,} tensors, {sum(a.nbytes for a in self.values()):,} bytes: {_some(shown)})"
+
+    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
+        return dict, (dict(self),)
+
+    def copy(self) -> dict[str, Array]:
+        """A plain dict of the same arrays."""
+        return dict(self)
+
+
+def _register_as_pytree(jax: Any) -> None:
+    """JAX knows pytrees by their exact type, so it is told of this one."""
+    with suppress(AttributeError, ValueError):  # it is registered already, or JAX is half imported
+        jax.tree_util.register_pytree_node(
+            StateDict,
+            lambda tensors: ([tensors[name] for name in sorted(tensors)], tuple(sorted(tensors))),
+            lambda names, arrays: dict(zip(names, arrays, strict=True)),
+        )
+
+
+def _some(shown: list[str]) -> str:
+    return ", ".join([*shown[:_SHOWN], *(["..."] if len(shown) > _SHOWN else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +68,11 @@ class Snapshot:
     commit: str | None
     files: dict[str, Path]
 
+    def __repr__(self) -> str:
+        return (
+            f"Snapshot({str(self.path)!r}, commit={self.commit!r}, {len(self.files):,} files: {_some([*self.files])})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ShardInspection:
@@ -32,6 +82,10 @@ class ShardInspection:
     size: int
     present: int
     header: Header
+
+    def __repr__(self) -> str:
+        tensors = len(self.header.tensors)
+        return f"ShardInspection({self.file!r}, {tensors:,} tensors, {self.present:,} of {self.size:,} bytes present)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +98,11 @@ class Inspection:
     shards: tuple[ShardInspection, ...]
     tensors: dict[str, tuple[str, TensorInfo]]
     metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        size = sum(shard.size for shard in self.shards)
+        what = f"{len(self.tensors):,} tensors in {len(self.shards):,} shards of {size:,} bytes"
+        return f"Inspection({self.source!r}, commit={self.commit!r}, {what})"
 
 
 @dataclass(frozen=True, slots=True)

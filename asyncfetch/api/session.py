@@ -1,23 +1,20 @@
-"""One call of the API: its settings read from the environment, its transport, its steps."""
+"""One call of the API: what is asked for, and its steps from there to files."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError, SourceError, storage_errors
-from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Warned
-from ..format.index import Selector, selector
+from ..errors import ChecksumMismatchError, storage_errors
+from ..events import FileVerified, Finished, Notifier, Resolved, Warned
+from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
@@ -26,9 +23,9 @@ from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
-from ..tasks import plain_errors
+from .options import Access, Source, Storage, Verify, Wanted
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Environment", "Session", "begin"]
 
 
 @dataclass(eq=False, slots=True)
@@ -38,8 +35,8 @@ class Session:
     request: Request
     transport: Transport
     notify: Notifier
-    storage: str
-    verify: str
+    storage: Storage
+    verify: Verify
     began: float
 
     async def locate(self, *, headers: bool = True) -> Located:
@@ -108,53 +105,55 @@ class Session:
         return found
 
 
-@asynccontextmanager
-async def open_session(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    storage: str = "disk",
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    verify: str = "download",
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-) -> AsyncIterator[Session]:
-    """Check the options, read the environment, open the transport. Raises SourceError.
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What a client has read, once, from its options and from the environment."""
 
-    What fails in the block comes out as one plain exception, never as an ExceptionGroup.
-    """
-    if storage not in ("disk", "memory"):
-        raise SourceError(f'storage={storage!r} is neither "disk" nor "memory".')
-    if verify not in ("download", "always"):
-        raise SourceError(f'verify={verify!r} is neither "download" nor "always".')
-    began = time.monotonic()
+    settings: Settings
+    cache_root: Path
+    policy: Policy
 
-    def prepare() -> Request:
-        environ = os.environ
-        settings = Settings.from_env(environ, endpoint=endpoint, token=token, offline=offline)
+    @classmethod
+    def read(cls, access: Access) -> Environment:
+        """Look at variables and at the file of the token. Raises SourceError. Blocks."""
+        settings = Settings.from_env(
+            os.environ, endpoint=access.get("endpoint"), token=access.get("token"), offline=access.get("offline")
+        )
+        policy = access.get("policy") or Policy.from_env(os.environ)
+        return cls(settings, cache_root(os.environ, access.get("cache_dir")), policy)
+
+    def offline(self) -> Environment:
+        """The same, for a call that sends nothing."""
+        return replace(self, settings=replace(self.settings, offline=True, token=None))
+
+    def request(self, source: Source, wanted: Wanted) -> Request:
+        """What one call asks for. Looks at the disk: a path that exists is a local source. Raises SourceError."""
+        select = wanted.get("select")
         return Request(
-            parse_source(source, revision=revision, subfolder=subfolder, endpoint=settings.endpoint, kind_of=_kind_of),
-            settings,
-            cache_root(environ, cache_dir),
-            policy or Policy.from_env(environ),
-            variant,
+            parse_source(
+                source,
+                revision=wanted.get("revision"),
+                subfolder=wanted.get("subfolder"),
+                endpoint=self.settings.endpoint,
+                kind_of=_kind_of,
+            ),
+            self.settings,
+            self.cache_root,
+            self.policy,
+            wanted.get("variant"),
             None if select is None else selector(select),
-            {file: parse_checksum(text, file=file) for file, text in (checksums or {}).items()},
+            {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
         )
 
-    request = await to_thread.run_sync(prepare)  # looks at the disk
-    with plain_errors():
-        notify = Notifier(report)
-        async with Transport(request.policy, client=client, notify=notify) as transport:
-            yield Session(request, transport, notify, storage, verify, began)
+
+async def begin(
+    environment: Environment, transport: Transport, source: Source, wanted: Wanted, storage: Storage = "disk"
+) -> Session:
+    """The session of one call over a transport that others may share."""
+    began = time.monotonic()
+    request = await to_thread.run_sync(environment.request, source, wanted)
+    notify = Notifier(wanted.get("report"))
+    return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
 
 
 def _kind_of(path: str) -> str | None:

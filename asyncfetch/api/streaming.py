@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
 
@@ -11,59 +10,85 @@ import anyio
 import numpy as np
 from anyio import to_thread
 
-from ..errors import SourceError
-from ..events import Reporter
-from ..format.dtypes import Array, dtype_or_none
-from ..format.index import Selector
-from ..policy import Policy
+from ..errors import AsyncfetchError, SourceError
+from ..format.dtypes import Array
 from ..sources.located import Located
-from ..tasks import plain_errors, run_as_task
+from ..tasks import plain_errors
 from ..tensors.feed import Feed
-from .blocking import Portal, blocking_block
-from .session import Session, open_session
+from .blocking import Handle
+from .calls import shortened, within
+from .session import Session
 
-__all__ = ["check_memory_limit", "feeding", "stream", "stream_async"]
+__all__ = ["BlockingTensors", "Tensors", "feeding"]
 
 P = ParamSpec("P")
 
 
-class _Tensors(AsyncIterator[tuple[str, Array]]):
+class Tensors(AsyncIterator[tuple[str, Array]]):
     """The reader's end of a feed. Not a generator: it owns nothing, so it may be left at any point."""
 
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
+    def __init__(self, feed: Feed, timeout: float | None) -> None:
+        self.feed = feed
+        self.timeout = timeout  # seconds for each tensor
+        self.ended = anyio.Event()  # the download has
+        self._scope: anyio.CancelScope | None = None
 
     async def __anext__(self) -> tuple[str, Array]:
-        found = await self._feed.next()
+        try:
+            found = await within(self.timeout, self.feed.next)
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
         if found is None:
             raise StopAsyncIteration
         return found
 
+    async def stop(self) -> None:
+        """End the download now: the reader is told that the stream is closed."""
+        self.feed.close()
+        if self._scope is not None:
+            self._scope.cancel()
+            await self.ended.wait()
 
-class _BlockingTensors(Iterator[tuple[str, Array]]):
-    """The same for blocking code. An interrupt while it waits cancels the wait."""
+    def blocking(self, handle: Handle[Tensors]) -> BlockingTensors:
+        """The same for blocking code."""
+        return BlockingTensors(handle)
 
-    def __init__(self, tensors: AsyncIterator[tuple[str, Array]], portal: Portal) -> None:
-        assert isinstance(tensors, _Tensors)  # noqa: S101
-        self._feed = tensors._feed
-        self._portal = portal
+
+class BlockingTensors(Iterator[tuple[str, Array]]):
+    """Tensors as they land: `for name, array in asyncfetch.stream(source)`, also in a `with` block.
+
+    It closes itself at the end of the iteration. An interrupt while it waits cancels the wait.
+    """
+
+    def __init__(self, handle: Handle[Tensors]) -> None:
+        self._handle = handle
+        self._feed = handle.value.feed
 
     def __next__(self) -> tuple[str, Array]:
         if self._feed.closed:
-            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
+            raise SourceError("The stream is closed.", hint="Use it inside its `with` block, or before close().")
         at_hand = self._feed.next_at_hand()  # spares small tensors a hop between threads
         if at_hand is not None:
             return at_hand
-        found = self._portal.run(self._feed.next)
+        try:
+            found = self._handle.run(lambda: within(self._handle.value.timeout, self._feed.next))
+        except AsyncfetchError:
+            self.close()
+            raise
         if found is None:
+            self.close()
             raise StopIteration
         return found
 
+    def close(self) -> None:
+        """Cancel what is not finished. What came stays in the cache. A second time it does nothing."""
+        self._handle.close()
 
-def check_memory_limit(memory_limit: int | None) -> None:
-    """Raises SourceError unless `memory_limit` is a positive number of bytes, or None."""
-    if memory_limit is not None and (type(memory_limit) is not int or memory_limit <= 0):
-        raise SourceError(f"memory_limit={memory_limit!r} is not a positive number of bytes.")
+    def __enter__(self) -> BlockingTensors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @asynccontextmanager
@@ -74,7 +99,8 @@ async def feeding(
     dtype: np.dtype[Any] | None,
     early: bool = False,
     memory_limit: int | None = None,
-) -> AsyncIterator[_Tensors]:
+    timeout: float | None = None,
+) -> AsyncIterator[Tensors]:
     """The download of `located` beside the block, which reads its tensors. It is cancelled when the block ends."""
     policy = session.request.policy
     feed = await to_thread.run_sync(
@@ -83,6 +109,8 @@ async def feeding(
         )
     )
 
+    tensors = Tensors(feed, timeout)
+
     async def download() -> None:
         failure: Exception | None = None
         try:
@@ -90,96 +118,17 @@ async def feeding(
                 await session.download(located, feed)
         except Exception as error:
             failure = error
+        finally:
+            tensors.ended.set()
         feed.finish(failure)
 
     try:
         async with anyio.create_task_group() as group:
+            tensors._scope = group.cancel_scope
             group.start_soon(download)
             try:
-                yield _Tensors(feed)
+                yield tensors
             finally:
                 group.cancel_scope.cancel()
     finally:
         feed.close()
-
-
-@asynccontextmanager
-async def stream_async(
-    source: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    select: Selector = None,
-    dtype: object = None,
-    storage: str = "disk",
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    offline: bool | None = None,
-    checksums: Mapping[str, str] | None = None,
-    verify: str = "download",
-    policy: Policy | None = None,
-    client: Any = None,
-    report: Reporter | None = None,
-    early: bool = False,
-    memory_limit: int | None = None,
-) -> AsyncIterator[AsyncIterator[tuple[str, Array]]]:
-    """The tensors of a checkpoint as pairs of name and array, while the rest is still downloaded.
-
-        async with asyncfetch.stream_async("org/model", storage="memory") as tensors:
-            async for name, array in tensors:
-                ...
-
-    Takes the arguments of `load_async`, and gives the same tensors: those of one shard together, the
-    shards in the order in which they land. A shard is handed over when its hash was checked.
-
-    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard
-    is known. If that turns out wrong, the iteration ends with ChecksumMismatchError instead of
-    another download, since tensors that were handed over may be wrong: use none of them before the
-    iteration has ended without an error. In memory each shard is then received over one connection.
-
-    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free
-    once the array is dropped (what is on disk already is mapped instead). `memory_limit` bounds it,
-    in bytes: a tensor is received only while those that are being received or not yet consumed stay
-    within the limit, so a slow reader slows the download down. A tensor counts as consumed when the
-    next one is asked for. One shard (with `early`, one tensor) always has its memory, however large.
-    The default is 1.25 times the largest shard (with `early`, twice the largest tensor), and at least
-    64 MiB. `dtype` casts one tensor at a time.
-
-    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and
-    `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
-    copies read from the file that is being downloaded.
-
-    Leaving the block cancels what is not finished: what came stays in the cache, and the next load
-    goes on from there. Enter, iterate and leave in one task.
-
-    Raises what `load_async` raises, on entering or, once the download has begun, where the next
-    tensor is asked for and after all that landed. Never an ExceptionGroup. SourceError if the
-    iterator is used after the block.
-    """
-    check_memory_limit(memory_limit)
-    target = dtype_or_none(dtype)
-    failure: Exception | None = None
-    async with open_session(
-        source, revision=revision, subfolder=subfolder, variant=variant, select=select, storage=storage,
-        cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, checksums=checksums, verify=verify,
-        policy=policy, client=client, report=report,
-    ) as session:  # fmt: skip
-        located = await run_as_task(session.locate_verified)
-        async with feeding(session, located, dtype=target, early=early, memory_limit=memory_limit) as tensors:
-            try:
-                yield tensors
-            except Exception as error:  # the caller's own, or one that the iterator raised: it leaves as it is
-                failure = error
-    if failure is not None:
-        raise failure
-
-
-stream = blocking_block(
-    stream_async,
-    _BlockingTensors,
-    name="stream",
-    summary="The blocking twin of `stream_async`: "
-    "`with asyncfetch.stream(source) as tensors: for name, array in tensors`.",
-)

@@ -157,8 +157,7 @@ def download(
     if dry_run:
         return _dry_run("download", source, arguments, options)
     with reporting(options) as report:
-        verify = "always" if verify_cache else "download"
-        snapshot = api.download(source, **arguments, verify=verify, report=report)
+        snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
     return list_snapshot(source, snapshot, as_json=options.json)
 
 

@@ -39,6 +39,7 @@ from ..errors import (
     RateLimitedError,
     SourceError,
     StorageError,
+    TimedOutError,
 )
 from ..events import Event, Reporter, event_object
 from .wording import printable
@@ -65,6 +66,7 @@ EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
     AccessError: 4,
     CorruptError: 5,
     NetworkError: 6,
+    TimedOutError: 6,
     StorageError: 7,
     RateLimitedError: 8,
     OfflineError: 9,

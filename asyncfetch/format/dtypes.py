@@ -66,23 +66,41 @@ DTYPES: Mapping[str, DType] = MappingProxyType(
 )
 
 
+_SHORT_NAMES = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+
+
 def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether `dtype` is a real float: numpy's, or bfloat16 and the float8 kinds of ml_dtypes."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
 
 
 def dtype_of(dtype: object) -> np.dtype[Any]:
-    """A numpy dtype from a dtype, a numpy name, an ml_dtypes name or a safetensors name such as "BF16".
+    """A numpy dtype from a dtype of numpy, ml_dtypes or torch, or from one of its names.
 
-    Raises SourceError if it is none of these, or not a floating-point type.
+    Names are those of these three, with or without "torch.", of safetensors ("BF16"), and the usual short
+    ones ("fp16"). Raises SourceError if it is none of these, or not a floating-point type.
     """
-    if isinstance(dtype, str) and dtype.upper() in DTYPES and not DTYPES[dtype.upper()].packed:
-        found = DTYPES[dtype.upper()].numpy
+    name = dtype if isinstance(dtype, str) else ""
+    if type(dtype).__module__.partition(".")[0] == "torch":
+        name = str(dtype)
+    name = name.removeprefix("torch.")
+    name = _SHORT_NAMES.get(name.lower(), name)
+    if name.upper() in DTYPES and not DTYPES[name.upper()].packed:
+        found = DTYPES[name.upper()].numpy
     else:
         try:
-            found = np.dtype(dtype)  # type: ignore[call-overload]
-        except TypeError:
-            raise SourceError(f"dtype={dtype!r} is not a dtype.", hint='Give numpy.float32 or "bfloat16".') from None
+            found = np.dtype(name or dtype)  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            raise SourceError(
+                f"dtype={dtype!r} is not a dtype.", hint='Give numpy.float32, torch.float16 or "bfloat16".'
+            ) from None
     if not is_floating(found):
         raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
     return found

@@ -58,6 +58,7 @@ ERRORS: list[tuple[BaseException, int]] = [
     (errors.DiskFullError("/x", needed=2, free=1), 7),
     (errors.RateLimitedError(URL, 30.0), 8),
     (errors.OfflineError("o/m", "the index"), 9),
+    (errors.TimedOutError(3.0), 6),
     (errors.ModelMismatchError(missing=["a"]), 1),
     (ZeroDivisionError("oops"), 1),
     (KeyboardInterrupt(), 130),

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch.api.session import open_session
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
@@ -54,6 +53,7 @@ from ..kit.fault_server import (
     Truncate,
 )
 from ..kit.files import index_bytes, safetensors_bytes, sharded_bytes
+from ..kit.sessions import open_session
 
 pytestmark = pytest.mark.anyio
 

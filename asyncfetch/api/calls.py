@@ -1,0 +1,137 @@
+"""How a public function is called: arguments that fit, a deadline, a task of its own, a short traceback."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import anyio
+
+from ..errors import AsyncfetchError, SourceError, TimedOutError
+from ..policy import Policy
+from ..tasks import run_as_task
+from .options import spelled_out
+
+__all__ = ["public", "refuse_misfits", "shortened", "within"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def public(kind: type) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Make a coroutine function with `**options: Unpack[kind]` one that users call.
+
+    What does not fit is refused before it begins. It runs in a task of its own, within its `timeout`,
+    and an error of ours comes out with the caller's frames alone.
+    """
+
+    def decorate(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        signature = inspect.signature(spelled_out(kind)(function))
+
+        @wraps(function)
+        async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            refuse_misfits(function.__qualname__, signature, args, kwargs)
+            timeout: Any = kwargs.pop("timeout", None)
+            try:
+                return await within(timeout, lambda: run_as_task(lambda: function(*args, **kwargs)))
+            except AsyncfetchError as error:
+                raise shortened(error) from error.__cause__
+
+        return call
+
+    return decorate
+
+
+def refuse_misfits(
+    name: str, signature: inspect.Signature, args: tuple[object, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse a call of `name` before anything is done.
+
+    Raises TypeError for arguments that the function does not have, with the option that was probably
+    meant; SourceError for a value that makes no sense.
+    """
+    for given in kwargs:
+        if given not in signature.parameters:
+            near = difflib.get_close_matches(given, signature.parameters, 1)
+            raise TypeError(f"{name}() has no option {given!r}" + (f"; is it {near[0]!r}?" if near else ""))
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}() {error}") from None
+    for option, value in bound.arguments.items():
+        if option in _ALLOWED and value is not signature.parameters[option].default:
+            fits, words = _ALLOWED[option]
+            if not fits(value):
+                raise SourceError(f"{option}= takes {words}, not {_shown(option, value)}.")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+# What is not here is looked at where it is used: dtypes, globs and the text of a source.
+_ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL or a path"),
+    "cache_dir": (_is_path, "a path"),
+    "endpoint": (_is_text, "a URL"),
+    "policy": (lambda value: isinstance(value, Policy), "a Policy"),
+    "token": (lambda value: isinstance(value, str | bool), "a token, True, False or None"),
+    "offline": (_is_flag, "True, False or None"),
+    "client": (lambda value: hasattr(value, "build_request") and hasattr(value, "send"), "an httpx.AsyncClient"),
+    "revision": (_is_text, "a branch, a tag or a commit"),
+    "subfolder": (_is_text, "a folder of the source"),
+    "variant": (_is_text, "a variant such as 'fp16'"),
+    "timeout": (_is_positive, "a positive number of seconds, or None"),
+    "report": (callable, "a callable of one event"),
+    "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
+    "verify": (lambda value: value in ("download", "always"), '"download" or "always"'),
+    "storage": (lambda value: value in ("disk", "memory"), '"disk" or "memory"'),
+    "strict": (_is_flag, "True or False"),
+    "assign": (_is_flag, "True or False"),
+    "early": (_is_flag, "True or False"),
+    "memory_limit": (lambda value: type(value) is int and value > 0, "a positive number of bytes, or None"),
+}
+_SECRET = frozenset({"token", "endpoint", "source"})  # whose values may have a password in them
+
+
+def _shown(option: str, value: object) -> str:
+    if option not in _SECRET and isinstance(value, str | int | float | None):
+        return repr(value)[:80]
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+async def within(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` returns; TimedOutError where it takes longer than `seconds`, and is cancelled."""
+    if seconds is None:
+        return await work()
+    with anyio.move_on_after(seconds):
+        return await work()
+    raise TimedOutError(seconds)
+
+
+def shortened(error: AsyncfetchError) -> AsyncfetchError:
+    """`error` without the frames of the machinery, and so its causes. With ASYNCFETCH_DEBUG=1 all stay."""
+    if os.environ.get("ASYNCFETCH_DEBUG", "") in ("", "0"):
+        cause: BaseException | None = error
+        for _ in range(20):
+            if cause is None:
+                break
+            cause.__traceback__ = None
+            cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return error

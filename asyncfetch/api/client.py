@@ -1,0 +1,398 @@
+"""A client: connections, threads and limits that many calls share, from one event loop or from many threads.
+
+What a call needs is imported when the first one begins, in a thread, since that takes a quarter of a
+second: this file imports nothing that is slow.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, Unpack
+
+import anyio
+from anyio import to_thread
+from anyio.lowlevel import RunVar
+
+from ..errors import AsyncfetchError, SourceError
+from ..tasks import plain_errors, run_as_task
+from .blocking import Handle, Portal, blocking_method
+from .calls import public, refuse_misfits, shortened, within
+from .options import Access, DTypeLike, Planned, Sought, Source, Storage, Wanted, spelled_out
+
+if TYPE_CHECKING:
+    from ..events import Resolved
+    from ..format.dtypes import Array
+    from .call import Call, Environment, LoadReport, Transport
+    from .opened import BlockingCheckpoint, Checkpoint
+    from .results import Inspection, Snapshot, StateDict, VerifiedFile
+    from .streaming import BlockingTensors, Tensors
+
+__all__ = ["BlockingClient", "Client", "Opening", "Streaming"]
+
+T = TypeVar("T")
+
+
+class _Closable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+_loop: RunVar[object] = RunVar("asyncfetch_loop")  # another object in each event loop
+
+
+def _this_loop() -> object:
+    try:
+        return _loop.get()
+    except LookupError:
+        _loop.set(found := object())
+        return found
+
+
+class Opening(Generic[C]):
+    """What is opened by `await`, or for as long as an `async with` block."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, C]]) -> None:
+        self._make = make
+        self._opened: C | None = None
+
+    def __await__(self) -> Generator[Any, None, C]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> C:
+        self._opened = await self._make()
+        return self._opened
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._opened is not None:
+            await self._opened.aclose()
+
+
+class Streaming(AbstractAsyncContextManager["Tensors"]):
+    """A stream of tensors, whose download runs beside an `async with` block."""
+
+    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors]]) -> None:
+        self._enter = enter
+        self._holds = AsyncExitStack()
+
+    async def __aenter__(self) -> Tensors:
+        async with AsyncExitStack() as holds:
+            tensors = await self._enter(holds)
+            self._holds = holds.pop_all()
+        return tensors
+
+    async def __aexit__(self, *_: object) -> None:
+        # Nothing of what is raised in the block is told to the download: it passes through unchanged.
+        await self._holds.aclose()
+
+    def __aiter__(self) -> NoReturn:
+        raise SourceError(
+            "The tensors of stream_async() are read in its block.",
+            hint="Write `async with ... as tensors`, and in it `async for name, array in tensors`.",
+        )
+
+
+class Client:
+    """Connections, threads, rate gates, a bandwidth limit and a bound on connections, shared by all its calls.
+
+        async with asyncfetch.Client(cache_dir="/models") as client:
+            state_dict = await client.load("org/model")
+            async with client.stream("org/other") as tensors:
+                ...
+
+    Any task of the event loop in which it was first used may call it, several at a time. `policy`'s
+    `connections` and `bandwidth_limit` hold for all of them together; connections live on from call to
+    call. Its methods are the functions of the package without what is fixed here; they raise the
+    same errors. The environment is read once, when the first call begins.
+
+    Args:
+        **options
+
+    Raises SourceError for an option that makes no sense.
+    """
+
+    @spelled_out(Access)
+    def __init__(self, **access: Unpack[Access]) -> None:
+        refuse_misfits("Client", _CLIENT, (self,), access)
+        self._access = access
+        self._opening = anyio.Lock()
+        self._environment: Environment | None = None
+        self._transport: Transport | None = None
+        self._holds = AsyncExitStack()
+        self._home: object = None
+        self._running: set[object] = set()
+        self._idle = anyio.Event()
+        self._handles: dict[object, Callable[[], Awaitable[None]]] = {}
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close what was opened, wait for the calls that run, and close the connections. Twice is once."""
+        self._closed = True
+        try:
+            for close in list(self._handles.values()):
+                await close()
+            while self._running:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._holds.aclose()
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    @public(Wanted)
+    async def load(
+        self,
+        source: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        storage: Storage = "disk",
+        **wanted: Unpack[Wanted],
+    ) -> StateDict:
+        """As `asyncfetch.load_async`."""
+        async with self._call(source, wanted, storage) as call:
+            return await call.load(dtype)
+
+    @public(Wanted)
+    async def download(self, source: Source, **wanted: Unpack[Wanted]) -> Snapshot:
+        """As `asyncfetch.download_async`."""
+        async with self._call(source, wanted) as call:
+            return await call.download()
+
+    @public(Planned)
+    async def dry_run(self, source: Source, **wanted: Unpack[Planned]) -> Resolved:
+        """As `asyncfetch.dry_run_async`."""
+        async with self._call(source, wanted) as call:
+            return await call.dry_run()
+
+    @public(Sought)
+    async def inspect(self, source: Source, **wanted: Unpack[Sought]) -> Inspection:
+        """As `asyncfetch.inspect_async`."""
+        async with self._call(source, wanted) as call:
+            return await call.inspect()
+
+    @public(Planned)
+    async def verify(self, source: Source, **wanted: Unpack[Planned]) -> tuple[VerifiedFile, ...]:
+        """As `asyncfetch.verify_async`."""
+        async with self._call(source, wanted, offline=True) as call:
+            return await call.verify()
+
+    @public(Wanted)
+    async def load_into(
+        self,
+        model: object,
+        source: Source | Mapping[str, Array],
+        *,
+        strict: bool = True,
+        assign: bool = True,
+        dtype: DTypeLike | None = None,
+        storage: Storage = "disk",
+        memory_limit: int | None = None,
+        **wanted: Unpack[Wanted],
+    ) -> LoadReport:
+        """As `asyncfetch.load_into_async`."""
+        if isinstance(source, Mapping):
+            raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
+        async with self._call(source, wanted, storage) as call:
+            return await call.load_into(model, dtype=dtype, strict=strict, assign=assign, memory_limit=memory_limit)
+
+    @spelled_out(Wanted)
+    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Wanted]) -> Opening[Checkpoint]:
+        """As `asyncfetch.open_async`."""
+        refuse_misfits("Client.open", _OPEN, (self, source), {"dtype": dtype, **wanted})
+        return Opening(lambda: self._opened(source, dtype, wanted, AsyncExitStack()))
+
+    @spelled_out(Wanted)
+    def stream(
+        self,
+        source: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        storage: Storage = "disk",
+        early: bool = False,
+        memory_limit: int | None = None,
+        **wanted: Unpack[Wanted],
+    ) -> Streaming:
+        """As `asyncfetch.stream_async`."""
+        own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
+        refuse_misfits("Client.stream", _STREAM, (self, source), {**own, **wanted})
+        return Streaming(
+            lambda holds: self._streamed(
+                source, wanted, storage, holds, dtype=dtype, early=early, memory_limit=memory_limit
+            )
+        )
+
+    # -- what they share -------------------------------------------------------------------------
+
+    async def _ready(self) -> tuple[Any, Environment, Transport]:
+        """The code of a call, the environment, the connections: made by the first call."""
+        if self._closed:
+            raise SourceError("The client is closed.", hint="Make another one.")
+        self._home = self._home or _this_loop()
+        if self._home is not _this_loop():
+            raise SourceError(
+                "The client belongs to the event loop in which it was first used.",
+                hint="Make one for each loop; BlockingClient serves all threads.",
+            )
+        code = await to_thread.run_sync(import_module, f"{__package__}.call")
+        async with self._opening:
+            if self._transport is None:
+                environment = await to_thread.run_sync(code.Environment.read, self._access)
+                transport = code.Transport(environment.policy, client=self._access.get("client"))
+                self._transport = await self._holds.enter_async_context(transport)
+                self._environment = environment
+        assert self._environment is not None  # noqa: S101
+        assert self._transport is not None  # noqa: S101
+        return code, self._environment, self._transport
+
+    @asynccontextmanager
+    async def _call(
+        self,
+        source: Source,
+        wanted: Wanted | Planned | Sought,
+        storage: Storage = "disk",
+        *,
+        offline: bool = False,
+        token: object = None,
+    ) -> AsyncIterator[Call]:
+        """One call, which runs until the block ends or `_ended(token)`. An error in it comes out plain, in no group."""
+        token = token or object()
+        self._running.add(token)
+        try:
+            with plain_errors():
+                code, environment, transport = await self._ready()
+                if offline:
+                    environment = environment.offline()
+                yield code.Call(await code.begin(environment, transport, source, wanted, storage))
+        finally:
+            self._ended(token)
+
+    def _ended(self, token: object) -> None:
+        self._running.discard(token)
+        if not self._running:
+            self._idle.set()
+
+    async def _opened(
+        self, source: Source, dtype: DTypeLike | None, wanted: Wanted, holds: AsyncExitStack
+    ) -> Checkpoint:
+        """Open a checkpoint, which holds what is in `holds` from then on."""
+        timeout = wanted.get("timeout")
+        try:
+            async with holds:
+                call = await holds.enter_async_context(self._call(source, wanted))
+                checkpoint = await within(timeout, lambda: run_as_task(lambda: call.open(dtype, timeout)))
+                self._handles[checkpoint] = checkpoint.aclose
+                holds.callback(self._handles.pop, checkpoint, None)
+                checkpoint.keep_until_closed(holds.pop_all())
+                return checkpoint
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
+
+    async def _streamed(
+        self,
+        source: Source,
+        wanted: Wanted,
+        storage: Storage,
+        holds: AsyncExitStack,
+        *,
+        dtype: DTypeLike | None,
+        early: bool,
+        memory_limit: int | None,
+    ) -> Tensors:
+        """Begin to stream a checkpoint; the download ends with `holds`."""
+        timeout, token = wanted.get("timeout"), object()
+        try:
+            call = await holds.enter_async_context(self._call(source, wanted, storage, token=token))
+            located = await within(timeout, lambda: run_as_task(lambda: call.locate(dtype)))
+            block = call.stream(located, dtype=dtype, early=early, memory_limit=memory_limit, timeout=timeout)
+            tensors = await holds.enter_async_context(block)
+        except AsyncfetchError as error:
+            raise shortened(error) from error.__cause__
+
+        async def stop() -> None:  # its block, in which this may happen, ends when it likes
+            await tensors.stop()
+            self._ended(token)
+
+        self._handles[tensors] = stop
+        holds.callback(self._handles.pop, tensors, None)
+        return tensors
+
+
+_CLIENT = inspect.signature(Client.__init__)
+_OPEN = inspect.signature(Client.open)
+_STREAM = inspect.signature(Client.stream)
+
+
+class BlockingClient:
+    """A `Client` for blocking code: in a `with` block, or until `close()`. All threads may share it.
+
+        with asyncfetch.BlockingClient(cache_dir="/models") as client:
+            state_dict = client.load("org/model")
+
+    It has an event loop in a thread of its own until it is closed. A process that is forked
+    meanwhile may not use it (SourceError): it makes its own.
+
+    Args:
+        **options
+
+    Raises SourceError for an option that makes no sense.
+    """
+
+    @spelled_out(Access)
+    def __init__(self, **access: Unpack[Access]) -> None:
+        refuse_misfits("BlockingClient", _CLIENT, (self,), access)
+        self._handle = Handle(Client(**access), Portal(), own=True)
+
+    def _run(self, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        return self._handle.run(lambda: work(self._handle.value))
+
+    load = blocking_method(Client.load)
+    download = blocking_method(Client.download)
+    dry_run = blocking_method(Client.dry_run)
+    inspect = blocking_method(Client.inspect)
+    verify = blocking_method(Client.verify)
+    load_into = blocking_method(Client.load_into)
+
+    @spelled_out(Wanted)
+    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Wanted]) -> BlockingCheckpoint:
+        """As `asyncfetch.open`."""
+        opening = self._handle.value.open(source, dtype=dtype, **wanted)
+        handle = Handle(opening, self._handle.portal, own=False)
+        return handle.value.blocking(handle)
+
+    @spelled_out(Wanted)
+    def stream(
+        self,
+        source: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        storage: Storage = "disk",
+        early: bool = False,
+        memory_limit: int | None = None,
+        **wanted: Unpack[Wanted],
+    ) -> BlockingTensors:
+        """As `asyncfetch.stream`."""
+        streaming = self._handle.value.stream(
+            source, dtype=dtype, storage=storage, early=early, memory_limit=memory_limit, **wanted
+        )
+        handle = Handle(streaming, self._handle.portal, own=False)
+        return handle.value.blocking(handle)
+
+    def close(self) -> None:
+        """Close what was opened, wait for the calls that run, and close the connections. Twice is once."""
+        self._handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,215 @@
+"""Every keyword of the public functions, written once, and how a call with a wrong one is refused.
+
+A function takes `**options: Unpack[Options]`, which type checkers see through; `spelled_out` gives it the
+signature and the docstring in which all of them stand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
+
+from ..policy import Policy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..events import Reporter
+    from ..format.index import Selector
+
+__all__ = [
+    "Access",
+    "DTypeLike",
+    "HttpClient",
+    "InspectOptions",
+    "LocalAccess",
+    "Options",
+    "PlanOptions",
+    "Planned",
+    "Sought",
+    "Source",
+    "Storage",
+    "Verify",
+    "VerifyOptions",
+    "Wanted",
+    "spelled_out",
+    "split",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Source = str | os.PathLike[str]
+Storage = Literal["disk", "memory"]
+Verify = Literal["download", "always"]
+
+
+class HttpClient(Protocol):
+    """A client of httpx's kind, such as `httpx.AsyncClient` or one of httpx2."""
+
+    def build_request(self, method: str, url: Any, /, **options: Any) -> Any: ...
+
+    async def send(self, request: Any, /, **options: Any) -> Any: ...
+
+
+class TorchDType(Protocol):
+    """`torch.float32` and the like."""
+
+    @property
+    def is_floating_point(self) -> bool: ...
+
+    @property
+    def itemsize(self) -> int: ...
+
+
+if TYPE_CHECKING:
+    DTypeLike = str | type[np.generic] | np.dtype[Any] | TorchDType
+else:
+    DTypeLike = object
+
+
+class LocalAccess(TypedDict, total=False):
+    """What a client that sends nothing must know.
+
+    cache_dir: the cache, instead of HF_HUB_CACHE or HF_HOME/hub.
+    endpoint: the Hub's address, instead of HF_ENDPOINT.
+    policy: connections, time-outs, retries; None is `Policy.from_env()`.
+    """
+
+    cache_dir: Source | None
+    endpoint: str | None
+    policy: Policy | None
+
+
+class Access(LocalAccess, total=False):
+    """Who asks, whom, and how: fixed for the life of a Client.
+
+    token: for the Hub only; None finds one as huggingface_hub does, False sends none, True must find one.
+    offline: send nothing, use the cache; None reads HF_HUB_OFFLINE.
+    client: an `httpx.AsyncClient` to send with. It is neither changed nor closed.
+    """
+
+    token: str | bool | None
+    offline: bool | None
+    client: HttpClient | None
+
+
+class Sought(TypedDict, total=False):
+    """Which checkpoint, which of its tensors, and who is told.
+
+    revision: a branch, tag or commit. A full commit hash with all files cached needs no request.
+    subfolder: the folder within the source that holds the checkpoint.
+    variant: such as `"fp16"`, for file names that carry it.
+    select: a glob, several globs or a predicate over tensor names. Only the shards that hold selected
+        tensors are downloaded.
+    timeout: seconds after which the call raises TimedOutError; None waits as long as the policy does.
+    report: called with each event (see `asyncfetch.events`), on the event loop.
+    """
+
+    revision: str | None
+    subfolder: str | None
+    variant: str | None
+    select: Selector
+    timeout: float | None
+    report: Reporter | None
+
+
+class Planned(Sought, total=False):
+    """What a plan of a download needs to know.
+
+    checksums: `{file: "sha256:<64 hex>"}`, for sources that give no hash.
+    """
+
+    checksums: Mapping[str, str] | None
+
+
+class Wanted(Planned, total=False):
+    """What differs from call to call.
+
+    verify: `"download"` hashes what is downloaded, `"always"` also what was cached.
+    """
+
+    verify: Verify
+
+
+class Options(Wanted, Access, total=False):
+    """What the functions take that download or read: a client for one call, and the call."""
+
+
+class PlanOptions(Planned, Access, total=False):
+    """What `dry_run` takes."""
+
+
+class InspectOptions(Sought, Access, total=False):
+    """What `inspect` takes."""
+
+
+class VerifyOptions(Planned, LocalAccess, total=False):
+    """What `verify` takes."""
+
+
+_DESCRIPTIONS = {
+    name: text
+    for part in (LocalAccess, Access, Sought, Planned, Wanted)
+    for name, text in re.findall(r"^(\w+): (.+(?:\n    .+)*)", inspect.cleandoc(part.__doc__ or ""), re.MULTILINE)
+}
+_DEFAULTS: Mapping[str, object] = {"verify": "download"}  # of all others None
+
+
+@overload
+def split(options: Options) -> tuple[Access, Wanted]: ...
+@overload
+def split(options: PlanOptions) -> tuple[Access, Planned]: ...
+@overload
+def split(options: InspectOptions) -> tuple[Access, Sought]: ...  # type: ignore[overload-overlap]
+@overload
+def split(options: VerifyOptions) -> tuple[LocalAccess, Planned]: ...
+def split(options: Any) -> tuple[Any, Any]:
+    """What belongs to a client, and what to one call of it."""
+    fixed = Access.__annotations__.keys()
+    access = {name: value for name, value in options.items() if name in fixed}
+    return access, {name: value for name, value in options.items() if name not in fixed}
+
+
+class _Written(str):
+    """An annotation that is shown as it is written."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def spelled_out(kind: type) -> Callable[[F], F]:
+    """Give a function that takes `**options: Unpack[kind]` the signature with each of them.
+
+    Their descriptions take the place of the line `**options` in its docstring.
+    """
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+        shown = [one.replace(annotation=_Written(one.annotation)) for one in own.parameters.values()]
+        if shown[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            shown.pop()
+        for name, annotation in kind.__annotations__.items():
+            written = _Written(getattr(annotation, "__forward_arg__", annotation))
+            shown.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS.get(name), annotation=written)
+            )
+        signature = inspect.Signature(shown, return_annotation=_Written(own.return_annotation))
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__doc__ = _described(function.__doc__ or "", kind.__annotations__)
+        return function
+
+    return decorate
+
+
+def _described(doc: str, names: Iterable[str]) -> str:
+    found = re.search(r"^( *)\*\*options\n", doc, re.MULTILINE)
+    if found is None:
+        return doc
+    text = "".join(f"{name}: {_DESCRIPTIONS[name]}\n" for name in names)
+    return doc[: found.start()] + textwrap.indent(text, found[1]) + doc[found.end() :]
