@@ -9,6 +9,7 @@ import ssl
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ BACKENDS = [
     pytest.param(("trio", {}), id="trio"),
 ]
 
-FIGURES = pytest.StashKey[list[str]]()
+FIGURE = "figure"  # what a test measured travels with its report, as the process that runs it may be another
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,13 +37,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The seed, what `figure` collects, and the way for a test to show a canary on purpose."""
+    """The seed, the same for all processes of this run, and the way for a test to show a canary on purpose."""
     if config.option.seed is None:
-        config.option.seed = random.randrange(10**9) if config.option.long else 0
-    config.stash[FIGURES] = []
+        drawn = random.randrange(10**9) if config.option.long else 0
+        config.option.seed = getattr(config, "workerinput", {}).get("seed", drawn)
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker does not draw a seed of its own."""
+    node.workerinput["seed"] = node.config.option.seed
+
+
+@pytest.hookimpl(tryfirst=True)  # before a worker sends the report on
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Nobody reads what a test that passed has logged, and of thousands it is hundreds of megabytes."""
     if report.passed:
@@ -66,11 +74,19 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.option.seed}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the tests measured."""
-    if config.stash[FIGURES]:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in reports
+        if getattr(report, "when", None) == "teardown"
+        for name, text in report.user_properties
+        if name == FIGURE
+    ]
+    if lines:
         terminalreporter.section("figures")
-        for line in config.stash[FIGURES]:
+        for line in lines:
             terminalreporter.line(line)
 
 
@@ -102,7 +118,7 @@ def scale(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """`figure(text)` puts a line below the run's results."""
-    return lambda text: request.config.stash[FIGURES].append(f"{request.node.name}: {text}")
+    return lambda text: request.node.user_properties.append((FIGURE, text))
 
 
 @pytest.fixture(params=BACKENDS)

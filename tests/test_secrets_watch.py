@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -138,7 +139,7 @@ def test_encodings(secret: str) -> None:
 
 _SUITE = """
 import pytest
-from tests.canaries import TOKEN
+from tests.kit.canaries import TOKEN
 
 def test_that_leaks():
     print(TOKEN)
@@ -153,12 +154,41 @@ def test_that_does_not_say_why():
 """
 
 
-@pytest.mark.shows_secrets(reason="its child prints a canary, and pytest shows that")
-def test_a_leak_is_an_error_of_the_test(tmp_path: Path) -> None:
-    """In a run of its own: an error where it leaks, none where the marker allows it, and the marker needs a reason."""
-    (tmp_path / "test_suite.py").write_text(_SUITE)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-q", "--rootdir", str(ROOT)]
+def suite(tmp_path: Path, text: str, *options: str) -> str:
+    """What pytest prints of a file of tests, in a run of its own with this suite's conftest.py."""
+    (tmp_path / "test_suite.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(ROOT), *options]
     command += ["-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_suite.py")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert "3 passed, 2 errors" in run.stdout, run.stdout + run.stderr
-    assert "secrets were shown:\ncaptured stdout: " in run.stdout
+    return run.stdout + run.stderr
+
+
+PROCESSES = pytest.mark.parametrize("processes", [0, 2], ids=["one process", "workers"])
+
+
+@PROCESSES
+@pytest.mark.shows_secrets(reason="its child prints a canary, and pytest shows that")
+def test_a_leak_is_an_error_of_the_test(tmp_path: Path, processes: int) -> None:
+    """In a run of its own: an error where it leaks, none where the marker allows it, and the marker needs a reason."""
+    shown = suite(tmp_path, _SUITE, "-n", str(processes))
+    assert "3 passed, 2 errors" in shown, shown
+    assert "secrets were shown:\ncaptured stdout: " in shown
+
+
+_MEASURES = """
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_that_measures(number, figure, seed):
+    figure(f"{number * 7} of {seed}")
+"""
+
+
+@PROCESSES
+def test_figures_and_the_seed(tmp_path: Path, processes: int) -> None:
+    """What tests measured stands below the results, and one seed, which is printed, is that of all processes."""
+    shown = suite(tmp_path, _MEASURES, "-n", str(processes), "--long")  # which draws a seed
+    (seed,) = re.findall(r"^seed: (\d+)$", shown, re.MULTILINE)
+    figures = shown.partition(" figures ")[2]
+    for number in range(4):
+        assert f"test_that_measures[{number}]: {number * 7} of {seed}\n" in figures, shown

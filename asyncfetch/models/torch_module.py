@@ -5,7 +5,6 @@ torch is imported by `to_torch` alone; a module that is passed in proves that it
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +47,7 @@ def to_torch(array: Array) -> Tensor:
     Raises SourceError if torch is not installed or has no such dtype (F6; F4 before torch 2.8).
     """
     try:
-        torch: Any = importlib.import_module("torch")
+        import torch
     except ImportError as error:
         raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
     shape = array.shape

@@ -313,7 +313,7 @@ def path_inside(path: str) -> Path:
     """`path` if it stays in its folder, on disk under the rules of every system and in a URL. Else SourceError."""
     parts = path.split("/")
     for part in parts:
-        if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or re.match(r"[A-Za-z]:", part):
+        if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or part[1:2] == ":":
             raise SourceError(f"{path!r} is not a path inside a repository.")
     return Path(*parts)
 

@@ -338,10 +338,14 @@ def test_an_unchanged_cache_is_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("online", [True, False])
-def test_a_cache_that_may_only_be_read(server: Server, online: bool) -> None:
+def test_a_cache_that_may_only_be_read(server: Server, tmp_path: Path, online: bool) -> None:
     """Another user's whole cache serves, online and offline, although nothing in it may be written."""
+    prepare = (  # the same calls, so that what they import late is there
+        "import asyncfetch, json, sys\n"
+        "asyncfetch.download('org/sharded', cache_dir=sys.argv[1])\n"
+        "asyncfetch.load('org/sharded', cache_dir=sys.argv[1])"
+    )
     code = (
-        "import asyncfetch, json\n"
         "snapshot = asyncfetch.download('org/sharded')\n"
         "arrays = asyncfetch.load('org/sharded')\n"
         "single = asyncfetch.load('org/single')\n"
@@ -353,7 +357,8 @@ def test_a_cache_that_may_only_be_read(server: Server, online: bool) -> None:
         asyncfetch.download("org/single", cache_dir=root)
         before = {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
         environ = {"HF_HUB_CACHE": str(root), "HF_HOME": "/nonexistent", "HF_HUB_OFFLINE": "0" if online else "1"}
-        run = as_nobody([sys.executable, "-B", "-c", code], **environ)
+        copy = shutil.copytree(root, tmp_path / "copy", symlinks=True)
+        run = as_nobody(prepare, code, copy, **environ)
         assert run.returncode == 0, run.stderr
         expected = sum(float(array.sum()) for array in TENSORS.values())
         assert json.loads(run.stdout) == [len(TENSORS), expected, len(TENSORS), str(first.path)]

@@ -1,10 +1,10 @@
-"""Running a command as a user for whom mode bits mean something; root ignores them."""
+"""Running code as a user for whom mode bits mean something; root ignores them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SETPRIV = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+_NOBODY = 65534
+_BECOME_NOBODY = f"import os; os.setgroups([]); os.setgid({_NOBODY}); os.setuid({_NOBODY})"
 
 
 @contextmanager
@@ -24,10 +25,13 @@ def public_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def as_nobody(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run `command` without privileges. Skips where that cannot be had."""
-    if os.getuid() != 0 or not shutil.which("setpriv") or subprocess.run([*SETPRIV, "true"]).returncode:
-        pytest.skip("needs root and setpriv for a second user")
-    return subprocess.run(
-        [*SETPRIV, *command], capture_output=True, text=True, env={**os.environ, **environ}, cwd=ROOT, timeout=50
-    )
+def as_nobody(prepare: str, code: str, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process without privileges; `arguments` are sys.argv[1:]. Skips where that cannot be had.
+
+    `prepare` runs before, with privileges, and has to import all that `code` needs, also what is imported
+    late: Python, its packages and this repository may lie below a folder that nobody else may enter.
+    """
+    if os.getuid() != 0:
+        pytest.skip("needs root for a second user")
+    command = [sys.executable, "-c", f"{prepare}\n{_BECOME_NOBODY}\n{code}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, cwd=ROOT, timeout=50)

@@ -673,8 +673,8 @@ def test_a_link_at_the_journals_path_is_not_followed(tmp_path: Path, planted: st
 
 def test_another_users_partial_is_left_alone() -> None:
     """In a shared cache a partial that may not be opened is another user's: write a private file beside it."""
+    prepare = "import sys; from pathlib import Path; from asyncfetch.storage.partial import FilePartial"
     code = (
-        "import sys; from pathlib import Path; from asyncfetch.storage.partial import FilePartial\n"
         "part = FilePartial(Path(sys.argv[1]), 10, 'sha256', identity='x')\n"
         "part.accept(0, memoryview(b'0123456789'))\n"
         "print(part.path.name, part.digest()); part.discard()"
@@ -684,7 +684,7 @@ def test_another_users_partial_is_left_alone() -> None:
         feed(part, 0, 1000)
         part.suspend()
         folder.chmod(0o777)
-        run = as_nobody([sys.executable, "-c", code, str(folder / NAME)])
+        run = as_nobody(prepare, code, folder / NAME)
         assert run.returncode == 0, run.stderr
         name, digest = run.stdout.split()
         assert name != NAME
