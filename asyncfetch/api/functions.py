@@ -39,6 +39,8 @@ __all__ = [
     "inspect_async",
     "load",
     "load_async",
+    "load_inspected",
+    "load_inspected_async",
     "verify",
     "verify_async",
 ]
@@ -212,6 +214,20 @@ async def inspect_async(
         return await to_thread.run_sync(_inspection, located)
 
 
+@in_own_task
+async def load_inspected_async(
+    source: StrPath, *, dtype: object = None, **options: Any
+) -> tuple[dict[str, Array], Inspection]:
+    """What `load_async` and `inspect_async` return, of one checkpoint that was located once.
+
+    `options` are those of `load_async`. Not public: the command line lists what it loads.
+    """
+    target = dtype_or_none(dtype)
+    async with open_session(source, **options) as session:
+        located, landed = await session.fetch()
+        return await to_thread.run_sync(lambda: (state_dict(located, landed, dtype=target), _inspection(located)))
+
+
 def _inspection(located: Located) -> Inspection:
     states = {state.file: state for state in file_states(located, "disk")}
     tensors: dict[str, tuple[str, TensorInfo]] = {}
@@ -280,6 +296,7 @@ def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFil
 
 
 load = blocking(load_async)
+load_inspected = blocking(load_inspected_async)
 download = blocking(download_async)
 dry_run = blocking(dry_run_async)
 inspect = blocking(inspect_async)

@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
-from ..api.results import Inspection
 from ..errors import SourceError
-from ..events import Event, Reporter, Resolved
-from ..format.writer import check_output, write_safetensors
+from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
+from .merging import merge
 from .options import FLAG, Options, Selection, noticing, reporting
-from .wording import printable, size_text
+from .wording import printable
 
 __all__ = ["app", "run"]
 
@@ -82,64 +81,18 @@ def load(
     arguments = options.arguments() | selection.arguments()
     if dry_run:
         return _dry_run("load", source, arguments, options, to_disk=not memory)
-    resolution = _Resolution()
     with reporting(options) as report:
-        tensors = api.load(
+        tensors, found = api.load_inspected(
             source,
             **arguments,
             dtype=dtype,
             storage="memory" if memory else "disk",
             verify="always" if verify_cache else "download",
-            report=resolution.watching(report),
+            report=report,
         )
-    pinned, arguments = resolution.pin(source, arguments)
-    found = api.inspect(pinned, **_without(arguments, "checksums"))
     if output is not None:
-        _write(tensors, output, found, quiet=options.quiet or options.json)
+        merge(tensors, found, output, quiet=options.quiet or options.json)
     return list_tensors(tensors, found, output=output, as_json=options.json, quiet=options.quiet)
-
-
-def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key != name}
-
-
-class _Resolution:
-    """Remembers the commit that a load resolved to, so that a second look is at the same one."""
-
-    def __init__(self) -> None:
-        self.commit: str | None = None
-
-    def watching(self, report: Reporter) -> Reporter:
-        """`report`, which is told all events as before."""
-
-        def watch(event: Event) -> None:
-            if isinstance(event, Resolved):
-                self.commit = event.commit
-            report(event)
-
-        return watch
-
-    def pin(self, source: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """`source` and `arguments` at that commit. Only repository ids carry one that can be asked for."""
-        if self.commit is None or "://" in source or os.path.exists(source):
-            return source, dict(arguments)
-        return source.partition("@")[0], {**arguments, "revision": self.commit}
-
-
-def _write(tensors: Mapping[str, Any], output: Path, found: Inspection, *, quiet: bool) -> None:
-    """Merge `tensors` into `output`, with the metadata that no two shards disagree on."""
-    if not quiet:
-        print(f"writing {printable(str(output))}", file=sys.stderr)
-    metadata: dict[str, str] = {}
-    disputed = set()
-    for shard in found.shards:
-        for key, value in shard.header.metadata.items():
-            if metadata.setdefault(key, value) != value:
-                disputed.add(key)
-    kept = {key: value for key, value in metadata.items() if key not in disputed}
-    size = write_safetensors(tensors, output, metadata=kept)
-    if not quiet:
-        print(f"wrote {printable(str(output))}, {size_text(size)}", file=sys.stderr)
 
 
 @app.command
@@ -198,6 +151,10 @@ def inspect(
         arguments = _without(options.arguments() | selection.arguments(), "checksums")  # no file is read whole
         found = api.inspect(source, **arguments, report=report)
     list_inspection(found, tensors=tensors, as_json=options.json)
+
+
+def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if key != name}
 
 
 @app.command
