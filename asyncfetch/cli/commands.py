@@ -19,7 +19,7 @@ from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import FLAG, Options, Selection, noticing, reporting
-from .wording import printable
+from .text import printable
 
 __all__ = ["app", "run"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..api.results import Inspection
 from ..format.dtypes import Array
 from ..format.writer import write_safetensors
-from .wording import printable, size_text
+from .text import printable, size_text
 
 __all__ = ["merge", "merged_metadata"]
 

@@ -14,11 +14,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ..errors import SourceError
-from ..events import Event, Reporter, Retrying, Warned
+from ..events import Event, Reporter
 from ..policy import Policy
 from .output import json_reporter
 from .terminal import terminal_reporter
-from .wording import announcement
+from .wording import Audience, announcement
 
 __all__ = ["FLAG", "Options", "Selection", "noticing", "reporting"]
 
@@ -99,14 +99,17 @@ def reporting(options: Options) -> Iterator[Reporter]:
 
 @contextmanager
 def noticing(options: Options) -> Iterator[Reporter]:
-    """Who is told about a look-up: JSON lines, or stderr about warnings and (unless quiet) retries."""
+    """Who is told about a look-up: JSON lines, or stderr about warnings and (unless quiet) what holds it up."""
     if options.json:
         with json_reporter() as report:
             yield report
         return
 
+    audience = Audience.QUIET if options.quiet else Audience.LOOK_UP
+
     def notice(event: Event) -> None:
-        if isinstance(event, Warned) or (isinstance(event, Retrying) and not options.quiet):
-            print(announcement(event, detailed=True), file=sys.stderr)
+        line = announcement(event, audience)
+        if line is not None:
+            print(line, file=sys.stderr)
 
     yield notice

@@ -41,7 +41,7 @@ from ..errors import (
     StorageError,
 )
 from ..events import Event, Reporter, event_object
-from .wording import printable
+from .text import printable
 
 __all__ = [
     "EXIT_CODES",
