@@ -18,7 +18,7 @@ from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
-from .options import FLAG, Options, Selection, noticing, reporting
+from .options import FLAG, CommonFlags, Connections, FetchFlags, TensorFlags, noticing, policy_of, reporting
 from .text import printable
 
 __all__ = ["app", "run"]
@@ -52,8 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-DEFAULTS = Options()
-EVERYTHING = Selection()
+COMMON, TENSORS, FETCH = CommonFlags(), TensorFlags(), FetchFlags()
 Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
@@ -72,16 +71,17 @@ def load(
     memory: Memory = False,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
 ) -> None:
     """Load a checkpoint and list its tensors; with --output, merge it into one file."""
     if output is not None:
         check_output(output)
-    arguments = options.arguments() | selection.arguments()
+    arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
     if dry_run:
-        return _dry_run("load", source, arguments, options, to_disk=not memory)
-    with reporting(options) as report:
+        return _dry_run("load", source, arguments, flags, to_disk=not memory)
+    with reporting(flags) as report:
         tensors, found = api.load_inspected(
             source,
             **arguments,
@@ -91,8 +91,8 @@ def load(
             report=report,
         )
     if output is not None:
-        merge(tensors, found, output, quiet=options.quiet or options.json)
-    return list_tensors(tensors, found, output=output, as_json=options.json, quiet=options.quiet)
+        merge(tensors, found, output, quiet=flags.quiet or flags.json)
+    return list_tensors(tensors, found, output=output, as_json=flags.json, quiet=flags.quiet)
 
 
 @app.command
@@ -102,27 +102,28 @@ def download(
     *,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
 ) -> None:
     """Download a checkpoint into the cache and print the folder that holds it."""
-    arguments = options.arguments() | selection.arguments()
+    arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
     if dry_run:
-        return _dry_run("download", source, arguments, options)
-    with reporting(options) as report:
+        return _dry_run("download", source, arguments, flags)
+    with reporting(flags) as report:
         verify = "always" if verify_cache else "download"
         snapshot = api.download(source, **arguments, verify=verify, report=report)
-    return list_snapshot(source, snapshot, as_json=options.json)
+    return list_snapshot(source, snapshot, as_json=flags.json)
 
 
 def _dry_run(
-    command: str, source: str, arguments: Mapping[str, Any], options: Options, *, to_disk: bool = True
+    command: str, source: str, arguments: Mapping[str, Any], flags: CommonFlags, *, to_disk: bool = True
 ) -> None:
-    with noticing(options) as report:
+    with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
-    folder = cache_root(os.environ, options.cache_dir) if to_disk else None
+    folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
-    list_plan(command, resolved, folder=folder, free=free, as_json=options.json, quiet=options.quiet)
+    list_plan(command, resolved, folder=folder, free=free, as_json=flags.json, quiet=flags.quiet)
 
 
 def _free_bytes(folder: Path) -> int | None:
@@ -143,27 +144,26 @@ def inspect(
     /,
     *,
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    connections: Connections = None,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
-    with noticing(options) as report:
-        arguments = _without(options.arguments() | selection.arguments(), "checksums")  # no file is read whole
-        found = api.inspect(source, **arguments, report=report)
-    list_inspection(found, tensors=tensors, as_json=options.json)
-
-
-def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key != name}
+    arguments = flags.arguments() | wanted.arguments()
+    with noticing(flags) as report:
+        found = api.inspect(source, **arguments, policy=policy_of(connections), report=report)
+    list_inspection(found, tensors=tensors, as_json=flags.json)
 
 
 @app.command
-def verify(source: Source, /, *, options: Options = DEFAULTS) -> int:
+def verify(source: Source, /, *, flags: CommonFlags = COMMON) -> int:
     """Hash what is cached of a checkpoint again; exit with 5 if a file is wrong."""
-    with noticing(options) as report:
-        files = api.verify(source, **_without(options.arguments(), "offline"), report=report)  # it is always offline
+    arguments = flags.arguments()
+    del arguments["offline"]  # it always is
+    with noticing(flags) as report:
+        files = api.verify(source, **arguments, report=report)
     code = 5 if any(file.ok is False for file in files) else 0
-    list_verified(source, files, exit_code=code, as_json=options.json)
+    list_verified(source, files, exit_code=code, as_json=flags.json)
     return code
 
 

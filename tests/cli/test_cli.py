@@ -362,7 +362,9 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
         (("lod", REPO), 2, 'Did you mean "load"'),
         (("load", "s3://bucket/key"), 2, "s3://"),
         (("load", REPO, "--checksum", "file=md5:00"), 2, "FILE=sha256:HEX"),
-        (("load", REPO, "--connections", "0"), 2, "connections"),
+        (("load", REPO, "--connections", "0"), 2, "--connections"),
+        (("inspect", REPO, "--connections", "-1"), 2, "--connections"),
+        (("inspect", REPO, "--checksum", "f=sha256:00"), 2, "--checksum"),
         (("load", REPO, "--select", "nothing*"), 2, "select matches none"),
         (("load", REPO, "--dtype", "float33"), 2, "float33"),
         (("load", "org/none"), 3, "org/none"),
@@ -514,6 +516,15 @@ def test_help_tells_where_the_token_goes() -> None:
     for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
         assert option in ran.out
     assert "--token" not in ran.out
+
+
+def test_inspect_offers_what_it_heeds() -> None:
+    """It reads headers, by many connections and of some tensors; it fetches no file that a checksum could be held to."""
+    ran = command("inspect", "--help")
+    for option in ("--tensors", "--select", "--connections", "--revision"):
+        assert option in ran.out
+    for option in ("--checksum", "--verify-cache", "--memory"):
+        assert option not in ran.out
 
 
 def test_completion_is_printed() -> None:
