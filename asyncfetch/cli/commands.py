@@ -44,12 +44,24 @@ app = App(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
+    _refuse_tokens(arguments)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
         raise SourceError(str(error).strip(), hint=hint) from error
     return code if isinstance(code, int) else 0
+
+
+def _refuse_tokens(arguments: Sequence[str]) -> None:
+    """Say why there is no --token, without showing the token; cyclopts would suggest another option."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in ("--token", "--hf-token", "--api-key"):
+            hint = "Set HF_TOKEN, or sign in with `hf auth login`."
+            if arguments[0] == "serve":
+                hint = "Name the variable that holds it: --token-env NAME."
+            raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
 COMMON, TENSORS, FETCH = CommonFlags(), TensorFlags(), FetchFlags()

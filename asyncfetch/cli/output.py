@@ -42,6 +42,7 @@ from ..errors import (
 )
 from ..events import Event, Reporter, event_object
 from .text import printable
+from .wording import in_flags
 
 __all__ = [
     "EXIT_CODES",
@@ -83,7 +84,8 @@ def error_object(error: BaseException) -> dict[str, Any]:
     if isinstance(error, KeyboardInterrupt):
         code, message, hint, transient = "interrupted", "Interrupted.", "Run the same command again to resume.", True
     elif isinstance(error, AsyncfetchError):
-        code, message, hint, transient = error.code, error.message, error.hint, error.transient
+        code, transient = error.code, error.transient
+        message, hint = in_flags(error.message), in_flags(error.hint)
     else:
         code, message, hint, transient = "unexpected", f"{type(error).__name__}: {error}", "Please report this.", False
     data = {name: value for name, value in vars(error).items() if not name.startswith("_")}

@@ -6,6 +6,7 @@ wing tells one event from another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from enum import Enum
 from typing import assert_never
@@ -14,7 +15,17 @@ from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, R
 from .progress import FileRow, Hold, ProgressState, RowState
 from .text import amount, clock_text, printable, rate_text, ratio, seconds_text, shards, size_text
 
-__all__ = ["Audience", "announcement", "fold_line", "look_up_line", "row_status", "summary_line", "total_status"]
+__all__ = [
+    "FLAGS",
+    "Audience",
+    "announcement",
+    "fold_line",
+    "in_flags",
+    "look_up_line",
+    "row_status",
+    "summary_line",
+    "total_status",
+]
 
 SILENCE = 5.0  # seconds without a byte after which the display says so
 
@@ -146,3 +157,35 @@ def summary_line(state: ProgressState, now: float) -> str:
     done = f"{state.done} of {shards(len(state.rows))} done"
     parts = [f"{ratio(state.received, state.size):4.0%}", amount(state.received, state.size), done]
     return "  ".join([*parts, *filter(None, total_status(state, now)[:1])])
+
+
+PHRASES = {  # what the library says, and what the command line says instead
+    " or pass token=": "",  # HF_TOKEN stands before it, and a token is never an argument
+    " or token=": "",
+    "Pass client= with the credentials that it wants": "Give a URL that carries its access signature",
+    'numpy.float32 or "bfloat16"': "float32 or bfloat16",
+    "offline=False": "--no-offline",
+    "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
+    "Policy.connections": "ASYNCFETCH_CONNECTIONS",
+    "Policy.connect_timeout": "HF_HUB_ETAG_TIMEOUT",
+    "Policy.read_timeout": "HF_HUB_DOWNLOAD_TIMEOUT",
+}
+FLAGS = {  # by the keyword of the library
+    "cache_dir": "--cache-dir",
+    "checksums": "--checksum",
+    "dtype": "--dtype",
+    "endpoint": "--endpoint",
+    "offline": "--offline",
+    "revision": "--revision",
+    "select": "--select",
+    "subfolder": "--subfolder",
+    "variant": "--variant",
+}
+_KEYWORD = re.compile(rf"""(?<!\S)({"|".join(FLAGS)})=(?=(['"\w]?))""")
+
+
+def in_flags(text: str) -> str:
+    """The message or hint of an error with flags and variables where the library names its keywords (`subfolder=`)."""
+    for theirs, ours in PHRASES.items():
+        text = text.replace(theirs, ours)
+    return _KEYWORD.sub(lambda match: FLAGS[match[1]] + (" " if match[2] else ""), text)

@@ -25,9 +25,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from asyncfetch.cli import main as cli
+from asyncfetch.cli.commands import run
+from asyncfetch.cli.wording import FLAGS
+from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
 
-from ..kit.canaries import TOKEN
+from ..kit.canaries import TOKEN, shown
 from ..kit.fault_server import COMMIT, FaultServer
 from ..kit.files import sharded, sharded_bytes
 
@@ -359,7 +362,10 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
     [
         (("load",), 2, "requires an argument"),
         (("load", REPO, "--nope"), 2, "--nope"),
+        (("load", REPO, "--token", "abc"), 2, "A token is never an argument"),
         (("lod", REPO), 2, 'Did you mean "load"'),
+        (("load", f"{REPO}@v1", "--revision", "v2"), 2, "--revision says 'v2'"),
+        (("load", __file__, "--subfolder", "x"), 2, "--subfolder goes with a folder"),
         (("load", "s3://bucket/key"), 2, "s3://"),
         (("load", REPO, "--checksum", "file=md5:00"), 2, "FILE=sha256:HEX"),
         (("load", REPO, "--connections", "0"), 2, "--connections"),
@@ -380,6 +386,39 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
     assert (ran.code, ran.out) == (code, "")
     line = next(line for line in ran.err.splitlines() if line.startswith("asyncfetch: "))
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("load", "org/empty"), {}, "Name its folder with --subfolder, its variant with --variant, or give"),
+        (("load", REPO, "--offline"), {}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
+        (("load", REPO), {"HF_HUB_OFFLINE": "1"}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
+        (("load", "org/none"), {}, "if it is private, set HF_TOKEN.\n"),
+        (("load", REPO, "--dtype", "float33"), {}, "--dtype 'float33' is not a dtype"),
+        (("load", REPO, "--dtype", "float33"), {}, "Give float32 or bfloat16."),
+        (("load", REPO, "--checksum", f"x=sha256:{'0' * 64}"), {}, "--checksum names 'x'"),
+        (("load", REPO), {"ASYNCFETCH_ATTEMPTS": "0"}, "ASYNCFETCH_ATTEMPTS must be positive"),
+        (("load", REPO), {"ASYNCFETCH_CONNECTIONS": "0"}, "ASYNCFETCH_CONNECTIONS must be positive"),
+        (("load", REPO), {"HF_HUB_ETAG_TIMEOUT": "0"}, "HF_HUB_ETAG_TIMEOUT must be positive"),
+        (("load", REPO), {"HF_HUB_DOWNLOAD_TIMEOUT": "0"}, "HF_HUB_DOWNLOAD_TIMEOUT must be positive"),
+    ],
+)
+def test_errors_speak_of_flags(arguments: tuple[str, ...], environment: dict[str, str], said: str, hub: Server) -> None:
+    """Where the library names a keyword, the command line names its flag, or the variable that was read."""
+    ran = command(*arguments, env=environment)
+    assert ran.code != 0
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("form", [("--token", TOKEN), (f"--token={TOKEN}",), (f"--hf-token={TOKEN}",)])
+@pytest.mark.parametrize("name", ["load", "download", "inspect", "serve"])
+def test_a_token_is_never_an_argument(name: str, form: tuple[str, ...]) -> None:
+    """It says why, and where the token goes; it does not repeat the token, and does not guess at another option."""
+    with pytest.raises(SourceError, match="A token is never an argument") as raised:
+        run([name, REPO, *form])
+    assert ("--token-env" if name == "serve" else "HF_TOKEN") in raised.value.hint
+    assert not shown(repr((raised.value, vars(raised.value))))
 
 
 def test_no_token_is_access_denied(models: Path) -> None:
@@ -515,11 +554,12 @@ def test_help_tells_where_the_token_goes() -> None:
     ran = command("load", "--help")
     for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
         assert option in ran.out
+    assert all(flag in ran.out for flag in FLAGS.values())
     assert "--token" not in ran.out
 
 
 def test_inspect_offers_what_it_heeds() -> None:
-    """It reads headers, by many connections and of some tensors; it fetches no file that a checksum could be held to."""
+    """It reads headers, of some tensors and by many connections; no whole file that has a checksum."""
     ran = command("inspect", "--help")
     for option in ("--tensors", "--select", "--connections", "--revision"):
         assert option in ran.out
@@ -567,17 +607,17 @@ def test_a_table_on_a_terminal(hub: Server) -> None:
     leader, follower = pty.openpty()
     process = start("download", REPO, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"})
     os.close(follower)
-    shown = b""
+    drawn = b""
     try:
         while chunk := os.read(leader, 65536):
-            shown += chunk
+            drawn += chunk
     except OSError:  # EIO: the other side closed
         pass
     finally:
         os.close(leader)
     assert Ran(process).code == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.decode())
     last = text[text.rindex("model-00001") :]
     assert last.count("100%") == 3
     assert last.count("verified") == 2
-    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert drawn.rindex(b"\x1b[?25h") > drawn.rindex(b"\x1b[?25l")

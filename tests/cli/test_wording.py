@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+import asyncfetch
 from asyncfetch.cli.progress import ProgressState
 from asyncfetch.cli.wording import (
     Audience,
     announcement,
     fold_line,
+    in_flags,
     look_up_line,
     row_status,
     summary_line,
@@ -172,3 +180,53 @@ def test_summary_line() -> None:
     state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
     state.apply(FileProgress("s0", 50 * MB, 100 * MB), 1.0)
     assert summary_line(state, 1.0) == " 75%  150/200 MB  1 of 2 shards done  50.0 MB/s, 0:01 left"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("subfolder= goes with a folder.", "--subfolder goes with a folder."),
+        ("dtype='float33' is not a dtype.", "--dtype 'float33' is not a dtype."),
+        ("Say variant=, or revision=.", "Say --variant, or --revision."),
+        ("Unset HF_HUB_OFFLINE or pass offline=False once.", "Unset HF_HUB_OFFLINE or pass --no-offline once."),
+        ("if it is private, set HF_TOKEN or pass token=.", "if it is private, set HF_TOKEN."),
+        ("may read it (HF_TOKEN or token=).", "may read it (HF_TOKEN)."),
+        ("Policy.connections must be positive, not 0.", "ASYNCFETCH_CONNECTIONS must be positive, not 0."),
+        ("/data/dtype=f32/variant=a/x.safetensors: it is cut short.", None),
+        ("no file 'revision=1'.", None),
+    ],
+)
+def test_keywords_become_flags(said: str, typed: str | None) -> None:
+    """An option is named as it is typed; a path or a name that looks like one stays."""
+    assert in_flags(said) == (said if typed is None else typed)
+
+
+def said_by_errors() -> Iterator[str]:
+    """The strings in the source that become messages and hints, wherever a command can meet them."""
+    root = Path(asyncfetch.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).parts[0] in ("cli", "models", "server"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", "super().__init__")):
+                parts: list[ast.AST] = [node]
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).split(".")[-1] == "hint":
+                parts = [node.value]
+            else:
+                continue
+            for part in parts:
+                for text in ast.walk(part):
+                    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        yield text.value
+
+
+def test_no_error_tells_the_command_line_of_keywords() -> None:
+    """A text that names a keyword of `load` needs its flag in the table. The commands set storage and verify well."""
+    names = set(inspect.signature(asyncfetch.load).parameters) - {"storage", "verify"}
+    keyword = re.compile(rf"\b({'|'.join(names)})=")
+    texts = {text for text in said_by_errors() if keyword.search(text)}
+    assert len(texts) > 10
+    assert [text for text in texts if keyword.search(in_flags(text))] == ["token=True, and no token was found."]
