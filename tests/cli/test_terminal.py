@@ -18,18 +18,18 @@ from rich.console import Console
 
 from asyncfetch.cli.progress import ProgressState
 from asyncfetch.cli.terminal import frame, terminal_reporter
+from asyncfetch.cli.wording import Audience, announcement
 from asyncfetch.events import (
-    Event,
     FileProgress,
     FileStarted,
     FileState,
     FileVerified,
-    Finished,
     Resolved,
     Retrying,
     Waiting,
-    Warned,
 )
+
+from ..kit.samples import EVENTS
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -124,21 +124,10 @@ def test_before_the_source_is_known() -> None:
     assert drawn(state, 80, 0) == []
 
 
-RUN: tuple[Event, ...] = (
-    Resolved("org/m", "a" * 40, None, (FileState("m.safetensors", 100, 40, "sha256:x"),)),
-    FileStarted("m.safetensors", 100, 40),
-    Warned("strange, but go on"),
-    Retrying("m.safetensors", "reset", 1, 5, 0.1),
-    FileProgress("m.safetensors", 100, 100),
-    FileVerified("m.safetensors", 100, "sha256:x"),
-    Finished(1, 100, 60, 0.5),
-)
-
-
 def report_all(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     with terminal_reporter(console) as report:
-        for event in RUN:
+        for event in EVENTS:
             report(event)
     return console.file.getvalue()
 
@@ -166,14 +155,10 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_lines_without_a_terminal() -> None:
     """In a log: a line for each step, in order, with no control sequence."""
     out = report_all(Console(file=io.StringIO(), force_terminal=False, width=20))
-    assert out.splitlines() == [
-        "org/m at aaaaaaaaaaaa: 1 shard, 100 B, 40 B already here",
-        "m.safetensors: started, 100 B, continues at 40 B",
-        "warning: strange, but go on",
-        "m.safetensors: retry 1/5 now: reset",
-        "m.safetensors: verified",
-        "1 shard, 100 B: 60 B downloaded in 0.5 s (120 B/s)",
-    ]
+    lines = out.splitlines()
+    assert lines == [line for event in EVENTS if (line := announcement(event, Audience.LOG)) is not None]
+    assert lines[0] == "org/m at aaaaaaaaaaaa: 1 shard, 100 B, 40 B already here"
+    assert lines[-1] == "1 shard, 100 B: 60 B downloaded in 0.5 s (120 B/s)"
 
 
 def test_plain_status_lines_are_five_seconds_apart() -> None:
@@ -185,7 +170,7 @@ def test_plain_status_lines_are_five_seconds_apart() -> None:
 
     console = Console(file=io.StringIO(), force_terminal=False)
     with terminal_reporter(console, clock=fast) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         while fast() < 30:
             report(FileProgress("m.safetensors", 50, 100))
             time.sleep(0.002)
@@ -200,7 +185,7 @@ def test_redraws_are_at_most_ten_a_second() -> None:
     console = Console(file=file, force_terminal=True, force_interactive=True, width=80, height=24)
     started = time.monotonic()
     with terminal_reporter(console) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         while time.monotonic() - started < 1:
             report(FileProgress("m.safetensors", 50, 100))
     elapsed = time.monotonic() - started
@@ -219,7 +204,7 @@ def test_a_blocked_terminal_does_not_block_the_load() -> None:
     with terminal_reporter(Console(file=Stuck(), force_terminal=False)) as report:
         started = time.monotonic()
         for _ in range(1000):
-            report(RUN[0])
+            report(EVENTS[0])
         elapsed = time.monotonic() - started
         gate.set()
     assert elapsed < 1
@@ -233,9 +218,9 @@ def test_a_terminal_that_is_gone_does_not_break_the_load() -> None:
             raise BrokenPipeError
 
     with terminal_reporter(Console(file=Gone(), force_terminal=False)) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         time.sleep(0.2)
-        report(RUN[1])
+        report(EVENTS[1])
 
 
 SCRIPT = """

@@ -35,6 +35,8 @@ from asyncfetch.events import (
     Warned,
 )
 
+from ..kit.samples import EVENTS
+
 MB = 10**6
 LIMITED = "the server limits the request rate"
 
@@ -86,26 +88,23 @@ def test_announcements() -> None:
     ]
 
 
-HELD = (Retrying("a", "x", 1, 5, 1.0), Waiting("a", "x", 1.0))
-STEPS = (FileStarted("a", 1, 0), FileVerified("a", 1, None))
-ENDS = (Resolved("m", None, None, ()), Finished(1, 1, 0, 0.0))
+TOLD = {
+    Warned: set(Audience),
+    Retrying: {Audience.LOOK_UP, Audience.LOG},
+    Waiting: {Audience.LOOK_UP, Audience.LOG},
+    Resolved: {Audience.TABLE, Audience.LOG},
+    Finished: {Audience.TABLE, Audience.LOG},
+    FileStarted: {Audience.LOG},
+    FileVerified: {Audience.LOG},
+}
 
 
-@pytest.mark.parametrize(
-    ("audience", "told"),
-    [
-        (Audience.QUIET, ()),
-        (Audience.LOOK_UP, HELD),
-        (Audience.TABLE, ENDS),
-        (Audience.LOG, HELD + STEPS + ENDS),
-    ],
-)
-def test_who_is_told_what(audience: Audience, told: tuple[Event, ...]) -> None:
-    """Beside a table, files need no lines of their own; a look-up has no files; a warning is for everyone."""
-    events = (*HELD, *STEPS, *ENDS)
-    assert tuple(event for event in events if announcement(event, audience) is not None) == told
-    assert announcement(Warned("x"), audience) == "warning: x"
-    assert announcement(FileProgress("a", 1, 1), audience) is None
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_who_is_told_what(event: Event) -> None:
+    """A warning is for everyone, a hold-up for who has no table; a log has every step, and progress only at times."""
+    told = {audience for audience in Audience if announcement(event, audience) is not None}
+    assert told == TOLD.get(type(event), told)
+    assert (Audience.LOG in told) == (not isinstance(event, FileProgress))
 
 
 # The state
