@@ -13,29 +13,16 @@ from hypothesis import strategies as st
 
 from asyncfetch import errors
 from asyncfetch.errors import (
-    AccessError,
     AsyncfetchError,
-    CertificateError,
     ChangedError,
-    CheckpointNotFoundError,
-    ChecksumMismatchError,
-    CorruptError,
     DiskFullError,
-    EntryNotFoundError,
-    GatedRepositoryError,
-    InvalidHeaderError,
-    InvalidIndexError,
     LinkExpiredError,
     MissingTensorError,
     ModelMismatchError,
     NetworkError,
-    NotFoundError,
     OfflineError,
     ProtocolError,
     RateLimitedError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    SelectionError,
     ServerError,
     ShardNotFoundError,
     SourceError,
@@ -46,45 +33,9 @@ from asyncfetch.errors import (
 )
 from asyncfetch.tasks import collapse
 
-from .kit.canaries import PASSWORD, SIGNATURE, shown
+from .kit.canaries import shown
+from .kit.samples import ERRORS, SIGNED
 
-SIGNED = f"https://user:{PASSWORD}@cdn.example:8443/a/b.safetensors?X-Amz-Signature={SIGNATURE}#{SIGNATURE}"
-
-# One of each class, with all of its data; `message` begins the text.
-SAMPLES: dict[type[AsyncfetchError], AsyncfetchError] = {
-    type(error): error
-    for error in (
-        AsyncfetchError("It failed.", hint="Do this."),
-        SourceError("No such source."),
-        SelectionError("Nothing matches.", hint="Look again."),
-        NotFoundError("It is not there."),
-        RepositoryNotFoundError("org/name", authenticated=True),
-        RevisionNotFoundError("org/name", "v9"),
-        EntryNotFoundError("a.json", "org/name", commit="a" * 40),
-        ShardNotFoundError("b.safetensors", "org/name", "index.json"),
-        CheckpointNotFoundError("org/name", ["one", "two"]),
-        AccessError("No."),
-        GatedRepositoryError("org/name", "https://hub.example/org/name"),
-        CorruptError("Wrong bytes.", file="f"),
-        InvalidIndexError("index.json", "not JSON", tensor="t"),
-        InvalidHeaderError("f", "too long", tensor="t", hint="h"),
-        MissingTensorError("f", "index.json", ["a", "b", "c", "d"]),
-        ChecksumMismatchError("f", algorithm="sha256", expected="e", actual="a"),
-        ChangedError("f", "its size is another one"),
-        NetworkError("reset", url=SIGNED, retry_after=3.5),
-        ServerError(503, url=SIGNED, retry_after=1.0),
-        ProtocolError("no length", url=SIGNED, transient=True),
-        StalledError("nothing came", url=SIGNED),
-        LinkExpiredError(403, url=SIGNED),
-        CertificateError("not trusted", url=SIGNED),
-        RateLimitedError(SIGNED, 60.0),
-        StorageError("/cache/x", "denied", hint="chmod"),
-        DiskFullError("/cache/x", needed=1_000_000, free=5),
-        OfflineError("org/name", "the index"),
-        TimedOutError(30.0),
-        ModelMismatchError(missing=["a"], unexpected=["b"], shapes={"c": ((1, 2), (2, 1))}),
-    )
-}
 CLASSES = [thing for _, thing in inspect.getmembers(errors, inspect.isclass) if issubclass(thing, AsyncfetchError)]
 
 
@@ -108,9 +59,9 @@ def test_the_drawn_tree_is_the_tree() -> None:
 
 
 def test_all_is_whole() -> None:
-    """`__all__` has every class, what redacts and what translates; the samples of this file have every class."""
+    """`__all__` has every class, what redacts and what translates; the samples have every class."""
     assert set(errors.__all__) == {cls.__name__ for cls in CLASSES} | {"redact_url", "storage_errors"}
-    assert set(SAMPLES) == set(CLASSES)
+    assert set(ERRORS) == set(CLASSES)
 
 
 def test_codes_are_distinct() -> None:
@@ -129,7 +80,7 @@ def test_what_is_transient() -> None:
     assert ProtocolError("x", url="http://h/", transient=True).transient
 
 
-@pytest.mark.parametrize("error", SAMPLES.values(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", ERRORS.values(), ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("way", ["pickle", "copy"])
 def test_errors_survive_pickling(error: AsyncfetchError, way: str) -> None:
     """Type, text, data, hint and notes come through a pickle, as between processes, and through copy."""
@@ -141,7 +92,7 @@ def test_errors_survive_pickling(error: AsyncfetchError, way: str) -> None:
     assert (again.message, again.hint, again.transient) == (error.message, error.hint, error.transient)
 
 
-@pytest.mark.parametrize("error", SAMPLES.values(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", ERRORS.values(), ids=lambda error: type(error).__name__)
 def test_texts(error: AsyncfetchError) -> None:
     """The message is a sentence and leads, the hint follows; neither text nor data holds the signature."""
     text = str(error)
@@ -153,14 +104,14 @@ def test_texts(error: AsyncfetchError) -> None:
 
 def test_data_is_kept() -> None:
     """What a caller needs to act on is on the error, not only in its text."""
-    full = SAMPLES[DiskFullError]
+    full = ERRORS[DiskFullError]
     assert isinstance(full, DiskFullError)
     assert (full.path, full.needed, full.free) == ("/cache/x", 1_000_000, 5)
     assert "1,000,000" in str(full)
-    entry = SAMPLES[ShardNotFoundError]
+    entry = ERRORS[ShardNotFoundError]
     assert isinstance(entry, ShardNotFoundError)
     assert (entry.file, entry.source, entry.index, entry.commit) == ("b.safetensors", "org/name", "index.json", None)
-    missing = SAMPLES[MissingTensorError]
+    missing = ERRORS[MissingTensorError]
     assert isinstance(missing, MissingTensorError)
     assert missing.tensors == ("a", "b", "c", "d")
     assert "4 tensor(s)" in str(missing)

@@ -10,40 +10,19 @@ from typing import get_args
 import pytest
 
 from asyncfetch import events
-from asyncfetch.events import (
-    Event,
-    FileProgress,
-    FileStarted,
-    FileState,
-    FileVerified,
-    Finished,
-    Notifier,
-    Resolved,
-    Retrying,
-    Waiting,
-    Warned,
-)
+from asyncfetch.events import Event, FileState, Notifier
 
-STATE = FileState("a.safetensors", 10, 4, "sha256:00")
-SAMPLES = [
-    Resolved("org/name", "c" * 40, "index.json", (STATE,)),
-    FileStarted("a.safetensors", 10, 4),
-    FileProgress("a.safetensors", 6, 10),
-    Retrying("a.safetensors", "reset", 1, 5, 0.5),
-    Waiting("a.safetensors", "the server limits the request rate", 3.0),
-    FileVerified("a.safetensors", 10, None),
-    Warned("Look out."),
-    Finished(1, 10, 6, 0.1),
-]
+from .kit.samples import EVENTS
 
 
 def test_the_union_is_whole() -> None:
-    """`Event` is every public dataclass that describes a moment, and no other."""
+    """`Event` is every public dataclass that describes a moment, and no other; the samples have each once."""
     classes = {thing for name in events.__all__ if dataclasses.is_dataclass(thing := getattr(events, name))}
-    assert set(get_args(Event)) == classes - {FileState} == {type(sample) for sample in SAMPLES}
+    assert set(get_args(Event)) == classes - {FileState} == {type(event) for event in EVENTS}
+    assert len(EVENTS) == len(classes) - 1
 
 
-@pytest.mark.parametrize("event", SAMPLES, ids=lambda event: type(event).__name__)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
 def test_events_are_frozen_values(event: Event) -> None:
     """An event cannot be changed by one reporter under the eyes of the next, and it crosses processes."""
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -56,9 +35,9 @@ def test_the_notifier_passes_events_in_order() -> None:
     """Each event reaches the reporter once, as it is."""
     seen: list[Event] = []
     notify = Notifier(seen.append)
-    for event in SAMPLES:
+    for event in EVENTS:
         notify(event)
-    assert seen == SAMPLES
+    assert seen == list(EVENTS)
 
 
 def test_a_failing_reporter_is_called_no_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,9 +50,9 @@ def test_a_failing_reporter_is_called_no_more(caplog: pytest.LogCaptureFixture) 
 
     notify = Notifier(report)
     with caplog.at_level(logging.ERROR, logger="asyncfetch"):
-        notify(SAMPLES[0])
-        notify(SAMPLES[1])
-    assert calls == SAMPLES[:1]
+        notify(EVENTS[0])
+        notify(EVENTS[1])
+    assert calls == [EVENTS[0]]
     (record,) = caplog.records
     assert record.name == "asyncfetch"
     assert record.exc_info is not None
@@ -88,9 +67,9 @@ def test_an_interrupt_in_a_reporter_is_not_swallowed(interrupt: type[BaseExcepti
         raise interrupt
 
     with pytest.raises(interrupt):
-        Notifier(report)(SAMPLES[0])
+        Notifier(report)(EVENTS[0])
 
 
 def test_no_reporter() -> None:
     """Without a reporter nothing happens."""
-    Notifier(None)(SAMPLES[0])
+    Notifier(None)(EVENTS[0])

@@ -39,9 +39,17 @@ class Call:
 
     async def load(self, dtype: DTypeLike | None) -> StateDict:
         """Download what is missing, and merge it."""
+        return (await self._loaded(dtype))[1]
+
+    async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict, Inspection]:
+        """The same, and what was loaded."""
+        located, tensors = await self._loaded(dtype)
+        return tensors, await to_thread.run_sync(_inspection, located)
+
+    async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, StateDict]:
         target = dtype_or_none(dtype)
         located, landed = await self.session.fetch()
-        return StateDict(await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target)))
+        return located, StateDict(await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target)))
 
     async def download(self) -> Snapshot:
         """Download what is missing."""

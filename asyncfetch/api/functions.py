@@ -48,6 +48,8 @@ __all__ = [
     "inspect_async",
     "load",
     "load_async",
+    "load_inspected",
+    "load_inspected_async",
     "load_into",
     "load_into_async",
     "open",
@@ -89,6 +91,19 @@ async def load_async(
     access, wanted = split(options)
     async with Client(**access) as client:
         return await client.load(source, dtype=dtype, storage=storage, **wanted)
+
+
+@public(Options)
+async def load_inspected_async(
+    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[Options]
+) -> tuple[StateDict, Inspection]:
+    """What `load_async` and `inspect_async` return, of one checkpoint that was located once.
+
+    Not public: the command line lists what it loads.
+    """
+    access, wanted = split(options)
+    async with Client(**access) as client, client._call(source, wanted, storage) as call:
+        return await call.load_inspected(dtype)
 
 
 @public(Options)
@@ -324,6 +339,7 @@ _OPEN = signatures.signature(open_async)
 _STREAM = signatures.signature(stream_async)
 
 load = blocking(load_async)
+load_inspected = blocking(load_inspected_async)
 download = blocking(download_async)
 dry_run = blocking(dry_run_async)
 inspect = blocking(inspect_async)

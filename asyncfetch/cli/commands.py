@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
-from ..api.results import Inspection
 from ..errors import SourceError
-from ..events import Event, Reporter, Resolved
-from ..format.writer import check_output, write_safetensors
+from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
-from .options import FLAG, Options, Selection, noticing, reporting
-from .wording import printable, size_text
+from .merging import merge
+from .options import FLAG, CommonFlags, Connections, FetchFlags, TensorFlags, noticing, policy_of, reporting
+from .text import printable
 
 __all__ = ["app", "run"]
 
@@ -45,6 +44,7 @@ app = App(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
+    _refuse_tokens(arguments)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -53,8 +53,18 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-DEFAULTS = Options()
-EVERYTHING = Selection()
+def _refuse_tokens(arguments: Sequence[str]) -> None:
+    """Say why there is no --token, without showing the token; cyclopts would suggest another option."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option in ("--token", "--hf-token", "--api-key"):
+            hint = "Set HF_TOKEN, or sign in with `hf auth login`."
+            if arguments[0] == "serve":
+                hint = "Name the variable that holds it: --token-env NAME."
+            raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
+
+
+COMMON, TENSORS, FETCH = CommonFlags(), TensorFlags(), FetchFlags()
 Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
@@ -73,73 +83,28 @@ def load(
     memory: Memory = False,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
 ) -> None:
     """Load a checkpoint and list its tensors; with --output, merge it into one file."""
     if output is not None:
         check_output(output)
-    arguments = options.arguments() | selection.arguments()
+    arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
     if dry_run:
-        return _dry_run("load", source, arguments, options, to_disk=not memory)
-    resolution = _Resolution()
-    with reporting(options) as report:
-        tensors = api.load(
+        return _dry_run("load", source, arguments, flags, to_disk=not memory)
+    with reporting(flags) as report:
+        tensors, found = api.load_inspected(
             source,
             **arguments,
             dtype=dtype,
             storage="memory" if memory else "disk",
             verify="always" if verify_cache else "download",
-            report=resolution.watching(report),
+            report=report,
         )
-    pinned, arguments = resolution.pin(source, arguments)
-    found = api.inspect(pinned, **_without(arguments, "checksums"))
     if output is not None:
-        _write(tensors, output, found, quiet=options.quiet or options.json)
-    return list_tensors(tensors, found, output=output, as_json=options.json, quiet=options.quiet)
-
-
-def _without(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key != name}
-
-
-class _Resolution:
-    """Remembers the commit that a load resolved to, so that a second look is at the same one."""
-
-    def __init__(self) -> None:
-        self.commit: str | None = None
-
-    def watching(self, report: Reporter) -> Reporter:
-        """`report`, which is told all events as before."""
-
-        def watch(event: Event) -> None:
-            if isinstance(event, Resolved):
-                self.commit = event.commit
-            report(event)
-
-        return watch
-
-    def pin(self, source: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """`source` and `arguments` at that commit. Only repository ids carry one that can be asked for."""
-        if self.commit is None or "://" in source or os.path.exists(source):
-            return source, dict(arguments)
-        return source.partition("@")[0], {**arguments, "revision": self.commit}
-
-
-def _write(tensors: Mapping[str, Any], output: Path, found: Inspection, *, quiet: bool) -> None:
-    """Merge `tensors` into `output`, with the metadata that no two shards disagree on."""
-    if not quiet:
-        print(f"writing {printable(str(output))}", file=sys.stderr)
-    metadata: dict[str, str] = {}
-    disputed = set()
-    for shard in found.shards:
-        for key, value in shard.header.metadata.items():
-            if metadata.setdefault(key, value) != value:
-                disputed.add(key)
-    kept = {key: value for key, value in metadata.items() if key not in disputed}
-    size = write_safetensors(tensors, output, metadata=kept)
-    if not quiet:
-        print(f"wrote {printable(str(output))}, {size_text(size)}", file=sys.stderr)
+        merge(tensors, found, output, quiet=flags.quiet or flags.json)
+    return list_tensors(tensors, found, output=output, as_json=flags.json, quiet=flags.quiet)
 
 
 @app.command
@@ -149,26 +114,27 @@ def download(
     *,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
 ) -> None:
     """Download a checkpoint into the cache and print the folder that holds it."""
-    arguments = options.arguments() | selection.arguments()
+    arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
     if dry_run:
-        return _dry_run("download", source, arguments, options)
-    with reporting(options) as report:
+        return _dry_run("download", source, arguments, flags)
+    with reporting(flags) as report:
         snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
-    return list_snapshot(source, snapshot, as_json=options.json)
+    return list_snapshot(source, snapshot, as_json=flags.json)
 
 
 def _dry_run(
-    command: str, source: str, arguments: Mapping[str, Any], options: Options, *, to_disk: bool = True
+    command: str, source: str, arguments: Mapping[str, Any], flags: CommonFlags, *, to_disk: bool = True
 ) -> None:
-    with noticing(options) as report:
+    with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
-    folder = cache_root(os.environ, options.cache_dir) if to_disk else None
+    folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
-    list_plan(command, resolved, folder=folder, free=free, as_json=options.json, quiet=options.quiet)
+    list_plan(command, resolved, folder=folder, free=free, as_json=flags.json, quiet=flags.quiet)
 
 
 def _free_bytes(folder: Path) -> int | None:
@@ -189,23 +155,26 @@ def inspect(
     /,
     *,
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
-    options: Options = DEFAULTS,
-    selection: Selection = EVERYTHING,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    connections: Connections = None,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
-    with noticing(options) as report:
-        arguments = _without(options.arguments() | selection.arguments(), "checksums")  # no file is read whole
-        found = api.inspect(source, **arguments, report=report)
-    list_inspection(found, tensors=tensors, as_json=options.json)
+    arguments = flags.arguments() | wanted.arguments()
+    with noticing(flags) as report:
+        found = api.inspect(source, **arguments, policy=policy_of(connections), report=report)
+    list_inspection(found, tensors=tensors, as_json=flags.json)
 
 
 @app.command
-def verify(source: Source, /, *, options: Options = DEFAULTS) -> int:
+def verify(source: Source, /, *, flags: CommonFlags = COMMON) -> int:
     """Hash what is cached of a checkpoint again; exit with 5 if a file is wrong."""
-    with noticing(options) as report:
-        files = api.verify(source, **_without(options.arguments(), "offline"), report=report)  # it is always offline
+    arguments = flags.arguments()
+    del arguments["offline"]  # it always is
+    with noticing(flags) as report:
+        files = api.verify(source, **arguments, report=report)
     code = 5 if any(file.ok is False for file in files) else 0
-    list_verified(source, files, exit_code=code, as_json=options.json)
+    list_verified(source, files, exit_code=code, as_json=flags.json)
     return code
 
 

@@ -15,7 +15,7 @@ from ..api.results import Inspection, Snapshot, VerifiedFile
 from ..events import Resolved
 from ..format.writer import format_dtype, logical_shape
 from .output import flush_stdout, print_json, print_table, stdout_errors
-from .wording import amount, printable, shards, size_text
+from .text import amount, printable, shards, size_text
 
 __all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
 

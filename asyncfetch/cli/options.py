@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 from ..errors import SourceError
-from ..events import Event, Reporter, Retrying, Warned
+from ..events import Event, Reporter
 from ..policy import Policy
 from .output import json_reporter
 from .terminal import terminal_reporter
-from .wording import announcement
+from .wording import Audience, announcement
 
-__all__ = ["FLAG", "Options", "Selection", "noticing", "reporting"]
+__all__ = ["FLAG", "CommonFlags", "Connections", "FetchFlags", "TensorFlags", "noticing", "policy_of", "reporting"]
 
 FLAG = Parameter(negative="", show_default=False)
+Connections = Annotated[
+    int | None,
+    Parameter(validator=Number(gte=1), help="Connections at a time. Default: ASYNCFETCH_CONNECTIONS, or 16."),
+]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Options:
-    """What all commands on a source share."""
+class CommonFlags:
+    """Where a checkpoint is, and who is told: for all commands on a source."""
 
     revision: str | None = None
     """Branch, tag or commit. Default: main."""
@@ -48,33 +53,43 @@ class Options:
     """One JSON object a line on stdout: events, then a result or an error."""
 
     def arguments(self) -> dict[str, Any]:
-        """These options as the API takes them."""
+        """These flags as the API takes them."""
         names = ("revision", "subfolder", "variant", "cache_dir", "endpoint", "offline")
         return {name: getattr(self, name) for name in names}
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Selection:
-    """Which tensors, and how to fetch them."""
+class TensorFlags:
+    """Which tensors of it."""
 
     select: Annotated[tuple[str, ...], FLAG] = ()
     """Glob over tensor names, repeatable. Only shards that hold such tensors are fetched."""
-    checksum: Annotated[tuple[str, ...], FLAG] = ()
-    """FILE=sha256:HEX for a file whose source gives no checksum, repeatable."""
-    connections: int | None = None
-    """Connections at a time. Default: ASYNCFETCH_CONNECTIONS, or 16."""
 
     def arguments(self) -> dict[str, Any]:
-        """These options as the API takes them."""
-        policy = Policy.from_env()
-        if self.connections is not None:
-            policy = replace(policy, connections=self.connections)
-        return {
-            "select": list(self.select) or None,
-            "checksums": dict(map(_parse_checksum, self.checksum)) or None,
-            "policy": policy,
-        }
+        """These flags as the API takes them."""
+        return {"select": list(self.select) or None}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FetchFlags:
+    """How whole files are fetched."""
+
+    checksum: Annotated[tuple[str, ...], FLAG] = ()
+    """FILE=sha256:HEX for a file whose source gives no checksum, repeatable."""
+    connections: Connections = None
+
+    def arguments(self) -> dict[str, Any]:
+        """These flags as the API takes them."""
+        checksums = dict(map(_parse_checksum, self.checksum))
+        return {"checksums": checksums or None, "policy": policy_of(self.connections)}
+
+
+def policy_of(connections: int | None) -> Policy:
+    """The policy that the environment asks for, with as many connections unless that is None."""
+    policy = Policy.from_env()
+    return policy if connections is None else replace(policy, connections=connections)
 
 
 def _parse_checksum(text: str) -> tuple[str, str]:
@@ -85,10 +100,10 @@ def _parse_checksum(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def reporting(options: Options) -> Iterator[Reporter]:
+def reporting(flags: CommonFlags) -> Iterator[Reporter]:
     """Who is told about a download: JSON lines, nobody but for warnings, or the terminal."""
-    if options.json or options.quiet:
-        with noticing(options) as report:
+    if flags.json or flags.quiet:
+        with noticing(flags) as report:
             yield report
         return
     # Only a real terminal gets a table, even where FORCE_COLOR asks for colours in a log.
@@ -98,15 +113,18 @@ def reporting(options: Options) -> Iterator[Reporter]:
 
 
 @contextmanager
-def noticing(options: Options) -> Iterator[Reporter]:
-    """Who is told about a look-up: JSON lines, or stderr about warnings and (unless quiet) retries."""
-    if options.json:
+def noticing(flags: CommonFlags) -> Iterator[Reporter]:
+    """Who is told about a look-up: JSON lines, or stderr about warnings and (unless quiet) what holds it up."""
+    if flags.json:
         with json_reporter() as report:
             yield report
         return
 
+    audience = Audience.QUIET if flags.quiet else Audience.LOOK_UP
+
     def notice(event: Event) -> None:
-        if isinstance(event, Warned) or (isinstance(event, Retrying) and not options.quiet):
-            print(announcement(event, detailed=True), file=sys.stderr)
+        line = announcement(event, audience)
+        if line is not None:
+            print(line, file=sys.stderr)
 
     yield notice

@@ -42,7 +42,8 @@ from ..errors import (
     TimedOutError,
 )
 from ..events import Event, Reporter, event_object
-from .wording import printable
+from .text import printable
+from .wording import in_flags
 
 __all__ = [
     "EXIT_CODES",
@@ -85,7 +86,8 @@ def error_object(error: BaseException) -> dict[str, Any]:
     if isinstance(error, KeyboardInterrupt):
         code, message, hint, transient = "interrupted", "Interrupted.", "Run the same command again to resume.", True
     elif isinstance(error, AsyncfetchError):
-        code, message, hint, transient = error.code, error.message, error.hint, error.transient
+        code, transient = error.code, error.transient
+        message, hint = in_flags(error.message), in_flags(error.hint)
     else:
         code, message, hint, transient = "unexpected", f"{type(error).__name__}: {error}", "Please report this.", False
     data = {name: value for name, value in vars(error).items() if not name.startswith("_")}

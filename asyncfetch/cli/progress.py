@@ -1,6 +1,6 @@
 """How a load is going: what its events add up to.
 
-Nothing here draws or reads a clock: every method is given the time (seconds, monotonic).
+Nothing here draws, speaks or reads a clock: every method is given the time (seconds, monotonic).
 """
 
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
-from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Warned
-from .wording import amount, clock_text, printable, rate_text, ratio, shards
+from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
 
-__all__ = ["FileRow", "ProgressState", "Rate", "Stage", "summary_line"]
-
-SILENCE = 5.0  # seconds without a byte after which the display says so
+__all__ = ["FileRow", "Hold", "ProgressState", "Rate", "RowState"]
 
 
-class Stage(Enum):
-    """Where a file is on its way. The value is the word that is shown."""
+class RowState(Enum):
+    """Where a file is on its way. The value is the word for it."""
 
-    WAITING = "waiting"
+    NOT_STARTED = "not started"
     DOWNLOADING = "downloading"
-    RETRYING = "retry"
+    BACKOFF = "retry"  # something failed; it is tried again in a moment
+    WAITING = "waiting"  # nothing failed, and nothing moves
     VERIFYING = "verifying"
     VERIFIED = "verified"
     UNCHECKED = "done, no checksum"
@@ -31,12 +30,17 @@ class Stage(Enum):
     @property
     def done(self) -> bool:
         """Whether nothing more will happen to the file."""
-        return self in (Stage.VERIFIED, Stage.UNCHECKED, Stage.CACHED)
+        return self in (RowState.VERIFIED, RowState.UNCHECKED, RowState.CACHED)
 
     @property
     def active(self) -> bool:
-        """Whether something is happening to the file now."""
-        return self in (Stage.DOWNLOADING, Stage.RETRYING, Stage.VERIFYING)
+        """Whether the file is on its way now, be it held up."""
+        return not self.done and self is not RowState.NOT_STARTED
+
+    @property
+    def held(self) -> bool:
+        """Whether the file is held up."""
+        return self in (RowState.BACKOFF, RowState.WAITING)
 
 
 class Rate:
@@ -62,19 +66,36 @@ class Rate:
         return (self._samples[-1][1] - before) / elapsed if elapsed >= 0.5 else None
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What holds a file up, or the look-up of the source, and until when; None if nobody can tell."""
+
+    event: Retrying | Waiting
+    until: float | None
+
+    @classmethod
+    def of(cls, event: Retrying | Waiting, now: float) -> Hold:
+        return cls(event, None if event.delay is None else now + event.delay)
+
+    def seconds_left(self, now: float) -> float | None:
+        """How long it still lasts, 0 if it is over, None if nobody can tell."""
+        return None if self.until is None else max(self.until - now, 0.0)
+
+
 @dataclass(slots=True)
 class FileRow:
-    """One file: `received` of `size` bytes are here, those of earlier runs included."""
+    """One file: `received` of `size` bytes are here, those of earlier runs included. `hold` is why it is held up."""
 
     file: str
     size: int
     received: int
-    stage: Stage
+    state: RowState = RowState.NOT_STARTED
     rate: Rate | None = None
-    attempt: int = 0
-    attempts: int = 0
-    retry_at: float = 0.0
-    reason: str = ""
+    hold: Hold | None = None
+
+    def enter(self, state: RowState, hold: Hold | None = None) -> None:
+        """Be in `state` from now on. What held it up is over, whatever it was."""
+        self.state, self.hold = state, hold
 
 
 @dataclass(slots=True)
@@ -83,12 +104,11 @@ class ProgressState:
 
     `transferred` counts the bytes that arrived while watching: bytes of an earlier run are present
     from the start, and are in no rate. A file that starts over gives its bytes back to `received`
-    and not to `transferred`.
+    and not to `transferred`. `hold` is what holds up the look-up of the source.
     """
 
-    resolved: Resolved | None = None
-    finished: Finished | None = None
-    retrying: Retrying | None = None  # while the source is being resolved
+    finished: bool = False
+    hold: Hold | None = None
     rows: dict[str, FileRow] = field(default_factory=dict)
     transferred: int = 0
     last_byte: float | None = None
@@ -98,50 +118,61 @@ class ProgressState:
         """Take `event`, which happened at `now`."""
         match event:
             case Resolved():
-                self.resolved, self.retrying = event, None
-                self.rows = {
-                    state.file: FileRow(
-                        state.file,
-                        state.size,
-                        min(state.present, state.size),
-                        Stage.CACHED if state.present >= state.size else Stage.WAITING,
-                    )
-                    for state in event.files
-                }
+                self._resolved(event)
             case FileStarted():
-                row = self._row(event.file, event.size)
-                row.size, row.received, row.stage = event.size, event.present, Stage.DOWNLOADING
-                row.rate = Rate(now, event.present)
-                self.rate = self.rate or Rate(now)
-                self.last_byte = now if self.last_byte is None else self.last_byte
+                self._started(event, now)
             case FileProgress():
                 self._progress(event, now)
-            case Retrying(file=None):
-                self.retrying = event
-            case Retrying(file=str(file)):
-                row = self._row(file, 0)
-                row.stage, row.reason, row.retry_at = Stage.RETRYING, event.reason, now + event.delay
-                row.attempt, row.attempts = event.attempt, event.attempts
+            case Retrying() | Waiting():
+                self._held(event, now)
             case FileVerified():
-                row = self._row(event.file, event.size)
-                self._count(row, event.size, now)
-                row.size, row.received = event.size, event.size
-                row.stage = Stage.UNCHECKED if event.checksum is None else Stage.VERIFIED
+                self._verified(event, now)
             case Finished():
-                self.finished = event
+                self.finished = True
             case Warned():
                 pass
+            case _:
+                assert_never(event)
 
-    def _row(self, file: str, size: int) -> FileRow:
-        return self.rows.setdefault(file, FileRow(file, size, 0, Stage.WAITING))
+    def _row(self, file: str, size: int = 0) -> FileRow:
+        return self.rows.setdefault(file, FileRow(file, size, 0))
+
+    def _resolved(self, event: Resolved) -> None:
+        self.hold = None
+        self.rows = {file.file: FileRow(file.file, file.size, min(file.present, file.size)) for file in event.files}
+        for row in self.rows.values():
+            if row.received >= row.size:
+                row.enter(RowState.CACHED)
+
+    def _started(self, event: FileStarted, now: float) -> None:
+        row = self._row(event.file, event.size)
+        row.enter(RowState.DOWNLOADING)
+        row.size, row.received, row.rate = event.size, event.present, Rate(now, event.present)
+        self.hold = None
+        self.rate = self.rate or Rate(now)
+        self.last_byte = now if self.last_byte is None else self.last_byte
 
     def _progress(self, event: FileProgress, now: float) -> None:
         row = self._row(event.file, event.size)
         if event.received < row.received:  # it starts over
             row.rate = Rate(now, event.received)
         self._count(row, event.received, now)
+        row.enter(RowState.VERIFYING if event.received >= event.size else RowState.DOWNLOADING)
         row.size, row.received = event.size, event.received
-        row.stage = Stage.VERIFYING if event.received >= event.size else Stage.DOWNLOADING
+
+    def _held(self, event: Retrying | Waiting, now: float) -> None:
+        hold = Hold.of(event, now)
+        if event.file is None:
+            self.hold = hold
+        else:
+            self._row(event.file).enter(RowState.BACKOFF if isinstance(event, Retrying) else RowState.WAITING, hold)
+
+    def _verified(self, event: FileVerified, now: float) -> None:
+        row = self._row(event.file, event.size)
+        if row.rate is not None:  # else it never started here: another process brought it, or it was cached
+            self._count(row, event.size, now)
+        row.enter(RowState.UNCHECKED if event.checksum is None else RowState.VERIFIED)
+        row.size, row.received = event.size, event.size
 
     def _count(self, row: FileRow, received: int, now: float) -> None:
         if received <= row.received:
@@ -163,14 +194,25 @@ class ProgressState:
         """Bytes that are here, of all files together."""
         return sum(row.received for row in self.rows.values())
 
-    def count(self, *stages: Stage) -> int:
-        """How many files are in one of `stages`."""
-        return sum(row.stage in stages for row in self.rows.values())
+    def count(self, state: RowState) -> int:
+        """How many files are in `state`."""
+        return sum(row.state is state for row in self.rows.values())
 
     @property
     def done(self) -> int:
         """How many files are complete."""
-        return sum(row.stage.done for row in self.rows.values())
+        return sum(row.state.done for row in self.rows.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.finished or (bool(self.rows) and self.done == len(self.rows))
+
+    @property
+    def idle(self) -> bool:
+        """Whether all files that are on their way wait: nothing moves, and nothing failed."""
+        active = [row.state for row in self.rows.values() if row.state.active]
+        return bool(active) and all(state is RowState.WAITING for state in active)
 
     def per_second(self, now: float) -> float | None:
         """The total rate in bytes a second, or None when nothing can be said yet."""
@@ -185,51 +227,3 @@ class ProgressState:
         """Seconds since the last byte, or 0 when bytes are not being waited for."""
         waiting = self.last_byte is not None and not self.finished and self.received < self.size
         return now - self.last_byte if waiting and self.last_byte is not None else 0.0
-
-    def row_status(self, row: FileRow, now: float) -> list[str]:
-        """What to say about `row`, the longest wording first."""
-        if row.stage is Stage.RETRYING:
-            wait = row.retry_at - now
-            when = f" in {wait:.0f} s" if wait >= 0.5 else " now"
-            text = f"retry {row.attempt}/{row.attempts}{when}"
-            return [f"{text}: {printable(row.reason)}", text, f"retry {row.attempt}/{row.attempts}"]
-        if row.stage is Stage.DOWNLOADING:
-            speed = row.rate.per_second(now) if row.rate else None
-            return [row.stage.value] if speed is None else [f"downloading, {rate_text(speed)}", rate_text(speed)]
-        if row.stage is Stage.UNCHECKED:
-            return [row.stage.value, "done"]
-        return [row.stage.value]
-
-    def total_status(self, now: float) -> list[str]:
-        """What to say about the whole, the longest wording first."""
-        if self.finished or (self.rows and self.done == len(self.rows)):
-            return ["done"]
-        silent = self.silence(now)
-        if silent >= SILENCE:
-            return [f"no data for {silent:.0f} s"]
-        speed, eta = self.per_second(now), self.eta(now)
-        if speed is None or eta is None:
-            return [""]
-        return [
-            f"{rate_text(speed)}, {clock_text(eta)} left",
-            f"{rate_text(speed)}, {clock_text(eta)}",
-            rate_text(speed),
-        ]
-
-    def fold_line(self) -> str:
-        """All files in one line, for when they are more than fit."""
-        parts = [
-            (self.count(Stage.CACHED), "cached"),
-            (self.count(Stage.UNCHECKED), "done without a checksum"),
-            (sum(row.stage.active for row in self.rows.values()), "active"),
-            (self.count(Stage.WAITING), "waiting"),
-        ]
-        verified = f"{self.count(Stage.VERIFIED)} of {shards(len(self.rows))} verified"
-        return ", ".join([verified, *(f"{count} {word}" for count, word in parts if count)])
-
-
-def summary_line(state: ProgressState, now: float) -> str:
-    """The state in one line, for output that has no table."""
-    done = f"{state.done} of {shards(len(state.rows))} done"
-    parts = [f"{ratio(state.received, state.size):4.0%}", amount(state.received, state.size), done]
-    return "  ".join([*parts, *filter(None, state.total_status(now)[:1])])

@@ -18,9 +18,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from ..events import Event, Finished, Reporter
-from .progress import ProgressState, Stage, summary_line
-from .wording import amount, announcement, fit_names, printable, ratio
+from ..events import Event, Reporter
+from .progress import ProgressState, RowState
+from .text import amount, fit_names, printable, ratio
+from .wording import Audience, announcement, fold_line, look_up_line, row_status, summary_line, total_status
 
 __all__ = ["frame", "terminal_reporter"]
 
@@ -36,36 +37,33 @@ def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_on
     """
     dots = "..." if ascii_only else "…"
     if not state.rows:
-        if state.retrying is None:
-            return [Text(f"looking up the source{dots}")]
-        return [Text(announcement(state.retrying, detailed=True) or "")]
+        line = Text(look_up_line(state, now, dots=dots))
+        line.truncate(width)
+        return [line][:height]
     rows, folded = list(state.rows.values()), False
     if len(rows) + 1 > height:
-        rows, folded = [row for row in rows if row.stage.active][: max(height - 2, 0)], True
+        rows, folded = [row for row in rows if row.state.active][: max(height - 2, 0)], True
     wanted = [cell_len(printable(row.file)) for row in state.rows.values()]
     columns = _columns(width, max(wanted), min(max(wanted), 20))
     names = fit_names([printable(row.file) for row in rows], columns.name, dots=dots)
     lines = [
-        _line(columns, name, row.received, row.size, state.row_status(row, now), STYLES[row.stage], ascii_only)
+        _line(columns, name, row.received, row.size, row_status(row, now), _style(row.state), ascii_only)
         for name, row in zip(names, rows, strict=True)
     ]
     if folded:
-        lines.append(Text(state.fold_line(), style="dim"))
-    lines.append(_line(columns, "total", state.received, state.size, state.total_status(now), "bold", ascii_only))
+        lines.append(Text(fold_line(state), style="dim"))
+    lines.append(_line(columns, "total", state.received, state.size, total_status(state, now), "bold", ascii_only))
     for line in lines:
         line.truncate(width)
     return lines[:height] if height >= 1 else []
 
 
-STYLES = {
-    Stage.WAITING: "dim",
-    Stage.DOWNLOADING: "cyan",
-    Stage.RETRYING: "yellow",
-    Stage.VERIFYING: "cyan",
-    Stage.VERIFIED: "green",
-    Stage.UNCHECKED: "green",
-    Stage.CACHED: "green",
-}
+def _style(state: RowState) -> str:
+    if state.done:
+        return "green"
+    if state.held:
+        return "yellow"
+    return "cyan" if state.active else "dim"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +134,15 @@ class _Drawing:
         self.ended = threading.Event()
         self._lock = threading.Lock()
         self._messages: deque[str] = deque()
-        self._closing = ""  # goes below the table
+        self._closing: deque[str] = deque()  # go below the table
 
     def report(self, event: Event) -> None:
-        message = announcement(event, detailed=not self.console.is_interactive)
+        interactive = self.console.is_interactive
+        message = announcement(event, Audience.TABLE if interactive else Audience.LOG)
         with self._lock:
             self.state.apply(event, self.clock())
             if message is not None:
-                if isinstance(event, Finished) and self.console.is_interactive:
-                    self._closing = message
-                else:
-                    self._messages.append(message)
+                (self._closing if interactive and self.state.finished else self._messages).append(message)
 
     def run(self) -> None:
         with suppress(OSError, ValueError):  # the terminal is gone, or its file is closed
@@ -178,8 +174,8 @@ class _Drawing:
                 while self._messages:
                     self._print(self._messages.popleft())
                 live.refresh()
-        if self._closing:
-            self._print(self._closing)
+        for message in self._closing:
+            self._print(message)
 
     def _print(self, message: str) -> None:
         self.console.print(Text(message), soft_wrap=True)

@@ -1,155 +1,191 @@
-"""The words and numbers that people read: sizes, rates, names that fit, a line for an event.
+"""The words of the command line: a line for an event, the state of a file, what to do about an error.
 
-Pure text. Sizes are bytes; MB and GB are powers of ten, as the Hub shows them. Whatever came from a
-server goes through `printable` first.
+A new event gets its words here and its effect on the table in progress.py; nothing else in this
+wing tells one event from another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Set
+from enum import Enum
+from typing import assert_never
 
-from ..events import Event, FileStarted, FileVerified, Finished, Resolved, Retrying, Warned
+from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
+from .progress import FileRow, Hold, ProgressState, RowState
+from .text import amount, clock_text, printable, rate_text, ratio, seconds_text, shards, size_text
 
 __all__ = [
-    "amount",
+    "FLAGS",
+    "Audience",
     "announcement",
-    "clock_text",
-    "fit_names",
-    "printable",
-    "rate_text",
-    "ratio",
-    "shards",
-    "size_text",
+    "fold_line",
+    "in_flags",
+    "look_up_line",
+    "row_status",
+    "summary_line",
+    "total_status",
 ]
 
-UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
+SILENCE = 5.0  # seconds without a byte after which the display says so
 
 
-def announcement(event: Event, *, detailed: bool) -> str | None:
-    """The line that `event` deserves for itself, or None.
+class Audience(Enum):
+    """Who reads the lines about events, and so which events deserve one."""
 
-    `detailed` is for output that has no table: it also tells each start, retry and verified file.
-    """
+    QUIET = "warnings alone"
+    LOOK_UP = "warnings, and what holds it up"
+    TABLE = "what the table beside it does not show"
+    LOG = "every step"
+
+
+_EVERYONE = frozenset(Audience)
+_NO_TABLE = frozenset({Audience.LOOK_UP, Audience.LOG})
+_DOWNLOADS = frozenset({Audience.TABLE, Audience.LOG})
+_LOG = frozenset({Audience.LOG})
+
+
+def announcement(event: Event, audience: Audience) -> str | None:
+    """The line that `event` deserves for itself, or None."""
+    audiences, line = _line(event)
+    return line if audience in audiences else None
+
+
+def _line(event: Event) -> tuple[Set[Audience], str]:
+    """What to say of `event`, and to whom."""
     match event:
         case Resolved():
-            at = f" at {event.commit[:12]}" if event.commit else ""
-            size, here = sum(file.size for file in event.files), sum(file.present for file in event.files)
-            kept = f", {size_text(here)} already here" if here else ""
-            return f"{printable(event.source)}{at}: {shards(len(event.files))}, {size_text(size)}{kept}"
+            return _DOWNLOADS, _resolved_line(event)
         case Warned():
-            return f"warning: {printable(event.message)}"
-        case FileStarted() if detailed:
+            return _EVERYONE, f"warning: {printable(event.message)}"
+        case FileStarted():
             kept = f", continues at {size_text(event.present)}" if event.present else ""
-            return f"{printable(event.file)}: started, {size_text(event.size)}{kept}"
-        case Retrying() if detailed:
-            what = f"retry {event.attempt}/{event.attempts} in {event.delay:.0f} s"
-            return f"{printable(event.file or 'source')}: {what}: {printable(event.reason)}"
-        case FileVerified() if detailed:
+            return _LOG, f"{printable(event.file)}: started, {size_text(event.size)}{kept}"
+        case FileProgress():
+            return frozenset(), ""
+        case Retrying() | Waiting():
+            return _NO_TABLE, f"{printable(event.file or 'source')}: {_hold_status(Hold.of(event, 0.0), 0.0)[0]}"
+        case FileVerified():
             word = "complete, the source gives no checksum" if event.checksum is None else "verified"
-            return f"{printable(event.file)}: {word}"
+            return _LOG, f"{printable(event.file)}: {word}"
         case Finished():
-            what = f"{shards(event.files)}, {size_text(event.nbytes)}"
-            if not event.downloaded:
-                return f"{what}: nothing to download"
-            speed = f" ({rate_text(event.downloaded / event.seconds)})" if event.seconds > 0 else ""
-            return f"{what}: {size_text(event.downloaded)} downloaded in {seconds_text(event.seconds)}{speed}"
-    return None
+            return _DOWNLOADS, _finished_line(event)
+        case _:
+            assert_never(event)
 
 
-def shards(count: int) -> str:
-    """`count` with its noun."""
-    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
+def _resolved_line(event: Resolved) -> str:
+    at = f" at {event.commit[:12]}" if event.commit else ""
+    size, here = sum(file.size for file in event.files), sum(file.present for file in event.files)
+    kept = f", {size_text(here)} already here" if here else ""
+    return f"{printable(event.source)}{at}: {shards(len(event.files))}, {size_text(size)}{kept}"
 
 
-def ratio(part: int, whole: int) -> float:
-    """The share of `whole` that is `part`, rounded down to percent; 1 only when it is all there."""
-    return 1.0 if part >= whole else part * 100 // whole / 100
+def _finished_line(event: Finished) -> str:
+    what = f"{shards(event.files)}, {size_text(event.nbytes)}"
+    if not event.downloaded:
+        return f"{what}: nothing to download"
+    speed = f" ({rate_text(event.downloaded / event.seconds)})" if event.seconds > 0 else ""
+    return f"{what}: {size_text(event.downloaded)} downloaded in {seconds_text(event.seconds)}{speed}"
 
 
-def _unit(size: float) -> tuple[str, int]:
-    return next((unit for unit in UNITS if size >= unit[1]), UNITS[-1])
+def _hold_status(hold: Hold, now: float) -> list[str]:
+    """Why nothing moves for now, the longest wording first."""
+    left = hold.seconds_left(now)
+    match hold.event:
+        case Retrying():
+            short = f"retry {hold.event.attempt}/{hold.event.attempts}"
+            text = f"{short} in {left:.0f} s" if left is not None and left >= 0.5 else f"{short} now"
+        case Waiting():
+            short = "waiting"
+            text = f"{short} {left:.0f} s" if left is not None and left >= 0.5 else short
+    return [f"{text}: {printable(hold.event.reason)}", text, short]
 
 
-def _scaled(value: float, whole: float, unit: int) -> str:
-    decimals = 0 if unit == 1 or whole / unit >= 99.95 else 1 if whole / unit >= 9.995 else 2
-    return f"{value / unit:.{decimals}f}"
+def look_up_line(state: ProgressState, now: float, *, dots: str) -> str:
+    """The state while no file is known yet."""
+    return f"looking up the source{dots}" if state.hold is None else f"source: {_hold_status(state.hold, now)[0]}"
 
 
-def size_text(size: float) -> str:
-    """`size` bytes with three significant digits: "4.97 GB"."""
-    name, unit = _unit(size)
-    return f"{_scaled(size, size, unit)} {name}"
+def row_status(row: FileRow, now: float) -> list[str]:
+    """What to say about `row`, the longest wording first."""
+    if row.hold is not None:
+        return _hold_status(row.hold, now)
+    if row.state is RowState.DOWNLOADING:
+        speed = row.rate.per_second(now) if row.rate else None
+        return [row.state.value] if speed is None else [f"downloading, {rate_text(speed)}", rate_text(speed)]
+    if row.state is RowState.UNCHECKED:
+        return [row.state.value, "done"]
+    return [row.state.value]
 
 
-def rate_text(speed: float) -> str:
-    """`speed` bytes a second: "53.1 MB/s"."""
-    return f"{size_text(max(speed, 0.0))}/s"
+def total_status(state: ProgressState, now: float) -> list[str]:
+    """What to say about the whole, the longest wording first."""
+    if state.complete:
+        return ["done"]
+    if state.hold is not None:
+        return _hold_status(state.hold, now)
+    if state.idle:
+        return ["waiting"]
+    silent = state.silence(now)
+    if silent >= SILENCE:
+        return [f"no data for {silent:.0f} s"]
+    speed, eta = state.per_second(now), state.eta(now)
+    if speed is None or eta is None:
+        return [""]
+    return [
+        f"{rate_text(speed)}, {clock_text(eta)} left",
+        f"{rate_text(speed)}, {clock_text(eta)}",
+        rate_text(speed),
+    ]
 
 
-def amount(part: int, whole: int) -> str:
-    """Both in the unit of `whole`: "0.31/4.97 GB"."""
-    name, unit = _unit(whole)
-    return f"{_scaled(part, whole, unit)}/{_scaled(whole, whole, unit)} {name}"
+def fold_line(state: ProgressState) -> str:
+    """All files in one line, for when they are more than fit."""
+    parts = [
+        (state.count(RowState.CACHED), "cached"),
+        (state.count(RowState.UNCHECKED), "done without a checksum"),
+        (sum(row.state.active for row in state.rows.values()), "active"),
+        (state.count(RowState.NOT_STARTED), "not started"),
+    ]
+    verified = f"{state.count(RowState.VERIFIED)} of {shards(len(state.rows))} verified"
+    return ", ".join([verified, *(f"{count} {word}" for count, word in parts if count)])
 
 
-def seconds_text(seconds: float) -> str:
-    """A duration that has ended: "0.4 s", "38 s" or "3:07"."""
-    if seconds >= 60:
-        return clock_text(seconds)
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+def summary_line(state: ProgressState, now: float) -> str:
+    """The state in one line, for output that has no table."""
+    done = f"{state.done} of {shards(len(state.rows))} done"
+    parts = [f"{ratio(state.received, state.size):4.0%}", amount(state.received, state.size), done]
+    return "  ".join([*parts, *filter(None, total_status(state, now)[:1])])
 
 
-def clock_text(seconds: float) -> str:
-    """A duration as "0:31" or "1:02:33"; days and more as "2 d"."""
-    whole = int(seconds + 0.5)
-    if whole >= 2 * 86400:
-        return f"{whole // 86400} d"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+PHRASES = {  # what the library says, and what the command line says instead
+    " or pass token=": "",  # HF_TOKEN stands before it, and a token is never an argument
+    " or token=": "",
+    "Pass client= with the credentials that it wants": "Give a URL that carries its access signature",
+    'numpy.float32 or "bfloat16"': "float32 or bfloat16",
+    "offline=False": "--no-offline",
+    "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
+    "Policy.connections": "ASYNCFETCH_CONNECTIONS",
+    "Policy.connect_timeout": "HF_HUB_ETAG_TIMEOUT",
+    "Policy.read_timeout": "HF_HUB_DOWNLOAD_TIMEOUT",
+}
+FLAGS = {  # by the keyword of the library
+    "cache_dir": "--cache-dir",
+    "checksums": "--checksum",
+    "dtype": "--dtype",
+    "endpoint": "--endpoint",
+    "offline": "--offline",
+    "revision": "--revision",
+    "select": "--select",
+    "subfolder": "--subfolder",
+    "variant": "--variant",
+}
+_KEYWORD = re.compile(rf"""(?<!\S)({"|".join(FLAGS)})=(?=(['"\w]?))""")
 
 
-def printable(text: str) -> str:
-    r"""`text` with control and format characters as escapes ("\x1b"): a server must not drive the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def fit_names(names: Sequence[str], width: int, *, dots: str = "…") -> list[str]:
-    """`names` cut to `width` characters, so that what tells them apart stays.
-
-    First the shared ".safetensors" goes, then the rest of what all names end in, then of what they
-    begin with; a name that is still too long loses its middle.
-    """
-    ending = ".safetensors"
-    if max(map(len, names), default=0) > width and all(name.endswith(ending) for name in names):
-        names = [name.removesuffix(ending) for name in names]
-    if max(map(len, names), default=0) <= width:
-        return list(names)
-    head, tail = _shared(names), _shared([name[::-1] for name in names])
-    if len(set(names)) < 2:
-        head = tail = 0
-    return [_cut(name, head, tail, width, dots) for name in names]
-
-
-def _shared(names: Sequence[str]) -> int:
-    first, last = min(names), max(names)
-    for count, (left, right) in enumerate(zip(first, last, strict=False)):
-        if left != right:
-            return count
-    return min(len(first), len(last))
-
-
-def _cut(name: str, head: int, tail: int, width: int, dots: str) -> str:
-    if len(name) <= width:
-        return name
-    core_end = max(len(name) - tail, head)
-    start = name[:core_end] + dots
-    if tail and len(start) <= width:
-        return start
-    core = dots + name[head:core_end] + (dots if tail else "")
-    if head and len(core) <= width:
-        return dots + name[core_end - (width - len(core)) - (core_end - head) : core_end] + (dots if tail else "")
-    keep = max(width - len(dots), 0)
-    left = keep // 2
-    return name[:left] + dots + name[len(name) - (keep - left) :] if keep else name[:width]
+def in_flags(text: str) -> str:
+    """The message or hint of an error with flags and variables where the library names its keywords (`subfolder=`)."""
+    for theirs, ours in PHRASES.items():
+        text = text.replace(theirs, ours)
+    return _KEYWORD.sub(lambda match: FLAGS[match[1]] + (" " if match[2] else ""), text)

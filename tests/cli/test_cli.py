@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from asyncfetch.cli import main as cli
+from asyncfetch.cli.commands import run
+from asyncfetch.cli.wording import FLAGS
+from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
 
-from ..kit.canaries import TOKEN
+from ..kit.canaries import TOKEN, shown
+from ..kit.fault_server import COMMIT, FaultServer
+from ..kit.files import sharded, sharded_bytes
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/model"
@@ -71,7 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server that the environment names as the Hub."""
     with Server(models) as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
@@ -125,7 +131,7 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 # Data on stdout, all else on stderr
 
 
-def test_download_prints_the_folder_and_nothing_else(server: Server) -> None:
+def test_download_prints_the_folder_and_nothing_else(hub: Server) -> None:
     """stdout is one path, which holds the files; stderr tells of each shard, without a control sequence."""
     ran = command("download", REPO)
     assert ran.code == 0
@@ -136,13 +142,13 @@ def test_download_prints_the_folder_and_nothing_else(server: Server) -> None:
     assert "\x1b" not in ran.err
 
 
-def test_quiet_says_nothing(server: Server) -> None:
+def test_quiet_says_nothing(hub: Server) -> None:
     """--quiet leaves only the data."""
     ran = command("download", REPO, "--quiet")
     assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
 
 
-def test_load_lists_the_tensors(server: Server) -> None:
+def test_load_lists_the_tensors(hub: Server) -> None:
     """One tab-separated line for each tensor, with what it is and where it came from."""
     ran = command("load", REPO)
     assert ran.code == 0
@@ -157,7 +163,7 @@ def test_load_lists_the_tensors(server: Server) -> None:
     assert "4 tensors, 3,085 parameters, 10.3 kB" in ran.err
 
 
-def test_select_fetches_only_what_is_needed(server: Server) -> None:
+def test_select_fetches_only_what_is_needed(hub: Server) -> None:
     """A glob lists its tensors and fetches only their shard."""
     ran = command("load", REPO, "--select", "layer.*.weight", "--select", "layer.0.i*")
     assert ran.code == 0
@@ -166,10 +172,10 @@ def test_select_fetches_only_what_is_needed(server: Server) -> None:
         "layer.0.weight",
         "tensor",
     ]
-    assert not [record for record in server.requests if SHARDS[0] in record.path]
+    assert not [record for record in hub.requests if SHARDS[0] in record.path]
 
 
-def test_inspect_downloads_no_shard(server: Server) -> None:
+def test_inspect_downloads_no_shard(hub: Server) -> None:
     """Totals, shards and dtypes come from headers alone."""
     ran = command("inspect", REPO, "--tensors")
     assert ran.code == 0
@@ -182,7 +188,7 @@ def test_inspect_downloads_no_shard(server: Server) -> None:
     assert command("inspect", REPO).out.count("\tyes\n") == 2
 
 
-def test_dry_run_has_real_numbers(server: Server, models: Path) -> None:
+def test_dry_run_has_real_numbers(hub: Server, models: Path) -> None:
     """--dry-run downloads nothing and knows every byte; after the download nothing is missing."""
     size = sum((models / REPO / shard).stat().st_size for shard in SHARDS)
     before = command("download", REPO, "--dry-run", "--json").lines[-1]
@@ -197,7 +203,7 @@ def test_dry_run_has_real_numbers(server: Server, models: Path) -> None:
     assert command("load", REPO, "--dry-run").out.splitlines()[1].split("\t")[3] == "0"
 
 
-def test_verify_finds_a_flipped_bit(server: Server) -> None:
+def test_verify_finds_a_flipped_bit(hub: Server) -> None:
     """A good cache is 0, one changed byte is exit code 5 and names the file; --verify-cache repairs it."""
     folder = Path(command("download", REPO).out.strip())
     assert command("verify", REPO).code == 0
@@ -220,7 +226,7 @@ def test_verify_finds_a_flipped_bit(server: Server) -> None:
 
 
 @pytest.mark.parametrize("storage", [(), ("--memory",)], ids=["disk", "memory"])
-def test_output_is_one_file_with_all_tensors(storage: tuple[str, ...], server: Server, tmp_path: Path) -> None:
+def test_output_is_one_file_with_all_tensors(storage: tuple[str, ...], hub: Server, tmp_path: Path) -> None:
     """The merged file equals the shards, and keeps the metadata on which they agree."""
     target = tmp_path / "merged.safetensors"
     ran = command("load", REPO, "--output", target, *storage)
@@ -238,7 +244,7 @@ def test_output_is_one_file_with_all_tensors(storage: tuple[str, ...], server: S
     assert len(cached) == (0 if storage else 2)
 
 
-def test_dtype_casts_what_is_written(server: Server, tmp_path: Path) -> None:
+def test_dtype_casts_what_is_written(hub: Server, tmp_path: Path) -> None:
     """--dtype changes the floating tensors and leaves the integers."""
     ran = command("load", REPO, "--output", tmp_path / "m.safetensors", "--dtype", "float16")
     assert ran.code == 0
@@ -247,7 +253,7 @@ def test_dtype_casts_what_is_written(server: Server, tmp_path: Path) -> None:
     assert dtypes == {"embed.weight": "F16", "scale": "F16", "layer.0.weight": "F16", "layer.0.index": "I64"}
 
 
-def test_a_failed_load_leaves_the_old_output(server: Server, tmp_path: Path) -> None:
+def test_a_failed_load_leaves_the_old_output(hub: Server, tmp_path: Path) -> None:
     """Nothing is written before everything is there."""
     target = tmp_path / "m.safetensors"
     target.write_bytes(b"old")
@@ -255,18 +261,57 @@ def test_a_failed_load_leaves_the_old_output(server: Server, tmp_path: Path) -> 
     assert target.read_bytes() == b"old"
 
 
-def test_a_bad_output_is_refused_before_the_download(server: Server, tmp_path: Path) -> None:
+def test_a_bad_output_is_refused_before_the_download(hub: Server, tmp_path: Path) -> None:
     """A folder as --output is wrong usage, and nothing is asked of the server."""
     ran = command("load", REPO, "--output", tmp_path)
     assert ran.code == 2
     assert "is a folder" in ran.err
-    assert server.requests == ()
+    assert hub.requests == ()
+
+
+def test_output_keeps_tied_names_of_the_index(tmp_path: Path) -> None:
+    """Names that only the index knows as tied are in the merged file, as text; its numbers are not."""
+    held = {"embed.weight": np.ones((4, 2), np.float32), "norm.weight": np.ones(2, np.float32)}
+    files = sharded(tmp_path / "model", held, 2, metadata={"format": "pt"})
+    claims = {"total_size": 40, "head.weight": "embed.weight", "split_by": "a tool", "norm.weight": "embed.weight"}
+    index = json.loads(files["model.safetensors.index.json"]) | {"metadata": claims}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    target = tmp_path / "merged.safetensors"
+    assert command("load", tmp_path / "model", "--output", target, "--quiet").code == 0
+    with safe_open(target, framework="np") as opened:
+        assert opened.metadata() == {"format": "pt", "head.weight": "embed.weight"}
+
+
+# Requests
+
+
+@pytest.mark.parametrize("storage", [(), ("--memory",)], ids=["disk", "memory"])
+@pytest.mark.parametrize("kind", ["hub", "web"])
+def test_load_asks_once(kind: str, storage: tuple[str, ...], server: FaultServer, tmp_path: Path) -> None:
+    """A load asks for each file once, for no byte twice, and for nothing after the last shard's last byte."""
+    held = {f"t{i}": np.full(50_000, i, np.float32) for i in range(4)}
+    files = sharded_bytes(held, 2)
+    if kind == "hub":
+        repository = server.hub(REPO, files)
+        source, once = REPO, list(repository.pages.values())
+        bodies, env = list(repository.storage.values()), {"HF_ENDPOINT": server.url}
+    else:
+        source, once = server.web("/plain", files), ["/plain/model.safetensors.index.json"]
+        bodies, env = [f"/plain/{name}" for name in files if name.endswith(".safetensors")], {}
+    sizes = {path: len(server.resources[path].body) for path in bodies}
+    ran = command("load", source, "--output", tmp_path / "m.safetensors", *storage, env=env)
+    assert ran.code == 0, ran.err
+    asked = Counter(seen.path.replace("/main/", f"/{COMMIT}/") for seen in server.seen)
+    assert [asked[path] for path in once] == [1] * len(once)
+    server.wait_for(lambda: server.seen[-1].sent > 0)  # the server counts what it has sent
+    assert {path: server.sent(path) for path in bodies} == sizes
+    assert server.seen[-1].path in bodies
 
 
 # JSON lines
 
 
-def test_json_lines_of_a_download(server: Server) -> None:
+def test_json_lines_of_a_download(hub: Server) -> None:
     """Every line parses; events come first, with real numbers, and the result last."""
     ran = command("download", REPO, "--json")
     assert ran.code == 0
@@ -283,7 +328,7 @@ def test_json_lines_of_a_download(server: Server) -> None:
     assert re.fullmatch(r"[0-9a-f]{40}", lines[-1]["commit"])
 
 
-def test_json_of_load_and_inspect_agree(server: Server) -> None:
+def test_json_of_load_and_inspect_agree(hub: Server) -> None:
     """The same tensors, shapes and shards, whether loaded or only looked at."""
     loaded, looked = command("load", REPO, "--json").lines[-1], command("inspect", REPO, "--json").lines[-1]
     assert loaded["tensors"] == looked["tensors"]
@@ -299,7 +344,7 @@ def test_json_of_load_and_inspect_agree(server: Server) -> None:
         (("x",), "bad_source", 2),
     ],
 )
-def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int, server: Server) -> None:
+def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int, hub: Server) -> None:
     """The last line is the error, with its code, hint and exit code; wrong usage is no exception."""
     ran = command(*arguments, "--json")
     error = ran.lines[-1]
@@ -317,10 +362,15 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
     [
         (("load",), 2, "requires an argument"),
         (("load", REPO, "--nope"), 2, "--nope"),
+        (("load", REPO, "--token", "abc"), 2, "A token is never an argument"),
         (("lod", REPO), 2, 'Did you mean "load"'),
+        (("load", f"{REPO}@v1", "--revision", "v2"), 2, "--revision says 'v2'"),
+        (("load", __file__, "--subfolder", "x"), 2, "--subfolder goes with a folder"),
         (("load", "s3://bucket/key"), 2, "s3://"),
         (("load", REPO, "--checksum", "file=md5:00"), 2, "FILE=sha256:HEX"),
-        (("load", REPO, "--connections", "0"), 2, "connections"),
+        (("load", REPO, "--connections", "0"), 2, "--connections"),
+        (("inspect", REPO, "--connections", "-1"), 2, "--connections"),
+        (("inspect", REPO, "--checksum", "f=sha256:00"), 2, "--checksum"),
         (("load", REPO, "--select", "nothing*"), 2, "select matches none"),
         (("load", REPO, "--dtype", "float33"), 2, "float33"),
         (("load", "org/none"), 3, "org/none"),
@@ -330,12 +380,45 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
         (("load", REPO, "--offline"), 9, "Offline"),
     ],
 )
-def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, server: Server) -> None:
+def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Server) -> None:
     """Each branch of the error tree has its code; the message names what was wrong, in one line."""
     ran = command(*arguments)
     assert (ran.code, ran.out) == (code, "")
     line = next(line for line in ran.err.splitlines() if line.startswith("asyncfetch: "))
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("load", "org/empty"), {}, "Name its folder with --subfolder, its variant with --variant, or give"),
+        (("load", REPO, "--offline"), {}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
+        (("load", REPO), {"HF_HUB_OFFLINE": "1"}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
+        (("load", "org/none"), {}, "if it is private, set HF_TOKEN.\n"),
+        (("load", REPO, "--dtype", "float33"), {}, "--dtype 'float33' is not a dtype"),
+        (("load", REPO, "--dtype", "float33"), {}, "Give float32 or bfloat16."),
+        (("load", REPO, "--checksum", f"x=sha256:{'0' * 64}"), {}, "--checksum names 'x'"),
+        (("load", REPO), {"ASYNCFETCH_ATTEMPTS": "0"}, "ASYNCFETCH_ATTEMPTS must be positive"),
+        (("load", REPO), {"ASYNCFETCH_CONNECTIONS": "0"}, "ASYNCFETCH_CONNECTIONS must be positive"),
+        (("load", REPO), {"HF_HUB_ETAG_TIMEOUT": "0"}, "HF_HUB_ETAG_TIMEOUT must be positive"),
+        (("load", REPO), {"HF_HUB_DOWNLOAD_TIMEOUT": "0"}, "HF_HUB_DOWNLOAD_TIMEOUT must be positive"),
+    ],
+)
+def test_errors_speak_of_flags(arguments: tuple[str, ...], environment: dict[str, str], said: str, hub: Server) -> None:
+    """Where the library names a keyword, the command line names its flag, or the variable that was read."""
+    ran = command(*arguments, env=environment)
+    assert ran.code != 0
+    assert said in ran.err
+
+
+@pytest.mark.parametrize("form", [("--token", TOKEN), (f"--token={TOKEN}",), (f"--hf-token={TOKEN}",)])
+@pytest.mark.parametrize("name", ["load", "download", "inspect", "serve"])
+def test_a_token_is_never_an_argument(name: str, form: tuple[str, ...]) -> None:
+    """It says why, and where the token goes; it does not repeat the token, and does not guess at another option."""
+    with pytest.raises(SourceError, match="A token is never an argument") as raised:
+        run([name, REPO, *form])
+    assert ("--token-env" if name == "serve" else "HF_TOKEN") in raised.value.hint
+    assert not shown(repr((raised.value, vars(raised.value))))
 
 
 def test_no_token_is_access_denied(models: Path) -> None:
@@ -359,7 +442,7 @@ def test_a_refused_connection_is_a_network_error() -> None:
     assert "retry 1/2" in ran.err
 
 
-def test_a_cache_that_cannot_be_written_is_a_storage_error(server: Server, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_a_storage_error(hub: Server, tmp_path: Path) -> None:
     """The cache folder is a file: exit code 7, and its path is named."""
     blocked = tmp_path / "file"
     blocked.touch()
@@ -428,7 +511,7 @@ def test_the_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 # The surroundings
 
 
-def test_a_closed_pipe_is_no_error(server: Server) -> None:
+def test_a_closed_pipe_is_no_error(hub: Server) -> None:
     """`asyncfetch load | head -0`: it ends without a word about it."""
     command("download", REPO)
     reader, writer = os.pipe()
@@ -441,7 +524,7 @@ def test_a_closed_pipe_is_no_error(server: Server) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_behind_stdout_is_said(server: Server) -> None:
+def test_a_full_disk_behind_stdout_is_said(hub: Server) -> None:
     """What could not be written to stdout is exit code 7, not silence."""
     with open("/dev/full", "wb") as full:
         process = start("load", REPO, "--quiet", stdout=full)
@@ -451,7 +534,7 @@ def test_a_full_disk_behind_stdout_is_said(server: Server) -> None:
     assert b"Traceback" not in errors
 
 
-def test_a_locale_without_unicode(server: Server, models: Path) -> None:
+def test_a_locale_without_unicode(hub: Server, models: Path) -> None:
     """In an ASCII locale nothing crashes; what cannot be shown is escaped."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
     folder = models / "org" / "model"
@@ -471,7 +554,17 @@ def test_help_tells_where_the_token_goes() -> None:
     ran = command("load", "--help")
     for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
         assert option in ran.out
+    assert all(flag in ran.out for flag in FLAGS.values())
     assert "--token" not in ran.out
+
+
+def test_inspect_offers_what_it_heeds() -> None:
+    """It reads headers, of some tensors and by many connections; no whole file that has a checksum."""
+    ran = command("inspect", "--help")
+    for option in ("--tensors", "--select", "--connections", "--revision"):
+        assert option in ran.out
+    for option in ("--checksum", "--verify-cache", "--memory"):
+        assert option not in ran.out
 
 
 def test_completion_is_printed() -> None:
@@ -509,22 +602,22 @@ def test_serve_takes_the_token_from_the_environment(models: Path) -> None:
     assert "NO_SUCH_VARIABLE" in ran.err
 
 
-def test_a_table_on_a_terminal(server: Server) -> None:
+def test_a_table_on_a_terminal(hub: Server) -> None:
     """On a terminal a download draws one row for each shard and a total, and hides the cursor no longer than that."""
     leader, follower = pty.openpty()
     process = start("download", REPO, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"})
     os.close(follower)
-    shown = b""
+    drawn = b""
     try:
         while chunk := os.read(leader, 65536):
-            shown += chunk
+            drawn += chunk
     except OSError:  # EIO: the other side closed
         pass
     finally:
         os.close(leader)
     assert Ran(process).code == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.decode())
     last = text[text.rindex("model-00001") :]
     assert last.count("100%") == 3
     assert last.count("verified") == 2
-    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert drawn.rindex(b"\x1b[?25h") > drawn.rindex(b"\x1b[?25l")

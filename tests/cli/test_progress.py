@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from asyncfetch.cli.progress import ProgressState, Rate, Stage, summary_line
-from asyncfetch.events import FileProgress, FileStarted, FileState, FileVerified, Finished, Resolved, Retrying
+from asyncfetch.cli.progress import Hold, ProgressState, Rate, RowState
+from asyncfetch.events import (
+    Event,
+    FileProgress,
+    FileStarted,
+    FileState,
+    FileVerified,
+    Finished,
+    Resolved,
+    Retrying,
+    Waiting,
+)
 
 MB = 10**6
 
@@ -25,7 +35,8 @@ def test_totals_are_known_before_the_first_byte() -> None:
     """Resolved alone gives every row, the total size and what is cached."""
     state = state_of(0, 40 * MB, 100 * MB)
     assert (state.size, state.received, state.done) == (300 * MB, 140 * MB, 1)
-    assert [row.stage for row in state.rows.values()] == [Stage.WAITING, Stage.WAITING, Stage.CACHED]
+    states = [row.state for row in state.rows.values()]
+    assert states == [RowState.NOT_STARTED, RowState.NOT_STARTED, RowState.CACHED]
 
 
 def test_resumed_bytes_are_in_no_rate() -> None:
@@ -81,27 +92,29 @@ def test_a_restart_gives_its_bytes_back() -> None:
     assert state.rows["s0"].rate.per_second(3.0) == 10 * MB
 
 
-def test_stages_of_a_file() -> None:
-    """waiting, downloading, retry, downloading, verifying, verified."""
+def test_states_of_a_file() -> None:
+    """From not started to verified, by way of a retry and a wait."""
     state = state_of(0)
     row = state.rows["s0"]
-    seen = [row.stage]
+    seen = [row.state]
     for second, event in enumerate(
         (
             FileStarted("s0", 100 * MB, 0),
             Retrying("s0", "reset", 1, 5, 2.0),
             FileProgress("s0", 50 * MB, 100 * MB),
+            Waiting("s0", "the server limits the request rate", 3.0),
             FileProgress("s0", 100 * MB, 100 * MB),
             FileVerified("s0", 100 * MB, "sha256:x"),
         )
     ):
         state.apply(event, float(second))
-        seen.append(row.stage)
-    assert [stage.value for stage in seen] == [
-        "waiting",
+        seen.append(row.state)
+    assert [state.value for state in seen] == [
+        "not started",
         "downloading",
         "retry",
         "downloading",
+        "waiting",
         "verifying",
         "verified",
     ]
@@ -111,36 +124,63 @@ def test_no_checksum_is_not_called_verified() -> None:
     """A file that could not be checked against anything does not count as verified."""
     state = state_of(0)
     state.apply(FileVerified("s0", 100 * MB, None), 1.0)
-    assert state.rows["s0"].stage is Stage.UNCHECKED
-    assert state.fold_line() == "0 of 1 shard verified, 1 done without a checksum"
+    assert state.rows["s0"].state is RowState.UNCHECKED
+    assert (state.count(RowState.VERIFIED), state.done) == (0, 1)
 
 
-def test_a_retry_counts_down() -> None:
-    """The row says which attempt, how long until it and why; then that it is due."""
-    state = state_of(0)
-    state.apply(Retrying("s0", "connection\nreset", 2, 5, 3.0), 10.0)
+@pytest.mark.parametrize(
+    "after",
+    [
+        FileStarted("s0", 100 * MB, 0),
+        FileProgress("s0", 50 * MB, 100 * MB),
+        FileVerified("s0", 100 * MB, "sha256:x"),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+@pytest.mark.parametrize(
+    "hold", [Retrying("s0", "reset", 1, 5, 2.0), Waiting("s0", "busy", None)], ids=lambda event: type(event).__name__
+)
+def test_the_next_event_of_the_file_ends_what_holds_it_up(hold: Retrying | Waiting, after: Event) -> None:
+    """A held file says why and until when, until anything else happens to it; not when it happens to another."""
+    state = state_of(0, 0)
     row = state.rows["s0"]
-    assert state.row_status(row, 10.0)[0] == "retry 2/5 in 3 s: connection\\nreset"
-    assert state.row_status(row, 11.2)[1] == "retry 2/5 in 2 s"
-    assert state.row_status(row, 14.0)[1] == "retry 2/5 now"
+    state.apply(hold, 1.0)
+    assert row.hold == Hold(hold, None if hold.delay is None else 1.0 + hold.delay)
+    assert (row.state.held, row.state.active) == (True, True)
+    state.apply(FileStarted("s1", 100 * MB, 0), 2.0)
+    assert row.state.held
+    state.apply(after, 3.0)
+    assert (row.hold, row.state.held) == (None, False)
 
 
-def test_silence_is_said() -> None:
-    """Without a byte for long, the total says so instead of an endless estimate."""
-    state = state_of(0)
-    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
-    state.apply(FileProgress("s0", 10 * MB, 100 * MB), 1.0)
-    assert state.total_status(1.0)[0] == "10.0 MB/s, 0:09 left"
-    assert state.total_status(13.0) == ["no data for 12 s"]
-    state.apply(Finished(1, 100 * MB, 100 * MB, 13.0), 13.0)
-    assert state.total_status(30.0) == ["done"]
+def test_idle_is_when_all_that_began_wait() -> None:
+    """Files that have not started do not count, and one that moves or failed ends it."""
+    state = state_of(0, 0, 0)
+    assert not state.idle
+    state.apply(Waiting("s0", "another process is downloading this file", None), 1.0)
+    assert state.idle
+    state.apply(Retrying("s1", "reset", 1, 5, 2.0), 2.0)
+    assert not state.idle
+    state.apply(Waiting("s1", "the server limits the request rate", 3.0), 3.0)
+    assert state.idle
+    state.apply(FileStarted("s1", 100 * MB, 0), 4.0)
+    assert not state.idle
 
 
-def test_all_cached_is_done_at_once() -> None:
+def test_all_cached_is_complete_at_once() -> None:
     """A load that needs no transfer has no rate, no estimate and no silence."""
     state = state_of(100 * MB, 100 * MB)
-    assert state.total_status(60.0) == ["done"]
-    assert state.silence(60.0) == 0
+    assert state.complete
+    assert (state.per_second(60.0), state.eta(60.0), state.silence(60.0)) == (None, None, 0)
+
+
+def test_finished_is_complete() -> None:
+    """After the last event nothing is waited for, whatever the rows say."""
+    state = state_of(0)
+    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
+    assert not state.complete
+    state.apply(Finished(1, 100 * MB, 100 * MB, 13.0), 13.0)
+    assert (state.complete, state.silence(30.0)) == (True, 0)
 
 
 def test_verifying_a_cached_file_is_no_transfer() -> None:
@@ -148,22 +188,29 @@ def test_verifying_a_cached_file_is_no_transfer() -> None:
     state = state_of(100 * MB)
     state.apply(FileVerified("s0", 100 * MB, "sha256:x"), 1.0)
     assert state.transferred == 0
-    assert state.rows["s0"].stage is Stage.VERIFIED
+    assert state.rows["s0"].state is RowState.VERIFIED
 
 
-def test_retry_while_the_source_is_looked_up() -> None:
-    """Before anything is resolved, a retry belongs to the look-up and not to a file."""
+def test_what_another_process_brought_is_no_transfer() -> None:
+    """A file that was waited for and is there all at once says nothing about the speed here."""
+    state = state_of(0, 0)
+    state.apply(FileStarted("s1", 100 * MB, 0), 0.0)
+    state.apply(Waiting("s0", "another process is downloading this file", None), 0.0)
+    state.apply(FileVerified("s0", 100 * MB, "sha256:x"), 1.0)
+    assert (state.received, state.transferred, state.per_second(1.0)) == (100 * MB, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "hold", [Retrying(None, "refused", 1, 5, 1.0), Waiting(None, "busy", 3.0)], ids=lambda event: type(event).__name__
+)
+def test_the_look_up_is_held_up(hold: Retrying | Waiting) -> None:
+    """What has no file belongs to the look-up of the source: it is over when that is, or when a file starts."""
     state = ProgressState()
-    retry = Retrying(None, "refused", 1, 5, 1.0)
-    state.apply(retry, 0.0)
-    assert (state.retrying, state.rows) == (retry, {})
+    state.apply(hold, 0.0)
+    assert (state.hold, state.rows) == (Hold(hold, hold.delay), {})
     state.apply(resolved(0), 1.0)
-    assert state.retrying is None
-
-
-def test_summary_line() -> None:
-    """One line holds percent, amounts, shards, rate and estimate."""
-    state = state_of(0, 100 * MB)
-    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
-    state.apply(FileProgress("s0", 50 * MB, 100 * MB), 1.0)
-    assert summary_line(state, 1.0) == " 75%  150/200 MB  1 of 2 shards done  50.0 MB/s, 0:01 left"
+    assert state.hold is None
+    state.apply(hold, 2.0)
+    assert state.hold is not None
+    state.apply(FileStarted("s0", 100 * MB, 0), 3.0)
+    assert state.hold is None

@@ -18,17 +18,18 @@ from rich.console import Console
 
 from asyncfetch.cli.progress import ProgressState
 from asyncfetch.cli.terminal import frame, terminal_reporter
+from asyncfetch.cli.wording import Audience, announcement
 from asyncfetch.events import (
-    Event,
     FileProgress,
     FileStarted,
     FileState,
     FileVerified,
-    Finished,
     Resolved,
     Retrying,
-    Warned,
+    Waiting,
 )
+
+from ..kit.samples import EVENTS
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -40,7 +41,7 @@ def shard(number: int, count: int) -> str:
 
 
 def busy(count: int = 12) -> ProgressState:
-    """A load in the middle: 1 cached, 1 verified, 3 downloading, 1 in a retry, the others waiting."""
+    """A load in the middle: 1 cached, 1 verified, 2 downloading, 1 in a retry, 1 waiting, the others not started."""
     state = ProgressState()
     names = [shard(i, count) for i in range(1, count + 1)]
     files = tuple(FileState(name, 5 * GB, 5 * GB if i == 0 else 0, "sha256:x") for i, name in enumerate(names))
@@ -50,6 +51,7 @@ def busy(count: int = 12) -> ProgressState:
         state.apply(FileProgress(name, GB, 5 * GB), 1.0)
     state.apply(FileVerified(names[1], 5 * GB, "sha256:x"), 1.0)
     state.apply(Retrying(names[2], "connection reset by peer", 2, 5, 3.0), 1.0)
+    state.apply(Waiting(names[5], "the server limits the request rate", 7.0), 1.0)
     return state
 
 
@@ -74,7 +76,8 @@ def test_a_wide_frame_says_everything() -> None:
     assert lines[1].endswith("100% 5.00/5.00 GB  verified")
     assert lines[2].endswith("retry 2/5 in 3 s: connection reset by peer")
     assert lines[3].endswith(" 20% 1.00/5.00 GB  downloading, 1.00 GB/s")
-    assert lines[6].endswith("0% 0.00/5.00 GB  waiting")
+    assert lines[5].endswith(" 20% 1.00/5.00 GB  waiting 7 s: the server limits the request rate")
+    assert lines[6].endswith("0% 0.00/5.00 GB  not started")
     assert lines[-1].startswith("total ")
     assert lines[-1].endswith("23% 14.0/60.0 GB  9.00 GB/s, 0:05 left")
 
@@ -95,7 +98,7 @@ def test_many_shards_are_folded() -> None:
     lines = drawn(busy(413), 80, 24)
     assert len(lines) == 6
     assert [line.split()[0] for line in lines[:4]] == [f"model-{i:05}-of-00413" for i in (3, 4, 5, 6)]
-    assert lines[4] == "1 of 413 shards verified, 1 cached, 4 active, 407 waiting"
+    assert lines[4] == "1 of 413 shards verified, 1 cached, 4 active, 407 not started"
     assert lines[5].startswith("total")
 
 
@@ -116,24 +119,15 @@ def test_before_the_source_is_known() -> None:
     state = ProgressState()
     assert drawn(state, 80) == ["looking up the source…"]
     state.apply(Retrying(None, "connection refused", 1, 5, 2.0), 0.0)
-    assert drawn(state, 80) == ["source: retry 1/5 in 2 s: connection refused"]
-
-
-RUN: tuple[Event, ...] = (
-    Resolved("org/m", "a" * 40, None, (FileState("m.safetensors", 100, 40, "sha256:x"),)),
-    FileStarted("m.safetensors", 100, 40),
-    Warned("strange, but go on"),
-    Retrying("m.safetensors", "reset", 1, 5, 0.1),
-    FileProgress("m.safetensors", 100, 100),
-    FileVerified("m.safetensors", 100, "sha256:x"),
-    Finished(1, 100, 60, 0.5),
-)
+    assert drawn(state, 80) == ["source: retry 1/5 in 1 s: connection refused"]
+    assert drawn(state, 20) == ["source: retry 1/5 in"]
+    assert drawn(state, 80, 0) == []
 
 
 def report_all(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     with terminal_reporter(console) as report:
-        for event in RUN:
+        for event in EVENTS:
             report(event)
     return console.file.getvalue()
 
@@ -161,14 +155,10 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plain_lines_without_a_terminal() -> None:
     """In a log: a line for each step, in order, with no control sequence."""
     out = report_all(Console(file=io.StringIO(), force_terminal=False, width=20))
-    assert out.splitlines() == [
-        "org/m at aaaaaaaaaaaa: 1 shard, 100 B, 40 B already here",
-        "m.safetensors: started, 100 B, continues at 40 B",
-        "warning: strange, but go on",
-        "m.safetensors: retry 1/5 in 0 s: reset",
-        "m.safetensors: verified",
-        "1 shard, 100 B: 60 B downloaded in 0.5 s (120 B/s)",
-    ]
+    lines = out.splitlines()
+    assert lines == [line for event in EVENTS if (line := announcement(event, Audience.LOG)) is not None]
+    assert lines[0] == "org/m at aaaaaaaaaaaa: 1 shard, 100 B, 40 B already here"
+    assert lines[-1] == "1 shard, 100 B: 60 B downloaded in 0.5 s (120 B/s)"
 
 
 def test_plain_status_lines_are_five_seconds_apart() -> None:
@@ -180,7 +170,7 @@ def test_plain_status_lines_are_five_seconds_apart() -> None:
 
     console = Console(file=io.StringIO(), force_terminal=False)
     with terminal_reporter(console, clock=fast) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         while fast() < 30:
             report(FileProgress("m.safetensors", 50, 100))
             time.sleep(0.002)
@@ -195,7 +185,7 @@ def test_redraws_are_at_most_ten_a_second() -> None:
     console = Console(file=file, force_terminal=True, force_interactive=True, width=80, height=24)
     started = time.monotonic()
     with terminal_reporter(console) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         while time.monotonic() - started < 1:
             report(FileProgress("m.safetensors", 50, 100))
     elapsed = time.monotonic() - started
@@ -214,7 +204,7 @@ def test_a_blocked_terminal_does_not_block_the_load() -> None:
     with terminal_reporter(Console(file=Stuck(), force_terminal=False)) as report:
         started = time.monotonic()
         for _ in range(1000):
-            report(RUN[0])
+            report(EVENTS[0])
         elapsed = time.monotonic() - started
         gate.set()
     assert elapsed < 1
@@ -228,9 +218,9 @@ def test_a_terminal_that_is_gone_does_not_break_the_load() -> None:
             raise BrokenPipeError
 
     with terminal_reporter(Console(file=Gone(), force_terminal=False)) as report:
-        report(RUN[0])
+        report(EVENTS[0])
         time.sleep(0.2)
-        report(RUN[1])
+        report(EVENTS[1])
 
 
 SCRIPT = """

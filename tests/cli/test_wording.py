@@ -1,106 +1,70 @@
-"""Sizes, times and names as people read them."""
+"""What is said about events, files and the whole."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from asyncfetch.cli.wording import amount, announcement, clock_text, fit_names, printable, rate_text, ratio, size_text
-from asyncfetch.events import FileStarted, FileState, FileVerified, Finished, Resolved, Retrying, Warned
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (53_123_456, "53.1 MB"),
-        (4_973_283_328, "4.97 GB"),
-        (2e12, "2.00 TB"),
-    ],
+import asyncfetch
+from asyncfetch.cli.progress import ProgressState
+from asyncfetch.cli.wording import (
+    Audience,
+    announcement,
+    fold_line,
+    in_flags,
+    look_up_line,
+    row_status,
+    summary_line,
+    total_status,
 )
-def test_sizes_have_three_digits(size: float, text: str) -> None:
-    """A size is shown in the largest unit that it fills, with three significant digits."""
-    assert size_text(size) == text
-
-
-def test_amounts_share_the_unit_of_the_whole() -> None:
-    """Part and whole are comparable at a glance, and never wider than a column of 12."""
-    assert amount(310_000_000, 4_970_000_000) == "0.31/4.97 GB"
-    assert amount(0, 0) == "0/0 B"
-    assert amount(99_960_000_000, 99_960_000_000) == "100/100 GB"
-
-
-@given(st.integers(0, 10**13), st.integers(0, 10**13))
-def test_amounts_fit_their_column(one: int, other: int) -> None:
-    """No amount is wider than its column, whatever the sizes."""
-    part, whole = sorted((one, other))
-    assert len(amount(part, whole)) <= 12
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "0:00"), (31, "0:31"), (3753, "1:02:33"), (86399, "23:59:59"), (9e5, "10 d")]
+from asyncfetch.events import (
+    Event,
+    FileProgress,
+    FileStarted,
+    FileState,
+    FileVerified,
+    Finished,
+    Resolved,
+    Retrying,
+    Waiting,
+    Warned,
 )
-def test_clock(seconds: float, text: str) -> None:
-    """A remaining time reads like a clock, and in days when it is long."""
-    assert clock_text(seconds) == text
+
+from ..kit.samples import EVENTS
+
+MB = 10**6
+LIMITED = "the server limits the request rate"
 
 
-def test_a_share_reaches_one_hundred_percent_only_at_the_end() -> None:
-    """The last byte is what makes 100 %; nothing of nothing is all."""
-    assert f"{ratio(999_999, 1_000_000):.0%}" == "99%"
-    assert ratio(1_000_000, 1_000_000) == 1
-    assert ratio(0, 0) == 1
+def state_of(*present: int) -> ProgressState:
+    """A load of files of 100 MB, of which so many bytes are here."""
+    state = ProgressState()
+    files = tuple(FileState(f"s{i}", 100 * MB, here, "sha256:x") for i, here in enumerate(present))
+    state.apply(Resolved("org/m", "a" * 40, "model.safetensors.index.json", files), 0.0)
+    return state
 
 
-def test_a_rate_is_never_negative() -> None:
-    """A clock that steps or a file that starts over shows no negative rate."""
-    assert rate_text(-5) == "0 B/s"
-
-
-def test_control_characters_are_escaped() -> None:
-    """What a server names cannot move the cursor, set a title or reverse the reading order."""
-    assert printable("a\x1b]0;x\x07\u202eb\nc\udcff") == "a\\x1b]0;x\\x07\\u202eb\\nc\\udcff"
-    assert printable("模型-é [red]") == "模型-é [red]"
-
-
-def numbered(count: int = 163) -> list[str]:
-    return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
-
-
-def test_names_that_fit_are_left_alone() -> None:
-    """Nothing is cut without need, and first what every name ends in."""
-    assert fit_names(numbered()[:1], 40) == ["model-00001-of-00163.safetensors"]
-    assert fit_names(numbered()[:2], 20) == ["model-00001-of-00163", "model-00002-of-00163"]
-
-
-@pytest.mark.parametrize("width", range(5, 33))
-def test_shards_stay_distinct_when_shortened(width: int) -> None:
-    """163 shards have 163 different names at every width that can hold the number."""
-    short = fit_names(numbered(), width)
-    assert max(map(len, short)) <= width
-    assert len(set(short)) == 163
-
-
-@given(st.lists(st.text(min_size=1, max_size=60), max_size=8), st.integers(1, 50), st.sampled_from(["…", "..."]))
-def test_shortened_names_never_exceed_the_width(names: list[str], width: int, dots: str) -> None:
-    """Any names at any width: as many come out as went in, none too long."""
-    short = fit_names(names, width, dots=dots)
-    assert len(short) == len(names)
-    assert all(len(name) <= max(width, len(dots)) for name in short)
+# Events
 
 
 def test_announcements() -> None:
     """Each event that deserves a line gets one, with its numbers."""
     files = (FileState("a", 10**9, 10**8, None), FileState("b", 10**9, 0, None))
     lines = [
-        announcement(event, detailed=True)
+        announcement(event, Audience.LOG)
         for event in (
             Resolved("org/m", "ab" * 20, None, files),
             FileStarted("a", 10**9, 10**8),
             Retrying("a", "reset", 2, 5, 3.2),
+            Retrying("a", "reset", 3, 5, 0.2),
+            Retrying(None, "refused", 1, 5, 1.0),
+            Waiting("a", f"{LIMITED}\n", 12.3),
+            Waiting("b", "another process is downloading this file", None),
             FileVerified("a", 10**9, "sha256:x"),
             FileVerified("b", 10**9, None),
             Warned("odd\x1b"),
@@ -112,6 +76,10 @@ def test_announcements() -> None:
         "org/m at abababababab: 2 shards, 2.00 GB, 100 MB already here",
         "a: started, 1.00 GB, continues at 100 MB",
         "a: retry 2/5 in 3 s: reset",
+        "a: retry 3/5 now: reset",
+        "source: retry 1/5 in 1 s: refused",
+        f"a: waiting 12 s: {LIMITED}\\n",
+        "b: waiting: another process is downloading this file",
         "a: verified",
         "b: complete, the source gives no checksum",
         "warning: odd\\x1b",
@@ -120,8 +88,144 @@ def test_announcements() -> None:
     ]
 
 
-def test_a_table_makes_most_announcements_needless() -> None:
-    """Where shards have rows of their own, their starts and ends get no lines."""
-    events = (FileStarted("a", 1, 0), Retrying("a", "x", 1, 5, 1.0), FileVerified("a", 1, None))
-    assert [announcement(event, detailed=False) for event in events] == [None, None, None]
-    assert announcement(Warned("x"), detailed=False) == "warning: x"
+TOLD = {
+    Warned: set(Audience),
+    Retrying: {Audience.LOOK_UP, Audience.LOG},
+    Waiting: {Audience.LOOK_UP, Audience.LOG},
+    Resolved: {Audience.TABLE, Audience.LOG},
+    Finished: {Audience.TABLE, Audience.LOG},
+    FileStarted: {Audience.LOG},
+    FileVerified: {Audience.LOG},
+}
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_who_is_told_what(event: Event) -> None:
+    """A warning is for everyone, a hold-up for who has no table; a log has every step, and progress only at times."""
+    told = {audience for audience in Audience if announcement(event, audience) is not None}
+    assert told == TOLD.get(type(event), told)
+    assert (Audience.LOG in told) == (not isinstance(event, FileProgress))
+
+
+# The state
+
+
+def test_a_retry_counts_down() -> None:
+    """The row says which attempt, how long until it and why; then that it is due."""
+    state = state_of(0)
+    state.apply(Retrying("s0", "connection\nreset", 2, 5, 3.0), 10.0)
+    row = state.rows["s0"]
+    assert row_status(row, 10.0) == ["retry 2/5 in 3 s: connection\\nreset", "retry 2/5 in 3 s", "retry 2/5"]
+    assert row_status(row, 11.2)[1] == "retry 2/5 in 2 s"
+    assert row_status(row, 14.0)[1] == "retry 2/5 now"
+
+
+def test_a_wait_counts_down() -> None:
+    """The row says for what it waits, and how long if that is known."""
+    state = state_of(0, 0)
+    state.apply(Waiting("s0", LIMITED, 12.0), 10.0)
+    state.apply(Waiting("s1", "another process is downloading this file", None), 10.0)
+    limited, other = state.rows.values()
+    assert row_status(limited, 10.0) == [f"waiting 12 s: {LIMITED}", "waiting 12 s", "waiting"]
+    assert row_status(limited, 19.0)[1] == "waiting 3 s"
+    assert row_status(limited, 30.0)[0] == f"waiting: {LIMITED}"
+    assert row_status(other, 30.0)[0] == "waiting: another process is downloading this file"
+
+
+def test_when_all_wait_so_does_the_whole() -> None:
+    """No rate and no estimate where nothing can move."""
+    state = state_of(0, 0)
+    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
+    state.apply(FileProgress("s0", 50 * MB, 100 * MB), 1.0)
+    state.apply(Waiting("s0", LIMITED, 12.0), 1.0)
+    assert total_status(state, 1.0) == ["waiting"]
+
+
+def test_the_look_up() -> None:
+    """What it does, and why it does not go on; the total line says so where there are files already."""
+    state = ProgressState()
+    assert look_up_line(state, 0.0, dots="...") == "looking up the source..."
+    state.apply(Waiting(None, LIMITED, 5.0), 0.0)
+    assert look_up_line(state, 2.0, dots="...") == f"source: waiting 3 s: {LIMITED}"
+    state = state_of(0)
+    state.apply(Retrying(None, "refused", 1, 5, 2.0), 0.0)
+    assert total_status(state, 0.0)[1] == "retry 1/5 in 2 s"
+
+
+def test_silence_is_said() -> None:
+    """Without a byte for long, the total says so instead of an endless estimate."""
+    state = state_of(0)
+    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
+    state.apply(FileProgress("s0", 10 * MB, 100 * MB), 1.0)
+    assert total_status(state, 1.0)[0] == "10.0 MB/s, 0:09 left"
+    assert total_status(state, 13.0) == ["no data for 12 s"]
+    state.apply(Finished(1, 100 * MB, 100 * MB, 13.0), 13.0)
+    assert total_status(state, 30.0) == ["done"]
+
+
+def test_all_files_in_one_line() -> None:
+    """How many are in which state; one without a checksum does not count as verified."""
+    state = state_of(0, 0, 0, 0, 100 * MB)
+    state.apply(FileVerified("s0", 100 * MB, None), 1.0)
+    state.apply(FileVerified("s1", 100 * MB, "sha256:x"), 1.0)
+    state.apply(Waiting("s2", LIMITED, 1.0), 1.0)
+    said = "1 of 5 shards verified, 1 cached, 1 done without a checksum, 1 active, 1 not started"
+    assert fold_line(state) == said
+
+
+def test_summary_line() -> None:
+    """One line holds percent, amounts, shards, rate and estimate."""
+    state = state_of(0, 100 * MB)
+    state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
+    state.apply(FileProgress("s0", 50 * MB, 100 * MB), 1.0)
+    assert summary_line(state, 1.0) == " 75%  150/200 MB  1 of 2 shards done  50.0 MB/s, 0:01 left"
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("subfolder= goes with a folder.", "--subfolder goes with a folder."),
+        ("dtype='float33' is not a dtype.", "--dtype 'float33' is not a dtype."),
+        ("Say variant=, or revision=.", "Say --variant, or --revision."),
+        ("Unset HF_HUB_OFFLINE or pass offline=False once.", "Unset HF_HUB_OFFLINE or pass --no-offline once."),
+        ("if it is private, set HF_TOKEN or pass token=.", "if it is private, set HF_TOKEN."),
+        ("may read it (HF_TOKEN or token=).", "may read it (HF_TOKEN)."),
+        ("Policy.connections must be positive, not 0.", "ASYNCFETCH_CONNECTIONS must be positive, not 0."),
+        ("/data/dtype=f32/variant=a/x.safetensors: it is cut short.", None),
+        ("no file 'revision=1'.", None),
+    ],
+)
+def test_keywords_become_flags(said: str, typed: str | None) -> None:
+    """An option is named as it is typed; a path or a name that looks like one stays."""
+    assert in_flags(said) == (said if typed is None else typed)
+
+
+def said_by_errors() -> Iterator[str]:
+    """The strings in the source that become messages and hints, wherever a command can meet them."""
+    root = Path(asyncfetch.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).parts[0] in ("cli", "models", "server"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", "super().__init__")):
+                parts: list[ast.AST] = [node]
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).split(".")[-1] == "hint":
+                parts = [node.value]
+            else:
+                continue
+            for part in parts:
+                for text in ast.walk(part):
+                    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        yield text.value
+
+
+def test_no_error_tells_the_command_line_of_keywords() -> None:
+    """A text that names a keyword of `load` needs its flag in the table. The commands set storage and verify well."""
+    names = set(inspect.signature(asyncfetch.load).parameters) - {"storage", "verify"}
+    keyword = re.compile(rf"\b({'|'.join(names)})=")
+    texts = {text for text in said_by_errors() if keyword.search(text)}
+    assert len(texts) > 10
+    assert [text for text in texts if keyword.search(in_flags(text))] == ["token=True, and no token was found."]
