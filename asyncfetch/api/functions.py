@@ -310,11 +310,8 @@ def stream_async(
     goes on from there. Enter, iterate and leave in one task.
 
     Args:
-        source: as in `load_async`.
-        dtype: as in `load_async`.
-        storage: `"memory"` or `"disk"`, as told above.
-        early: whether a tensor may come before the hash of its shard is known.
-        memory_limit: bytes.
+        source, dtype: as in `load_async`.
+        storage, early, memory_limit: as told above; the limit is in bytes.
         **options
 
     Raises what `load_async` raises, on entering or, once the download has begun, where the next

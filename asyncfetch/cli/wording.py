@@ -163,7 +163,7 @@ PHRASES = {  # what the library says, and what the command line says instead
     " or pass token=": "",  # HF_TOKEN stands before it, and a token is never an argument
     " or token=": "",
     "Pass client= with the credentials that it wants": "Give a URL that carries its access signature",
-    'numpy.float32 or "bfloat16"': "float32 or bfloat16",
+    'numpy.float32, torch.float16 or "bfloat16"': "float32, float16 or bfloat16",
     "offline=False": "--no-offline",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",

@@ -396,7 +396,7 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
         (("load", REPO), {"HF_HUB_OFFLINE": "1"}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
         (("load", "org/none"), {}, "if it is private, set HF_TOKEN.\n"),
         (("load", REPO, "--dtype", "float33"), {}, "--dtype 'float33' is not a dtype"),
-        (("load", REPO, "--dtype", "float33"), {}, "Give float32 or bfloat16."),
+        (("load", REPO, "--dtype", "float33"), {}, "Give float32, float16 or bfloat16."),
         (("load", REPO, "--checksum", f"x=sha256:{'0' * 64}"), {}, "--checksum names 'x'"),
         (("load", REPO), {"ASYNCFETCH_ATTEMPTS": "0"}, "ASYNCFETCH_ATTEMPTS must be positive"),
         (("load", REPO), {"ASYNCFETCH_CONNECTIONS": "0"}, "ASYNCFETCH_CONNECTIONS must be positive"),

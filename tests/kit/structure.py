@@ -22,9 +22,7 @@ MAX_FUNCTION = 60  # lines of a function, its docstring included
 EXTRAS = frozenset({"cyclopts", "h2", "jax", "rich", "starlette", "torch", "uvicorn"})
 NEED_AN_EXTRA = frozenset({"server"})
 # Longer than that today. What is shortened leaves this list; nothing joins it.
-TO_BE_SHORTENED = frozenset(
-    {"api/functions.py:load_async", "api/streaming.py:stream_async", "engine/transfer.py", "errors.py"}
-)
+TO_BE_SHORTENED: frozenset[str] = frozenset()
 _ROW = re.compile(r"^    \d+  (\S.*?)(?:\s{2,}|$)", re.MULTILINE)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 

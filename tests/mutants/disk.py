@@ -21,9 +21,9 @@ MUTANTS = (
     Mutant(
         "full-quota-is-nothing-special",
         _FULL,
-        "errors.py",
-        "        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):",
-        "        if error.errno == errno.ENOSPC:",
+        "errors:storage_errors",
+        "error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)",
+        "error.errno == errno.ENOSPC",
         ("storage/test_cache.py::test_no_room",),
     ),
     Mutant(

@@ -204,12 +204,8 @@ MUTANTS = (
         "twin-without-a-loop-of-its-own",
         _INTERRUPT,
         "api.blocking:blocking.call",
-        (
-            "with from_thread.start_blocking_portal() as portal:\n"
-            "    result: T = portal.call(partial(function, *args, **kwargs))\n"
-            "    return result"
-        ),
-        "import anyio\n\nreturn anyio.run(partial(function, *args, **kwargs))",
+        "return portal.run(partial(function, *args, **kwargs))",
+        "return anyio.run(partial(function, *args, **kwargs))",
         ("api/test_sync.py::test_inside_asyncio",),
     ),
     Mutant(

@@ -76,17 +76,17 @@ MUTANTS = (
     Mutant(
         "unredacted-network-errors",
         _MESSAGES,
-        "errors.py",
-        "        self.url = redact_url(url)\n        self.retry_after",
-        "        self.url = url\n        self.retry_after",
+        "errors:NetworkError.__init__",
+        "redact_url(url)",
+        "url",
         ("test_errors.py::test_texts",),
     ),
     Mutant(
         "unredacted-rate-limits",
         _MESSAGES,
-        "errors.py",
-        "        self.url, self.retry_after = redact_url(url), retry_after",
-        "        self.url, self.retry_after = url, retry_after",
+        "errors:RateLimitedError.__init__",
+        "redact_url(url)",
+        "url",
         ("test_errors.py::test_texts",),
     ),
     Mutant(
