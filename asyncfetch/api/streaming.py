@@ -30,8 +30,8 @@ class Tensors(AsyncIterator[tuple[str, Array]]):
     def __init__(self, feed: Feed, timeout: float | None) -> None:
         self.feed = feed
         self.timeout = timeout  # seconds for each tensor
+        self.download = anyio.CancelScope()
         self.ended = anyio.Event()  # the download has
-        self._scope: anyio.CancelScope | None = None
 
     async def __anext__(self) -> tuple[str, Array]:
         try:
@@ -45,9 +45,8 @@ class Tensors(AsyncIterator[tuple[str, Array]]):
     async def stop(self) -> None:
         """End the download now: the reader is told that the stream is closed."""
         self.feed.close()
-        if self._scope is not None:
-            self._scope.cancel()
-            await self.ended.wait()
+        self.download.cancel()
+        await self.ended.wait()
 
     def blocking(self, handle: Handle[Tensors]) -> BlockingTensors:
         """The same for blocking code."""
@@ -114,7 +113,7 @@ async def feeding(
     async def download() -> None:
         failure: Exception | None = None
         try:
-            with plain_errors():
+            with tensors.download, plain_errors():
                 await session.download(located, feed)
         except Exception as error:
             failure = error
@@ -124,7 +123,6 @@ async def feeding(
 
     try:
         async with anyio.create_task_group() as group:
-            tensors._scope = group.cancel_scope
             group.start_soon(download)
             try:
                 yield tensors

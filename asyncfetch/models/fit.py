@@ -50,6 +50,14 @@ class LoadReport:
     tied: Mapping[str, str]
     on_meta: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self.loaded):,} loaded", f"{len(self.tied):,} tied"]
+        for word in ("missing", "unexpected", "on_meta"):
+            names = getattr(self, word)
+            some = f": {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else ""
+            parts.append(f"{len(names):,} {word}{some}")
+        return f"LoadReport({'; '.join(parts)})"
+
 
 class Filler(Protocol):
     """Copies the tensors of a state dict that fits into a model, one by one as they come."""

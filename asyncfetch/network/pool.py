@@ -6,7 +6,10 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from functools import lru_cache
+from typing import Any
+from urllib.request import getproxies
 
+import anyio
 import httpcore
 import httpx
 from anyio import to_thread
@@ -14,7 +17,39 @@ from anyio import to_thread
 from ..errors import CertificateError
 from .sockets import Backend
 
-__all__ = ["PoolTransport"]
+__all__ = ["LazyClient", "PoolTransport"]
+
+
+class LazyClient:
+    """The caller's client; or else one of our own, made when the first request is sent.
+
+    Ours uses the proxies of the environment, and without proxies it receives bodies in bursts. So a source
+    that needs no network is not troubled by what the environment says of it.
+    """
+
+    def __init__(self, injected: Any) -> None:
+        self._injected = injected
+        self._own: httpx.AsyncClient | None = None
+        self._backend: Backend | None = None
+
+    def get(self) -> Any:
+        """The client to send with."""
+        if self._injected is None and self._own is None:
+            if {"http", "https", "all"} & getproxies().keys():
+                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+                self._own = httpx.AsyncClient(limits=limits)
+            else:
+                self._backend = Backend()
+                self._own = httpx.AsyncClient(transport=PoolTransport(self._backend))
+        return self._injected if self._own is None else self._own
+
+    async def aclose(self) -> None:
+        """Close ours and its idle connections. Bounded, not cancelled; the caller's stays as it is."""
+        if self._own is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await self._own.aclose()
+        if self._backend is not None:
+            self._backend.close()
 
 
 class PoolTransport(httpx.AsyncBaseTransport):

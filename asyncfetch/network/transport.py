@@ -1,4 +1,4 @@
-"""Requests and bodies. With `pool`, the only file that knows httpx.
+"""Requests, redirects, statuses; bodies are in body.py. `pool` is the one file that knows httpx.
 
 Nothing here follows a redirect by itself: the headers that matter ride on the redirect, and a
 token must not follow it. No URL leaves this file in an error or a log line with its query.
@@ -15,19 +15,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.request import getproxies
 
 import anyio
-import httpx
 
 from ..errors import ProtocolError, RateLimitedError, ServerError
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
 from .limits import Limits
-from .pool import PoolTransport
+from .pool import LazyClient
 from .retry import Budget, retrying
-from .sockets import Backend
 from .urls import origin_of, redirected
 from .wall import our_request, raise_translated, redact_logs, retry_after
 
@@ -57,9 +54,8 @@ class Reply:
 class Transport:
     """Sends requests. An `async with` block bounds its connections. Several calls share one by `for_call`.
 
-    `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its bodies take the
-    generic path. Without it, one of our own is made; it uses proxies from the environment, and
-    without proxies it receives bodies in bursts.
+    `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its
+    bodies take the generic path. Without it, one of our own is made by the first request.
     """
 
     def __init__(self, policy: Policy, *, client: Any = None, notify: Notifier | None = None) -> None:
@@ -67,9 +63,7 @@ class Transport:
         self.notify = notify or Notifier(None)
         self.limits = Limits(policy)
         self.requests = 0
-        self._injected = client
-        self._client: Any = client
-        self._backend: Backend | None = None
+        self._client = LazyClient(client)
         self._gates: dict[tuple[str, str, int], float] = {}
         self._answered: dict[tuple[str, str, int], float] = {}
 
@@ -81,23 +75,12 @@ class Transport:
 
     async def __aenter__(self) -> Transport:
         redact_logs()
-        if self._client is None:
-            if {"http", "https", "all"} & getproxies().keys():
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-                self._client = httpx.AsyncClient(limits=limits)
-            else:
-                self._backend = Backend()
-                self._client = httpx.AsyncClient(transport=PoolTransport(self._backend))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._injected is None:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self._client.aclose()
-        if self._backend is not None:
-            self._backend.close()
+        await self._client.aclose()
 
     @asynccontextmanager
     async def open(
@@ -188,14 +171,15 @@ class Transport:
         self.requests += 1
         began = time.monotonic()
         try:
-            request = self._client.build_request(method, url, headers=own, timeout=timeout)
+            client = self._client.get()
+            request = client.build_request(method, url, headers=own, timeout=timeout)
             with our_request():
                 if not neutral:
-                    response = await self._client.send(request, stream=True, follow_redirects=False)
+                    response = await client.send(request, stream=True, follow_redirects=False)
                 else:
                     for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
                         del request.headers[name]
-                    response = await self._client.send(request, stream=True, follow_redirects=False, auth=None)
+                    response = await client.send(request, stream=True, follow_redirects=False, auth=None)
         except Exception as error:
             raise_translated(error, url)
         took, origin = time.monotonic() - began, origin_of(url)

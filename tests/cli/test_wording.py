@@ -223,7 +223,7 @@ def said_by_errors() -> Iterator[str]:
 
 
 def test_no_error_tells_the_command_line_of_keywords() -> None:
-    """A text that names a keyword of `load` needs its flag in the table. The commands set storage and verify well, and no timeout."""
+    """A text that names a keyword of `load` needs its flag in the table. The commands set some well, or never."""
     names = set(inspect.signature(asyncfetch.load).parameters) - {"storage", "verify", "timeout"}
     keyword = re.compile(rf"\b({'|'.join(names)})=")
     texts = {text for text in said_by_errors() if keyword.search(text)}

@@ -277,6 +277,7 @@ class FaultServer:
         self.resources: dict[str, Resource] = {}
         self.accepted = 0  # connections, whether or not a request came over them
         self.handshakes = 0
+        self.most_at_once = 0  # connections that were open together
         self.token: str | None = None
         self._faults: dict[str, deque[Fault | tuple[Fault, ...]]] = defaultdict(deque)
         self._always: dict[str, Fault | tuple[Fault, ...]] = {}
@@ -408,6 +409,7 @@ class FaultServer:
     def _serve(self, sock: socket.socket, number: int, second: bool) -> None:
         with self._lock:
             self._sockets.add(sock)
+            self.most_at_once = max(self.most_at_once, len(self._sockets))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:

@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant(
         "idle-connections-left-open",
         _SOCKETS,
-        "network.transport:Transport.__aexit__",
+        "network.pool:LazyClient.aclose",
         "self._backend.close()",
         "pass",
         ("network/test_sockets.py::test_no_socket_is_left",),
@@ -136,9 +136,9 @@ MUTANTS = (
     Mutant(
         "closes-the-callers-client",
         _SOCKETS,
-        "network.transport:Transport.__aexit__",
-        "if self._injected is None:",
-        "if self._client is not None:",
+        "network.pool:LazyClient.aclose",
+        "if self._own is not None:",
+        "self._own = self._own or self._injected\nif self._own is not None:",
         ("network/test_transport.py::test_credentials_of_a_client_stay_at_the_first_origin",),
     ),
     Mutant(

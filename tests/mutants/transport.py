@@ -291,7 +291,7 @@ MUTANTS = (
     Mutant(
         "proxy-ignored",
         "a proxy of the environment",
-        "network.transport:Transport.__aenter__",
+        "network.pool:LazyClient.get",
         'if {"http", "https", "all"} & getproxies().keys():',
         "if not getproxies:",
         ("network/test_transport.py::test_proxy_of_the_environment",),
