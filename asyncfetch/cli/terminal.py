@@ -21,7 +21,16 @@ from rich.text import Text
 from ..events import Event, Reporter
 from .progress import ProgressState, RowState
 from .text import amount, fit_names, printable, ratio
-from .wording import Audience, announcement, fold_line, look_up_line, row_status, summary_line, total_status
+from .wording import (
+    Audience,
+    announcement,
+    fold_line,
+    hold_reasons,
+    look_up_line,
+    row_status,
+    summary_line,
+    total_status,
+)
 
 __all__ = ["frame", "terminal_reporter"]
 
@@ -33,7 +42,8 @@ def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_on
     """The display as lines of at most `width` cells, at most `height` of them.
 
     One line for each shard and one for the total. Shards that do not fit are folded into one line,
-    and then only those are shown to which something is happening.
+    and then only those are shown to which something is happening. What holds shards up is said once
+    below them where their own lines have no room for it.
     """
     dots = "..." if ascii_only else "…"
     if not state.rows:
@@ -52,6 +62,9 @@ def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_on
     ]
     if folded:
         lines.append(Text(fold_line(state), style="dim"))
+    if any(row.hold and cell_len(row_status(row, now)[0]) > columns.status for row in rows):
+        room = max(height - len(lines) - 1, 0)
+        lines += [Text(reason, style="yellow") for reason in hold_reasons(rows)[:room]]
     lines.append(_line(columns, "total", state.received, state.size, total_status(state, now), "bold", ascii_only))
     for line in lines:
         line.truncate(width)

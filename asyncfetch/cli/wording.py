@@ -7,7 +7,7 @@ wing tells one event from another.
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from enum import Enum
 from typing import assert_never
 
@@ -20,6 +20,7 @@ __all__ = [
     "Audience",
     "announcement",
     "fold_line",
+    "hold_reasons",
     "in_flags",
     "look_up_line",
     "row_status",
@@ -100,6 +101,11 @@ def _hold_status(hold: Hold, now: float) -> list[str]:
             short = "waiting"
             text = f"{short} {left:.0f} s" if left is not None and left >= 0.5 else short
     return [f"{text}: {printable(hold.event.reason)}", text, short]
+
+
+def hold_reasons(rows: Iterable[FileRow]) -> list[str]:
+    """Why `rows` are held up, each reason once."""
+    return list(dict.fromkeys(f"{row.state.value}: {printable(row.hold.event.reason)}" for row in rows if row.hold))
 
 
 def look_up_line(state: ProgressState, now: float, *, dots: str) -> str:

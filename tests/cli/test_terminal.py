@@ -85,7 +85,9 @@ def test_a_wide_frame_says_everything() -> None:
 def test_columns_are_aligned() -> None:
     """Every percent sign of a frame stands in the same column."""
     for width in (20, 40, 60, 80, 130):
-        assert len({line.index("%") for line in drawn(busy(), width)}) == 1
+        lines = [line for line in drawn(busy(), width) if not line.startswith(("retry: ", "waiting: "))]
+        assert len({line.index("%") for line in lines}) == 1
+        assert len(lines) == 13
 
 
 def test_a_narrow_frame_keeps_name_and_percent() -> None:
@@ -96,10 +98,25 @@ def test_a_narrow_frame_keeps_name_and_percent() -> None:
 def test_many_shards_are_folded() -> None:
     """413 shards on 24 lines: the active ones, one line for all others, the total."""
     lines = drawn(busy(413), 80, 24)
-    assert len(lines) == 6
+    assert len(lines) == 8
     assert [line.split()[0] for line in lines[:4]] == [f"model-{i:05}-of-00413" for i in (3, 4, 5, 6)]
     assert lines[4] == "1 of 413 shards verified, 1 cached, 4 active, 407 not started"
-    assert lines[5].startswith("total")
+    assert lines[5:7] == ["retry: connection reset by peer", "waiting: the server limits the request rate"]
+    assert lines[7].startswith("total")
+
+
+def test_reasons_have_lines_where_they_do_not_fit() -> None:
+    """Each reason once, below the shards and above the total; none on a wide terminal, none beyond the last line."""
+    state = busy()
+    state.apply(Waiting(shard(4, 12), "the server limits the request rate", 7.0), 1.0)
+    reasons = ["retry: connection reset by peer", "waiting: the server limits the request rate"]
+    lines = drawn(state, 80)
+    assert lines[12:14] == reasons
+    assert lines[14].startswith("total")
+    assert lines[3].endswith("  waiting 7 s")
+    assert drawn(state, 80, 14)[12:13] == reasons[:1]
+    assert drawn(state, 80, 13)[-1].startswith("total")
+    assert not set(reasons) & set(drawn(state, 130))
 
 
 def test_an_ascii_terminal_gets_ascii() -> None:
