@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from huggingface_hub import scan_cache_dir
 
-from asyncfetch.api.session import open_session
 from asyncfetch.errors import AccessError, ChecksumMismatchError, OfflineError
 from asyncfetch.sources.located import PREFIX_LIMIT, Located
 from asyncfetch.storage.cache import RepoCache, url_repo_id
 
 from ..kit.fault_server import OK, QUICK, Answer, FaultServer, Headers, Status
 from ..kit.files import safetensors_bytes, sharded_bytes
+from ..kit.sessions import open_session
 
 pytestmark = pytest.mark.anyio
 
@@ -192,9 +192,11 @@ async def test_a_file_without_a_validator(server: FaultServer, cache: Path) -> N
     """Nothing tells it from its successor, so it is fetched each time, alone or in a part."""
     url = server.web("/models", OLD)
     server.fault(f"/models/{B}", Headers(etag=None), forever=True)
-    await load(url, cache)
+    whole, _ = await load(url, cache)
     assert (await load(url, cache))[1] == [B]
-    assert (await load(url, cache, **SECOND))[1] == [B]
+    part, missing = await load(url, cache, **SECOND)
+    assert missing == [B]
+    assert part.commit != whole.commit
     assert (await load(url, cache, **FIRST))[1] == []
 
 
