@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import DiskFullError, storage_errors
 from ..events import FileState
 from ..sources.located import Located
+from ..storage.identities import write_identities
 from ..storage.partial import spans_on_disk
 
 __all__ = ["file_states", "prepare_cache", "record"]
@@ -37,6 +38,8 @@ def prepare_cache(located: Located) -> None:
     if needed > free:
         raise DiskFullError(str(cache.folder), needed=needed, free=free)
     cache.prepare()
+    if located.identities:
+        write_identities(cache, located.identities)
     if located.index_file is not None and located.commit is not None:
         name, data, etag = located.index_file
         located.index_path = cache.add_small(data, etag, located.commit, name)

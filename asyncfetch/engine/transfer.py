@@ -231,7 +231,7 @@ class Transfer:
 
     async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
         """Another run, or another commit, may have brought the same blob: then only link it."""
-        blob = file.blob or (file.checksum.hex if file.checksum else "")
+        blob = file.path.name if file.path else file.blob or (file.checksum.hex if file.checksum else "")
         commit = self._commit()
         if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
             return False

@@ -9,160 +9,227 @@ the source lacks is an error too. Nothing is written here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol
 
 from anyio import to_thread
 
 from ..errors import (
     CheckpointNotFoundError,
+    CorruptError,
     EntryNotFoundError,
     OfflineError,
     ShardNotFoundError,
+    SourceError,
     storage_errors,
 )
 from ..format.index import Index, index_too_large, parse_index, select_tensors
-from ..network.body import Body
-from ..network.ranges import Target, read_span, strong_etag
-from ..network.transport import Transport
-from ..spans import Span
 from ..storage.cache import RepoCache
-from ..storage.checksums import verify_small
-from ..tasks import each
-from .located import PREFIX_LIMIT, Located, Origin, SourceFile, renewal
-from .request import LocalSource, Request, Source, candidates, is_index_name
+from ..storage.checksums import Checksum, verify_small
+from ..tasks import each, plain_errors
+from .located import FoundIndex, Located, Origin, SourceFile, path_in
+from .request import Request, is_index_name, names_in
 
-__all__ = ["Finder"]
-
-T = TypeVar("T")
+__all__ = ["Place", "State", "file_on_disk", "find", "read_index"]
 
 
-class Finder:
-    """What the kinds of source share. A subclass says how to read an index and look at a file."""
+@dataclass(frozen=True, slots=True)
+class State:
+    """Under which commit files are recorded, and what it was made from if it is not the source's own."""
 
-    def __init__(self, request: Request, source: Source, transport: Transport) -> None:
-        self.request = request
-        self.source = source
-        self.transport = transport
-        self.commit: str | None = None
-        self.cache: RepoCache | None = None
-        self.origin: Origin | None = None
-        self.index_path: Path | None = None
-        self.index_file: tuple[str, bytes, str] | None = None
-        self.absent: list[str] = []
+    commit: str | None
+    identities: Mapping[str, str] = field(default_factory=dict)
 
-    async def read_index(self, name: str) -> bytes:
-        """The bytes of an index. Raises EntryNotFoundError; OfflineError if it is not cached."""
-        raise NotImplementedError
 
-    async def look(self, name: str) -> SourceFile:
-        """What the source says of a shard. Raises as `read_index` does."""
-        raise NotImplementedError
+class Place(Origin, Protocol):
+    """One source, whatever its kind. It remembers nothing of what was found: that is told as values.
 
-    async def settle(self, located: Located) -> None:
-        """Complete what was found, once the caller's checksums are known."""
+    `cache` is its part of the cache, None where it needs none. `ref` is the name under which the commit
+    is to be recorded, None for none.
+    """
 
-    def names(self) -> list[str]:
-        """The candidates as paths in the source: one only, where the user named a file."""
-        return [self.source.file] if self.source.file else candidates(self.request.variant)
+    @property
+    def cache(self) -> RepoCache | None: ...
 
-    async def find(self) -> Located:
-        """The checkpoint, by the rules above."""
-        names = self.names()
-        for name in names:
-            try:
-                if is_index_name(name):
-                    raw = await self.read_index(name)
-                else:
-                    file = await self.look(name)
-            except EntryNotFoundError as error:
-                self.commit = self.commit or error.commit
-                self.absent.append(name)
-                continue
-            except OfflineError:
-                continue
+    @property
+    def ref(self) -> str | None: ...
+
+    async def commits(self) -> Sequence[str | None]:
+        """The commits in which to look, in this order. None: the one that the first answer names, or none.
+
+        A commit is the last one unless something that is wanted of it is not in the cache. Raises
+        OfflineError if there is none.
+        """
+        ...
+
+    async def read(self, name: str, commit: str | None) -> FoundIndex:
+        """An index, whole. Raises EntryNotFoundError; OfflineError if it is not cached."""
+        ...
+
+    async def look(self, name: str, commit: str | None) -> SourceFile:
+        """What the source says of a shard. Raises as `read` does."""
+        ...
+
+    async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
+        """Whether there is such a file, None if that is not known. For advice only: no failure is raised.
+
+        `ask` allows one request.
+        """
+        ...
+
+    async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
+        """Where these files of one checkpoint are recorded. Sets the paths of those that are found there.
+
+        Their checksums are known by now, also the caller's.
+        """
+        ...
+
+
+async def find(place: Place, request: Request) -> Located:
+    """The checkpoint, by the rules above. Raises the NotFoundError, CorruptError, NetworkError, OfflineError kinds."""
+    names = names_in(request.source, request.variant)
+    missing: OfflineError | None = None
+    for commit in await place.commits():
+        try:
+            found, absent = await _first_candidate(place, request, names, commit)
+            names = [found.name]  # a shard that is missing here is no reason to fall back there
+            return await _located(place, request, found, absent)
+        except OfflineError as error:
+            missing = missing or error
+    raise missing or OfflineError(str(request.source), "a checkpoint")
+
+
+async def _first_candidate(
+    place: Place, request: Request, names: Sequence[str], commit: str | None
+) -> tuple[FoundIndex | SourceFile, list[str]]:
+    """The first candidate that is there, and the names that its commit is known not to have."""
+    missing: list[EntryNotFoundError] = []
+    for name in names:
+        found: FoundIndex | SourceFile
+        try:
             if is_index_name(name):
-                return await self._from_index(name, raw)
-            return self._located(None, None, [file], os.path.dirname(name))
-        if self.request.settings.offline and not isinstance(self.source, LocalSource):
-            raise OfflineError(str(self.source), "a checkpoint")
-        raise CheckpointNotFoundError(str(self.source), names)
-
-    async def _from_index(self, name: str, raw: bytes) -> Located:
-        checksums = self.request.checksums or {}
-        expected = checksums.get(name) or checksums.get(os.path.basename(name))
-        if expected is not None:
-            verify_small(name, raw, expected)
-        limit = self.request.policy.max_index_bytes
-        index = await to_thread.run_sync(lambda: parse_index(raw, file=name, max_bytes=limit))
-        selected = index if self.request.select is None else select_tensors(index, self.request.select)
-        located = self._located(index, selected, [], os.path.dirname(name))
-        files: dict[str, SourceFile] = {}
-
-        async def look(shard: str) -> None:
-            path = located.path_of(shard)
-            try:
-                files[shard] = await self.look(path)
-            except EntryNotFoundError as error:
-                raise ShardNotFoundError(path, str(self.source), name) from error
-
-        await each(selected.shards, look, self.request.policy.connections)
-        located.files = [files[shard] for shard in selected.shards]
-        located.commit = self.commit
-        return located
-
-    def _located(self, index: Index | None, selected: Index | None, files: list[SourceFile], folder: str) -> Located:
-        return Located(
-            str(self.source),
-            self.commit,
-            None,
-            folder,
-            index,
-            selected,
-            files,
-            self.cache,
-            self.origin,
-            self.index_file,
-            self.index_path,
-            self.absent,
-        )
-
-    def single_beside(self, located: Located) -> str | None:
-        """The name that a single file beside the index would have; None without an index."""
-        variant = f".{self.request.variant}" if self.request.variant else ""
-        single = located.path_of(f"model{variant}.safetensors")
-        return None if located.index is None or any(file.name == single for file in located.files) else single
-
-    def warn_of(self, single: str, located: Located) -> None:
-        index = located.index.file if located.index else ""
-        located.warnings.append(
-            f"{located.source} has {index} and also {single}, which some loaders prefer: the index was used"
-        )
-
-    async def read_prefix(self, file: SourceFile) -> bytes:
-        """The first bytes of a file, from where its bytes are served."""
-        if file.target is None or not file.size:
-            return b""
-
-        def learn(body: Body, target: Target) -> None:
-            file.etag = strong_etag(body, target)
-            file.splittable = body.status == 206
-
-        return await read_span(
-            self.transport,
-            file.target,
-            Span(0, min(PREFIX_LIMIT, file.size)),
-            file=file.name,
-            size=file.size,
-            on_answer=learn,
-            renew=renewal(self.origin, file),
-        )
+                found = await place.read(name, commit)
+            else:
+                found = await place.look(name, commit)
+        except EntryNotFoundError as error:
+            commit = commit or error.commit
+            missing.append(error)
+        except OfflineError:
+            continue
+        else:
+            return found, _absent_at(found.commit, missing)
+    if request.settings.offline and place.cache is not None:
+        raise OfflineError(str(request.source), "a checkpoint")
+    raise CheckpointNotFoundError(str(request.source), names)
 
 
-def file_on_disk(name: str, path: Path, cache: RepoCache | None = None) -> SourceFile:
+async def _located(place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str]) -> Located:
+    """The checkpoint of which `found` is the index or the only file."""
+    folder = os.path.dirname(found.name)
+    listed = index = selected = None
+    if isinstance(found, FoundIndex):
+        listed, index = found, await _parsed(found, request)
+        selected = index if request.select is None else select_tensors(index, request.select)
+        files = await _look_at_shards(place, request, selected, found.commit)
+    else:
+        files = [found]
+    _apply_checksums(request.checksums or {}, files, folder, index)
+    state = await place.recall(files, listed, found.commit)
+    located = Located(
+        source=str(request.source),
+        commit=state.commit,
+        ref=place.ref,
+        folder=folder,
+        index=index,
+        selected=selected,
+        files=files,
+        cache=place.cache,
+        origin=place,
+        index_file=(listed.name, listed.data, listed.etag) if listed and listed.path is None else None,
+        index_path=listed.path if listed else None,
+        identities=state.identities,
+        absent=absent,
+        warnings=_unverifiable(files),
+    )
+    await _look_for_single_file(place, request, located)
+    return located
+
+
+def _absent_at(commit: str | None, missing: Iterable[EntryNotFoundError]) -> list[str]:
+    """The names that this commit lacks. What was asked of a branch that may have moved since is no fact of it."""
+    return [error.file for error in missing if error.commit == commit]
+
+
+async def _parsed(found: FoundIndex, request: Request) -> Index:
+    name, checksums, limit = found.name, request.checksums or {}, request.policy.max_index_bytes
+    expected = checksums.get(name) or checksums.get(os.path.basename(name))
+    if expected is not None:
+        verify_small(name, found.data, expected)
+    return await to_thread.run_sync(lambda: parse_index(found.data, file=name, max_bytes=limit))
+
+
+async def _look_at_shards(place: Place, request: Request, selected: Index, commit: str | None) -> list[SourceFile]:
+    folder = os.path.dirname(selected.file)
+    files: dict[str, SourceFile] = {}
+
+    async def look(shard: str) -> None:
+        path = path_in(folder, shard)
+        try:
+            files[shard] = await place.look(path, commit)
+        except EntryNotFoundError as error:
+            raise ShardNotFoundError(path, str(request.source), selected.file) from error
+
+    with plain_errors():
+        await each(selected.shards, look, request.policy.connections)
+    return [files[shard] for shard in selected.shards]
+
+
+def _apply_checksums(
+    checksums: Mapping[str, Checksum], files: Sequence[SourceFile], folder: str, index: Index | None
+) -> None:
+    """Give the files the caller's checksums. Raises SourceError for one of no file, CorruptError for another one."""
+    by_name = {file.name: file for file in files}
+    for name, checksum in checksums.items():
+        if index is not None and name in (index.file, os.path.basename(index.file)):
+            continue  # held against it when it was read
+        file = by_name.get(name) or by_name.get(path_in(folder, name))
+        if file is None:
+            raise SourceError(f"checksums= names {name!r}, which is no file of this checkpoint.")
+        if file.checksum is not None and file.checksum.algorithm == checksum.algorithm and file.checksum != checksum:
+            raise CorruptError(f"{name}: the source says {file.checksum}, checksums= says {checksum}.", file=name)
+        file.checksum = checksum
+
+
+def _unverifiable(files: Iterable[SourceFile]) -> list[str]:
+    """A warning of each file that a server serves and for which nobody gives a hash."""
+    return [
+        f"{file.name}: no checksum is known, so only its size and header are checked"
+        for file in files
+        if file.checksum is None and file.target is not None
+    ]
+
+
+async def _look_for_single_file(place: Place, request: Request, located: Located) -> None:
+    """A single file beside an index is another checkpoint, which other loaders prefer: say so."""
+    variant = f".{request.variant}" if request.variant else ""
+    single = located.path_of(f"model{variant}.safetensors")
+    if located.index is None or any(file.name == single for file in located.files):
+        return
+    there = await place.has(single, located.commit, ask=any(file.path is None for file in located.files))
+    if there:
+        both = f"{located.index.file} and also {single}, which some loaders prefer"
+        located.warnings.append(f"{located.source} has {both}: the index was used")
+    elif there is not None:
+        located.absent.append(single)
+
+
+def file_on_disk(name: str, path: Path, commit: str | None = None, cache: RepoCache | None = None) -> SourceFile:
     """A file that is here, with the hash that its blob's name promises."""
     with storage_errors(path):
-        return SourceFile(name, path.stat().st_size, cache.checksum_of(path) if cache else None, path=path)
+        checksum = cache.checksum_of(path) if cache else None
+        return SourceFile(name, path.stat().st_size, checksum, commit=commit, path=path)
 
 
 def read_index(name: str, path: Path, limit: int) -> bytes:

@@ -90,7 +90,7 @@ class Hub:
             headers["authorization"] = f"Bearer {self.settings.token}"
         return headers
 
-    async def look(
+    async def ask(
         self, file: str, revision: str, *, limit: int, whole: bool = False, told: str | None = None
     ) -> HubFile:
         """Ask for a file: what the Hub says of it, and up to `limit` bytes of its beginning.
@@ -109,7 +109,7 @@ class Hub:
 
     async def read_whole(self, file: str, revision: str, *, limit: int) -> tuple[HubFile, bytes]:
         """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError."""
-        found = await self.look(file, revision, limit=limit, whole=True)
+        found = await self.ask(file, revision, limit=limit, whole=True)
         if found.size > limit:
             raise index_too_large(file, limit)
         if found.link is None or not found.size:
@@ -117,7 +117,7 @@ class Hub:
 
         data = await read_span(
             self.transport,
-            self.target(file, found),
+            self.target_of(file, found),
             Span(0, found.size),
             file=file,
             size=found.size,
@@ -125,8 +125,8 @@ class Hub:
         )
         return found, data
 
-    def target(self, file: str, found: HubFile) -> Target:
-        """Where the bytes of a file are served."""
+    def target_of(self, file: str, found: HubFile) -> Target:
+        """Where the bytes of a file are served, by what was found."""
         if found.link is not None:
             return Target(found.link, neutral=True, signed=True)
         url = self.url(file, found.commit)
@@ -134,10 +134,10 @@ class Hub:
 
     async def target_anew(self, file: str, revision: str, *, etag: str, size: int) -> Target:
         """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
-        again = await self.look(file, revision, limit=1, told=file)
+        again = await self.ask(file, revision, limit=1, told=file)
         if (again.etag, again.size) != (etag, size):
             raise ChangedError(file, "the Hub names another hash for it")
-        return self.target(file, again)
+        return self.target_of(file, again)
 
     def _may_follow(self, here: str, target: str) -> bool:
         return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
@@ -174,12 +174,11 @@ class Hub:
                 return  # an empty file has no first byte
             raise ProtocolError(f"unexpected status {status}", url=reply.url)
         message = reply.headers.get("x-error-message", "")[:200]
-        name = f"{self.repo_id}@{revision}"
+        name, commit = f"{self.repo_id}@{revision}", reply.headers.get("x-repo-commit", revision)
         error: AsyncfetchError
         if code == "RevisionNotFound":
             error = RevisionNotFoundError(self.repo_id, revision)
         elif code == "EntryNotFound":
-            commit = reply.headers.get("x-repo-commit", "")
             error = EntryNotFoundError(file, name, commit=commit if is_commit(commit) else None)
         elif code == "GatedRepo":
             error = GatedRepositoryError(self.repo_id, redact_url(f"{self.settings.endpoint}/{self.repo_id}"))
@@ -192,7 +191,7 @@ class Hub:
         elif status == 403:
             error = AccessError(f"The Hub refuses {file!r} of {name}{': ' + message if message else ''}.")
         elif status == 404:
-            error = EntryNotFoundError(file, name)
+            error = EntryNotFoundError(file, name, commit=revision if is_commit(revision) else None)
         else:
             error = NetworkError(f"the server answered {status} {message}".rstrip(), url=reply.url)
             error.transient = False

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from anyio import to_thread
 
-from ..errors import EntryNotFoundError
-from .finder import Finder, file_on_disk, read_index
-from .located import Located, SourceFile
-from .request import LocalSource
+from ..errors import EntryNotFoundError, ProtocolError
+from ..network.ranges import Target
+from .finder import State, file_on_disk, read_index
+from .located import FoundIndex, SourceFile
+from .request import LocalSource, Request
 
-__all__ = ["LocalFinder"]
+__all__ = ["LocalPlace"]
 
 
-class LocalFinder(Finder):
-    """A folder on disk."""
+class LocalPlace:
+    """A folder on disk: it has no commits and no cache, and all of it is here."""
 
-    async def read_index(self, name: str) -> bytes:
-        self.index_path = await self._path(name)
-        return await to_thread.run_sync(read_index, name, self.index_path, self.request.policy.max_index_bytes)
+    cache = None
+    ref = None
 
-    async def look(self, name: str) -> SourceFile:
+    def __init__(self, request: Request, source: LocalSource) -> None:
+        self._source = source
+        self._max_index_bytes = request.policy.max_index_bytes
+
+    async def commits(self) -> Sequence[str | None]:
+        return [None]
+
+    async def read(self, name: str, commit: str | None) -> FoundIndex:
+        path = await self._path(name)
+        data = await to_thread.run_sync(read_index, name, path, self._max_index_bytes)
+        return FoundIndex(name, data, path=path)
+
+    async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._path(name)
         return await to_thread.run_sync(file_on_disk, name, path)
 
-    async def settle(self, located: Located) -> None:
-        single = self.single_beside(located)
-        if single is not None:
-            try:
-                await self._path(single)
-            except EntryNotFoundError:
-                return
-            self.warn_of(single, located)
+    async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
+        return await to_thread.run_sync(Path(self._source.folder, name).is_file)
+
+    async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
+        return State(None)
+
+    async def target(self, file: SourceFile, *, renew: bool) -> Target:
+        raise ProtocolError("nothing serves a file on disk", url=file.name)
 
     async def _path(self, name: str) -> Path:
-        assert isinstance(self.source, LocalSource)  # noqa: S101
-        path = Path(self.source.folder, name)
+        path = Path(self._source.folder, name)
         if not await to_thread.run_sync(path.is_file):
-            raise EntryNotFoundError(name, str(self.source))
+            raise EntryNotFoundError(name, str(self._source))
         return path

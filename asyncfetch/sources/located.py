@@ -14,7 +14,17 @@ from ..network.ranges import Target
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
 
-__all__ = ["PREFIX_LIMIT", "Landed", "Located", "Origin", "SourceFile", "aliases_of", "renewal"]
+__all__ = [
+    "PREFIX_LIMIT",
+    "FoundIndex",
+    "Landed",
+    "Located",
+    "Origin",
+    "SourceFile",
+    "aliases_of",
+    "path_in",
+    "renewal",
+]
 
 PREFIX_LIMIT = 64 * 1024  # bytes of a shard read with its metadata: most headers fit
 
@@ -31,9 +41,9 @@ class Origin(Protocol):
 class SourceFile:
     """One file of a located checkpoint.
 
-    `name` is its path in the source, `size` bytes. `key` names its partial and its lock, `blob`
-    its blob (empty: its sha256, known once it is here); `identity` is what a resumed partial must
-    still be.
+    `name` is its path in the source, `size` bytes, `commit` that at which it was found, where the
+    source has commits. `key` names its partial and its lock, `blob` its blob (empty: its sha256,
+    known once it is here); `identity` is what a resumed partial must still be.
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
     missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
@@ -43,6 +53,7 @@ class SourceFile:
     name: str
     size: int
     checksum: Checksum | None
+    commit: str | None = None
     key: str = ""
     blob: str = ""
     identity: str = ""
@@ -68,6 +79,20 @@ class SourceFile:
         return self.header
 
 
+@dataclass(frozen=True, slots=True)
+class FoundIndex:
+    """An index that was found: its path in the source, its bytes, and the commit at which it was found.
+
+    `path` is where it is on disk. Where it came from a server, `etag` is to be the name of its blob.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    commit: str | None = None
+    path: Path | None = None
+    etag: str = ""
+
+
 @dataclass(eq=False, slots=True)
 class Located:
     """A checkpoint that was found. `files` are its distinct shards, in the index's order.
@@ -75,7 +100,8 @@ class Located:
     `ref` is the branch or tag to record once all is there. `absent` are names that the source is
     known not to have. `folder` is the index's folder within the source: shard names count from it.
     `index` is None for a single file. `selected` is the index, or else the file's own tensors,
-    narrowed to what is wanted; None where no header was read.
+    narrowed to what is wanted; None where no header was read. `identities` are what `commit` was made
+    from and is to be recorded with, where the source has no commits of its own.
     """
 
     source: str
@@ -89,6 +115,7 @@ class Located:
     origin: Origin | None = None
     index_file: tuple[str, bytes, str] | None = None  # name, bytes, etag: to be published
     index_path: Path | None = None
+    identities: Mapping[str, str] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -101,7 +128,12 @@ class Located:
 
     def path_of(self, shard: str) -> str:
         """The path in the source of a shard that the index names."""
-        return f"{self.folder}/{shard}" if self.folder else shard
+        return path_in(self.folder, shard)
+
+
+def path_in(folder: str, name: str) -> str:
+    """The path in the source of what is called `name` in one of its folders ("": the source itself)."""
+    return f"{folder}/{name}" if folder else name
 
 
 def renewal(origin: Origin | None, file: SourceFile) -> Callable[[], Awaitable[Target]] | None:

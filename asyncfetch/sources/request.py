@@ -27,6 +27,7 @@ __all__ = [
     "candidates",
     "check_repo_id",
     "is_index_name",
+    "names_in",
     "parse_source",
 ]
 
@@ -236,6 +237,13 @@ def candidates(variant: str | None) -> list[str]:
     for base in _OTHER_NAMES[:1]:
         names += [*_variant_indexes(base, variant), f"{base}.{variant}.safetensors"]
     return names
+
+
+def names_in(source: Source, variant: str | None) -> list[str]:
+    """The paths in `source` to try, in order: one only, where the user named a file. Raises SourceError."""
+    names = [source.file] if source.file else candidates(variant)
+    folder = f"{source.subfolder}/" if isinstance(source, HubSource) and source.subfolder else ""
+    return [folder + name for name in names]
 
 
 def _variant_indexes(base: str, variant: str) -> list[str]:

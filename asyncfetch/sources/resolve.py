@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from anyio import to_thread
 
-from ..errors import CorruptError, EntryNotFoundError, SourceError, storage_errors
+from ..errors import EntryNotFoundError, storage_errors
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import Index, Selector, check_index, select_tensors
 from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
-from ..storage.checksums import Checksum
 from ..tasks import each
-from .finder import Finder
-from .hub_finder import HubFinder
-from .local_finder import LocalFinder
+from .finder import Place, find
+from .hub_finder import HubPlace
+from .local_finder import LocalPlace
 from .located import Located, Origin, SourceFile, renewal
 from .request import HubSource, LocalSource, Request, UrlSource
-from .web_finder import WebFinder
+from .web_finder import WebPlace
 
 __all__ = ["read_header", "resolve"]
 
@@ -32,25 +30,15 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     the NotFoundError, AccessError, CorruptError, NetworkError, OfflineError kinds. `headers=False`
     leaves the shards' headers unread.
     """
-    finder: Finder
-    match request.source:
-        case HubSource():
-            finder = HubFinder(request, request.source, transport)
-        case UrlSource():
-            finder = WebFinder(request, request.source, transport)
-        case LocalSource():
-            finder = LocalFinder(request, request.source, transport)
-    located = await finder.find()
-    _apply_checksums(located, request.checksums or {})
-    await finder.settle(located)
-
+    place = _place_of(request, transport)
+    located = await find(place, request)
     if not headers:
         return located
 
-    async def header(file: SourceFile) -> None:
-        await read_header(file, transport, located.origin)
+    async def read(file: SourceFile) -> None:
+        await read_header(file, transport, place)
 
-    await each(located.files, header, request.policy.connections)
+    await each(located.files, read, request.policy.connections)
     if located.index is None:
         located.selected = _select_in_file(located.files[0], request.select)
     elif located.selected is not None:
@@ -63,30 +51,26 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     return located
 
 
+def _place_of(request: Request, transport: Transport) -> Place:
+    match request.source:
+        case HubSource() as source:
+            return HubPlace(request, source, transport)
+        case UrlSource() as source:
+            return WebPlace(request, source, transport)
+        case LocalSource() as source:
+            return LocalPlace(request, source)
+
+
 def _select_in_file(file: SourceFile, select: Selector) -> Index:
     """The wanted tensors of a file that no index lists, as an index of its own."""
     names = file.header.tensors if file.header is not None else {}
     return select_tensors(Index(file.name, dict.fromkeys(names, os.path.basename(file.name))), select)
 
 
-def _apply_checksums(located: Located, checksums: Mapping[str, Checksum]) -> None:
-    files = {file.name: file for file in located.files}
-    index = located.index.file if located.index else None
-    for name, checksum in checksums.items():
-        if index is not None and name in (index, os.path.basename(index)):
-            continue  # held against it when it was read
-        file = files.get(name) or files.get(located.path_of(name))
-        if file is None:
-            raise SourceError(f"checksums= names {name!r}, which is no file of this checkpoint.")
-        if file.checksum is not None and file.checksum.algorithm == checksum.algorithm and file.checksum != checksum:
-            raise CorruptError(f"{name}: the source says {file.checksum}, checksums= says {checksum}.", file=name)
-        file.checksum = checksum
-
-
 async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
     """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
     if file.path is not None or transport is None:
-        file.raw_header = await to_thread.run_sync(_local_header, file)
+        file.raw_header = await to_thread.run_sync(_header_on_disk, file)
     else:
         length = header_length(file.prefix, file=file.name, file_size=file.size)
         data_start = PREFIX_BYTES + length
@@ -105,7 +89,7 @@ async def read_header(file: SourceFile, transport: Transport | None, origin: Ori
     file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
 
 
-def _local_header(file: SourceFile) -> bytes:
+def _header_on_disk(file: SourceFile) -> bytes:
     path = file.path
     if path is None:
         raise EntryNotFoundError(file.name, "the cache")

@@ -1,9 +1,10 @@
 """A checkpoint in a folder of any web server.
 
-Such a server has no commits. The identity of a snapshot is made from the names, sizes and
-validators (ETag or Last-Modified) of its files, so a file that changed is fetched again and one
-that did not is found in the cache. Hashes come from `checksums=` or a Repr-Digest header
-(RFC 9530); where there is neither, size and header are all that can be checked, and that is said.
+Such a server has no commits. The identity of a file is made from its name, its size and its validator
+(ETag or Last-Modified), and that of a snapshot from its files, so a file that changed is fetched again
+and one that did not is found in the cache, whichever selection brought it. Hashes come from
+`checksums=` or a Repr-Digest header (RFC 9530); where there is neither, size and header are all that
+can be checked, and that is said.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import base64
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,65 +27,96 @@ from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
-from .finder import Finder, file_on_disk, read_index
+from ..storage.identities import commit_of, known_states
+from .finder import State, file_on_disk, read_index
 from .hub import size_of
-from .located import PREFIX_LIMIT, Located, SourceFile
+from .located import PREFIX_LIMIT, FoundIndex, SourceFile
 from .request import Request, UrlSource
 
-__all__ = ["WebFinder"]
-
-_REVISION = "main"  # the name under which the last snapshot of a URL is recorded
+__all__ = ["WebPlace"]
 
 
-class WebFinder(Finder):
-    """A URL as a source."""
+class WebPlace:
+    """A folder of a web server, or one file of it. Each is recorded under a name of its own."""
 
     def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
-        super().__init__(request, source, transport)
-        self.web = source
-        self.repo_cache = RepoCache(request.cache_root, url_repo_id(source.folder))
-        self.cache, self.origin = self.repo_cache, WebOrigin(self)
-        self.offline = request.settings.offline
+        self.cache = RepoCache(request.cache_root, url_repo_id(source.folder))
+        self._name = source.file.replace("/", "%2F") if source.file else "main"
+        self.ref = None if request.settings.offline else self._name
+        self._source, self._offline = source, request.settings.offline
+        self._max_index_bytes = request.policy.max_index_bytes
+        self._transport = transport
 
-    async def find(self) -> Located:
-        if self.offline:
-            self.commit = await to_thread.run_sync(self.repo_cache.commit_of, _REVISION)
-        return await super().find()
+    async def commits(self) -> Sequence[str | None]:
+        """Offline, all snapshots of the folder: each load left one that is whole, for its own selection."""
+        if not self._offline:
+            return [None]
+        return list(await to_thread.run_sync(known_states, self.cache, self._name))
 
-    async def read_index(self, name: str) -> bytes:
-        limit = self.request.policy.max_index_bytes
-        if self.offline:
-            self.index_path = await self._find_offline(name)
-            return await to_thread.run_sync(read_index, name, self.index_path, limit)
-        reply = await self._ask(name, limit=limit)
+    async def read(self, name: str, commit: str | None) -> FoundIndex:
+        if self._offline:
+            path = await self._find_offline(name, commit)
+            data = await to_thread.run_sync(read_index, name, path, self._max_index_bytes)
+            return FoundIndex(name, data, commit, path)
+        reply = await self._ask(name, limit=self._max_index_bytes)
         if reply.truncated:
-            raise index_too_large(name, limit)
-        data = reply.body
-        self.index_file = (name, data, git_blob_id(data))
-        return data
+            raise index_too_large(name, self._max_index_bytes)
+        return FoundIndex(name, reply.body, etag=git_blob_id(reply.body))
 
-    async def look(self, name: str) -> SourceFile:
-        if self.offline:
-            path = await self._find_offline(name)
-            return await to_thread.run_sync(file_on_disk, name, path, self.repo_cache)
-        return self.file_of(name, await self._ask(name, limit=PREFIX_LIMIT, ranged=True))
+    async def look(self, name: str, commit: str | None) -> SourceFile:
+        if self._offline:
+            path = await self._find_offline(name, commit)
+            return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
+        return _file_of(self._source, name, await self._ask(name, limit=PREFIX_LIMIT, ranged=True))
 
-    async def _find_offline(self, name: str) -> Path:
+    async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
+        return None  # a request of a stranger's server for advice alone is not worth it
+
+    async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
+        if self._offline:
+            return State(commit)
+        wanted = {file.name: file.key for file in files}
+        if index is not None:
+            wanted[index.name] = index.etag
+
+        def look_up() -> State:
+            states = known_states(self.cache, self._name)
+            at = _commit_for(wanted, states if all(file.resumable for file in files) else {})
+            for file in files:
+                self._find_cached(file, at, states)
+            return State(at, {} if states.get(at) else wanted)
+
+        return await to_thread.run_sync(look_up)
+
+    async def target(self, file: SourceFile, *, renew: bool) -> Target:
+        target = file.target
+        if target is None or renew:
+            reply = await self._ask(file.name, limit=1, ranged=True, told=file.name)
+            again = _file_of(self._source, file.name, reply, file.size)
+            if again.identity != file.identity:
+                raise ChangedError(file.name, "its size or its validator is another one")
+            file.target = target = again.target
+        if target is None:
+            raise ProtocolError("the file is served nowhere", url=self._source.url(file.name))
+        # Where a hash decides in the end, a date that differs between two servers of a site does no harm.
+        return target if file.checksum is None else replace(target, version=("", ""))
+
+    async def _find_offline(self, name: str, commit: str | None) -> Path:
         path = None
-        if self.commit is not None:
-            path = await to_thread.run_sync(self.repo_cache.find, self.commit, name)
+        if commit is not None:
+            path = await to_thread.run_sync(self.cache.find, commit, name)
         if path is None:
-            raise OfflineError(str(self.source), name)
+            raise OfflineError(str(self._source), name)
         return path
 
     async def _ask(self, name: str, *, limit: int, ranged: bool = False, told: str | None = None) -> Reply:
         headers = {"want-repr-digest": "sha-256=10"}
         if ranged:
             headers["range"] = f"bytes=0-{limit - 1}"
-        url = self.web.url(name)
-        reply = await self.transport.fetch(url, limit=limit, headers=headers, may_follow=no_downgrade, file=told)
+        url = self._source.url(name)
+        reply = await self._transport.fetch(url, limit=limit, headers=headers, may_follow=no_downgrade, file=told)
         if reply.status in (404, 410):
-            raise EntryNotFoundError(name, redact_url(self.web.folder))
+            raise EntryNotFoundError(name, redact_url(self._source.folder))
         if reply.status in (401, 403):
             raise AccessError(
                 f"{redact_url(url)}: the server answered {reply.status}.",
@@ -94,83 +126,65 @@ class WebFinder(Finder):
             raise ProtocolError(f"unexpected status {reply.status}", url=url)
         return reply
 
-    def file_of(self, name: str, reply: Reply, known: int | None = None) -> SourceFile:
-        """What an answer to a request for the first bytes says of a file.
+    def _find_cached(self, file: SourceFile, commit: str, states: Mapping[str, Mapping[str, str]]) -> None:
+        """Set the path of a file that its snapshot has, or of its blob, which only needs a link then.
 
-        An answer that tells no size is of the `known` one, or of the one that its header implies.
+        Its hash is told by the source, the caller, or the link of another snapshot that has the same file.
         """
-        size = size_of(reply.headers, reply.status)
-        if size is None:
-            size = known or (_implied_size(name, reply.body) if reply.truncated else len(reply.body))
-        if size is None:
-            raise ProtocolError("the answer tells no size", url=reply.url)
-        etag, modified = reply.headers.get("etag", ""), reply.headers.get("last-modified", "")
-        validator = strong(reply.headers)
-        identity = f"{redact_url(self.web.url(name)).partition('?')[0]}\n{size}\n{etag or modified}"
-        checksum = _digest_of(reply.headers)
-        url = self.web.url(name)
-        neutral = origin_of(reply.url) != origin_of(url)
-        version = ("", "") if validator else version_of(reply.headers)
-        target = Target(reply.url, neutral=neutral, signed=reply.url != url, validator=validator, version=version)
-        key = hashlib.sha256(identity.encode()).hexdigest()
-        resumable = bool(etag or modified)
-        prefix = reply.body if reply.status != 416 else b""
-        return SourceFile(
-            name,
-            size,
-            checksum,
-            key=key,
-            identity=identity,
-            resumable=resumable,
-            target=target,
-            prefix=prefix,
-            splittable=reply.status != 200,
-        )
-
-    async def settle(self, located: Located) -> None:
-        if self.offline:
+        path = self.cache.find(commit, file.name) if file.resumable else None
+        if path is not None and (file.checksum is None or self.cache.checksum_of(path) in (None, file.checksum)):
+            file.path = path
             return
-        parts = sorted(file.identity for file in located.files)
-        if self.index_file is not None:
-            parts.append(self.index_file[2])
-        self.commit = hashlib.sha1("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
-        located.commit, located.ref = self.commit, _REVISION
-        for file in located.files:
-            await to_thread.run_sync(self._find_cached, file)
-            if file.checksum is None:
-                located.warnings.append(f"{file.name}: no checksum is known, so only its size and header are checked")
-
-    def _find_cached(self, file: SourceFile) -> None:
-        if self.commit is None:
-            return
-        path = self.repo_cache.find(self.commit, file.name) if file.resumable else None
-        if path is not None and file.checksum is not None and self.repo_cache.checksum_of(path) != file.checksum:
-            path = None
-        if path is None and file.checksum is not None:
-            path = self.repo_cache.whole_blob(file.checksum.hex, file.size)
-            file.in_blobs = path is not None
-        file.path = path
+        hashes = [file.checksum] if file.checksum else []
+        if file.checksum is None and file.resumable:
+            same = (other for other, keys in states.items() if keys.get(file.name) == file.key)
+            links = (self.cache.find(other, file.name) for other in same)
+            hashes = [known for link in links if link and (known := self.cache.checksum_of(link))]
+        blobs = (self.cache.whole_blob(known.hex, file.size) for known in hashes)
+        file.path = next((blob for blob in blobs if blob), None)
+        file.in_blobs = file.path is not None
 
 
-class WebOrigin:
-    """Where the files of one folder are served, after redirects."""
+def _commit_for(wanted: Mapping[str, str], states: Mapping[str, Mapping[str, str]]) -> str:
+    """The first snapshot that was made of all that is wanted and perhaps more, or else one of its own.
 
-    def __init__(self, finder: WebFinder) -> None:
-        self._finder = finder
+    What was not looked at may have changed since, so nothing is ever added to a snapshot: its files
+    were all seen at one time, and offline they are loaded together.
+    """
+    joined = (commit for commit, keys in states.items() if wanted.items() <= keys.items())
+    return next(joined, commit_of(wanted))
 
-    async def target(self, file: SourceFile, *, renew: bool) -> Target:
-        if file.target is None or renew:
-            finder = self._finder
-            again = finder.file_of(
-                file.name, await finder._ask(file.name, limit=1, ranged=True, told=file.name), file.size
-            )
-            if again.identity != file.identity:
-                raise ChangedError(file.name, "its size or its validator is another one")
-            file.target = again.target
-        if file.target is None:
-            raise ProtocolError("the file is served nowhere", url=finder.web.url(file.name))
-        # Where a hash decides in the end, a date that differs between two servers of a site does no harm.
-        return file.target if file.checksum is None else replace(file.target, version=("", ""))
+
+def _file_of(source: UrlSource, name: str, reply: Reply, known: int | None = None) -> SourceFile:
+    """What an answer to a request for the first bytes says of a file.
+
+    An answer that tells no size is of the `known` one, or of the one that its header implies.
+    """
+    size = size_of(reply.headers, reply.status)
+    if size is None:
+        size = known or (_implied_size(name, reply.body) if reply.truncated else len(reply.body))
+    if size is None:
+        raise ProtocolError("the answer tells no size", url=reply.url)
+    url, validator = source.url(name), strong(reply.headers)
+    version = reply.headers.get("etag", "") or reply.headers.get("last-modified", "")
+    identity = f"{redact_url(url).partition('?')[0]}\n{size}\n{version}"
+    return SourceFile(
+        name,
+        size,
+        _digest_of(reply.headers),
+        key=hashlib.sha256(identity.encode()).hexdigest(),
+        identity=identity,
+        resumable=bool(version),
+        target=Target(
+            reply.url,
+            neutral=origin_of(reply.url) != origin_of(url),
+            signed=reply.url != url,
+            validator=validator,
+            version=("", "") if validator else version_of(reply.headers),
+        ),
+        prefix=reply.body if reply.status != 416 else b"",
+        splittable=reply.status != 200,
+    )
 
 
 def _implied_size(name: str, prefix: bytes) -> int | None:

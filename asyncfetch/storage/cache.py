@@ -11,6 +11,7 @@
         snapshots/<commit>/<path>              a relative link to the blob, or the file itself
         .no_exist/<commit>/<path>              empty: the source has no such file
         trees/<commit>.json                    huggingface_hub's listing of a commit; only read
+        identities/<commit>.json               of a plain URL: what its commit was made from
 
 Published in this order: blob, link, and the ref last, so that a ref never names a hole that we
 made. Correctness rests on unique names, hashes and rename; the lock only saves work.

@@ -28,7 +28,7 @@ MUTANTS = (
     Mutant(
         "no-hash-of-an-index",
         _WRONG,
-        "sources.hub_finder:HubFinder.read_index",
+        "sources.hub_finder:HubPlace.read",
         "verify_small(name, data, found.checksum)",
         "",
         ("engine/test_faults.py::test_index",),
@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant(
         "no-hash-of-a-cached-index",
         _WRONG,
-        "sources.hub_finder:HubFinder._read_cached_index",
+        "sources.hub_finder:HubPlace._read_cached_index",
         "if checksum is not None:\n    verify_small(name, data, checksum)",
         "if checksum is None:\n    raise ValueError(name)",
         ("sources/test_resolve.py::test_a_damaged_index_in_the_cache",),
@@ -118,9 +118,9 @@ MUTANTS = (
     Mutant(
         "no-word-about-a-missing-hash",
         _NO_HASH,
-        "sources.web_finder:WebFinder.settle",
-        "if file.checksum is None:",
-        "if file.size < 0:",
+        "sources.finder:_unverifiable",
+        "if file.checksum is None and file.target is not None",
+        "if file.size < 0",
         ("sources/test_resolve.py::test_a_digest_header_that_is_none",),
     ),
     Mutant(
@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "callers-hash-ignored",
         _NO_HASH,
-        "sources.resolve:_apply_checksums",
+        "sources.finder:_apply_checksums",
         "if file.checksum is not None and file.checksum.algorithm == checksum.algorithm",
         "if file.checksum is None and file.checksum == checksum.algorithm",
         ("sources/test_resolve.py::test_checksums_that_contradict_the_hub",),

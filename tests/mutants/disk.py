@@ -15,6 +15,7 @@ _PLANTED = "a link planted where we write"
 _MODE = "umask, shared caches"
 _JOURNAL = "a partial of an earlier run: torn, cut, grown, of other content"
 _DAMAGED = "a damaged file in the cache, which others may have mapped"
+_FOLDER = "several loads from one folder of a web server"
 _NAMES_TWICE = "what is published is whole"
 
 MUTANTS = (
@@ -347,5 +348,83 @@ MUTANTS = (
         "if pointer.is_symlink() and os.readlink(pointer) == target:",
         "if pointer.is_symlink():",
         ("storage/test_cache.py::test_a_wrong_link_is_replaced",),
+    ),
+    Mutant(
+        "one-name-for-all-of-a-folder",
+        _FOLDER,
+        "sources.web_finder:WebPlace.__init__",
+        'self._name = source.file.replace("/", "%2F") if source.file else "main"',
+        'self._name = "main"',
+        ("sources/test_web_cache.py::test_one_file_after_the_other",),
+    ),
+    Mutant(
+        "a-snapshot-for-each-selection",
+        _FOLDER,
+        "sources.web_finder:_commit_for",
+        "return next(joined, commit_of(wanted))",
+        "return commit_of(wanted)",
+        ("sources/test_web_cache.py::test_a_part_of_what_is_here",),
+    ),
+    Mutant(
+        "only-the-last-snapshot-offline",
+        _FOLDER,
+        "sources.web_finder:WebPlace.commits",
+        "return list(await to_thread.run_sync(known_states, self.cache, self._name))",
+        "return list(await to_thread.run_sync(known_states, self.cache, self._name))[:1]",
+        (
+            "sources/test_web_cache.py::test_a_part_that_changed",
+            "sources/test_web_cache.py::test_parts_of_two_times_are_not_one_checkpoint",
+        ),
+    ),
+    Mutant(
+        "another-snapshots-file-by-its-name-alone",
+        _FOLDER,
+        "sources.web_finder:WebPlace._find_cached",
+        "keys.get(file.name) == file.key",
+        "file.name in keys",
+        ("sources/test_web_cache.py::test_one_file_changes",),
+    ),
+    Mutant(
+        "parts-of-two-times-put-together",
+        _FOLDER,
+        "sources.web_finder:_commit_for",
+        "if wanted.items() <= keys.items()",
+        "if all(keys.get(name, key) == key for name, key in wanted.items())",
+        ("sources/test_web_cache.py::test_parts_of_two_times_are_not_one_checkpoint",),
+    ),
+    Mutant(
+        "joined-without-a-validator",
+        _FOLDER,
+        "sources.web_finder:WebPlace.recall",
+        "states if all(file.resumable for file in files) else {}",
+        "states",
+        ("sources/test_web_cache.py::test_a_file_without_a_validator",),
+    ),
+    Mutant(
+        "falls-back-to-another-snapshot",
+        _FOLDER,
+        "sources.finder:find",
+        "names = [found.name]",
+        "names = names[:]",
+        ("sources/test_web_cache.py::test_a_shard_that_is_not_here_is_no_reason_to_fall_back",),
+    ),
+    Mutant(
+        "damaged-record-believed",
+        _FOLDER,
+        "storage.identities:read_identities",
+        "if hashlib.sha1(raw, usedforsecurity=False).hexdigest() != commit:",
+        "if not raw:",
+        (
+            "sources/test_web_cache.py::test_a_damaged_record",
+            "storage/test_identities.py::test_a_record_is_whole_or_none",
+        ),
+    ),
+    Mutant(
+        "unwritable-record-is-fatal",
+        _FOLDER,
+        "storage.identities:write_identities",
+        "with suppress(OSError):",
+        "with suppress(ValueError):",
+        ("sources/test_web_cache.py::test_a_record_that_cannot_be_written",),
     ),
 )

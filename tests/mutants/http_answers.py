@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant(
         "another-file-behind-a-new-link-of-a-url",
         _CHANGED,
-        "sources.web_finder:WebOrigin.target",
+        "sources.web_finder:WebPlace.target",
         "if again.identity != file.identity:",
         "if again.size != file.size:",
         ("engine/test_transfer.py::test_expired_link_of_a_web_server",),
@@ -160,9 +160,9 @@ MUTANTS = (
     Mutant(
         "weak-etag-of-a-web-server",
         _WEAK,
-        "sources.web_finder:WebFinder.file_of",
-        "validator = strong(reply.headers)",
-        "validator = etag or None",
+        "sources.web_finder:_file_of",
+        "url, validator = source.url(name), strong(reply.headers)",
+        'url, validator = source.url(name), reply.headers.get("etag")',
         ("sources/test_resolve.py::test_only_a_strong_etag_is_a_validator",),
     ),
     Mutant(

@@ -13,6 +13,7 @@ _GZIP = "a compressed body, although identity was asked for"
 _LARGE = "a small answer that is large"
 _PORTAL = "a page of something that is no Hub"
 _PIN = "a branch that moves"
+_ABSENT = "a 404 of another moment than the commit"
 
 MUTANTS = (
     Mutant(
@@ -74,31 +75,34 @@ MUTANTS = (
     Mutant(
         "falls-back-on-any-failure",
         _FALLBACK,
-        "sources.finder:Finder.find",
-        "except EntryNotFoundError as error:\n    self.commit = self.commit or error.commit",
-        'except Exception as error:\n    self.commit = self.commit or getattr(error, "commit", None)',
+        "sources.finder:_first_candidate",
+        "except EntryNotFoundError as error:\n    commit = commit or error.commit\n    missing.append(error)",
+        "except Exception:\n    continue",
         ("sources/test_resolve.py::test_only_absence_falls_back", "engine/test_faults.py::test_index"),
     ),
     Mutant(
         "falls-back-on-a-missing-shard",
         _FALLBACK,
-        "sources.finder:Finder.find",
-        "return await self._from_index(name, raw)",
-        "try:\n    return await self._from_index(name, raw)\nexcept BaseExceptionGroup:\n    continue",
+        "sources.finder:find",
+        "names = [found.name]\nreturn await _located(place, request, found, absent)",
+        "try:\n    return await _located(place, request, found, absent)\nexcept EntryNotFoundError:\n"
+        "    names = [name for name in names if not is_index_name(name)]\n"
+        "    found, absent = await _first_candidate(place, request, names, commit)\n"
+        "    return await _located(place, request, found, absent)",
         ("sources/test_resolve.py::test_a_missing_shard_is_no_reason_to_fall_back",),
     ),
     Mutant(
         "never-falls-back",
         _FALLBACK,
-        "sources.finder:Finder.find",
-        "self.absent.append(name)\ncontinue",
-        "self.absent.append(name)\nraise",
+        "sources.finder:_first_candidate",
+        "missing.append(error)",
+        "raise",
         ("sources/test_resolve.py::test_absence_falls_back",),
     ),
     Mutant(
         "refusal-of-a-url-taken-for-absence",
         _FALLBACK,
-        "sources.web_finder:WebFinder._ask",
+        "sources.web_finder:WebPlace._ask",
         "if reply.status in (404, 410):",
         "if reply.status in (401, 403, 404, 410):",
         ("sources/test_resolve.py::test_only_absence_falls_back",),
@@ -253,7 +257,7 @@ MUTANTS = (
     Mutant(
         "cut-index-of-a-url",
         _LARGE,
-        "sources.web_finder:WebFinder.read_index",
+        "sources.web_finder:WebPlace.read",
         "if reply.truncated:",
         "if reply.truncated is None:",
         ("sources/test_resolve.py::test_an_index_beyond_the_limit",),
@@ -285,9 +289,28 @@ MUTANTS = (
     Mutant(
         "each-shard-at-the-branch",
         _PIN,
-        "sources.hub_finder:HubFinder.look",
-        "found = await self.hub.look(name, self.commit or self.revision, limit=PREFIX_LIMIT",
-        "found = await self.hub.look(name, self.revision, limit=PREFIX_LIMIT",
+        "sources.hub_finder:HubPlace.look",
+        "found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT",
+        "found = await self._hub.ask(name, self._revision, limit=PREFIX_LIMIT",
         ("engine/test_faults.py::test_one_commit",),
+    ),
+    Mutant(
+        "absence-of-another-moment-remembered",
+        _ABSENT,
+        "sources.finder:_absent_at",
+        "[error.file for error in missing if error.commit == commit]",
+        "[error.file for error in missing if commit != error.file]",
+        (
+            "sources/test_resolve.py::test_absence_is_a_fact_of_one_commit",
+            "sources/test_resolve.py::test_absence_of_another_commit",
+        ),
+    ),
+    Mutant(
+        "absence-at-a-pinned-commit-forgotten",
+        _ABSENT,
+        "sources.hub:Hub._raise_for",
+        "error = EntryNotFoundError(file, name, commit=revision if is_commit(revision) else None)",
+        "error = EntryNotFoundError(file, name)",
+        ("sources/test_resolve.py::test_absence_at_a_pinned_commit",),
     ),
 )

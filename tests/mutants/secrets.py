@@ -212,9 +212,9 @@ MUTANTS = (
     Mutant(
         "link-in-the-journal",
         _FILES,
-        "sources.web_finder:WebFinder.file_of",
-        r'''identity = f"{redact_url(self.web.url(name)).partition('?')[0]}\n{size}\n{etag or modified}"''',
-        r'identity = f"{self.web.url(name)}\n{size}\n{etag or modified}"',
+        "sources.web_finder:_file_of",
+        r'''identity = f"{redact_url(url).partition('?')[0]}\n{size}\n{version}"''',
+        r'identity = f"{url}\n{size}\n{version}"',
         ("engine/test_faults.py::test_journal_of_a_url_has_no_secret",),
     ),
 )

@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         "accepts-a-shard-of-unknown-size",
         _EOF,
-        "sources.web_finder:WebFinder.file_of",
+        "sources.web_finder:_file_of",
         "size = known or (_implied_size(name, reply.body) if reply.truncated else len(reply.body))",
         "size = known or len(reply.body)",
         ("engine/test_transfer.py::test_web_server_without_ranges_and_lengths",),

@@ -324,7 +324,7 @@ async def test_no_redirect_leaves_tls(tls_server: FaultServer, server: FaultServ
         with pytest.raises(ProtocolError, match="less safe"):
             await read_span(transport, target, Span(0, 10), file="x", size=len(BODY))
         with pytest.raises(ProtocolError, match="https to http"):
-            await Hub(transport, Settings(tls_server.url, None, False), "org/name").look(
+            await Hub(transport, Settings(tls_server.url, None, False), "org/name").ask(
                 "x.safetensors", "main", limit=1
             )
         assert (await transport.fetch(target.url, limit=1, may_follow=no_downgrade)).status == 302

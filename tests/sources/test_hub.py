@@ -278,7 +278,7 @@ def test_where_the_token_may_go(endpoint: str, url: str, sent: bool) -> None:
 async def test_a_small_file(server: FaultServer) -> None:
     """One request gives commit, hash, size and the bytes themselves."""
     async with Transport(QUICK) as transport:
-        found = await hub_of(server, transport).look("index.json", "main", limit=1000)
+        found = await hub_of(server, transport).ask("index.json", "main", limit=1000)
     assert (found.commit, found.etag, found.checksum) == (COMMIT, GIT, Checksum("git-sha1", GIT))
     assert (found.size, found.link, found.prefix) == (len(INDEX), None, INDEX)
     (seen,) = server.seen
@@ -292,7 +292,7 @@ async def test_a_small_file(server: FaultServer) -> None:
 async def test_a_large_file(server: FaultServer) -> None:
     """The metadata ride on the redirect, which is not followed: storage is not asked, and gets no token."""
     async with Transport(QUICK) as transport:
-        found = await hub_of(server, transport).look("model.safetensors", "main", limit=1000)
+        found = await hub_of(server, transport).ask("model.safetensors", "main", limit=1000)
     assert (found.checksum, found.size, found.prefix) == (Checksum("sha256", SHA256), len(WEIGHTS), b"")
     assert found.link is not None
     assert found.link.startswith(server.storage_url)
@@ -304,7 +304,7 @@ async def test_an_empty_file(server: FaultServer) -> None:
     """A range of an empty file is 416, which is no error; read whole it is 200."""
     async with Transport(QUICK) as transport:
         hub = hub_of(server, transport)
-        found = await hub.look("empty.json", "main", limit=10)
+        found = await hub.ask("empty.json", "main", limit=10)
         assert (found.size, found.prefix) == (0, b"")
         found, data = await hub.read_whole("empty.json", "main", limit=10)
         assert (found.size, data) == (0, b"")
@@ -314,7 +314,7 @@ async def test_an_empty_file(server: FaultServer) -> None:
 async def test_names_that_need_quoting(server: FaultServer) -> None:
     """A file of a subfolder with a space and a # in its name is found."""
     async with Transport(QUICK) as transport:
-        found = await hub_of(server, transport).look("sub/a b#c.safetensors", COMMIT, limit=10)
+        found = await hub_of(server, transport).ask("sub/a b#c.safetensors", COMMIT, limit=10)
     assert found.etag == SHA256
 
 
@@ -326,7 +326,7 @@ async def test_a_renamed_repository(server: FaultServer) -> None:
     )
     server.hub("org/new", FILES)
     async with Transport(QUICK) as transport:
-        found = await hub_of(server, transport).look("index.json", "main", limit=1000)
+        found = await hub_of(server, transport).ask("index.json", "main", limit=1000)
     assert found.prefix == INDEX
     assert [seen.query for seen in server.seen] == ["", "a=b"]
     assert server.seen[1].headers["authorization"] == f"Bearer {TOKEN}"
@@ -430,7 +430,7 @@ async def test_answers_that_are_not_believed(server: FaultServer, path: str, cha
     server.fault(path, Headers(**value), forever=True)
     async with Transport(QUICK) as transport:
         with pytest.raises(ProtocolError, match=says):
-            await hub_of(server, transport).look(path.rpartition("/")[2], "main", limit=5)
+            await hub_of(server, transport).ask(path.rpartition("/")[2], "main", limit=5)
 
 
 @pytest.mark.anyio
@@ -440,7 +440,7 @@ async def test_another_commit_than_the_one_asked_for(server: FaultServer) -> Non
     server.fault(pinned, Headers(x_repo_commit="f" * 40))
     async with Transport(QUICK) as transport:
         with pytest.raises(ProtocolError, match=r"f{40} answered"):
-            await hub_of(server, transport).look("index.json", COMMIT, limit=5)
+            await hub_of(server, transport).ask("index.json", COMMIT, limit=5)
 
 
 @pytest.mark.anyio
@@ -449,7 +449,7 @@ async def test_spellings_of_etags(server: FaultServer, etag: str) -> None:
     """Weak or strong, with quotes or without; only the strong one with its quotes is fit for If-Range."""
     server.fault(PAGE, Headers(etag=etag))
     async with Transport(QUICK) as transport:
-        found = await hub_of(server, transport).look("index.json", "main", limit=5)
+        found = await hub_of(server, transport).ask("index.json", "main", limit=5)
     assert found.etag == GIT
     assert found.validator == (etag.strip() if etag.strip().startswith('"') else None)
 
@@ -479,7 +479,7 @@ async def test_a_password_of_the_endpoint_is_not_shown(server: FaultServer, answ
     server.fault(PAGE, answer)
     async with Transport(QUICK) as transport:
         with pytest.raises(AsyncfetchError) as caught:
-            await Hub(transport, settings, "org/name").look("index.json", "main", limit=5)
+            await Hub(transport, settings, "org/name").ask("index.json", "main", limit=5)
     assert not shown(repr((caught.value, vars(caught.value))))
     assert (
         base64.b64decode(server.seen[0].headers["authorization"].removeprefix("Basic ")) == f"user:{PASSWORD}".encode()
@@ -492,7 +492,7 @@ async def test_what_was_found_hides_its_link(server: FaultServer) -> None:
     async with Transport(QUICK) as transport:
         hub = hub_of(server, transport)
         reply = await transport.fetch(server.url + SHARD, limit=5)
-        found = await hub.look("model.safetensors", "main", limit=5)
+        found = await hub.ask("model.safetensors", "main", limit=5)
     assert shown(reply.headers["location"])
     assert shown(found.link or "")
     assert not shown(repr((hub, reply, found)))
@@ -558,7 +558,7 @@ async def test_error_codes(
     server.fault(PAGE, Status(status, headers, b"<html>"), forever=True)
     async with Transport(QUICK) as transport:
         with pytest.raises(kind) as caught:
-            await hub_of(server, transport).look("index.json", "main", limit=5)
+            await hub_of(server, transport).ask("index.json", "main", limit=5)
     assert type(caught.value) is kind
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
     asked = len(server.to(PAGE))
@@ -572,23 +572,23 @@ async def test_what_errors_say(server: FaultServer) -> None:
     async with Transport(QUICK) as transport:
         hub, anonymous = hub_of(server, transport), hub_of(server, transport, token=None)
         with pytest.raises(EntryNotFoundError) as missing:
-            await hub.look("no.json", "main", limit=5)
+            await hub.ask("no.json", "main", limit=5)
         assert (missing.value.file, missing.value.source, missing.value.commit) == ("no.json", "org/name@main", COMMIT)
         server.fault(PAGE, Status(403, {"x-error-code": "GatedRepo"}), Status(401), Status(401))
         server.fault(PAGE, Status(404, {"x-error-code": "RevisionNotFound"}))
         server.fault(PAGE, Status(403, {"x-error-message": "Two-factor please" + "!" * 5000}))
         with pytest.raises(GatedRepositoryError) as gated:
-            await hub.look("index.json", "main", limit=5)
+            await hub.ask("index.json", "main", limit=5)
         assert gated.value.page == f"{server.url}/org/name"
         with pytest.raises(RepositoryNotFoundError, match="with the token"):
-            await hub.look("index.json", "main", limit=5)
+            await hub.ask("index.json", "main", limit=5)
         with pytest.raises(RepositoryNotFoundError, match="HF_TOKEN"):
-            await anonymous.look("index.json", "main", limit=5)
+            await anonymous.ask("index.json", "main", limit=5)
         with pytest.raises(RevisionNotFoundError) as revision:
-            await hub.look("index.json", "main", limit=5)
+            await hub.ask("index.json", "main", limit=5)
         assert (revision.value.repository, revision.value.revision) == ("org/name", "main")
         with pytest.raises(AccessError, match="Two-factor please!") as refused:
-            await hub.look("index.json", "main", limit=5)
+            await hub.ask("index.json", "main", limit=5)
         assert len(str(refused.value)) < 500
 
 
@@ -600,7 +600,7 @@ async def test_a_missing_file_without_a_commit(server: FaultServer, commit: str 
     server.fault(PAGE, Status(404, headers))
     async with Transport(QUICK) as transport:
         with pytest.raises(EntryNotFoundError) as caught:
-            await hub_of(server, transport).look("index.json", "main", limit=5)
+            await hub_of(server, transport).ask("index.json", "main", limit=5)
     assert caught.value.commit is None
 
 
@@ -611,6 +611,6 @@ async def test_what_is_no_http(server: FaultServer, kind: str) -> None:
     server.fault(PAGE, (Raw(b"220 smtp ready\r\n\r\n"), lambda answer: answer), forever=True)
     async with transport_of(kind) as transport:
         with pytest.raises(NetworkError) as caught:
-            await hub_of(server, transport).look("index.json", "main", limit=5)
+            await hub_of(server, transport).ask("index.json", "main", limit=5)
     assert caught.value.url == f"{server.url}{PAGE}"
     assert TOKEN not in "".join(traceback.format_exception(caught.value))

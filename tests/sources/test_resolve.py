@@ -638,6 +638,40 @@ async def test_absence_is_remembered(server: FaultServer, tmp_path: Path) -> Non
     assert len(server.seen) == requests
 
 
+async def test_absence_is_a_fact_of_one_commit(server: FaultServer, tmp_path: Path) -> None:
+    """What the branch lacked before a push is not held against the commit that comes with a later answer."""
+    server.hub("org/model", {**FILES, SINGLE: ONE})
+    nothing = Status(404, {"x-error-code": "EntryNotFound"})
+    server.fault(f"/org/model/resolve/main/{INDEX}", nothing)
+    located = await download(server, tmp_path)
+    assert ([file.name for file in located.files], located.absent) == ([SINGLE], [])
+    located = await download(server, tmp_path, revision=COMMIT)
+    assert [file.name for file in located.files] == [A, B]
+
+
+@pytest.mark.parametrize("commit", ["f" * 40, "none"])
+async def test_absence_of_another_commit(server: FaultServer, tmp_path: Path, commit: str) -> None:
+    """Nor is what an answer says of another commit than the one that was asked for."""
+    server.hub("org/model", {**FILES, SINGLE: ONE})
+    nothing = Status(404, {"x-error-code": "EntryNotFound", "x-repo-commit": commit})
+    server.fault(f"/org/model/resolve/{COMMIT}/{INDEX}", nothing)
+    located = await download(server, tmp_path, revision=COMMIT)
+    assert ([file.name for file in located.files], located.absent) == ([SINGLE], [])
+    located = await download(server, tmp_path, revision=COMMIT)
+    assert [file.name for file in located.files] == [A, B]
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-error-code": "EntryNotFound"}], ids=["bare", "code"])
+async def test_absence_at_a_pinned_commit(server: FaultServer, tmp_path: Path, headers: dict[str, str]) -> None:
+    """Of a commit that was asked for by its hash, a 404 is a fact, whatever a mirror leaves out of its answer."""
+    server.hub("org/model", {SINGLE: ONE})
+    server.fault(f"/org/model/resolve/{COMMIT}/{INDEX}", Status(404, headers), forever=True)
+    assert (await download(server, tmp_path, revision=COMMIT)).absent == [INDEX]
+    requests = len(server.seen)
+    await download(server, tmp_path, revision=COMMIT)
+    assert len(server.seen) == requests
+
+
 async def test_a_damaged_index_in_the_cache(server: FaultServer, tmp_path: Path) -> None:
     """A cached index is small, so its hash is always checked: it is fetched again, and offline it is an error."""
     server.hub("org/model", FILES)

@@ -20,7 +20,7 @@ from asyncfetch.errors import ChecksumMismatchError, CorruptError, MissingTensor
 from asyncfetch.format.dtypes import cast, dtype_of
 from asyncfetch.format.index import Index
 from asyncfetch.sources.located import Located, SourceFile, aliases_of
-from asyncfetch.sources.resolve import header_of
+from asyncfetch.sources.resolve import read_header
 from asyncfetch.storage.buffers import aligned_buffer
 from asyncfetch.storage.checksums import Checksum, file_digest, verify_file
 from asyncfetch.tensors import merge as checkpoint
@@ -40,7 +40,7 @@ def locate(
     for shard, tensors in shards.items():
         (folder / shard).write_bytes(safetensors_bytes(tensors, **options))
         file = SourceFile(shard, 0, None, path=folder / shard)
-        anyio.run(header_of, file, None, None)
+        anyio.run(read_header, file, None, None)
         files.append(file)
     index = Index("model.safetensors.index.json", {name: weight_map[name] for name in names or weight_map})
     return Located(str(folder), None, None, "", index, index, files)
