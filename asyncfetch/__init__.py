@@ -25,6 +25,26 @@ from typing import TYPE_CHECKING
 
 from . import errors as errors
 from . import events as events
+from .api.client import BlockingClient, Client
+from .api.functions import (
+    download,
+    download_async,
+    dry_run,
+    dry_run_async,
+    inspect,
+    inspect_async,
+    load,
+    load_async,
+    load_into,
+    load_into_async,
+    open_async,
+    stream,
+    stream_async,
+    verify,
+    verify_async,
+)
+from .api.functions import open as open  # noqa: A004
+from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
 from .errors import (
     AccessError,
     AsyncfetchError,
@@ -59,27 +79,7 @@ from .errors import (
 from .policy import Policy, __version__
 
 if TYPE_CHECKING:
-    from .api.client import BlockingClient, Client
-    from .api.functions import (
-        download,
-        download_async,
-        dry_run,
-        dry_run_async,
-        inspect,
-        inspect_async,
-        load,
-        load_async,
-        load_into,
-        load_into_async,
-        open_async,
-        stream,
-        stream_async,
-        verify,
-        verify_async,
-    )
-    from .api.functions import open as open  # noqa: A004
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
-    from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten
 
@@ -148,27 +148,27 @@ __all__ = [
     "verify_async",
 ]
 
+# Behind these are libraries that take a while to load: they are imported when they are first used.
 _HOMES = {
-    "api.functions": "download download_async dry_run dry_run_async inspect inspect_async load load_async load_into "
-    "load_into_async open open_async stream stream_async verify verify_async",
-    "api.client": "BlockingClient Client",
-    "api.opened": "BlockingCheckpoint Checkpoint StoredTensor",
-    "api.results": "Inspection ShardInspection Snapshot StateDict VerifiedFile",
-    "format.arrays": "PackedArray",
-    "models.into": "LoadReport unflatten",
+    "BlockingCheckpoint": "api.opened",
+    "Checkpoint": "api.opened",
+    "LoadReport": "models.into",
+    "PackedArray": "format.arrays",
+    "StoredTensor": "api.opened",
+    "unflatten": "models.into",
 }
 
 if not TYPE_CHECKING:  # else every name would be one for it
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used: the libraries behind some take a while to load."""
-        home = next((home for home, names in _HOMES.items() if name in names.split()), None)
-        if home is None:
+        if name == "models":  # a wing whose name is public, as those of errors and events are
+            return import_module(".models", __name__)
+        if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(f".{home}", __name__), name)
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "open", "models", "server", "__doc__", "__name__", "__path__"])
+    return sorted([*__all__, "open", "models", "__doc__", "__name__", "__path__"])

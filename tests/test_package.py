@@ -21,7 +21,7 @@ MODULES = [file.removesuffix(".py").replace("/", ".") for file in FILES if "/__"
 # The face: each of these has a twin with _async after its name.
 TWINS = sorted(name.removesuffix("_async") for name in asyncfetch.__all__ if name.endswith("_async"))
 EXTRAS = ["cyclopts", "huggingface_hub", "rich", "starlette", "torch", "uvicorn"]
-HEAVY = ["anyio", "httpx", "ml_dtypes", "numpy", "safetensors"]
+HEAVY = ["filelock", "httpcore", "httpx", "ml_dtypes", "numpy", "safetensors", "tenacity"]
 
 
 def fresh(code: str) -> str:

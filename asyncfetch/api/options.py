@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
 from ..policy import Policy
@@ -50,9 +50,11 @@ Verify = Literal["download", "always"]
 class HttpClient(Protocol):
     """A client of httpx's kind, such as `httpx.AsyncClient` or one of httpx2."""
 
-    def build_request(self, method: str, url: Any, /, **options: Any) -> Any: ...
+    @property
+    def build_request(self) -> Callable[..., Any]: ...
 
-    async def send(self, request: Any, /, **options: Any) -> Any: ...
+    @property
+    def send(self) -> Callable[..., Awaitable[Any]]: ...
 
 
 class TorchDType(Protocol):
