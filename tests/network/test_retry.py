@@ -16,7 +16,7 @@ from asyncfetch.network import retry as module
 from asyncfetch.network.retry import Budget, is_transient, retrying
 from asyncfetch.policy import Policy
 
-from ..test_errors import SAMPLES
+from ..kit.samples import ERRORS
 
 T = TypeVar("T")
 URL = "http://host/"
@@ -28,7 +28,7 @@ MAY_BE_ZERO = {"backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirec
 def test_is_transient_over_the_whole_tree() -> None:
     """Only the network's errors are retried: of all classes exactly those, when they say so themselves."""
     again = {"NetworkError", "ServerError", "ProtocolError", "StalledError", "LinkExpiredError", "RateLimitedError"}
-    assert {cls.__name__ for cls, error in SAMPLES.items() if is_transient(error)} == again
+    assert {cls.__name__ for cls, error in ERRORS.items() if is_transient(error)} == again
     assert not is_transient(ProtocolError("x", url=URL))
     assert not is_transient(CertificateError("x", url=URL))
 
