@@ -335,8 +335,9 @@ class Transfer:
             self._record(file, Landed(buffer=partial.buffer), partial)
         else:
             blob, cache, commit = file.blob or digest, self._cache(), self._commit()
+            same = file.size if file.resumable else None  # else nothing tells what is there from its successor
             path = await to_thread.run_sync(
-                partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=file.size)
+                partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=same)
             )
             self._record(file, Landed(path=path), partial)
         del self._open[file.name]

@@ -41,7 +41,7 @@ class WebPlace:
 
     def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
         self.cache = RepoCache(request.cache_root, url_repo_id(source.folder))
-        self._name = source.file.replace("/", "%2F") if source.file else "main"
+        self._name = source.file or "main"
         self.ref = None if request.settings.offline else self._name
         self._source, self._offline = source, request.settings.offline
         self._max_index_bytes = request.policy.max_index_bytes

@@ -353,7 +353,7 @@ MUTANTS = (
         "one-name-for-all-of-a-folder",
         _FOLDER,
         "sources.web_finder:WebPlace.__init__",
-        'self._name = source.file.replace("/", "%2F") if source.file else "main"',
+        'self._name = source.file or "main"',
         'self._name = "main"',
         ("sources/test_web_cache.py::test_one_file_after_the_other",),
     ),
@@ -385,6 +385,14 @@ MUTANTS = (
         ("sources/test_web_cache.py::test_one_file_changes",),
     ),
     Mutant(
+        "another-snapshots-file-fetched-again",
+        _FOLDER,
+        "engine.transfer:Transfer._already_there",
+        "file.path.name if file.path else file.blob",
+        "file.blob",
+        ("sources/test_web_cache.py::test_the_whole_after_a_part",),
+    ),
+    Mutant(
         "parts-of-two-times-put-together",
         _FOLDER,
         "sources.web_finder:_commit_for",
@@ -399,6 +407,14 @@ MUTANTS = (
         "states if all(file.resumable for file in files) else {}",
         "states",
         ("sources/test_web_cache.py::test_a_file_without_a_validator",),
+    ),
+    Mutant(
+        "what-was-there-before-stays",
+        _FOLDER,
+        "engine.transfer:Transfer._finish_if_whole",
+        "same = file.size if file.resumable else None",
+        "same = file.size",
+        ("sources/test_web_cache.py::test_a_file_without_a_validator_changes",),
     ),
     Mutant(
         "falls-back-to-another-snapshot",

@@ -102,16 +102,19 @@ async def test_a_part_of_what_is_here(server: FaultServer, cache: Path, links: b
 
 async def test_the_whole_after_a_part(server: FaultServer, cache: Path) -> None:
     """Only the rest is fetched; the part, the other part and the whole are there offline."""
-    url = server.web("/models", OLD)
-    await load(url, cache, **FIRST)
+    files = sharded_bytes({"first": np.zeros(9), "second": np.zeros(PREFIX_LIMIT)}, 2)
+    url = server.web("/models", files)
+    await load(url, cache, select="first")
     await load(url + B, cache)
+    sent = server.sent(f"/models/{B}")
     whole, missing = await load(url, cache)
     assert missing == []
+    assert server.sent(f"/models/{B}") <= sent + PREFIX_LIMIT
     assert whole.cache is not None
     assert whole.commit is not None
     assert {path.name for path in whole.cache.snapshot(whole.commit).iterdir()} == {INDEX, A, B}
-    for options, names in ((FIRST, [A]), (SECOND, [B]), ({}, [A, B])):
-        assert await offline(url, cache, **options) == {name: OLD[name] for name in names}
+    for select, names in (("first", [A]), ("second", [B]), (None, [A, B])):
+        assert await offline(url, cache, select=select) == {name: files[name] for name in names}
 
 
 async def test_parts_without_links(server: FaultServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +201,14 @@ async def test_a_file_without_a_validator(server: FaultServer, cache: Path) -> N
     assert missing == [B]
     assert part.commit != whole.commit
     assert (await load(url, cache, **FIRST))[1] == []
+
+
+async def test_a_file_without_a_validator_changes(server: FaultServer, cache: Path, links: bool) -> None:
+    """What came last is what is there, also where it has the size of what was there before."""
+    for files in (OLD, NEW):
+        url = server.web("/models", {SINGLE: files[A]}, etag="")
+        await load(url, cache)
+        assert await offline(url, cache) == {SINGLE: files[A]}
 
 
 async def test_a_hash_tells_more_than_a_validator(server: FaultServer, cache: Path, links: bool) -> None:

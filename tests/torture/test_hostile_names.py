@@ -302,7 +302,7 @@ def check_tree(tree: Path) -> None:
     for path in cache.iterdir():
         assert path.name in (".locks", "CACHEDIR.TAG") or path.name.startswith("models--")
     for folder in cache.glob("models--*"):
-        assert {path.name for path in folder.iterdir()} <= {"blobs", "refs", "snapshots", ".no_exist"}
+        assert {path.name for path in folder.iterdir()} <= {"blobs", "refs", "snapshots", "identities", ".no_exist"}
         for path in (folder / "blobs").iterdir():
             assert re.match("[0-9a-f]{40}", path.name)
     for path in cache.rglob("*"):
