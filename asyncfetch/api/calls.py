@@ -7,16 +7,18 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
+from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
+from anyio import to_thread
 
 from ..errors import AsyncfetchError, SourceError, TimedOutError
 from ..policy import Policy
 from ..tasks import run_as_task
 from .options import spelled_out
 
-__all__ = ["public", "refuse_misfits", "shortened", "within"]
+__all__ = ["imported", "public", "refuse_misfits", "shortened", "within"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,6 +116,11 @@ def _shown(option: str, value: object) -> str:
     if option not in _SECRET and isinstance(value, str | int | float | None):
         return repr(value)[:80]
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+async def imported(module: str) -> Any:
+    """A module of this package, imported in a thread: what stands behind some takes a quarter of a second."""
+    return await to_thread.run_sync(import_module, f"asyncfetch.{module}")
 
 
 async def within(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:

@@ -1,7 +1,6 @@
 """A client: connections, threads and limits that many calls share, from one event loop or from many threads.
 
-What a call needs is imported when the first one begins, in a thread, since that takes a quarter of a
-second: this file imports nothing that is slow.
+What a call needs is imported when the first one begins, in a thread: this file imports nothing that is slow.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, Unpack
 
 import anyio
@@ -19,7 +17,7 @@ from anyio.lowlevel import RunVar
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
-from .calls import public, refuse_misfits, shortened, within
+from .calls import imported, public, refuse_misfits, shortened, within
 from .options import Access, DTypeLike, Planned, Sought, Source, Storage, Wanted, spelled_out
 
 if TYPE_CHECKING:
@@ -243,7 +241,7 @@ class Client:
                 "The client belongs to the event loop in which it was first used.",
                 hint="Make one for each loop; BlockingClient serves all threads.",
             )
-        code = await to_thread.run_sync(import_module, f"{__package__}.call")
+        code = await imported("api.call")
         async with self._opening:
             if self._transport is None:
                 environment = await to_thread.run_sync(code.Environment.read, self._access)

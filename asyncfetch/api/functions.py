@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect as signatures
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from anyio import to_thread
 
 from ..errors import SourceError
 from .blocking import blocking, blocking_block
-from .calls import public, refuse_misfits
+from .calls import imported, public, refuse_misfits
 from .client import Client, Opening, Streaming
 from .options import (
     DTypeLike,
@@ -231,7 +230,7 @@ async def load_into_async(
 
 
 async def _put(model: object, tensors: Mapping[str, Array], *, strict: bool, assign: bool) -> LoadReport:
-    models: Any = await to_thread.run_sync(import_module, "..models.into", __package__)
+    models = await imported("models.into")
     report: LoadReport = await to_thread.run_sync(
         lambda: models.load_state_dict_into(model, tensors, strict=strict, assign=assign)
     )

@@ -20,6 +20,8 @@ MAX_LINES = 400  # of a file
 MAX_FUNCTION = 60  # lines of a function, its docstring included
 # What may be imported inside a function: the extras, which need not be installed, and the wing that needs one.
 EXTRAS = frozenset({"cyclopts", "h2", "jax", "rich", "starlette", "torch", "uvicorn"})
+# Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
+LATE = frozenset({"__init__.py", "api/calls.py"})
 NEED_AN_EXTRA = frozenset({"server"})
 # Longer than that today. What is shortened leaves this list; nothing joins it.
 TO_BE_SHORTENED: frozenset[str] = frozenset()
@@ -67,10 +69,10 @@ def _walk(tree: ast.AST, outer: str = "") -> Iterator[tuple[ast.AST, str]]:
 
 
 def _imports(node: ast.AST, outer: str, path: Path, package: Path) -> Iterator[str]:
-    """What is wrong with an import statement, or with a call that imports."""
-    if isinstance(node, ast.Call):
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if called in {"import_module", "__import__"} and path != package / "__init__.py":
+    """What is wrong with an import statement, or with what imports when it is called."""
+    if isinstance(node, ast.Name | ast.Attribute):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id
+        if name in {"import_module", "__import__"} and path.relative_to(package).as_posix() not in LATE:
             yield "imports dynamically"
         return
     for module in _imported(node, path, package):
