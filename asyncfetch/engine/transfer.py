@@ -19,13 +19,14 @@ import anyio
 from anyio import to_thread
 from filelock import FileLock
 
-from ..errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
+from ..errors import ChecksumMismatchError, ProtocolError, StorageError
 from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
 from ..format.header import PREFIX_BYTES
-from ..network.ranges import open_span, skip
-from ..network.retry import Budget, retrying
+from ..network.body import Body
+from ..network.ranges import Intake, Target, receive
 from ..network.transport import Transport
 from ..policy import Policy
+from ..sources.links import Links
 from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB, Span
 from ..storage.buffers import aligned_buffer
@@ -84,6 +85,7 @@ class Transfer:
     def __post_init__(self) -> None:
         self._board: Board[str] = Board(self.policy.min_split)
         self._growth = Growth()
+        self._links = Links(self.located.origin)
         self._opened = anyio.Event()
         self._done = anyio.Event()
         if self.consumer is not None:
@@ -242,45 +244,8 @@ class Transfer:
 
     async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
         """Receive a lease to its end, over as many requests as that takes."""
-        file, partial = task.file, task.partial
-        origin = self.located.origin
-        if origin is None:
-            raise ProtocolError("nothing serves this file", url=file.name)
-        budget = Budget(self.policy)
-        renew = False
-
-        def place(nbytes: int) -> memoryview:
-            # Read anew for each piece: another connection may have taken over the end of the lease.
-            room = min(nbytes, self.policy.burst, lease.remaining)
-            return partial.target(lease.start, room, scratch)
-
-        def accept(view: memoryview) -> None:
-            partial.accept(lease.start, view)
-            lease.start += len(view)
-
-        async for attempt in retrying(budget, self.notify, file=file.name):
-            with attempt:
-                target = await origin.target(file, renew=renew)
-                renew = False
-                span = Span(lease.start, lease.stop)
-                try:
-                    async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
-                        if at < span.start:
-                            self._board.unsplittable.add(file.name)
-                            await skip(body, span.start - at)
-                        while lease.start < lease.stop:
-                            await self._wait_for_hash(task, lease)
-                            room = lease.remaining if self.consumer is None else await self._room(task, lease)
-                            got = await body.pull(room, place, accept)
-                            if not got:
-                                raise NetworkError("the body ended early", url=target.url)
-                            budget.progress(got)
-                            self._progress(task, got)
-                            self._advanced(task)
-                            self._hash_behind(task, _BACKLOG)
-                except LinkExpiredError:
-                    renew = True
-                    raise
+        intake = _LeaseIntake(self, task, lease, scratch)
+        await receive(self.transport, intake, file=task.file.name, size=task.file.size, told=task.file.name)
 
     async def _catch_up(self, task: _Open) -> None:
         """Hash what landed out of order."""
@@ -410,3 +375,45 @@ class Transfer:
         if self.located.commit is None:
             raise ProtocolError("no commit is known", url=self.located.source)
         return self.located.commit
+
+
+class _LeaseIntake(Intake):
+    """A lease on its way into the partial of its file."""
+
+    def __init__(self, transfer: Transfer, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
+        self._transfer = transfer
+        self._task = task
+        self._lease = lease
+        self._scratch = scratch
+
+    @property
+    def span(self) -> Span:
+        start = self._lease.start  # a thread may move it on meanwhile
+        return Span(start, max(self._lease.stop, start))
+
+    async def target(self, refused: Target | None) -> Target:
+        return await self._transfer._links.target(self._task.file, refused)
+
+    def place(self, nbytes: int) -> memoryview:
+        # Read anew for each piece: another connection may have taken over the end of the lease.
+        room = min(nbytes, self._transfer.policy.burst, self._lease.remaining)
+        return self._task.partial.target(self._lease.start, room, self._scratch)
+
+    def accept(self, view: memoryview) -> None:
+        self._task.partial.accept(self._lease.start, view)
+        self._lease.start += len(view)
+
+    def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
+        if at < self._lease.start:
+            self._transfer._board.unsplittable.add(self._lease.file)
+
+    async def room(self) -> int:
+        await self._transfer._wait_for_hash(self._task, self._lease)
+        if self._transfer.consumer is None:
+            return self._lease.remaining
+        return await self._transfer._room(self._task, self._lease)
+
+    def pulled(self, nbytes: int) -> None:
+        self._transfer._progress(self._task, nbytes)
+        self._transfer._advanced(self._task)
+        self._transfer._hash_behind(self._task, _BACKLOG)

@@ -391,6 +391,18 @@ async def test_expired_link_is_renewed(server: FaultServer, tmp_path: Path, kind
 
 
 @pytest.mark.anyio
+async def test_one_of_many_connections_renews_the_link(server: FaultServer, tmp_path: Path) -> None:
+    """Where a link expires for all of them at once, the source is asked once, and all use its answer."""
+    repository, path = single(server)
+    server.fault(path, OK, *4 * [(Drip(20_000, 0.01), Expire(100_000))])
+    server.fault(repository.pages[SINGLE], OK, Late(0.3))
+    policy = replace(QUICK, connections=4, min_split=100_000, read_timeout=2)
+    assert same(await load(server, tmp_path, policy=policy), BIG)
+    assert len([seen for seen in bodies(server, path) if seen.status == 403]) > 1
+    assert len(server.to(repository.pages[SINGLE])) == 2
+
+
+@pytest.mark.anyio
 async def test_link_that_is_always_refused(server: FaultServer, tmp_path: Path) -> None:
     """A fresh link that is refused too: the error comes after the usual attempts."""
     _, path = single(server)

@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         "bare-line-feeds-overlooked",
         _HEADS,
-        "network/heads.py",
+        "network.heads",
         r'rb"(?<!\r)\n|\r\n\r\n"',
         r'rb"\r\n\r\n"',
         (
@@ -28,7 +28,7 @@ MUTANTS = (
     Mutant(
         "end-of-a-head-that-is-cut-in-two",
         _HEADS,
-        "network/heads.py",
+        "network.heads:HeadSplitter.split",
         "max(seen - 3, 0)",
         "seen",
         ("network/test_heads.py::test_plain_heads_are_told_apart",),
@@ -36,23 +36,23 @@ MUTANTS = (
     Mutant(
         "interim-head-taken-for-the-last",
         _HEADS,
-        "network/heads.py",
-        "            if code >= 200:",
-        "            if code >= 100:",
+        "network.heads:HeadSplitter.split",
+        "if code >= 200:",
+        "if code >= 100:",
         ("network/test_heads.py::test_plain_heads_are_told_apart",),
     ),
     Mutant(
         "a-body-shared-with-who-reads-on",
         _HEADS,
-        "network/heads.py",
-        "            self.at_body = False\n            return",
-        "            return",
+        "network.heads:HeadSplitter.split",
+        "self.at_body = False\nreturn data",
+        "return data",
         ("network/test_heads.py::test_who_reads_on_has_the_body",),
     ),
     Mutant(
         "waits-for-a-body-that-never-comes",
         _HEADS,
-        "network/heads.py",
+        "network.heads",
         "_NO_BODY = (101, 204, 304)",
         "_NO_BODY = (101,)",
         ("network/test_heads.py::test_answers_without_a_body",),
@@ -76,9 +76,9 @@ MUTANTS = (
     Mutant(
         "whole-file-asked-for-in-pieces",
         _WHOLE,
-        "engine.transfer:Transfer._fetch",
-        "self._board.unsplittable.add(file.name)",
-        "",
+        "engine.transfer:_LeaseIntake.answered",
+        "self._transfer._board.unsplittable.add(self._lease.file)",
+        "pass",
         ("engine/test_transfer.py::test_nothing_is_split_where_there_are_no_ranges",),
     ),
     Mutant(
