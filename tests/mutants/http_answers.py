@@ -76,8 +76,8 @@ MUTANTS = (
     Mutant(
         "whole-file-asked-for-in-pieces",
         _WHOLE,
-        "engine.transfer:_LeaseIntake.answered",
-        "self._transfer._board.unsplittable.add(self._lease.file)",
+        "engine.receiving:_LeaseIntake.answered",
+        "self._job.board.unsplittable.add(self._lease.file)",
         "pass",
         ("engine/test_transfer.py::test_nothing_is_split_where_there_are_no_ranges",),
     ),

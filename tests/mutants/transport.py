@@ -42,9 +42,9 @@ MUTANTS = (
     Mutant(
         "asks-for-a-shard-again",
         _CLOSED,
-        "engine.transfer:_LeaseIntake.target",
-        "return await self._transfer._links",
-        "self._lease.start = max(self._lease.start - 1000, 0)\nreturn await self._transfer._links",
+        "engine.receiving:_LeaseIntake.target",
+        "return await self._job.links",
+        "self._lease.start = max(self._lease.start - 1000, 0)\nreturn await self._job.links",
         ("engine/test_transfer.py::test_resumes_where_it_broke",),
     ),
     Mutant(
