@@ -14,10 +14,15 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
+from anyio import to_thread
+from anyio.lowlevel import RunVar
 
 from .errors import AsyncfetchError
 
-__all__ = ["collapse", "each", "in_own_task", "plain_errors", "run_as_task"]
+__all__ = ["collapse", "each", "in_own_task", "off_loop", "plain_errors", "run_as_task"]
+
+_MOST_THREADS = 8
+_threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_threads")  # of each event loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +58,19 @@ def in_own_task(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Co
         return await run_as_task(lambda: function(*args, **kwargs))
 
     return call
+
+
+async def off_loop(work: Callable[[], T], *, abandon: bool = False) -> T:
+    """Run what touches the disk in one of a few threads that are ours.
+
+    anyio's own may all be taken, by the application, for as long as it likes. `abandon` leaves the thread
+    to itself when the wait for it is cancelled: what it does must then end well without us.
+    """
+    limiter = _threads.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(_MOST_THREADS)
+        _threads.set(limiter)
+    return await to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=abandon)
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:

@@ -67,32 +67,37 @@ class Growth:
     def __init__(self) -> None:
         self.rate = 0.0  # bytes a second, lately; 0 while it is not known
         self.busy = 0.0  # the share of the time that the byte threads worked, when that was last known
-        self._looks: deque[tuple[float, int, float]] = deque()
+        self._seen: deque[tuple[float, int, float]] = deque()
         self._before: float | None = None  # the rate when connections were last added
         self._until = 0.0
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the processor is the limit, as far as that is known."""
+        return self.busy >= self.IDLE_SHARE
 
     def forget(self) -> None:
         """Connections had nothing to do: what they brought meanwhile does not tell what they can bring."""
         self.rate = 0.0
-        self._looks.clear()
+        self._seen.clear()
 
-    def look(self, now: float, received: int, busy: float) -> bool:
+    def observe(self, now: float, received: int, busy: float) -> bool:
         """Whether to add connections. `now` is in seconds, `received` bytes so far, `busy` a share from 0 to 1."""
-        self._looks.append((now, received, busy))
-        while len(self._looks) > 2 and now - self._looks[1][0] >= self._WINDOW:
-            self._looks.popleft()
-        began, at, _ = self._looks[0]
+        self._seen.append((now, received, busy))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self._WINDOW:
+            self._seen.popleft()
+        began, at, _ = self._seen[0]
         self.rate = rate = (received - at) / (now - began) if now > began else 0.0
-        if len(self._looks) == 1:  # it sees connections being made
+        if len(self._seen) == 1:  # it sees connections being made
             return False
-        shares = [share for _, _, share in self._looks][1:]
+        shares = [share for _, _, share in self._seen][1:]
         self.busy = sum(shares) / len(shares)
         if now < self._until:
             return False
         if self._before is not None and rate < self.GAIN * self._before:
             self._before, self._until = None, now + self.PATIENCE
             return False
-        if self.busy >= self.IDLE_SHARE:
+        if self.saturated:
             return False
         self._before, self._until = rate, now + self.SETTLING
         return True
@@ -152,16 +157,28 @@ class Board(Generic[K]):
         None if not twice `least` bytes are left of any. What comes after the piece is pending again, so
         that a file shared from now on goes on nearly in order.
         """
-        victims = [lease for lease in self.active if lease.file not in self.unsplittable]
-        victim = max(victims, key=lambda lease: lease.remaining, default=None)
-        if victim is None or victim.remaining < 2 * least:
+        victim = self._largest()
+        if victim is None:
+            return None
+        start, stop = victim.start, victim.stop  # read once: a thread moves the start on meanwhile
+        if stop - start < 2 * least:
             return None
         sharers = max(sharers, 2)
-        kept = min(piece_size(victim.remaining, sharers, self.min_split), victim.remaining // 2)
-        rest = Span(victim.start + kept, victim.stop)
+        kept = min(piece_size(stop - start, sharers, self.min_split), (stop - start) // 2)
+        rest = Span(start + kept, stop)
         victim.stop = rest.start
         self.pending.setdefault(victim.file, deque()).appendleft(rest)
         return self.take(victim.file, sharers)
+
+    def offers(self, least: int) -> bool:
+        """Whether there is a piece for one more connection: pending, or to `steal`."""
+        victim = self._largest()
+        return bool(self.pending) or (victim is not None and victim.remaining >= 2 * least)
+
+    def _largest(self) -> Lease[K] | None:
+        """The span in flight that has most left, of those that may be split."""
+        victims = [lease for lease in self.active if lease.file not in self.unsplittable]
+        return max(victims, key=lambda lease: lease.remaining, default=None)
 
     def leads(self, lease: Lease[K]) -> bool:
         """Whether no other connection fetches an earlier piece of the file."""

@@ -1,4 +1,4 @@
-"""Moving the bytes: connections pull spans, retry, verify, publish, report.
+"""Moving the bytes: which connection fetches what, and how many there are.
 
 One task group holds one task per connection (a lane). A lane takes the next piece of its file, else
 opens the next file, else helps with the file that has most left, else takes a piece of the largest
@@ -13,54 +13,30 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import anyio
-from anyio import to_thread
-from filelock import FileLock
 
-from ..errors import ChecksumMismatchError, LinkExpiredError, NetworkError, ProtocolError, StorageError
-from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
-from ..format.header import PREFIX_BYTES
-from ..network.ranges import open_span, skip
-from ..network.retry import Budget, retrying
+from ..events import Notifier
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
-from ..spans import MiB, Span
 from ..storage.buffers import aligned_buffer
-from ..storage.cache import RepoCache
-from ..storage.locks import lock_blob, unlock
-from ..storage.partial import FilePartial, MemoryPartial, Partial
+from ..storage.partial import Partial
+from ..tasks import off_loop
 from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
-from .schedule import Board, Growth, Lease, least_cut
+from .receiving import Job, Receiving, begin
+from .schedule import Lease, least_cut
+from .signals import Signal
 
 __all__ = ["Landed", "Transfer"]
 
-_REPORT_INTERVAL = 0.1
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
 _FAR = 0.02  # seconds to an answer: where it takes so long, few connections do not fill the line
-_BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
-_MOST_BACKLOG = 32 * MiB  # before lanes make room for it: a hash that is left for the end has one processor only
+_SUSPEND_SECONDS = 10.0  # for all files together, however slow the disk is
 
 
-@dataclass(eq=False, slots=True)
-class _Open:
-    """A file that is being received."""
-
-    file: SourceFile
-    partial: Partial
-    lock: FileLock | None
-    restarts: int = 0
-    hashing: bool = False
-    finishing: bool = False
-    outran: bool = False  # a lane waits for the hash
-    reported: float = 0.0
-
-
-@dataclass(eq=False)
 class Transfer:
     """Fetches the files of a located checkpoint that are not on disk yet.
 
@@ -68,345 +44,159 @@ class Transfer:
     ChecksumMismatchError, DiskFullError, StorageError, and the network's errors after retries.
     """
 
-    located: Located
-    transport: Transport
-    policy: Policy
-    notify: Notifier
-    storage: str = "disk"
-    consumer: Consumer | None = None
-    downloaded: int = 0
-    landed: dict[str, Landed] = field(default_factory=dict)
-    _waiting: deque[SourceFile] = field(default_factory=deque)
-    _open: dict[str, _Open] = field(default_factory=dict)
-    _opening: int = 0  # files whose spans will be on the board soon
-    _running: int = 0  # lanes
+    def __init__(
+        self,
+        located: Located,
+        transport: Transport,
+        policy: Policy,
+        notify: Notifier,
+        storage: str = "disk",
+        consumer: Consumer | None = None,
+    ) -> None:
+        self._job = Job(located, transport, policy, notify, storage, consumer, self._landed)
+        self._found: dict[str, Landed] = {}
+        self._waiting: deque[SourceFile] = deque()
+        self._open: dict[str, Receiving] = {}
+        self._opening = 0  # files whose spans will be on the board soon
+        self._work = Signal()  # there are spans of a new file, or memory to begin one
+        self._running = 0  # lanes
+        self._wanted = 0  # lanes, while there is something to do for all of them
 
-    def __post_init__(self) -> None:
-        self._board: Board[str] = Board(self.policy.min_split)
-        self._growth = Growth()
-        self._opened = anyio.Event()
-        self._done = anyio.Event()
-        if self.consumer is not None:
-            self.consumer.wake = self._wake
+    @property
+    def downloaded(self) -> int:
+        """How many bytes came over the network."""
+        return self._job.downloaded
 
     async def run(self) -> dict[str, Landed]:
-        for file in self.located.files:
-            if file.path is not None and not (file.in_blobs and self.storage == "disk"):
-                self._record(file, Landed(path=file.path))
+        """Fetch what is missing. Call it once."""
+        located, on_disk = self._job.located, self._job.storage == "disk"
+        if self._job.consumer is not None:
+            self._job.consumer.wake = self._memory_is_free
+        for file in located.files:
+            if file.path is not None and not (file.in_blobs and on_disk):
+                self._landed(file, Landed(path=file.path), None)
             else:
                 self._waiting.append(file)
-        if self.storage == "disk":
-            await to_thread.run_sync(prepare_cache, self.located)
+        if on_disk:
+            await off_loop(lambda: prepare_cache(located))
         try:
-            await self._run_lanes()
+            if self._waiting:
+                await self._run_lanes()
         finally:
             await self._suspend()
-        if self.storage == "disk":
-            await to_thread.run_sync(record, self.located)
-        return self.landed
+        if on_disk:
+            await off_loop(lambda: record(located))
+        return self._found
 
-    # -- lanes ---------------------------------------------------------------------------------
+    # -- how many lanes ------------------------------------------------------------------------
 
     async def _run_lanes(self) -> None:
-        """Run lanes until all is done, and add lanes while those that run wait for the network."""
-        threads = int(self.transport.limits.threads.total_tokens)
-        spans = sum(max(file.size // self.policy.min_split, 1) for file in self._waiting)
-        most = min(self.policy.connections, spans)
-        wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
-        async with anyio.create_task_group() as self._group:
-            while wanted and not self._done.is_set():
-                while self._running < wanted:
-                    self._add_lane()
-                before = self.transport.limits.busy
+        """Run lanes until all has landed, and add lanes while those that run wait for the network."""
+        job, limits = self._job, self._job.transport.limits
+        self._done = anyio.Event()
+        threads = int(limits.threads.total_tokens)
+        spans = sum(max(file.size // job.policy.min_split, 1) for file in self._waiting)
+        most = min(job.policy.connections, spans)
+        self._wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
+        async with anyio.create_task_group() as job.group:
+            while not self._done.is_set():
+                self._add_lanes()
+                before = limits.busy
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
-                busy = (self.transport.limits.busy - before) / (_GROW_INTERVAL * threads)
-                if self._opened.statistics().tasks_waiting:  # lanes, for a file or for memory
-                    self._growth.forget()
-                elif self._growth.look(time.monotonic(), self.downloaded, busy):
-                    wanted = min(2 * self._running, most)
+                busy = (limits.busy - before) / (_GROW_INTERVAL * threads)
+                if self._lanes_wait():
+                    job.growth.forget()
+                elif job.growth.observe(time.monotonic(), job.downloaded, busy):
+                    self._wanted = max(min(2 * self._running, most), self._wanted)
 
     def _far(self) -> bool:
         """Whether the bytes come from far away, as the looks at the files have shown."""
         urls = [file.target.url for file in self._waiting if file.target is not None]
-        return any(self.transport.distance(url) >= _FAR for url in urls)
+        return any(self._job.transport.distance(url) >= _FAR for url in urls)
 
-    def _add_lane(self) -> None:
-        async def lane() -> None:
-            await self._lane()
-            self._running -= 1
-            if not self._running:
-                self._done.set()
+    def _add_lanes(self) -> None:
+        """As many as are wanted, if there is something to do for one more."""
+        while self._running < self._wanted and (
+            self._waiting or self._opening or self._job.board.offers(self._least_cut())
+        ):
+            self._running += 1
+            self._job.group.start_soon(self._lane)
 
-        self._running += 1
-        self._group.start_soon(lane)
-
-    async def _lane(self) -> None:
-        # Not a bytearray: to zero so many would hold up the event loop.
-        scratch = aligned_buffer(self.policy.burst if self.storage == "disk" else 0, 0)
-        file = ""
-        while True:
-            # With a file for each connection, one request brings the whole of it.
-            files = self._board.files + len(self._waiting) + self._opening
-            sharers = math.ceil(self._running / max(files, 1))
-            lease = self._board.take(file, sharers)
-            if lease is None and self._waiting and (self.consumer is None or self.consumer.admits(self._waiting[0])):
-                file = await self._begin_next()
-                continue
-            if lease is None:
-                lease = self._board.take_any(sharers) or self._board.steal(self._least_cut(), sharers)
-            if lease is None and (self._opening or self._waiting):
-                await self._opened.wait()
-                continue
-            if lease is None:
-                return
-            file = lease.file
-            task = self._open[file]
-            try:
-                await self._fetch(task, lease, scratch)
-            finally:
-                self._board.release(lease)
-                self._let_go(task)
-            self._hash_behind(task, 0)
-            await self._finish_if_whole(task)
+    def _lanes_wait(self) -> bool:
+        """Whether some wait for a file, for memory, or for a hash."""
+        signals = [self._work, self._job.memory, *(receiving.hashed for receiving in self._open.values())]
+        return any(signal.waiting for signal in signals)
 
     def _least_cut(self) -> int:
         """The fewest bytes to take from another connection, which loses what is in its socket beyond the cut."""
-        limited = self.policy.bandwidth_limit is not None  # then the rate is not the connections' own
-        return least_cut(0.0 if limited else self._growth.rate, self._running, self.policy.min_split)
+        policy = self._job.policy
+        limited = policy.bandwidth_limit is not None  # then the rate is not the connections' own
+        return least_cut(0.0 if limited else self._job.growth.rate, max(self._running, 1), policy.min_split)
+
+    # -- what a lane does ----------------------------------------------------------------------
+
+    async def _lane(self) -> None:
+        # Not a bytearray: to zero so many would hold up the event loop.
+        scratch = aligned_buffer(self._job.policy.burst if self._job.storage == "disk" else 0, 0)
+        file = ""
+        while (lease := await self._next_lease(file)) is not None:
+            file = lease.file
+            await self._open[file].receive(lease, scratch)
+        self._running -= 1
+
+    async def _next_lease(self, file: str) -> Lease[str] | None:
+        """What a lane that stays with `file` fetches next, once there is something; None if nothing is left."""
+        board, consumer = self._job.board, self._job.consumer
+        while True:
+            # With a file for each connection, one request brings the whole of it.
+            files = board.files + len(self._waiting) + self._opening
+            sharers = math.ceil(self._running / max(files, 1))
+            lease = board.take(file, sharers)
+            if lease is None and self._waiting and (consumer is None or consumer.admits(self._waiting[0])):
+                file = await self._begin_next()
+                continue
+            lease = lease or board.take_any(sharers) or board.steal(self._least_cut(), sharers)
+            if lease is not None or not (self._opening or self._waiting):
+                return lease
+            await self._work.wait()
 
     async def _begin_next(self) -> str:
         """Begin the next file, and return its name; the lanes that found nothing to do look again then."""
         file = self._waiting.popleft()
         self._opening += 1
         try:
-            await self._begin(file)
+            receiving = await begin(self._job, file)
+            if receiving is not None:
+                self._open[file.name] = receiving  # before anything can be cancelled: it has to be suspended
+                await receiving.start()
             return file.name
         finally:
             self._opening -= 1
-            self._wake()
+            self._work.give()
+            self._end_if_done()
 
-    def _wake(self) -> None:
-        self._opened.set()
-        self._opened = anyio.Event()
+    # -- what becomes of files -----------------------------------------------------------------
 
-    async def _begin(self, file: SourceFile) -> None:
-        """Open a file and offer its missing spans; or find that it is here by now."""
-        lock = None
-        partial: Partial
-        algorithm = file.algorithm
-        if self.storage == "memory" and self.consumer is not None:
-            partial = await to_thread.run_sync(self.consumer.partial, file)
-            if partial.in_order:
-                self._board.unsplittable.add(file.name)
-        elif self.storage == "memory":
-            data_start = len(file.raw_header) or PREFIX_BYTES
-            partial = await to_thread.run_sync(lambda: MemoryPartial(file.size, algorithm, data_start=data_start))
-        else:
-            cache = self._cache()
-            waiting = Waiting(file.name, "another process is downloading this file", None)
-            lock = await lock_blob(cache, file.key, self.policy.lock_patience, lambda: self.notify(waiting))
-            try:
-                if await self._already_there(cache, file):
-                    unlock(lock)
-                    return
-                path = cache.partial(file.key)
-                identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
-                partial = await to_thread.run_sync(lambda: FilePartial(path, file.size, algorithm, identity=identity))
-            except BaseException:
-                unlock(lock)
-                raise
-        if not file.splittable:
-            self._board.unsplittable.add(file.name)
-        task = self._open[file.name] = _Open(file, partial, lock)
-        present = partial.received
-        self.notify(FileStarted(file.name, file.size, present))
-        if file.prefix and not partial.present.frontier:
-            await self.transport.limits.in_thread(lambda: partial.accept(0, memoryview(file.prefix)))
-            self.downloaded += len(file.prefix)
-        self._board.add(file.name, partial.missing())
-        self._advanced(task)
-        self._hash_behind(task, 0)
-        await self._finish_if_whole(task)
+    def _landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
+        self._found[file.name] = landed
+        if self._job.consumer is not None:
+            self._job.consumer.landed(file, landed, partial)
+        if self._open.pop(file.name, None) is not None:
+            self._end_if_done()
 
-    async def _already_there(self, cache: RepoCache, file: SourceFile) -> bool:
-        """Another run, or another commit, may have brought the same blob: then only link it."""
-        blob = file.path.name if file.path else file.blob or (file.checksum.hex if file.checksum else "")
-        commit = self._commit()
-        if not blob or await to_thread.run_sync(cache.whole_blob, blob, file.size) is None:
-            return False
-        path = await to_thread.run_sync(cache.link, blob, commit, file.name)
-        self._record(file, Landed(path=path))
-        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
-        return True
+    def _end_if_done(self) -> None:
+        if not (self._waiting or self._opening or self._open):
+            self._done.set()
 
-    async def _fetch(self, task: _Open, lease: Lease[str], scratch: memoryview) -> None:
-        """Receive a lease to its end, over as many requests as that takes."""
-        file, partial = task.file, task.partial
-        origin = self.located.origin
-        if origin is None:
-            raise ProtocolError("nothing serves this file", url=file.name)
-        budget = Budget(self.policy)
-        renew = False
-
-        def place(nbytes: int) -> memoryview:
-            # Read anew for each piece: another connection may have taken over the end of the lease.
-            room = min(nbytes, self.policy.burst, lease.remaining)
-            return partial.target(lease.start, room, scratch)
-
-        def accept(view: memoryview) -> None:
-            partial.accept(lease.start, view)
-            lease.start += len(view)
-
-        async for attempt in retrying(budget, self.notify, file=file.name):
-            with attempt:
-                target = await origin.target(file, renew=renew)
-                renew = False
-                span = Span(lease.start, lease.stop)
-                try:
-                    async with open_span(self.transport, target, span, file=file.name, size=file.size) as (body, at):
-                        if at < span.start:
-                            self._board.unsplittable.add(file.name)
-                            await skip(body, span.start - at)
-                        while lease.start < lease.stop:
-                            await self._wait_for_hash(task, lease)
-                            room = lease.remaining if self.consumer is None else await self._room(task, lease)
-                            got = await body.pull(room, place, accept)
-                            if not got:
-                                raise NetworkError("the body ended early", url=target.url)
-                            budget.progress(got)
-                            self._progress(task, got)
-                            self._advanced(task)
-                            self._hash_behind(task, _BACKLOG)
-                except LinkExpiredError:
-                    renew = True
-                    raise
-
-    async def _catch_up(self, task: _Open) -> None:
-        """Hash what landed out of order."""
-        task.hashing = True
-        try:
-            threads = self.transport.limits.hashing
-            while task.partial.backlog and await to_thread.run_sync(task.partial.catch_up, limiter=threads):
-                self._advanced(task)
-                if task.partial.backlog <= _MOST_BACKLOG // 2:
-                    self._let_go(task)
-        finally:
-            task.hashing = False
-            self._let_go(task)
-
-    async def _wait_for_hash(self, task: _Open, lease: Lease[str]) -> None:
-        """Leave a processor that is the limit to a hash that fell behind, unless this lease is the earliest."""
-        if self._growth.busy < Growth.IDLE_SHARE:
-            return
-        while task.hashing and task.partial.backlog > _MOST_BACKLOG and not self._board.leads(lease):
-            task.outran = True
-            await self._opened.wait()
-
-    def _let_go(self, task: _Open) -> None:
-        if task.outran:
-            task.outran = False
-            self._wake()
-
-    def _hash_behind(self, task: _Open, backlog: int) -> None:
-        """Catch up beside the lanes, so that little is left to hash when the last byte lands."""
-
-        async def catch_up() -> None:
-            await self._catch_up(task)
-            await self._finish_if_whole(task)
-
-        if not task.hashing and not task.finishing and task.partial.backlog > backlog:
-            task.hashing = True
-            self._group.start_soon(catch_up)
-
-    async def _finish_if_whole(self, task: _Open) -> None:
-        """Verify and publish a file of which nothing is missing or in flight."""
-        file, partial = task.file, task.partial
-        if task.finishing or task.hashing or not self._board.idle(file.name) or partial.missing():
-            return
-        task.finishing = True
-        await self._catch_up(task)
-        digest = partial.digest()
-        if file.checksum is not None and digest != file.checksum.hex:
-            await self._restart(task, digest)
-            return
-        self.notify(FileProgress(file.name, file.size, file.size))
-        if not isinstance(partial, FilePartial):
-            self._record(file, Landed(buffer=partial.buffer), partial)
-        else:
-            blob, cache, commit = file.blob or digest, self._cache(), self._commit()
-            same = file.size if file.resumable else None  # else nothing tells what is there from its successor
-            path = await to_thread.run_sync(
-                partial.publish, lambda p: cache.publish(p, blob, commit, file.name, size=same)
-            )
-            self._record(file, Landed(path=path), partial)
-        del self._open[file.name]
-        unlock(task.lock)
-        self.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
-
-    async def _restart(self, task: _Open, digest: str) -> None:
-        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up."""
-        file = task.file
-        assert file.checksum is not None  # noqa: S101
-        error = ChecksumMismatchError(
-            file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
-        )
-        await to_thread.run_sync(task.partial.reset)
-        if task.restarts or (self.consumer is not None and self.consumer.early):
-            if isinstance(task.partial, FilePartial):
-                await to_thread.run_sync(task.partial.discard)
-            raise error
-        task.restarts += 1
-        task.finishing = False
-        self.notify(Retrying.after(error, file.name, attempt=1, attempts=2, delay=0.0))
-        self._board.add(file.name, task.partial.missing())
-        self._add_lane()  # the lanes before may have ended
-
-    # -- small parts ---------------------------------------------------------------------------
-
-    def _progress(self, task: _Open, nbytes: int) -> None:
-        self.downloaded += nbytes
-        now = time.monotonic()
-        if now - task.reported >= _REPORT_INTERVAL:
-            task.reported = now
-            self.notify(FileProgress(task.file.name, task.partial.received, task.file.size))
-
-    def _record(self, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
-        self.landed[file.name] = landed
-        if self.consumer is not None:
-            self.consumer.landed(file, landed, partial)
-
-    def _advanced(self, task: _Open) -> None:
-        if self.consumer is not None:
-            self.consumer.advanced(task.file, task.partial)
-
-    async def _room(self, task: _Open, lease: Lease[str]) -> int:
-        """How much of a lease may be received now. Waits while the consumer has no memory for it."""
-        assert self.consumer is not None  # noqa: S101
-        while not (room := self.consumer.room(task.file, lease.start)):
-            self._hash_behind(task, 0)  # what waits to be hashed holds memory too
-            await self._opened.wait()
-        return min(room, lease.remaining)
+    def _memory_is_free(self) -> None:
+        self._job.memory.give()
+        self._work.give()
 
     async def _suspend(self) -> None:
-        """Leave what is open resumable: journal written, closed, unlocked. Bounded, not cancelled."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(10):
-            for task in self._open.values():
-                try:
-                    if isinstance(task.partial, FilePartial):
-                        await to_thread.run_sync(task.partial.suspend)
-                except StorageError:  # this file's bytes are fetched again; what failed first is what is told
-                    pass
-                finally:
-                    unlock(task.lock)
+        """Leave what is open resumable. Bounded, not cancelled, and in threads of our own."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_SUSPEND_SECONDS):
+            async with anyio.create_task_group() as group:
+                for receiving in self._open.values():
+                    group.start_soon(receiving.suspend)
         self._open.clear()
-
-    def _cache(self) -> RepoCache:
-        if self.located.cache is None:
-            raise ProtocolError("a local checkpoint has nothing to download", url=self.located.source)
-        return self.located.cache
-
-    def _commit(self) -> str:
-        if self.located.commit is None:
-            raise ProtocolError("no commit is known", url=self.located.source)
-        return self.located.commit

@@ -1,4 +1,4 @@
-"""Reading a span of a remote file, and every check on the answer.
+"""Receiving a span of a remote file: the one loop for it, and every check on the answers.
 
 A span is accepted only with the exact start and the known size. A server that knows no ranges
 answers with the whole file, which is read from its beginning.
@@ -20,13 +20,13 @@ from ..errors import (
     ProtocolError,
     redact_url,
 )
-from ..spans import Span
+from ..spans import MiB, Span
 from .body import Body
 from .retry import Budget, retrying
 from .transport import Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Target", "open_span", "read_span", "strong", "strong_etag", "version_of"]
+__all__ = ["Intake", "Target", "open_span", "read_span", "receive", "strong", "strong_etag", "version_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,82 @@ def strong(headers: Mapping[str, str]) -> str | None:
     return etag if re.fullmatch(r'"[^"]*"', etag) else None
 
 
+class Intake:
+    """What `receive` fills: where a span is served, where its bytes go, and when there is room for them."""
+
+    @property
+    def span(self) -> Span:
+        """What is still missing. It gets shorter as bytes come, and another connection may take over its end."""
+        raise NotImplementedError
+
+    async def target(self, refused: Target | None) -> Target:
+        """Where the file is served; another link than `refused`, which has expired."""
+        raise NotImplementedError
+
+    def place(self, nbytes: int) -> memoryview:
+        """Where the next `nbytes` go, or fewer. In a worker thread."""
+        raise NotImplementedError
+
+    def accept(self, view: memoryview) -> None:
+        """The next `len(view)` bytes are where `place` said. In a worker thread."""
+        raise NotImplementedError
+
+    def answered(self, body: Body, target: Target, at: int) -> None:
+        """An answer came from `target`; its body begins at byte `at` of the file."""
+
+    async def room(self) -> int:
+        """How many bytes may be received now, while a connection waits; 0 to give it back and come again."""
+        return self.span.nbytes
+
+    async def ready(self) -> None:
+        """Return once there is room. No connection is held meanwhile."""
+
+    def pulled(self, nbytes: int) -> None:
+        """So many bytes came and were accepted."""
+
+
+async def receive(transport: Transport, intake: Intake, *, file: str, size: int, told: str | None = None) -> None:
+    """Receive all of `intake`, over as many requests as that takes.
+
+    Transient failures are retried, from where they struck, and told as those of the file `told`. A
+    connection that is given back for others' sake is no failure. Raises what `open_span` raises.
+    """
+    budget = Budget(transport.policy)
+    refused: Target | None = None
+    while intake.span.nbytes:
+        await intake.ready()
+        async for attempt in retrying(budget, transport.notify, file=told):
+            with attempt:
+                target = await intake.target(refused)
+                refused = None
+                try:
+                    await _receive_from(transport, target, intake, budget, file, size)
+                except LinkExpiredError:
+                    refused = target
+                    raise
+
+
+async def _receive_from(
+    transport: Transport, target: Target, intake: Intake, budget: Budget, file: str, size: int
+) -> None:
+    """One request, until all is here or the connection is to be given back."""
+    span = intake.span
+    async with open_span(transport, target, span, file=file, size=size) as (body, at):
+        intake.answered(body, target, at)
+        await _skip(body, span.start - at)
+        while intake.span.nbytes:
+            room = await intake.room()
+            if not room:
+                return
+            got = await body.pull(room, intake.place, intake.accept)
+            if not got:
+                raise NetworkError("the body ended early", url=target.url)
+            budget.progress(got)
+            intake.pulled(got)
+            if intake.span.nbytes and transport.limits.connections.owes(transport):
+                return
+
+
 async def read_span(
     transport: Transport,
     target: Target,
@@ -165,34 +241,48 @@ async def read_span(
     `on_answer` is told each answer, and which target gave it. `renew` asks for the target anew when its
     link has expired.
     """
-    data = bytearray()
-    budget = Budget(transport.policy)
-    expired = False
-    async for attempt in retrying(budget, transport.notify):
-        with attempt:
-            if expired and renew is not None:
-                target = await renew()
-            expired = False
-            rest = Span(span.start + len(data), span.stop)
-            try:
-                async with open_span(transport, target, rest, file=file, size=size) as (body, at):
-                    on_answer(body, target)
-                    await skip(body, rest.start - at)
-                    while len(data) < span.nbytes:
-                        got = await body.pull(span.nbytes - len(data), _scratch, data.extend)
-                        if not got:
-                            raise NetworkError("the body ended early", url=target.url)
-                        budget.progress(got)
-            except LinkExpiredError:
-                expired = True
-                raise
-    return bytes(data)
+    intake = _InMemory(target, span, on_answer, renew)
+    await receive(transport, intake, file=file, size=size)
+    return bytes(intake.data)
 
 
-async def skip(body: Body, nbytes: int) -> None:
+class _InMemory(Intake):
+    def __init__(
+        self,
+        target: Target,
+        span: Span,
+        on_answer: Callable[[Body, Target], None],
+        renew: Callable[[], Awaitable[Target]] | None,
+    ) -> None:
+        self.data = bytearray()
+        self._target = target
+        self._whole = span
+        self._on_answer = on_answer
+        self._renew = renew
+
+    @property
+    def span(self) -> Span:
+        return Span(self._whole.start + len(self.data), self._whole.stop)
+
+    async def target(self, refused: Target | None) -> Target:
+        if refused is not None and self._renew is not None:
+            self._target = await self._renew()
+        return self._target
+
+    def place(self, nbytes: int) -> memoryview:
+        return _scratch(min(nbytes, MiB))
+
+    def accept(self, view: memoryview) -> None:
+        self.data += view
+
+    def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
+        self._on_answer(body, target)
+
+
+async def _skip(body: Body, nbytes: int) -> None:
     """Read `nbytes` and drop them: what a server without ranges sends before the wanted part."""
     while nbytes:
-        got = await body.pull(min(nbytes, 1 << 20), _scratch, lambda _view: None)
+        got = await body.pull(min(nbytes, MiB), _scratch, lambda _view: None)
         if not got:
             raise NetworkError("the body ended early", url=body.url)
         nbytes -= got

@@ -23,10 +23,10 @@ import anyio
 import httpcore
 from anyio.abc import TaskGroup
 
+from .heads import HeadSplitter
+
 __all__ = ["Backend", "Stream"]
 
-_HEAD_END = b"\r\n\r\n"
-_INTERIM = b"HTTP/1.1 1"  # 1xx: another head follows
 _STAGGER = 0.25  # seconds between attempts: RFC 8305, section 5
 _MAX_PARKED = 64
 _GATHER_SECONDS = 0.03  # how long a body's bytes may gather in the socket before they are received
@@ -42,9 +42,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._backend = backend
         self._key = key
         self._surplus = b""  # received, and not handed out yet
-        self._in_head = False
-        self._first = b""  # the beginning of the head: the status tells whether another one follows
-        self._tail = b""  # the end of what was handed out of a head: its delimiter may be split
+        self._heads = HeadSplitter()
         self._low_water = 1  # bytes that make the socket readable
         self.reusable = False  # set by who has read a body to its exact end
         self.tls_host: str | None = None
@@ -56,10 +54,13 @@ class Stream(httpcore.AsyncNetworkStream):
             data, self._surplus = self._surplus[:max_bytes], self._surplus[max_bytes:]
         else:
             data = await self._receive(max_bytes, timeout)
-        return self._head_of(data) if self._in_head else data
+        given, left = self._heads.split(data)
+        if left:
+            self._surplus = left + self._surplus
+        return given
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._in_head, self._first, self._tail, self.reusable = True, b"", b"", False
+        self._heads, self.reusable = HeadSplitter(), False
         view = memoryview(buffer)
         while view:
             try:
@@ -121,8 +122,8 @@ class Stream(httpcore.AsyncNetworkStream):
 
     @property
     def at_body(self) -> bool:
-        """Whether the head was handed out to its end, so that the body comes next."""
-        return not self._in_head
+        """Whether httpcore has the head and nothing beyond it, so that all of the body is still to come from here."""
+        return self._heads.at_body
 
     def burst(self, into: memoryview) -> tuple[int, bool]:
         """Receive into `into` without blocking: (bytes received, whether the peer has closed).
@@ -188,19 +189,6 @@ class Stream(httpcore.AsyncNetworkStream):
         return self._sock.fileno() != -1 and not _readable(self._sock)
 
     # -- parts -------------------------------------------------------------------------------
-
-    def _head_of(self, data: bytes) -> bytes:
-        """`data` up to the end of the head; the rest is kept for who reads the body."""
-        self._first += data[: len(_INTERIM) - len(self._first)]
-        at = (self._tail + data).find(_HEAD_END)
-        if at < 0:
-            self._tail = (self._tail + data)[-3:]
-            return data
-        end = at + len(_HEAD_END) - len(self._tail)
-        self._surplus = data[end:] + self._surplus
-        self._in_head = self._first == _INTERIM
-        self._first, self._tail = b"", b""
-        return data[:end]
 
     async def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
         while True:

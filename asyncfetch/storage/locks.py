@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 from filelock import FileLock, Timeout
 
 from ..errors import StorageError, storage_errors
+from ..tasks import off_loop
 from .cache import RepoCache
 
 __all__ = ["claim", "lock_blob", "unlock"]
@@ -113,11 +113,11 @@ async def lock_blob(
     A holder that makes no progress for `patience` seconds is not waited for: the partial is
     claimed separately, so the worst that can happen is work done twice.
     """
-    lock = await to_thread.run_sync(cache.lock, key)
+    lock = await off_loop(lambda: cache.lock(key))
     seen, since, waits = -1.0, time.monotonic(), False
     while True:
         try:
-            await to_thread.run_sync(lambda: lock.acquire(timeout=0))
+            await off_loop(lambda: lock.acquire(timeout=0))
             return lock
         except Timeout:
             if not waits:
@@ -125,7 +125,7 @@ async def lock_blob(
                 on_wait()
         except (NotImplementedError, OSError):
             return None
-        now = await to_thread.run_sync(cache.last_write, key)
+        now = await off_loop(lambda: cache.last_write(key))
         if now != seen:
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > patience:

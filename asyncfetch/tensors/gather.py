@@ -15,13 +15,13 @@ from pathlib import Path
 import anyio
 import numpy as np
 
-from ..errors import ChangedError, LinkExpiredError, NetworkError, ProtocolError, StorageError, storage_errors
+from ..errors import ChangedError, ProtocolError, StorageError, storage_errors
 from ..format.slices import REQUEST_COST, STAGE_BYTES, Piece, coalesce
 from ..network.body import Body
-from ..network.ranges import Target, open_span, skip, strong_etag
-from ..network.retry import Budget, retrying
+from ..network.ranges import Intake, Target, receive, strong_etag
 from ..network.transport import Transport
 from ..policy import Policy
+from ..sources.links import Links
 from ..sources.located import Located, SourceFile
 from ..spans import Span
 
@@ -125,11 +125,12 @@ class Gatherer:
     """Reads parts of the files of `located`, at most `policy.connections` at a time over all calls."""
 
     def __init__(self, located: Located, transport: Transport, policy: Policy) -> None:
-        self._located = located
         self._transport = transport
         self._policy = policy
         self._limiter = anyio.CapacityLimiter(policy.connections)
         self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        # The source vouches that behind a new link is the same file; another store may name it otherwise.
+        self._links = Links(located.origin, lambda file: self._etags.pop(file.name, None))
         self._etags = {file.name: file.etag for file in located.files if file.etag is not None}
         self._whole_only: set[str] = set()  # files whose server knows no ranges
         self._descriptors: dict[str, tuple[int, os.stat_result]] = {}
@@ -172,56 +173,8 @@ class Gatherer:
                         lambda: _read_some(descriptor, sink, self._policy.burst, file)
                     )
             else:
-                await self._from_network(file, sink)
-
-    # -- the network -----------------------------------------------------------------------------
-
-    async def _from_network(self, file: SourceFile, sink: Sink) -> None:
-        """Receive a stretch to its end, over as many requests as that takes."""
-        budget = Budget(self._policy)
-        target: Target | None = None
-        expired = False
-
-        def place(nbytes: int) -> memoryview:
-            return sink.place(min(nbytes, self._policy.burst))
-
-        async for attempt in retrying(budget, self._transport.notify, file=file.name):
-            with attempt:
-                target = await self._target(file, target if expired else None)
-                expired = False
-                span = Span(sink.position, sink.stop)
-                try:
-                    async with open_span(self._transport, target, span, file=file.name, size=file.size) as (body, at):
-                        self._hold(file, target, body)
-                        if body.status == 200:
-                            self._whole_only.add(file.name)
-                            await skip(body, span.start - at)
-                        while sink.room:
-                            got = await body.pull(sink.room, place, sink.accept)
-                            if not got:
-                                raise NetworkError("the body ended early", url=target.url)
-                            budget.progress(got)
-                except LinkExpiredError:
-                    expired = True
-                    raise
-
-    async def _target(self, file: SourceFile, expired: Target | None) -> Target:
-        """Where `file` is served now; asked for anew if that is still where `expired` was refused."""
-        origin = self._located.origin
-        if origin is None:
-            raise ProtocolError("nothing serves this file", url=file.name)
-        async with self._locks[file.name]:  # one of many readers renews the link
-            renew = expired is not None and file.target is not None and file.target.url == expired.url
-            target = await origin.target(file, renew=renew)
-            if renew:  # the source vouches that it is the same file; another store may name it otherwise
-                self._etags.pop(file.name, None)
-        return replace(target, validator=self._etags.get(file.name)) if target.validator is None else target
-
-    def _hold(self, file: SourceFile, target: Target, body: Body) -> None:
-        """Remember the first strong ETag of a file whose source gave none, and hold later answers to it."""
-        etag = strong_etag(body, target)
-        if etag is not None and target.validator is None and self._etags.setdefault(file.name, etag) != etag:
-            raise ChangedError(file.name, "its ETag is another one")
+                intake = _Stretch(self, file, sink)
+                await receive(self._transport, intake, file=file.name, size=file.size, told=file.name)
 
     # -- the disk --------------------------------------------------------------------------------
 
@@ -238,6 +191,39 @@ class Gatherer:
         if (now.st_size, now.st_mtime_ns) != (file.size, before.st_mtime_ns):
             raise ChangedError(file.name, "its size or its time of change is another one")
         return descriptor
+
+
+class _Stretch(Intake):
+    """A stretch of a file on its way from the network into a sink."""
+
+    def __init__(self, gatherer: Gatherer, file: SourceFile, sink: Sink) -> None:
+        self._gatherer = gatherer
+        self._file = file
+        self._sink = sink
+
+    @property
+    def span(self) -> Span:
+        return Span(self._sink.position, self._sink.stop)
+
+    async def target(self, refused: Target | None) -> Target:
+        target = await self._gatherer._links.target(self._file, refused)
+        etag = self._gatherer._etags.get(self._file.name)
+        return replace(target, validator=etag) if target.validator is None else target
+
+    def place(self, nbytes: int) -> memoryview:
+        return self._sink.place(min(nbytes, self._sink.room, self._gatherer._policy.burst))
+
+    def accept(self, view: memoryview) -> None:
+        self._sink.accept(view)
+
+    def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
+        """Remember the first strong ETag of a file whose source gave none, and hold later answers to it."""
+        name, etags = self._file.name, self._gatherer._etags
+        etag = strong_etag(body, target)
+        if etag is not None and target.validator is None and etags.setdefault(name, etag) != etag:
+            raise ChangedError(name, "its ETag is another one")
+        if body.status == 200:
+            self._gatherer._whole_only.add(name)
 
 
 def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> list[tuple[Piece, memoryview]]:

@@ -279,7 +279,7 @@ def test_slow_connections_take_less(rate: int, connections: int, least: float) -
 
 def grown(looks: list[tuple[float, int, float]]) -> list[bool]:
     growth = Growth()
-    return [growth.look(now, received, busy) for now, received, busy in looks]
+    return [growth.observe(now, received, busy) for now, received, busy in looks]
 
 
 def test_growth_where_the_network_is_waited_for() -> None:
@@ -305,21 +305,21 @@ def test_growth_ends_where_it_brings_nothing() -> None:
 def test_a_burst_that_ends_late_does_not_make_the_threads_look_idle() -> None:
     """What they worked is told when a burst ends: so it is taken over the same time as the rate."""
     growth = Growth()
-    assert not any(growth.look(now, int(now * 1000), busy) for now, busy in ((0.05, 0.0), (0.1, 0.9), (0.15, 0.4)))
+    assert not any(growth.observe(now, int(now * 1000), busy) for now, busy in ((0.05, 0.0), (0.1, 0.9), (0.15, 0.4)))
     assert growth.busy == pytest.approx(0.65)
-    assert growth.look(0.2, 200, 0.7)
+    assert growth.observe(0.2, 200, 0.7)
 
 
 def test_a_pause_says_nothing_of_the_network() -> None:
     """After it the rate is not known, and no connection is added before it is known again."""
     growth = Growth()
     for now, received in ((0.05, 10), (0.1, 20)):
-        growth.look(now, received, 0.9)
+        growth.observe(now, received, 0.9)
     assert growth.rate == pytest.approx(200)
     growth.forget()
     assert growth.rate == 0
-    assert not growth.look(3.0, 30, 0.2)
-    assert growth.look(3.05, 50, 0.2)
+    assert not growth.observe(3.0, 30, 0.2)
+    assert growth.observe(3.05, 50, 0.2)
     assert growth.rate == pytest.approx(400)
 
 
@@ -404,3 +404,40 @@ def test_bad_checksums_are_refused(text: Any) -> None:
     """Anything else is an error that names the file."""
     with pytest.raises(SourceError, match=r"'model\.safetensors'"):
         parse_checksum(text, file="model.safetensors")
+
+
+class Moving(Lease[str]):
+    """A lease whose thread brings 200 bytes whenever its start is read."""
+
+    came = 0
+
+    @property
+    def start(self) -> int:  # type: ignore[override]
+        self.came += 200
+        return self.came
+
+    @start.setter
+    def start(self, value: int) -> None:
+        self.came = value
+
+
+def test_a_start_that_moves_while_the_end_is_taken_away() -> None:
+    """Whatever the thread of a lease brings meanwhile, what is kept and what is taken are spans that touch."""
+    board: Board[str] = Board(min_split=16)
+    victim = Moving("a", 0, 1000)
+    board.active.append(victim)
+    taken = board.steal(16)
+    assert taken is not None
+    assert 400 < victim.stop == taken.start < taken.stop <= 1000
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.booleans()), max_size=3), st.integers(1, 64))
+def test_what_a_board_offers_can_be_had(files: list[tuple[int, bool]], least: int) -> None:
+    """`offers` says beforehand whether `take_any` or `steal` would give a piece."""
+    board: Board[int] = Board(min_split=16)
+    for file, (size, taken) in enumerate(files):
+        board.add(file, [Span(0, size)])
+        if taken:
+            board.take(file, 1)
+    offered = board.offers(least)
+    assert offered == ((board.take_any() or board.steal(least)) is not None)

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch.engine import transfer
+from asyncfetch.engine import receiving, transfer
+from asyncfetch.engine.schedule import Growth
 from asyncfetch.errors import (
     AsyncfetchError,
     ChangedError,
@@ -274,15 +275,15 @@ async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
 ) -> None:
     """Few connections do not fill a long line; near by, more are opened only when they are seen to help."""
     monkeypatch.setattr(transfer, "_FAR", far)
-    monkeypatch.setattr(transfer.Growth, "look", lambda *_: False)
+    monkeypatch.setattr(Growth, "observe", lambda *_: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    add_lane, running = transfer.Transfer._add_lane, []
+    add_lanes, running = transfer.Transfer._add_lanes, []
 
     def add_and_count(self: transfer.Transfer) -> None:
-        add_lane(self)
+        add_lanes(self)
         running.append(self._running)
 
-    monkeypatch.setattr(transfer.Transfer, "_add_lane", add_and_count)
+    monkeypatch.setattr(transfer.Transfer, "_add_lanes", add_and_count)
     _, path = single(server)
     server.fault(path, Late(0.03), (Late(0.03), Drip(65_536, 0.01)), forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8)
@@ -326,9 +327,9 @@ async def test_lanes_do_not_run_away_from_the_hash(
     path = server.hub("org/model", {SINGLE: safetensors_bytes(tensors)}).storage[SINGLE]
     server.fault(path, OK, Drip(65_536, 0.004), forever=True)
     monkeypatch.setattr(partial, "new_hash", lambda *_: SlowHash())
-    monkeypatch.setattr(transfer, "_BACKLOG", 100_000)
-    monkeypatch.setattr(transfer, "_MOST_BACKLOG", 400_000)
-    monkeypatch.setattr(transfer.Growth, "IDLE_SHARE", idle_share)
+    monkeypatch.setattr(receiving, "_BACKLOG", 100_000)
+    monkeypatch.setattr(receiving, "_MOST_BACKLOG", 400_000)
+    monkeypatch.setattr(Growth, "IDLE_SHARE", idle_share)
     accept, ahead = partial.Partial.accept, []
 
     def watch(self: partial.Partial, offset: int, data: memoryview) -> None:
@@ -388,6 +389,18 @@ async def test_expired_link_is_renewed(server: FaultServer, tmp_path: Path, kind
     assert [one.start for one in seen] == [PREFIX] + 2 * [PREFIX + 500_000] + 2 * [PREFIX + 900_000]
     assert len({one.query for one in seen}) == 3
     assert len(server.to(repository.pages[SINGLE])) == 3
+
+
+@pytest.mark.anyio
+async def test_one_of_many_connections_renews_the_link(server: FaultServer, tmp_path: Path) -> None:
+    """Where a link expires for all of them at once, the source is asked once, and all use its answer."""
+    repository, path = single(server)
+    server.fault(path, OK, *4 * [(Drip(20_000, 0.01), Expire(100_000))])
+    server.fault(repository.pages[SINGLE], OK, Late(0.3))
+    policy = replace(QUICK, connections=4, min_split=100_000, read_timeout=2)
+    assert same(await load(server, tmp_path, policy=policy), BIG)
+    assert len([seen for seen in bodies(server, path) if seen.status == 403]) > 1
+    assert len(server.to(repository.pages[SINGLE])) == 2
 
 
 @pytest.mark.anyio

@@ -26,6 +26,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
@@ -78,7 +79,8 @@ class Answer:
     """What is about to be sent, and how. `framing` is "length", "chunked" or "eof".
 
     After `cut` bytes of the body comes `ending`: "close", "reset" or "stall". `pace` is (bytes,
-    seconds): so many bytes, then a pause. `silent`: not even a status line.
+    seconds): so many bytes, then a pause. `silent`: not even a status line. The
+    lines of the head, the empty one too, end with `newlines` in turn.
     """
 
     status: int = 200
@@ -88,6 +90,7 @@ class Answer:
     framing: str = "length"
     cut: int | None = None
     ending: str = "keep"
+    newlines: tuple[str, ...] = ("\r\n",)
     pace: tuple[int, float] | None = None
     silent: bool = False
     revoke: bool = False
@@ -156,6 +159,11 @@ def Late(seconds: float) -> Fault:  # noqa: N802
 def Status(status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Fault:  # noqa: N802
     """Another answer altogether."""
     return lambda answer: Answer(status, dict(headers or {}), body)
+
+
+def Lines(*newlines: str) -> Fault:  # noqa: N802
+    """End the lines of the head with these in turn."""
+    return lambda answer: replace(answer, newlines=newlines)
 
 
 def Raw(data: bytes) -> Fault:  # noqa: N802
@@ -489,7 +497,8 @@ class FaultServer:
                 f"{answer.version} {answer.status} Scripted",
                 *(f"{name}: {value}" for name, value in headers.items()),
             ]
-            sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            head = "".join(line + end for line, end in zip([*lines, ""], cycle(answer.newlines), strict=False))
+            sock.sendall(head.encode("latin-1"))
             self._send_body(sock, answer, seen)
         if answer.ending == "reset":
             _drain(sock)

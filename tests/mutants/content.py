@@ -20,7 +20,7 @@ MUTANTS = (
     Mutant(
         "no-hash",
         _WRONG,
-        "engine.transfer:Transfer._finish_if_whole",
+        "engine.receiving:Receiving._finish_if_whole",
         "if file.checksum is not None and digest != file.checksum.hex:",
         "if digest is None:",
         ("engine/test_transfer.py::test_wrong_bytes_twice", "engine/test_faults.py::test_every_flipped_bit"),
@@ -44,35 +44,35 @@ MUTANTS = (
     Mutant(
         "wrong-bytes-at-once-fatal",
         _WRONG,
-        "engine.transfer:Transfer._restart",
-        "if task.restarts or (self.consumer",
-        "if not task.restarts or (self.consumer",
+        "engine.receiving:Receiving._start_over",
+        "if self._second_try or (consumer",
+        "if not self._second_try or (consumer",
         ("engine/test_transfer.py::test_wrong_bytes_once",),
     ),
     Mutant(
         "wrong-bytes-kept",
         _WRONG,
-        "engine.transfer:Transfer._restart",
+        "engine.receiving:Receiving._start_over",
         (
-            "await to_thread.run_sync(task.partial.reset)\n"
-            "if task.restarts or (self.consumer is not None and self.consumer.early):\n"
-            "    if isinstance(task.partial, FilePartial):\n"
-            "        await to_thread.run_sync(task.partial.discard)\n"
+            "await off_loop(partial.reset)\n"
+            "if self._second_try or (consumer is not None and consumer.early):\n"
+            "    if isinstance(partial, FilePartial):\n"
+            "        await off_loop(partial.discard)\n"
             "    raise error"
         ),
         (
-            "if task.restarts or (self.consumer is not None and self.consumer.early):\n"
+            "if self._second_try or (consumer is not None and consumer.early):\n"
             "    raise error\n"
-            "await to_thread.run_sync(task.partial.reset)"
+            "await off_loop(partial.reset)"
         ),
         ("engine/test_transfer.py::test_wrong_bytes_twice",),
     ),
     Mutant(
         "wrong-bytes-handed-out",
         _WRONG,
-        "engine.transfer:Transfer._finish_if_whole",
-        "self.notify(FileProgress(file.name, file.size, file.size))",
-        "if task.restarts and self.consumer:\n    raise OSError",
+        "engine.receiving:Receiving._finish_if_whole",
+        "self.job.notify(FileProgress(file.name, file.size, file.size))",
+        "if self._second_try and self.job.consumer:\n    raise OSError",
         ("api/test_streaming.py::test_a_wrong_hash_is_never_handed_out",),
     ),
     Mutant(

@@ -122,8 +122,8 @@ MUTANTS = (
         "ref-first",
         _POWER,
         "engine.transfer:Transfer.run",
-        "await to_thread.run_sync(prepare_cache, self.located)",
-        ("await to_thread.run_sync(prepare_cache, self.located)\nawait to_thread.run_sync(record, self.located)"),
+        "await off_loop(lambda: prepare_cache(located))",
+        "await off_loop(lambda: prepare_cache(located))\nawait off_loop(lambda: record(located))",
         ("engine/test_faults.py::test_fatal",),
     ),
     Mutant(
@@ -387,7 +387,7 @@ MUTANTS = (
     Mutant(
         "another-snapshots-file-fetched-again",
         _FOLDER,
-        "engine.transfer:Transfer._already_there",
+        "engine.receiving:_already_there",
         "file.path.name if file.path else file.blob",
         "file.blob",
         ("sources/test_web_cache.py::test_the_whole_after_a_part",),
@@ -411,7 +411,7 @@ MUTANTS = (
     Mutant(
         "what-was-there-before-stays",
         _FOLDER,
-        "engine.transfer:Transfer._finish_if_whole",
+        "engine.receiving:Receiving._publish",
         "same = file.size if file.resumable else None",
         "same = file.size",
         ("sources/test_web_cache.py::test_a_file_without_a_validator_changes",),

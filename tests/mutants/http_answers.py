@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import Mutant
 
+_HEADS = "heads that parsers read in more than one way"
 _WHOLE = "200 and the whole file, although a range was asked for"
 _RANGE = "206 about other bytes than those asked for"
 _416 = "416"
@@ -13,6 +14,49 @@ _STATUS = "statuses that pass by themselves"
 _WAIT = "Retry-After, RateLimit"
 
 MUTANTS = (
+    Mutant(
+        "bare-line-feeds-overlooked",
+        _HEADS,
+        "network.heads",
+        r'rb"(?<!\r)\n|\r\n\r\n"',
+        r'rb"\r\n\r\n"',
+        (
+            "network/test_heads.py::test_h11_and_the_splitter_agree",
+            "network/test_heads.py::test_heads_with_bare_line_feeds",
+        ),
+    ),
+    Mutant(
+        "end-of-a-head-that-is-cut-in-two",
+        _HEADS,
+        "network.heads:HeadSplitter.split",
+        "max(seen - 3, 0)",
+        "seen",
+        ("network/test_heads.py::test_plain_heads_are_told_apart",),
+    ),
+    Mutant(
+        "interim-head-taken-for-the-last",
+        _HEADS,
+        "network.heads:HeadSplitter.split",
+        "if code >= 200:",
+        "if code >= 100:",
+        ("network/test_heads.py::test_plain_heads_are_told_apart",),
+    ),
+    Mutant(
+        "a-body-shared-with-who-reads-on",
+        _HEADS,
+        "network.heads:HeadSplitter.split",
+        "self.at_body = False\nreturn data",
+        "return data",
+        ("network/test_heads.py::test_who_reads_on_has_the_body",),
+    ),
+    Mutant(
+        "waits-for-a-body-that-never-comes",
+        _HEADS,
+        "network.heads",
+        "_NO_BODY = (101, 204, 304)",
+        "_NO_BODY = (101,)",
+        ("network/test_heads.py::test_answers_without_a_body",),
+    ),
     Mutant(
         "whole-file-taken-for-the-range",
         _WHOLE,
@@ -32,9 +76,9 @@ MUTANTS = (
     Mutant(
         "whole-file-asked-for-in-pieces",
         _WHOLE,
-        "engine.transfer:Transfer._fetch",
-        "self._board.unsplittable.add(file.name)",
-        "",
+        "engine.receiving:_LeaseIntake.answered",
+        "self._job.board.unsplittable.add(self._lease.file)",
+        "pass",
         ("engine/test_transfer.py::test_nothing_is_split_where_there_are_no_ranges",),
     ),
     Mutant(

@@ -31,9 +31,9 @@ MUTANTS = (
     Mutant(
         "link-in-an-event",
         _ANYTHING,
-        "engine.transfer:Transfer._fetch",
-        "renew = True",
-        "renew = True\nself.notify(FileProgress(target.url, 0, 0))",
+        "network.ranges:receive",
+        "refused = target",
+        "refused = target\ntransport.notify(target.url)",
         ("engine/test_transfer.py::test_expired_link_is_renewed",),
     ),
     Mutant(
@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "link-in-a-file",
         _ANYTHING,
-        "engine.transfer:Transfer._begin",
+        "engine.receiving:begin",
         'identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"',
         'identity = file.target.url if file.target else ""',
         ("engine/test_transfer.py::test_no_progress_gives_up",),

@@ -98,7 +98,11 @@ async def test_eof_is_not_the_end(server: FaultServer) -> None:
     server.fault(PATH, (UntilClose, Truncate(5000)), (Chunked, Truncate(5000)))
     async with transport_of("own") as transport:
         assert await read(server, transport) == BODY[1000:91_000]
-    assert [seen.start for seen in server.to(PATH)] == [1000, 6000, 11_000]
+        assert [seen.start for seen in server.to(PATH)] == [1000, 6000, 11_000]
+        server.fault(PATH, (UntilClose, Truncate(100)), forever=True)
+        with pytest.raises(NetworkError, match="ended early"):
+            await read(server, transport)
+    assert len(server.to(PATH)) == 3 + QUICK.attempts
 
 
 @pytest.mark.anyio

@@ -1,0 +1,338 @@
+"""One file on its way: begun or gone on with, received, hashed, verified, published, or started over.
+
+Its hash follows the bytes that come in order; what came out of order is hashed by a task behind the
+lanes, so that little is left when the last byte is here. Whoever brings the file to its end, a
+lane or that task, verifies and publishes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import anyio
+from anyio import to_thread
+from anyio.abc import TaskGroup
+from filelock import FileLock
+
+from ..errors import ChecksumMismatchError, ProtocolError, StorageError
+from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
+from ..format.header import PREFIX_BYTES
+from ..network.body import Body
+from ..network.ranges import Intake, Target, receive
+from ..network.transport import Transport
+from ..policy import Policy
+from ..sources.links import Links
+from ..sources.located import Landed, Located, SourceFile
+from ..spans import MiB, Span
+from ..storage.cache import RepoCache
+from ..storage.locks import lock_blob, unlock
+from ..storage.partial import FilePartial, MemoryPartial, Partial
+from ..tasks import off_loop
+from .consumer import Consumer
+from .schedule import Board, Growth, Lease
+from .signals import Signal
+
+__all__ = ["Job", "Receiving", "Stage", "begin"]
+
+_REPORT_INTERVAL = 0.1
+_BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
+_MOST_BACKLOG = 32 * MiB  # before lanes make room for it: a hash that is left for the end has one processor only
+
+
+class Stage(Enum):
+    """Where a file is on its way. From VERIFYING it goes back to RECEIVING once, if its hash is wrong."""
+
+    RECEIVING = "bytes are missing or in flight"
+    CATCHING_UP = "so they are, and a task hashes what the lanes left behind"
+    VERIFYING = "all bytes are here: the rest of the hash, then its name"
+    LANDED = "whole, verified, and where it belongs"
+
+
+@dataclass(eq=False)
+class Job:
+    """What all files of a transfer share. `landed` is told of each that landed."""
+
+    located: Located
+    transport: Transport
+    policy: Policy
+    notify: Notifier
+    storage: str
+    consumer: Consumer | None
+    landed: Callable[[SourceFile, Landed, Partial | None], None]
+    downloaded: int = 0
+    group: TaskGroup = field(init=False)  # of the lanes, and of what hashes behind them
+
+    def __post_init__(self) -> None:
+        self.board: Board[str] = Board(self.policy.min_split)
+        self.growth = Growth()
+        self.links = Links(self.located.origin)
+        self.memory = Signal()  # the consumer has some again
+
+    @property
+    def cache(self) -> RepoCache:
+        if self.located.cache is None:
+            raise ProtocolError("a local checkpoint has nothing to download", url=self.located.source)
+        return self.located.cache
+
+    @property
+    def commit(self) -> str:
+        if self.located.commit is None:
+            raise ProtocolError("no commit is known", url=self.located.source)
+        return self.located.commit
+
+    async def wait_connected(self, signal: Signal) -> bool:
+        """Wait for a signal with a connection in hand. False: somebody wants that connection."""
+        given, wanted = signal.next, False
+
+        async def watch() -> None:
+            nonlocal wanted
+            await self.transport.limits.connections.wanted()
+            wanted = True
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch)
+            await given.wait()
+            group.cancel_scope.cancel()
+        return not wanted
+
+
+async def begin(job: Job, file: SourceFile) -> Receiving | None:
+    """Make the partial of `file`, or go on with the one that is there. None if the whole file is: then it has landed.
+
+    Waits while another process downloads it. Raises StorageError, DiskFullError.
+    """
+    if job.storage == "memory":
+        return Receiving(job, file, await off_loop(lambda: _memory_partial(job, file)), None)
+    cache = job.cache
+    waiting = Waiting(file.name, "another process is downloading this file", None)
+    lock = await lock_blob(cache, file.key, job.policy.lock_patience, lambda: job.notify(waiting))
+    try:
+        if await _already_there(job, file):
+            unlock(lock)
+            return None
+        path = cache.partial(file.key)
+        identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
+        partial = await off_loop(lambda: FilePartial(path, file.size, file.algorithm, identity=identity))
+    except BaseException:
+        unlock(lock)
+        raise
+    return Receiving(job, file, partial, lock)
+
+
+def _memory_partial(job: Job, file: SourceFile) -> Partial:
+    if job.consumer is not None:
+        return job.consumer.partial(file)
+    return MemoryPartial(file.size, file.algorithm, data_start=len(file.raw_header) or PREFIX_BYTES)
+
+
+async def _already_there(job: Job, file: SourceFile) -> bool:
+    """Another run, or another commit, may have brought the same blob: then only link it."""
+    blob = file.path.name if file.path else file.blob or (file.checksum.hex if file.checksum else "")
+    cache, commit = job.cache, job.commit
+    if not blob or await off_loop(lambda: cache.whole_blob(blob, file.size)) is None:
+        return False
+    path = await off_loop(lambda: cache.link(blob, commit, file.name))
+    job.landed(file, Landed(path=path), None)
+    job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+    return True
+
+
+class Receiving:
+    """One file, from its first byte to its name. All on the event loop."""
+
+    def __init__(self, job: Job, file: SourceFile, partial: Partial, lock: FileLock | None) -> None:
+        self.job = job
+        self.file = file
+        self.partial = partial
+        self.stage = Stage.RECEIVING
+        self.hashed = Signal()  # the hash that lanes outran came on, or another lane is the earliest now
+        self._lock = lock
+        self._second_try = False
+        self._reported = 0.0
+
+    async def start(self) -> None:
+        """Take what came with the metadata, and offer what is missing to the lanes."""
+        job, file, partial = self.job, self.file, self.partial
+        if partial.in_order or not file.splittable:
+            job.board.unsplittable.add(file.name)
+        job.notify(FileStarted(file.name, file.size, partial.received))
+        if file.prefix and not partial.present.frontier:
+            await job.transport.limits.in_thread(lambda: partial.accept(0, memoryview(file.prefix)))
+            job.downloaded += len(file.prefix)
+        job.board.add(file.name, partial.missing())
+        self.advanced()
+        self.hash_behind(0)
+        await self._finish_if_whole()
+
+    async def receive(self, lease: Lease[str], scratch: memoryview) -> None:
+        """Bring a lease to its end, and with the last one the file. `scratch` holds a burst on its way to disk."""
+        name, size = self.file.name, self.file.size
+        try:
+            await receive(self.job.transport, _LeaseIntake(self, lease, scratch), file=name, size=size, told=name)
+        finally:
+            self.job.board.release(lease)
+            self.hashed.give()
+        self.hash_behind(0)
+        await self._finish_if_whole()
+
+    def pulled(self, nbytes: int) -> None:
+        """So many bytes of it came."""
+        self.job.downloaded += nbytes
+        now = time.monotonic()
+        if now - self._reported >= _REPORT_INTERVAL:
+            self._reported = now
+            self.job.notify(FileProgress(self.file.name, self.partial.received, self.file.size))
+        self.advanced()
+        self.hash_behind(_BACKLOG)
+
+    def advanced(self) -> None:
+        """Tell the consumer that more is here, or hashed."""
+        if self.job.consumer is not None:
+            self.job.consumer.advanced(self.file, self.partial)
+
+    # -- its hash ------------------------------------------------------------------------------
+
+    def hash_behind(self, backlog: int) -> None:
+        """Catch up beside the lanes, if more than `backlog` bytes wait to be hashed."""
+        if self.stage is Stage.RECEIVING and self.partial.backlog > backlog:
+            self.stage = Stage.CATCHING_UP
+            self.job.group.start_soon(self._hash_behind)
+
+    async def _hash_behind(self) -> None:
+        await self._catch_up()
+        self.stage = Stage.RECEIVING
+        self.hashed.give()
+        await self._finish_if_whole()
+
+    async def _catch_up(self) -> None:
+        """Hash what landed out of order."""
+        threads, more = self.job.transport.limits.hashing, True
+        while more and self.partial.backlog:
+            more = await to_thread.run_sync(self.partial.catch_up, limiter=threads)
+            self.advanced()
+            if self.partial.backlog <= _MOST_BACKLOG // 2:
+                self.hashed.give()
+
+    def outran(self, lease: Lease[str]) -> bool:
+        """Whether `lease` is to wait for a hash that fell behind: where the processor is the limit, that needs one.
+
+        The earliest lease never waits: the hash waits for it.
+        """
+        behind = self.stage is Stage.CATCHING_UP and self.partial.backlog > _MOST_BACKLOG
+        return behind and self.job.growth.saturated and not self.job.board.leads(lease)
+
+    # -- its end -------------------------------------------------------------------------------
+
+    async def _finish_if_whole(self) -> None:
+        """Verify and publish a file of which nothing is missing or in flight."""
+        file = self.file
+        if self.stage is not Stage.RECEIVING or not self.job.board.idle(file.name) or self.partial.missing():
+            return
+        self.stage = Stage.VERIFYING
+        await self._catch_up()
+        digest = self.partial.digest()
+        if file.checksum is not None and digest != file.checksum.hex:
+            await self._start_over(digest)
+            return
+        self.job.notify(FileProgress(file.name, file.size, file.size))
+        landed = await self._publish(digest)
+        self.stage = Stage.LANDED
+        self.job.landed(file, landed, self.partial)
+        unlock(self._lock)
+        self.job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+
+    async def _publish(self, digest: str) -> Landed:
+        partial, file = self.partial, self.file
+        if not isinstance(partial, FilePartial):
+            return Landed(buffer=partial.buffer)
+        blob, cache, commit = file.blob or digest, self.job.cache, self.job.commit
+        same = file.size if file.resumable else None  # else nothing tells what is there from its successor
+        path = await off_loop(
+            lambda: partial.publish(lambda path: cache.publish(path, blob, commit, file.name, size=same))
+        )
+        return Landed(path=path)
+
+    async def _start_over(self, digest: str) -> None:
+        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up."""
+        file, partial, consumer = self.file, self.partial, self.job.consumer
+        assert file.checksum is not None  # noqa: S101
+        error = ChecksumMismatchError(
+            file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
+        )
+        await off_loop(partial.reset)
+        if self._second_try or (consumer is not None and consumer.early):
+            if isinstance(partial, FilePartial):
+                await off_loop(partial.discard)
+            raise error
+        self._second_try, self.stage = True, Stage.RECEIVING
+        self.job.notify(Retrying.after(error, file.name, attempt=1, attempts=2, delay=0.0))
+        self.job.board.add(file.name, partial.missing())
+
+    async def suspend(self) -> None:
+        """Stop here, so that another run can go on: journal written, closed, unlocked. It may be cancelled."""
+        try:
+            if isinstance(self.partial, FilePartial):
+                await off_loop(self.partial.suspend, abandon=True)
+        except StorageError:  # this file's bytes are fetched again; what failed first is what is told
+            pass
+        finally:
+            unlock(self._lock)
+
+
+class _LeaseIntake(Intake):
+    """A lease on its way into the partial of its file."""
+
+    def __init__(self, receiving: Receiving, lease: Lease[str], scratch: memoryview) -> None:
+        self._receiving = receiving
+        self._job = receiving.job
+        self._lease = lease
+        self._scratch = scratch
+
+    @property
+    def span(self) -> Span:
+        start = self._lease.start  # a thread may move it on meanwhile
+        return Span(start, max(self._lease.stop, start))
+
+    async def target(self, refused: Target | None) -> Target:
+        return await self._job.links.target(self._receiving.file, refused)
+
+    def place(self, nbytes: int) -> memoryview:
+        # Read anew for each piece: another connection may have taken over the end of the lease.
+        room = min(nbytes, self._job.policy.burst, self._lease.remaining)
+        return self._receiving.partial.target(self._lease.start, room, self._scratch)
+
+    def accept(self, view: memoryview) -> None:
+        self._receiving.partial.accept(self._lease.start, view)
+        self._lease.start += len(view)
+
+    def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
+        if at < self._lease.start:
+            self._job.board.unsplittable.add(self._lease.file)
+
+    async def room(self) -> int:
+        while (obstacle := self._obstacle()) is not None:
+            if not await self._job.wait_connected(obstacle):
+                return 0
+        consumer, remaining = self._job.consumer, self._lease.remaining
+        return remaining if consumer is None else min(consumer.room(self._receiving.file, self._lease.start), remaining)
+
+    async def ready(self) -> None:
+        while (obstacle := self._obstacle()) is not None:
+            await obstacle.wait()
+
+    def _obstacle(self) -> Signal | None:
+        """What has to come before more of the lease may: the hash that it outran, or memory of the consumer's."""
+        if self._receiving.outran(self._lease):
+            return self._receiving.hashed
+        consumer = self._job.consumer
+        if consumer is None or consumer.room(self._receiving.file, self._lease.start):
+            return None
+        self._receiving.hash_behind(0)  # what waits to be hashed holds memory too
+        return self._job.memory
+
+    def pulled(self, nbytes: int) -> None:
+        self._receiving.pulled(nbytes)
