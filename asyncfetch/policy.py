@@ -1,4 +1,4 @@
-"""The knobs of a load as one frozen value, and the one rule of what is retried."""
+"""The knobs of a load as one frozen value."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ __version__ = "0.1.0"  # read by pyproject.toml too
 class Policy:
     """How a load behaves. Times are seconds, sizes are bytes, rates are bytes a second.
 
-    `attempts` bounds the failures in a row without real progress: each `progress_unit` bytes that
-    arrive refill the budget. `stall_bytes` in `stall_window` is the floor below which a connection
-    is dropped and resumed elsewhere. `bandwidth_limit` is shared by all connections; None is none.
-    `max_wait` is the longest Retry-After that is waited for. `min_split` is the least that a
-    connection takes over from another; less where connections are slow, down to 1 MiB.
+    Of the connections, and so of a client with all its calls: `connections` at a time and
+    `bandwidth_limit` for all together (None is none); `connect_timeout` and `read_timeout` for each
+    wait; `stall_bytes` in `stall_window` is the floor below which a connection is dropped and resumed
+    elsewhere; `max_redirects`; `burst`, what is received at once.
+
+    Of each call: `attempts` bounds the failures in a row of one piece of work (a look-up, or a span of
+    a file) without real progress: the first try counts, each `progress_unit` bytes that arrive refill
+    the budget, and a server that limits the rate gets twice as many, since its quota comes back by
+    itself. Between two of them lies `backoff`, doubled each time up to `max_backoff`, or what the
+    server asks for, at most `max_wait`. `min_split` is the least that a connection takes over from
+    another; less where connections are slow, down to 1 MiB. `max_index_bytes` is the largest index.
+    `lock_patience` is how long another process may hold a file and not go on with it.
     """
 
     connections: int = 16

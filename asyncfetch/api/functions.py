@@ -18,17 +18,7 @@ from ..errors import SourceError
 from .blocking import blocking, blocking_block
 from .calls import imported, public, refuse_misfits
 from .client import Client, Opening, Streaming
-from .options import (
-    DTypeLike,
-    InspectOptions,
-    Options,
-    PlanOptions,
-    Source,
-    Storage,
-    VerifyOptions,
-    spelled_out,
-    split,
-)
+from .options import DTypeLike, InspectOptions, Options, PlanOptions, Source, Storage, VerifyOptions, spelled_out, split
 
 if TYPE_CHECKING:
     from ..events import Resolved

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import SourceError
 from .fit import Array, Filler, LoadReport, StateDict, kind_of
-from .torch_module import judge_module, load_module, to_torch
+from .torch_module import judge_module, load_module
+from .torch_tensors import to_torch
 from .tree import flatten, judge_tree, load_tree, unflatten
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""A state dict into a torch module, and a numpy array as a torch tensor.
-
-torch is imported by `to_torch` alone; a module that is passed in proves that it is imported.
-"""
+"""A state dict into a torch module. torch is not imported here: a module that is passed in proves that it is."""
 
 from __future__ import annotations
 
@@ -10,11 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import SourceError
-from ..format.arrays import PackedArray
-from ..format.header import TensorInfo
 from .fit import (
     Array,
     Filler,
@@ -27,76 +20,14 @@ from .fit import (
     tied_names,
     unshare,
 )
+from .rehearsal import rehearse
+from .torch_tensors import hollow_tensor, to_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
 
-    from torch import Tensor
 
-__all__ = ["judge_module", "load_module", "to_torch"]
-
-
-def to_torch(array: Array) -> Tensor:
-    """`array` as a torch tensor on the same memory, of the same shape.
-
-    All dtypes of safetensors that torch has: integers, bool, complex64, floats, BF16, the F8 kinds.
-    F4 becomes `float4_e2m1fn_x2`, two values an element, with the last dimension halved. An array
-    that is read-only, misaligned, byte-swapped or of negative strides is copied: torch ignores the
-    first (a write would crash the process) and cannot express the rest.
-
-    Raises SourceError if torch is not installed or has no such dtype (F6; F4 before torch 2.8).
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
-    shape = array.shape
-    name, raw = array.dtype.name, _RAW.get(array.dtype.name)
-    if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
-        name, raw, shape = _packed_form(array)
-    dtype: Any = getattr(torch, name, None) if raw is not None else None
-    if raw is not None and dtype is None:
-        raise SourceError(f"torch {torch.__version__} has no dtype {name}.", hint="A newer torch may have it.")
-    array = _torch_ready(np.asarray(array))
-    try:
-        tensor: Tensor = torch.from_numpy(array if raw is None else array.view(raw).reshape(shape))
-    except TypeError:
-        raise SourceError(f"torch has no dtype for numpy's {name}.", hint="Cast the array first.") from None
-    return tensor if raw is None else tensor.view(dtype)
-
-
-# torch.from_numpy refuses the dtypes of ml_dtypes: they travel as integers of the same size.
-_RAW = {
-    "bfloat16": np.uint16,
-    "float8_e4m3fn": np.uint8,
-    "float8_e4m3fnuz": np.uint8,
-    "float8_e5m2": np.uint8,
-    "float8_e5m2fnuz": np.uint8,
-    "float8_e8m0fnu": np.uint8,
-}
-
-
-def _packed_form(array: PackedArray) -> tuple[str, type[np.uint8], tuple[int, ...]]:
-    """The torch dtype's name and the shape of an array whose elements are smaller than a byte."""
-    shape = array.logical_shape or ()
-    if array.safetensors_dtype != "F4":
-        raise SourceError(
-            f"torch has no dtype for {array.safetensors_dtype}.",
-            hint="array.unpack() gives its values; array.view(numpy.ndarray) its bytes.",
-        )
-    if not shape or shape[-1] % 2:
-        raise SourceError(
-            f"torch holds two F4 values in an element, so the last dimension of {shape} must be even.",
-            hint="array.unpack() gives its values; array.view(numpy.ndarray) its bytes.",
-        )
-    return "float4_e2m1fn_x2", np.uint8, (*shape[:-1], shape[-1] // 2)
-
-
-def _torch_ready(array: Array) -> Array:
-    if not array.dtype.isnative:
-        return array.astype(array.dtype.newbyteorder("="))
-    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
-    return array.copy() if odd or not array.flags.writeable or not array.flags.aligned else array
+__all__ = ["judge_module", "load_module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,27 +170,17 @@ def _fit_module(
     slots = {name: place.identity(torch) for name, place in places.items()}
     supply = find_supply(slots, state_dict.keys(), aliases)
     losers = choose_among_ties(slots, supply, state_dict, (lambda _a, _b: False) if hollow else same_bytes)
-    tensors, refused = _tensors(state_dict, supply, partial(_hollow_tensor, torch) if hollow else to_torch)
+    tensors, refused = _tensors(state_dict, supply, partial(hollow_tensor, torch) if hollow else to_torch)
 
     verdict = Verdict()
     with torch.no_grad():
-        _rehearse(torch, module, dict(tensors), "", verdict)
+        rehearse(torch, module, dict(tensors), "", verdict)
     used = set(supply) | set(supply.values()) | losers.keys()
     verdict.missing = list(dict.fromkeys(verdict.missing))
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
     for name in verdict.filled if not assign else ():
         _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
     return _ModuleFit(places, slots, supply, losers, tensors, verdict)
-
-
-def _hollow_tensor(torch: Any, array: Array) -> Any:
-    """What `to_torch` will make of an array like this one, on the memory of one element."""
-    if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
-        _, _, shape = _packed_form(array)
-        one: Array = PackedArray.of(np.zeros(1, np.uint8), TensorInfo(array.safetensors_dtype, (2,), 0, 1))
-    else:
-        shape, one = array.shape, np.zeros(1, array.dtype)
-    return torch.empty((), dtype=to_torch(one).dtype).expand(shape)
 
 
 def _tensors(
@@ -277,66 +198,6 @@ def _tensors(
                 raise SourceError(f"{name}: {error.message}", hint=error.hint) from error
             refused.append(name)
     return converted | {name: converted[source] for name, source in supply.items()}, refused
-
-
-def _rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdict: Verdict) -> None:
-    """Load into stand-ins without memory, as Module.load_state_dict walks, to hear what torch says.
-
-    Only this knows what the module's own hooks rename, accept and default. The tensors are real,
-    since some hooks read values; nothing is copied and nothing reaches the module.
-    """
-    stand_in = _stand_in(torch, module)
-    errors: list[str] = []
-    local = {"assign_to_params_buffers": True}
-    stand_in._load_from_state_dict(state, prefix, local, True, verdict.missing, verdict.unexpected, errors)
-    own = {
-        leaf: tensor
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None and leaf not in module._non_persistent_buffers_set
-    }
-    shapes = {}
-    for leaf, tensor in own.items():
-        name, given = prefix + leaf, state.get(prefix + leaf)
-        held = stand_in._parameters.get(leaf, stand_in._buffers.get(leaf))
-        if held is None or not held.is_meta:
-            verdict.filled[name] = None
-        elif errors and isinstance(given, torch.Tensor) and given.shape != tensor.shape:
-            shapes[name] = (tuple(tensor.shape), tuple(given.shape))
-        elif tensor.is_meta and given is None:
-            verdict.missing.append(name)
-        elif tensor.is_meta and not errors:
-            verdict.reasons.append(f"{name} would stay on the meta device: its module's own loading code skips it")
-    verdict.shapes.update(shapes)
-    verdict.reasons.extend(() if shapes else errors)
-    parts: dict[str, dict[str, Any]] = {}
-    for name, tensor in state.items():
-        leaf, dot, _ = name[len(prefix) :].partition(".")
-        if dot and name.startswith(prefix):
-            parts.setdefault(leaf, {})[name] = tensor
-    for leaf, child in stand_in._modules.items():  # a loader may have replaced some
-        if child is not None:
-            _rehearse(torch, child, parts.get(leaf, {}), f"{prefix}{leaf}.", verdict)
-
-
-def _stand_in(torch: Any, module: Any) -> Any:
-    """A stand-in for one module: its attributes and hooks, with meta tensors in place of its own."""
-
-    def bare(tensor: Any) -> Any:
-        return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-    def parameter(tensor: Any) -> Any:
-        return None if tensor is None else torch.nn.Parameter(bare(tensor), requires_grad=False)
-
-    stand_in = object.__new__(type(module))
-    stand_in.__dict__.update(module.__dict__)
-    stand_in.__dict__.update(
-        _parameters={leaf: parameter(tensor) for leaf, tensor in module._parameters.items()},
-        _buffers={leaf: bare(tensor) for leaf, tensor in module._buffers.items()},
-        _modules=dict(module._modules),
-        _non_persistent_buffers_set=set(module._non_persistent_buffers_set),
-        set_extra_state=lambda _: None,  # it may reach what stand_in and module share
-    )
-    return stand_in
 
 
 def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:

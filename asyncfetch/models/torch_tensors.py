@@ -1,0 +1,90 @@
+"""A numpy array as a torch tensor on the same memory. torch is imported when the first one is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import SourceError
+from ..format.arrays import PackedArray
+from ..format.header import TensorInfo
+from .fit import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["hollow_tensor", "to_torch"]
+
+
+def to_torch(array: Array) -> Tensor:
+    """`array` as a torch tensor on the same memory, of the same shape.
+
+    All dtypes of safetensors that torch has: integers, bool, complex64, floats, BF16, the F8 kinds.
+    F4 becomes `float4_e2m1fn_x2`, two values an element, with the last dimension halved. An array
+    that is read-only, misaligned, byte-swapped or of negative strides is copied: torch ignores the
+    first (a write would crash the process) and cannot express the rest.
+
+    Raises SourceError if torch is not installed or has no such dtype (F6; F4 before torch 2.8).
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
+    shape = array.shape
+    name, raw = array.dtype.name, _RAW.get(array.dtype.name)
+    if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
+        name, raw, shape = _packed_form(array)
+    dtype: Any = getattr(torch, name, None) if raw is not None else None
+    if raw is not None and dtype is None:
+        raise SourceError(f"torch {torch.__version__} has no dtype {name}.", hint="A newer torch may have it.")
+    array = _torch_ready(np.asarray(array))
+    try:
+        tensor: Tensor = torch.from_numpy(array if raw is None else array.view(raw).reshape(shape))
+    except TypeError:
+        raise SourceError(f"torch has no dtype for numpy's {name}.", hint="Cast the array first.") from None
+    return tensor if raw is None else tensor.view(dtype)
+
+
+# torch.from_numpy refuses the dtypes of ml_dtypes: they travel as integers of the same size.
+_RAW = {
+    "bfloat16": np.uint16,
+    "float8_e4m3fn": np.uint8,
+    "float8_e4m3fnuz": np.uint8,
+    "float8_e5m2": np.uint8,
+    "float8_e5m2fnuz": np.uint8,
+    "float8_e8m0fnu": np.uint8,
+}
+
+
+def _packed_form(array: PackedArray) -> tuple[str, type[np.uint8], tuple[int, ...]]:
+    """The torch dtype's name and the shape of an array whose elements are smaller than a byte."""
+    shape = array.logical_shape or ()
+    if array.safetensors_dtype != "F4":
+        raise SourceError(
+            f"torch has no dtype for {array.safetensors_dtype}.",
+            hint="array.unpack() gives its values; array.view(numpy.ndarray) its bytes.",
+        )
+    if not shape or shape[-1] % 2:
+        raise SourceError(
+            f"torch holds two F4 values in an element, so the last dimension of {shape} must be even.",
+            hint="array.unpack() gives its values; array.view(numpy.ndarray) its bytes.",
+        )
+    return "float4_e2m1fn_x2", np.uint8, (*shape[:-1], shape[-1] // 2)
+
+
+def _torch_ready(array: Array) -> Array:
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    odd = any(stride < 0 or stride % array.itemsize for stride in array.strides)
+    return array.copy() if odd or not array.flags.writeable or not array.flags.aligned else array
+
+
+def hollow_tensor(torch: Any, array: Array) -> Any:
+    """What `to_torch` will make of an array like this one, on the memory of one element."""
+    if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
+        _, _, shape = _packed_form(array)
+        one: Array = PackedArray.of(np.zeros(1, np.uint8), TensorInfo(array.safetensors_dtype, (2,), 0, 1))
+    else:
+        shape, one = array.shape, np.zeros(1, array.dtype)
+    return torch.empty((), dtype=to_torch(one).dtype).expand(shape)
