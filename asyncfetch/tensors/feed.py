@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 
 import anyio
 import numpy as np
-from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from ..errors import CorruptError, SourceError, storage_errors
@@ -30,15 +28,13 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.partial import FilePartial, Partial
-from ..tasks import run_as_task
+from ..tasks import off_loop, run_as_task
+from .allowance import Allowance, limit_in_memory, limit_on_disk
+from .descriptors import Descriptor
 from .merge import open_landed
 from .segments import Filled, Segment, TensorPartial, segments_of
 
 __all__ = ["Feed"]
-
-_AHEAD = 8 * MiB  # what a connection may be allowed to receive at once
-_MANY = 4  # files of at most this part of the limit are begun as a whole, several at a time
-_LEAST = 64 * MiB  # the memory limit, where the shards, or tensors, are smaller
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +56,7 @@ class _Stored:
     """A file on its way to disk, some of whose tensors can be read already. `waiting` is in the file's order."""
 
     waiting: deque[tuple[str, TensorInfo]]
-    descriptor: int
+    descriptor: Descriptor
     unread: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,12 +66,7 @@ class _Stored:
         """One of the tensors was: after the last one nothing reads here any more."""
         self.unread -= 1
         if not self.unread:
-            self.close()
-
-    def close(self) -> None:
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+            self.descriptor.close()
 
 
 # Tensors that came together, or how to open the shard that they are in.
@@ -99,35 +90,22 @@ class Feed:
         memory_limit: int | None,
         dtype: np.dtype[Any] | None,
     ) -> None:
-        selected = located.wanted
+        selected, memory = located.wanted, storage == "memory"
         self.early = early
         self.wake: Callable[[], None] = lambda: None
         self._index_file = selected.file
-        self._memory = storage == "memory"
+        self._memory = memory
         self._dtype = dtype
         self._names = {located.path_of(shard): selected.tensors_of(shard) for shard in selected.shards}
-        self._segments: dict[str, list[Segment]] = {}
-        if self._memory:
-            self._segments = {
-                file.name: segments_of(file.header, self._names.get(file.name, ()))
-                for file in located.files
-                if file.path is None and file.header is not None
-            }
-        self._stops = {name: [segment.stop for segment in parts] for name, parts in self._segments.items()}
-        self._largest = max((segment.nbytes for parts in self._segments.values() for segment in parts), default=0)
-        largest_file = max((file.size for file in located.files), default=0)
-        if not self._memory:
-            # Enough for each connection to have a piece of its own, also where shards are small.
-            self._limit = max(2 * largest_file, 2 * policy.connections * policy.min_split)
-        elif memory_limit is not None:
-            self._limit = memory_limit
-        else:
-            self._limit = max(2 * self._largest if early else largest_file * 5 // 4, _LEAST)
-        self._used = 0
-        self._reserved: dict[str, int] = {}  # for files as a whole
-        self._admitted: dict[str, int] = {}  # for files segment by segment: up to which byte there is memory
-        self._receiving = 0  # early, in memory: files that were begun and are not whole
-        self._growing = ""  # else, in memory: the one file that has memory for its beginning only
+        self._segments: dict[str, list[Segment]] = {
+            file.name: segments_of(file.header, self._names.get(file.name, ()))
+            for file in located.files
+            if memory and file.path is None and file.header is not None
+        }
+        sizes = [file.size for file in located.files]
+        stops = {name: [segment.stop for segment in parts] for name, parts in self._segments.items()}
+        limit = limit_in_memory(memory_limit, sizes, stops, early=early) if memory else limit_on_disk(sizes, policy)
+        self._allowance = Allowance(limit, stops, early=early, freed=lambda: self.wake())
         self._stored: dict[str, _Stored] = {}
         # No stream of anyio's: what is in the hands of a reader whose task is cancelled would be lost.
         self._lots: deque[_Lot] = deque()
@@ -141,94 +119,42 @@ class Feed:
     # -- the transfer's side ----------------------------------------------------------------------
 
     def admits(self, file: SourceFile) -> bool:
-        if not self._memory or (not self.early and file.size <= self._limit // _MANY):
-            admitted = self._reserve(file.size)
-            if admitted:
-                self._reserved[file.name] = file.size
-            return admitted
-        if self._growing or (self.early and self._receiving >= max(self._limit // max(self._largest, 1), 1)):
-            return False
-        stop = self._end_of_segment(file, max(len(file.prefix), 1) - 1)
-        if not self._reserve(stop):
-            return False
-        self._admitted[file.name] = stop
-        if self.early:
-            self._receiving += 1
-        else:
-            self._growing = file.name
-            self._let_next_begin(file)
-        return True
+        return self._allowance.admits(file.name, file.size, len(file.prefix))
 
     def partial(self, file: SourceFile) -> Partial:
         return TensorPartial(file.size, file.algorithm, self._segments[file.name], in_order=self.early)
 
     def room(self, file: SourceFile, offset: int) -> int:
-        admitted = self._admitted.get(file.name)
-        if admitted is None:
-            return file.size
-        while admitted < min(file.size, offset + _AHEAD):
-            end = self._end_of_segment(file, admitted)
-            # Without `early` all that was received of a file stays until it is whole.
-            if not self._reserve(end - admitted, held=0 if self.early else admitted):
-                break
-            admitted = self._admitted[file.name] = end
-        if not self.early:
-            self._let_next_begin(file)
-        return max(admitted - offset, 0)
+        return self._allowance.room(file.name, file.size, offset)
 
     def advanced(self, file: SourceFile, partial: Partial) -> None:
         if isinstance(partial, TensorPartial):
             taken = partial.take(unwanted=not self.early)
             if self.early:
                 self._offer_filled(file, taken)
-                self._give_back(sum(filled.segment.nbytes for filled in taken if not filled.segment.tensors))
+                self._allowance.give_back(sum(filled.segment.nbytes for filled in taken if not filled.segment.tensors))
         elif self.early and isinstance(partial, FilePartial):
             self._offer_stored(file, partial)
 
     def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
-        reserved = self._reserved.pop(file.name, 0)
         if isinstance(partial, TensorPartial) and self.early:
             self.advanced(file, partial)
-            self._receiving -= 1
-            self.wake()
-        elif isinstance(partial, TensorPartial) and landed.buffer is None:
+        reserved = self._allowance.landed(file.name)
+        if isinstance(partial, TensorPartial) and not self.early and landed.buffer is None:
             filled = partial.take_all()
             self._offer_filled(file, filled)
-            self._give_back(reserved - sum(one.segment.nbytes for one in filled))
-        else:
+            self._allowance.give_back(reserved - sum(one.segment.nbytes for one in filled))
+        elif not (isinstance(partial, TensorPartial) and self.early):
             credit = reserved if self._memory else 0
             if partial is None or not self.early:
                 self._offer(lambda: self._open(file, landed, credit))
-            self._give_back(reserved - credit)
+            self._allowance.give_back(reserved - credit)
 
     def finish(self, failure: Exception | None) -> None:
         """Nothing more comes; the reader gets `failure` after all that is here."""
         self._failure = failure
         self._finished = True
         self._tell()
-
-    def _end_of_segment(self, file: SourceFile, offset: int) -> int:
-        stops = self._stops[file.name]
-        return stops[bisect_right(stops, offset)]
-
-    def _let_next_begin(self, file: SourceFile) -> None:
-        """Once there is memory for a whole file, the next one may begin: two could wait for each other's memory."""
-        if self._admitted[file.name] == file.size:
-            self._reserved[file.name] = self._admitted.pop(file.name)
-            self._growing = ""
-            self.wake()
-
-    def _reserve(self, nbytes: int, *, held: int = 0) -> bool:
-        """Whether there is memory now. Always, where nothing but `held` is in use: waiting would not end."""
-        if self._used > held and self._used + nbytes > self._limit:
-            return False
-        self._used += nbytes
-        return True
-
-    def _give_back(self, nbytes: int) -> None:
-        if nbytes:
-            self._used -= nbytes
-            self.wake()
 
     # -- what is handed over ----------------------------------------------------------------------
 
@@ -256,8 +182,10 @@ class Feed:
         stored = self._stored.get(file.name)
         if stored is None:
             wanted = set(self._names.get(file.name, ()))
+            if not wanted:
+                return
             waiting = deque((name, info) for name, info in header.tensors.items() if name in wanted)
-            stored = self._stored[file.name] = _Stored(waiting, partial.duplicate() if waiting else -1)
+            stored = self._stored[file.name] = _Stored(waiting, Descriptor(partial.duplicate(), "stream"))
         reached = partial.frontier - header.data_start
         entries = []
         while stored.waiting and stored.waiting[0][1].end <= reached:
@@ -289,7 +217,7 @@ class Feed:
     async def next(self) -> tuple[str, Array] | None:
         """The next tensor; None at the end. Raises what the transfer failed with, after all that landed."""
         self._check_open()
-        self._give_back(self._owed)
+        self._allowance.give_back(self._owed)
         self._owed = 0
         await checkpoint()  # the download and the rest of the program have their turn, however many tensors wait
         while not self._ready:
@@ -298,7 +226,7 @@ class Feed:
                     raise self._failure from self._failure.__cause__
                 return None
         entry = self._ready[0]
-        array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()
+        array = await run_as_task(lambda: off_loop(entry.make)) if entry.heavy else entry.make()
         return self._hand_out(array)
 
     def next_at_hand(self) -> tuple[str, Array] | None:
@@ -316,7 +244,7 @@ class Feed:
             await self._news.wait()
             self._check_open()
         lot = self._lots[0]
-        entries = lot if isinstance(lot, list) else await run_as_task(functools.partial(to_thread.run_sync, lot))
+        entries = lot if isinstance(lot, list) else await run_as_task(functools.partial(off_loop, lot))
         self._check_open()
         self._ready.extend(entries)
         self._lots.popleft()
@@ -333,7 +261,7 @@ class Feed:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise SourceError("The stream is closed.", hint="Use it inside its `with` block.")
+            raise SourceError("The stream is closed.", hint="Use it inside its `with` block, or before close().")
 
     def close(self) -> None:
         """Drop what was not read."""
@@ -342,7 +270,7 @@ class Feed:
         self._lots.clear()
         self._tell()
         for stored in self._stored.values():
-            stored.close()
+            stored.descriptor.close()
 
 
 def _maker(filled: Filled, name: str, info: TensorInfo, file: str) -> Callable[[], Array]:
@@ -358,9 +286,9 @@ def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> C
 
     def read() -> Array:
         buffer, at = aligned_buffer(info.nbytes, 0), 0
-        with storage_errors(file.name):
+        with stored.descriptor as number, storage_errors(file.name):
             while at < info.nbytes:
-                got = os.preadv(stored.descriptor, [buffer[at : at + 16 * MiB]], offset + at)
+                got = os.preadv(number, [buffer[at : at + 16 * MiB]], offset + at)
                 if not got:
                     raise CorruptError(f"{file.name} ends at byte {offset + at:,}.", file=file.name)
                 at += got

@@ -24,6 +24,7 @@ from ..policy import Policy
 from ..sources.links import Links
 from ..sources.located import Located, SourceFile
 from ..spans import Span
+from .descriptors import Descriptor
 
 __all__ = ["Gatherer", "Sink", "Want"]
 
@@ -133,7 +134,8 @@ class Gatherer:
         self._links = Links(located.origin, lambda file: self._etags.pop(file.name, None))
         self._etags = {file.name: file.etag for file in located.files if file.etag is not None}
         self._whole_only: set[str] = set()  # files whose server knows no ranges
-        self._descriptors: dict[str, tuple[int, os.stat_result]] = {}
+        self._descriptors: dict[str, tuple[Descriptor, os.stat_result]] = {}
+        self._closed = False
 
     async def read(self, wants: Sequence[Want]) -> None:
         """Fill the memory of all `wants`. The first failure ends all; then the memory is of no use.
@@ -157,28 +159,36 @@ class Gatherer:
                     group.start_soon(self._run, file, part)
 
     async def aclose(self) -> None:
-        """Close what is open on disk."""
+        """Close what is open on disk, or leave that to who reads it now. Nothing is opened any more."""
+        self._closed = True
         for descriptor, _ in self._descriptors.values():
-            os.close(descriptor)
+            descriptor.close()
         self._descriptors.clear()
 
     async def _run(self, file: SourceFile, pieces: Sequence[tuple[Piece, memoryview]]) -> None:
         async with self._limiter:
             sink = Sink(pieces)
             if file.path is not None:
-                async with self._locks[file.name]:
-                    descriptor = await self._transport.limits.in_thread(lambda: self._descriptor(file))
-                while sink.room:
-                    await self._transport.limits.in_thread(
-                        lambda: _read_some(descriptor, sink, self._policy.burst, file)
-                    )
+                with await self._open(file) as number:
+                    while sink.room:
+                        await self._transport.limits.in_thread(
+                            lambda: _read_some(number, sink, self._policy.burst, file)
+                        )
             else:
                 intake = _Stretch(self, file, sink)
                 await receive(self._transport, intake, file=file.name, size=file.size, told=file.name)
 
     # -- the disk --------------------------------------------------------------------------------
 
-    def _descriptor(self, file: SourceFile) -> int:
+    async def _open(self, file: SourceFile) -> Descriptor:
+        try:
+            async with self._locks[file.name]:
+                return await self._transport.limits.in_thread(lambda: self._descriptor(file))
+        finally:
+            if self._closed:  # meanwhile
+                await self.aclose()
+
+    def _descriptor(self, file: SourceFile) -> Descriptor:
         """The open file, which must be the one whose header was read, and still as it was."""
         path = file.path
         if path is None:
@@ -187,7 +197,8 @@ class Gatherer:
             if file.name not in self._descriptors:
                 self._descriptors[file.name] = _open_same(path, file)
             descriptor, before = self._descriptors[file.name]
-            now = os.fstat(descriptor)
+            with descriptor as number:
+                now = os.fstat(number)
         if (now.st_size, now.st_mtime_ns) != (file.size, before.st_mtime_ns):
             raise ChangedError(file.name, "its size or its time of change is another one")
         return descriptor
@@ -240,22 +251,23 @@ def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> li
     return left
 
 
-def _open_same(path: Path, file: SourceFile) -> tuple[int, os.stat_result]:
+def _open_same(path: Path, file: SourceFile) -> tuple[Descriptor, os.stat_result]:
     """An open descriptor of the file that has the header that was read."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = Descriptor(os.open(path, os.O_RDONLY), "checkpoint")
     try:
-        if os.pread(descriptor, len(file.raw_header), 0) != file.raw_header:
-            raise ChangedError(file.name, "its header is another one")
-        return descriptor, os.fstat(descriptor)
+        with descriptor as number:
+            if os.pread(number, len(file.raw_header), 0) != file.raw_header:
+                raise ChangedError(file.name, "its header is another one")
+            return descriptor, os.fstat(number)
     except BaseException:
-        os.close(descriptor)
+        descriptor.close()
         raise
 
 
-def _read_some(descriptor: int, sink: Sink, burst: int, file: SourceFile) -> None:
+def _read_some(number: int, sink: Sink, burst: int, file: SourceFile) -> None:
     """The next bytes from disk: up to `burst`, or one step of the sink."""
     with storage_errors(file.path or file.name):
-        got = os.preadv(descriptor, [view := sink.place(min(sink.room, burst))], sink.position)
+        got = os.preadv(number, [view := sink.place(min(sink.room, burst))], sink.position)
     if not got:
         raise StorageError(str(file.path), f"it ends at byte {sink.position:,}")
     sink.accept(view[:got])

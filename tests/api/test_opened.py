@@ -38,6 +38,7 @@ from asyncfetch.format.dtypes import DTYPES
 from asyncfetch.server import Server
 from asyncfetch.sources.located import PREFIX_LIMIT
 from asyncfetch.spans import MiB
+from asyncfetch.tensors import gather
 
 from ..kit.canaries import shown
 from ..kit.fault_server import (
@@ -598,6 +599,51 @@ async def test_a_local_file_that_vanishes(tmp_path: Path) -> None:
         path.unlink()
         with pytest.raises(StorageError, match=r"model\.safetensors"):
             await checkpoint.tensor("rows")
+
+
+@pytest.mark.anyio
+async def test_a_block_that_ends_under_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens files then takes no number from under a reader: that one gets the right bytes."""
+    path, other = tmp_path / "model.safetensors", tmp_path / "other"
+    path.write_bytes(ONE["model.safetensors"])
+    other.write_bytes(bytes(path.stat().st_size))
+    reading, left = anyio.Event(), threading.Event()
+    read_some, results = gather._read_some, []
+
+    def gated(*arguments: Any) -> None:
+        read_some(*arguments)
+        if not reading.is_set():
+            anyio.from_thread.run_sync(reading.set)
+            assert left.wait(10)
+
+    async def read(checkpoint: Checkpoint) -> None:
+        try:
+            results.append(await checkpoint.tensor("experts"))
+        except SourceError as error:
+            results.append(error)
+
+    monkeypatch.setattr(gather, "_read_some", gated)
+    async with anyio.create_task_group() as group:
+        async with asyncfetch.open_async(path, policy=replace(QUICK, connections=1, burst=50_000)) as checkpoint:
+            group.start_soon(read, checkpoint)
+            await reading.wait()
+            group.start_soon(read, checkpoint)
+            await anyio.lowlevel.checkpoint()
+        opened = [os.open(other, os.O_RDONLY) for _ in range(10)]
+        left.set()
+    for number in opened:
+        os.close(number)
+    (array,) = [one for one in results if not isinstance(one, SourceError)]
+    equal(array, TENSORS["experts"])
+    assert [one.message for one in results if isinstance(one, SourceError)] == ["The checkpoint is closed."]
+    assert not [number for number in os.listdir("/proc/self/fd") if points_to(number, path)]
+
+
+def points_to(number: str, path: Path) -> bool:
+    try:
+        return os.path.samefile(f"/proc/self/fd/{number}", path)
+    except OSError:
+        return False
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from . import Mutant
 _TWO = "two loads of one model"
 _HOLDER = "a holder of a lock that stands still"
 _CANCEL = "cancelled at any moment"
+_UNDER = "a block that ends while another task reads in it"
 _SOCKETS = "sockets, descriptors and locks after failure and cancellation"
 _SIBLINGS = "one of several fails"
 _MEMORY = "memory and connections are bounded"
@@ -84,11 +85,11 @@ MUTANTS = (
         "tensors.feed:Feed.next",
         (
             "entry = self._ready[0]\n"
-            "array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()"
+            "array = await run_as_task(lambda: off_loop(entry.make)) if entry.heavy else entry.make()"
         ),
         (
             "entry = self._ready.popleft()\n"
-            "array = await run_as_task(lambda: to_thread.run_sync(entry.make)) if entry.heavy else entry.make()\n"
+            "array = await run_as_task(lambda: off_loop(entry.make)) if entry.heavy else entry.make()\n"
             "self._ready.appendleft(entry)"
         ),
         ("api/test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
@@ -108,6 +109,33 @@ MUTANTS = (
         "at += got",
         "        at += got\nstored.handed_out()",
         ("api/test_streaming.py::test_a_wait_cancelled_while_a_thread_works",),
+    ),
+    Mutant(
+        "closes-a-file-under-its-reader",
+        _UNDER,
+        "tensors.descriptors:Descriptor.close",
+        "not (self._closed or self._readers)",
+        "not self._closed",
+        (
+            "api/test_opened.py::test_a_block_that_ends_under_a_reader",
+            "tensors/test_descriptors.py::test_the_last_reader_closes_it",
+        ),
+    ),
+    Mutant(
+        "reads-what-is-closed",
+        _UNDER,
+        "tensors.descriptors:Descriptor.__enter__",
+        "if self._closed:",
+        "if not self._owner:",
+        ("tensors/test_descriptors.py::test_the_last_reader_closes_it",),
+    ),
+    Mutant(
+        "opens-a-file-after-the-end",
+        _UNDER,
+        "tensors.gather:Gatherer._open",
+        "if self._closed:",
+        "if not file:",
+        ("api/test_opened.py::test_a_block_that_ends_under_a_reader",),
     ),
     Mutant(
         "lock-held-across-a-cancellation",
@@ -187,17 +215,25 @@ MUTANTS = (
     Mutant(
         "memory-not-bounded",
         _MEMORY,
-        "tensors.feed:Feed._reserve",
-        "if self._used > held and self._used + nbytes > self._limit:",
+        "tensors.allowance:Allowance._reserve",
+        "if self.used > held and self.used + nbytes > self.limit:",
         "if nbytes < 0:",
         ("api/test_streaming.py::test_a_slow_reader_slows_the_download",),
+    ),
+    Mutant(
+        "files-wait-for-the-memory-of-each-other",
+        _MEMORY,
+        "tensors.allowance:Allowance.admits",
+        "if len(self._growing) >= self._most_growing:",
+        "if not file:",
+        ("tensors/test_allowance.py::test_all_files_come_through_whatever_the_order",),
     ),
     Mutant(
         "memory-never-given-back",
         _MEMORY,
         "tensors.feed:Feed.next",
-        "self._give_back(self._owed)",
-        "self._give_back(0)",
+        "self._allowance.give_back(self._owed)",
+        "self._allowance.give_back(0)",
         ("api/test_streaming.py::test_a_slow_reader_slows_the_download",),
     ),
     Mutant(
