@@ -8,10 +8,9 @@ the caller's model runs in a task of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio import to_thread
@@ -19,12 +18,11 @@ from anyio.lowlevel import RunVar
 
 from .errors import AsyncfetchError
 
-__all__ = ["collapse", "each", "in_own_task", "off_loop", "plain_errors", "run_as_task"]
+__all__ = ["collapse", "each", "off_loop", "plain_errors", "run_as_task"]
 
 _MOST_THREADS = 8
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_threads")  # of each event loop
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -48,16 +46,6 @@ async def run_as_task(work: Callable[[], Awaitable[T]]) -> T:
     if not results:  # someone cancelled the task itself, or raised its cancellation: so be it
         raise anyio.get_cancelled_exc_class()
     return results.pop()
-
-
-def in_own_task(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A coroutine function whose calls are `run_as_task`."""
-
-    @wraps(function)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await run_as_task(lambda: function(*args, **kwargs))
-
-    return call
 
 
 async def off_loop(work: Callable[[], T], *, abandon: bool = False) -> T:

@@ -19,7 +19,7 @@ from anyio import to_thread
 import asyncfetch
 from asyncfetch.engine import bookkeeping
 from asyncfetch.models import into as models
-from asyncfetch.tasks import in_own_task, run_as_task
+from asyncfetch.tasks import run_as_task
 
 from .conftest import BACKENDS
 from .kit.files import sharded
@@ -41,7 +41,7 @@ async def test_results_and_errors() -> None:
         return Thing()
 
     assert isinstance(await run_as_task(lambda: work(None)), Thing)
-    assert isinstance(await in_own_task(work)(None), Thing)
+    assert isinstance(await run_as_task(lambda: work(None)), Thing)
     for error in (ValueError("its own"), ExceptionGroup("a group", [ValueError()]), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
             await run_as_task(lambda: work(error))  # noqa: B023
