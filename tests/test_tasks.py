@@ -41,7 +41,6 @@ async def test_results_and_errors() -> None:
         return Thing()
 
     assert isinstance(await run_as_task(lambda: work(None)), Thing)
-    assert isinstance(await run_as_task(lambda: work(None)), Thing)
     for error in (ValueError("its own"), ExceptionGroup("a group", [ValueError()]), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught:
             await run_as_task(lambda: work(error))  # noqa: B023
