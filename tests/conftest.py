@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import none
 
 from .kit import secrets_watch
 from .kit.certificates import trusted_context
@@ -31,8 +34,9 @@ FIGURE = "figure"  # what a test measured travels with its report, as the proces
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long` is what scripts/torture runs; `--seed` repeats what a random test did."""
+    """`--long` is what scripts/torture runs; `--seed` repeats what a random test did; `--note` is for .ci/run."""
     parser.addoption("--long", action="store_true", help="run tests/torture in full (an hour or two)")
+    parser.addoption("--note", action="append", default=[], help="say this below the results: what is not tested")
     parser.addoption("--seed", type=int, help="of the random tests: 0 unless told, and a new one with --long")
 
 
@@ -42,6 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
         drawn = random.randrange(10**9) if config.option.long else 0
         config.option.seed = getattr(config, "workerinput", {}).get("seed", drawn)
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: no collection of garbage need look at it, and tests ask for many."""
+    given(none())(lambda _: None)()  # hypothesis looks by the same means for what it registers when it is first used
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -74,8 +86,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.option.seed}"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests measured."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests measured, and what whoever started them has to say."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     lines = [
         f"{report.nodeid.rpartition('::')[2]}: {text}"
@@ -88,6 +100,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for line in lines:
             terminalreporter.line(line)
+    for note in config.option.note:
+        terminalreporter.section(note, sep="!", red=True)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from . import ROOT, Mutant, MutantError
 
 __all__ = ["Verdict", "control", "judge"]
 
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", "*.egg-info", "build", "dist")
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
 _PYTEST = ("-q", "--no-header", "--tb=line", "--timeout=30", "--seed=1")
 _ALL_PASSED, _SOME_FAILED = 0, 1
 
@@ -48,11 +48,11 @@ def judge(mutant: Mutant) -> Verdict:
     return Verdict("survived" if passed else "skipped", "", output)
 
 
-def control(mutants: Sequence[Mutant]) -> None:
-    """Run all tests of `mutants` on an unbroken copy. Raises MutantError if they do not pass anyway."""
+def control(mutants: Sequence[Mutant], at_once: int) -> None:
+    """Run all tests of `mutants` on an unbroken copy, in several processes. Raises MutantError if they do not pass."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     with _copy() as root:
-        code, output = _pytest(root, tests, seconds=1800)
+        code, output = _pytest(root, tests, "-n", str(at_once), seconds=1800)
     if code != _ALL_PASSED:
         raise MutantError(f"the tests fail without any mutant\n{output}")
 
