@@ -22,6 +22,7 @@ __all__ = ["Body"]
 _BURST_SECONDS = 0.012  # how long a worker thread receives before it looks back at the event loop
 # Between two pieces of a burst, or an event loop that was woken waits until the thread's time slice has run out.
 _give_way = getattr(os, "sched_yield", lambda: None)
+_NO_BODY = (204, 304)  # whatever a length says: RFC 9110, section 6.4.1
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 
@@ -38,6 +39,8 @@ class Body:
         length = self.headers.get("content-length", "")
         chunked = "transfer-encoding" in self.headers
         self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
+        if self.status in _NO_BODY:
+            self.length = 0
         self.encoded = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
         self._response = response
         self._policy = policy
