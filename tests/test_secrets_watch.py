@@ -151,32 +151,6 @@ def test_that_may():
 @pytest.mark.shows_secrets()
 def test_that_does_not_say_why():
     print(TOKEN)
-"""
-
-
-def suite(tmp_path: Path, text: str, *options: str) -> str:
-    """What pytest prints of a file of tests, in a run of its own with this suite's conftest.py."""
-    (tmp_path / "test_suite.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(ROOT), *options]
-    command += ["-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_suite.py")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    return run.stdout + run.stderr
-
-
-PROCESSES = pytest.mark.parametrize("processes", [0, 2], ids=["one process", "workers"])
-
-
-@PROCESSES
-@pytest.mark.shows_secrets(reason="its child prints a canary, and pytest shows that")
-def test_a_leak_is_an_error_of_the_test(tmp_path: Path, processes: int) -> None:
-    """In a run of its own: an error where it leaks, none where the marker allows it, and the marker needs a reason."""
-    shown = suite(tmp_path, _SUITE, "-n", str(processes))
-    assert "3 passed, 2 errors" in shown, shown
-    assert "secrets were shown:\ncaptured stdout: " in shown
-
-
-_MEASURES = """
-import pytest
 
 @pytest.mark.parametrize("number", range(4))
 def test_that_measures(number, figure, seed):
@@ -184,11 +158,20 @@ def test_that_measures(number, figure, seed):
 """
 
 
-@PROCESSES
-def test_figures_and_the_seed(tmp_path: Path, processes: int) -> None:
-    """What tests measured stands below the results, and one seed, which is printed, is that of all processes."""
-    shown = suite(tmp_path, _MEASURES, "-n", str(processes), "--long")  # which draws a seed
-    (seed,) = re.findall(r"^seed: (\d+)$", shown, re.MULTILINE)
-    figures = shown.partition(" figures ")[2]
+@pytest.mark.parametrize("processes", [0, 2], ids=["one process", "workers"])
+@pytest.mark.shows_secrets(reason="its child prints a canary, and pytest shows that")
+def test_a_run_of_its_own(tmp_path: Path, processes: int) -> None:
+    """In one process and in several: what leaks, what was measured, and one seed for all.
+
+    An error where a test leaks, none where its marker allows it, and the marker needs a reason.
+    """
+    (tmp_path / "test_suite.py").write_text(_SUITE)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(ROOT), "-n", str(processes)]
+    command += ["--long", "-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_suite.py")]  # which draws a seed
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert "7 passed, 2 errors" in run.stdout, run.stdout + run.stderr
+    assert "secrets were shown:\ncaptured stdout: " in run.stdout
+    (seed,) = re.findall(r"^seed: (\d+)$", run.stdout, re.MULTILINE)
+    figures = run.stdout.partition(" figures ")[2]
     for number in range(4):
-        assert f"test_that_measures[{number}]: {number * 7} of {seed}\n" in figures, shown
+        assert f"test_that_measures[{number}]: {number * 7} of {seed}\n" in figures, run.stdout

@@ -26,6 +26,7 @@ from ..kit.fault_server import FaultServer, Headers
 from ..kit.files import safetensors_bytes, sharded
 from ..kit.strace import ROOT
 from ..kit.users import as_nobody, public_folder
+from ..kit.zygote import zygote
 
 INDEX = "model.safetensors.index.json"
 TENSORS = {f"layer.{number}.weight": np.arange(number, number + 5000, dtype=np.float32) for number in range(7)}
@@ -73,13 +74,21 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, server: Server, monkeyp
     return str(request.param)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def python() -> Iterator[None]:
+    """What `hub` runs with: a Python with the libraries that huggingface_hub imports, but not yet itself."""
+    with zygote("filelock", "httpx2", "tqdm.auto", "yaml") as PYTHON[:]:
+        yield
+
+
+PYTHON: list[str] = []
+
+
 def hub(code: str, cache: Path, **environ: str) -> Any:
     """What `code` leaves in `result`, run by a Python with huggingface_hub and without asyncfetch."""
     script = f"{BEGIN}{code}\nassert 'asyncfetch' not in sys.modules\nprint(json.dumps(result, default=str))"
     environ = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **environ}
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=50
-    )
+    run = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, env=environ, cwd=ROOT, timeout=50)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 

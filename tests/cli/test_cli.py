@@ -33,6 +33,7 @@ from asyncfetch.server import Server
 from ..kit.canaries import TOKEN, shown
 from ..kit.fault_server import COMMIT, FaultServer
 from ..kit.files import sharded, sharded_bytes
+from ..kit.zygote import zygote
 
 ROOT = Path(__file__).parents[2]
 REPO = "org/model"
@@ -84,9 +85,20 @@ def hub(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+@pytest.fixture(autouse=True, scope="module")
+def python() -> Iterator[None]:
+    """What commands run with, unless they are `real`: a Python that need not import everything first."""
+    work = ("asyncfetch.api.functions", "asyncfetch.api.loading", "anyio._backends._asyncio")
+    with zygote("asyncfetch.cli.main", *work, "rich.progress", "rich.table") as PYTHON[:]:
+        yield
+
+
+PYTHON: list[str] = []
+
+
+def start(*arguments: object, real: bool = False, **options: Any) -> subprocess.Popen[bytes]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-    command = [sys.executable, "-m", "asyncfetch", *map(str, arguments)]
+    command = [*([sys.executable] if real else PYTHON), "-m", "asyncfetch", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     return subprocess.Popen(command, env=environment, **pipes | options)
 
@@ -133,7 +145,7 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
 
 def test_download_prints_the_folder_and_nothing_else(hub: Server) -> None:
     """stdout is one path, which holds the files; stderr tells of each shard, without a control sequence."""
-    ran = command("download", REPO)
+    ran = command("download", REPO, real=True)
     assert ran.code == 0
     folder = Path(ran.out.removesuffix("\n"))
     assert {path.name for path in folder.iterdir()} >= set(SHARDS)
@@ -477,7 +489,7 @@ def test_an_interrupt_ends_at_once(number: signal.Signals) -> None:
         release.wait(20)
 
     with listening(stall) as url:
-        process = start("download", REPO, "--endpoint", url)
+        process = start("download", REPO, "--endpoint", url, real=True)
         assert asked.wait(20)
         started = time.monotonic()
         process.send_signal(number)
@@ -538,12 +550,12 @@ def test_a_locale_without_unicode(hub: Server, models: Path) -> None:
     """In an ASCII locale nothing crashes; what cannot be shown is escaped."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
     folder = models / "org" / "model"
-    ran = command("load", folder, env=plain)
+    ran = command("load", folder, env=plain, real=True)
     assert ran.code == 0
-    ran = command("load", "org/modèle-…", env=plain)
+    ran = command("load", "org/modèle-…", env=plain, real=True)
     assert ran.code == 2
     assert ran.err.isascii()
-    assert command("--help", env=plain).code == 0
+    assert command("--help", env=plain, real=True).code == 0
 
 
 def test_help_tells_where_the_token_goes() -> None:
@@ -585,7 +597,7 @@ def test_without_the_extra_it_says_what_to_install() -> None:
 
 def test_serve_says_how_to_use_it(models: Path) -> None:
     """serve prints its URL and a line to paste, answers downloads, and ends with 0 on Ctrl-C."""
-    process = start("serve", models, "--port", 0)
+    process = start("serve", models, "--port", 0, real=True)
     assert process.stderr is not None
     lines = [process.stderr.readline().decode(), process.stderr.readline().decode()]
     found = re.fullmatch(r"export HF_ENDPOINT=(http://127\.0\.0\.1:\d+)\n", lines[1])
@@ -605,7 +617,9 @@ def test_serve_takes_the_token_from_the_environment(models: Path) -> None:
 def test_a_table_on_a_terminal(hub: Server) -> None:
     """On a terminal a download draws one row for each shard and a total, and hides the cursor no longer than that."""
     leader, follower = pty.openpty()
-    process = start("download", REPO, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"})
+    process = start(
+        "download", REPO, real=True, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"}
+    )
     os.close(follower)
     drawn = b""
     try:

@@ -9,7 +9,7 @@ import pytest
 from .experiment import Experiment, experiments
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def experiment_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Experiment]]:
     """`experiment_of(state, links)`; each is recorded once."""
     with experiments(tmp_path_factory.mktemp("experiments")) as get:
