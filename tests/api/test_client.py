@@ -228,13 +228,13 @@ async def test_waits_are_told_to_their_own_call(server: FaultServer, tmp_path: P
     assert 0 < waits[0].delay <= 1
 
 
-def test_one_event_loop(server: FaultServer, tmp_path: Path) -> None:
+def test_one_event_loop(tmp_path: Path) -> None:
     """A client is of the loop in which it was first used; in another one it says so."""
-    server.hub("org/model", FILES)
-    client = client_of(server, tmp_path)
-    anyio.run(client.inspect, "org/model")
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(TENSORS))
+    client = Client()
+    anyio.run(client.inspect, tmp_path)
     with pytest.raises(SourceError, match="event loop"):
-        anyio.run(client.inspect, "org/model")
+        anyio.run(client.inspect, tmp_path)
 
 
 @pytest.mark.anyio
