@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import inspect
 import os
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import wraps
 from importlib import import_module
@@ -120,7 +122,19 @@ def _shown(option: str, value: object) -> str:
 
 async def imported(module: str) -> Any:
     """A module of this package, imported in a thread: what stands behind some takes a quarter of a second."""
-    return await to_thread.run_sync(import_module, f"asyncfetch.{module}")
+    return await to_thread.run_sync(_import_quietly, f"asyncfetch.{module}")
+
+
+def _import_quietly(name: str) -> Any:
+    """Import without collections of garbage, each of which would hold up the event loop too."""
+    collects = gc.isenabled() and name not in sys.modules
+    if collects:
+        gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        if collects:
+            gc.enable()
 
 
 async def within(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:
