@@ -262,7 +262,7 @@ class NetworkError(AsyncfetchError):
 
 
 class ServerError(NetworkError):
-    """A 5xx, 408 or 425 answer."""
+    """A 5xx, 408 or 425 answer: the server fails, or is not ready."""
 
     code = "server_error"
 

@@ -1,4 +1,4 @@
-"""Every keyword of the public functions, written once, and how a call with a wrong one is refused.
+"""Every keyword of the public functions, written once.
 
 A function takes `**options: Unpack[Options]`, which type checkers see through; `spelled_out` gives it the
 signature and the docstring in which all of them stand.

@@ -70,7 +70,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 except OSError as error:
                     raise CertificateError(f"the certificate store cannot be read: {error}", url=str(url)) from error
             # No bound: httpcore loses slots when a request that waits for one is cancelled
-            # (https://github.com/encode/httpcore/issues/1093). The lanes bound the connections.
+            # (https://github.com/encode/httpcore/issues/1093). Limits.connections bounds them.
             pool = httpcore.AsyncConnectionPool(
                 ssl_context=context,
                 max_connections=None,

@@ -2,7 +2,7 @@
 
 Each shard is one private map (or one buffer), each tensor a view on it: no bytes are copied, so
 the time does not grow with the size. `safetensors.numpy` is not used for data, since it holds the
-GIL while it copies a whole file; its rules for headers are kept in header.py.
+GIL while it copies a whole file; its rules for headers are kept in format/header.py.
 """
 
 from __future__ import annotations
