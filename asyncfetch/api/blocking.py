@@ -21,7 +21,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from ..errors import AsyncfetchError, SourceError
-from .calls import refuse_misfits, shortened
+from .public import refuse_misfits, shortened
 
 __all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method"]
 

@@ -17,8 +17,8 @@ from anyio.lowlevel import RunVar
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
-from .calls import imported, public, refuse_misfits, shortened, within
 from .options import Access, DTypeLike, Planned, Sought, Source, Storage, Wanted, spelled_out
+from .public import imported, public, refuse_misfits, shortened, within
 
 if TYPE_CHECKING:
     from ..events import Resolved

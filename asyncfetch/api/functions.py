@@ -16,9 +16,9 @@ from anyio import to_thread
 
 from ..errors import SourceError
 from .blocking import blocking, blocking_block
-from .calls import imported, public, refuse_misfits
 from .client import Client, Opening, Streaming
 from .options import DTypeLike, InspectOptions, Options, PlanOptions, Source, Storage, VerifyOptions, spelled_out, split
+from .public import imported, public, refuse_misfits
 
 if TYPE_CHECKING:
     from ..events import Resolved

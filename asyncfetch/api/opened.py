@@ -24,8 +24,8 @@ from ..storage.buffers import aligned_buffer
 from ..tasks import plain_errors
 from ..tensors.gather import Gatherer, Want
 from .blocking import Handle, blocking_method
-from .calls import within
 from .options import DTypeLike
+from .public import within
 from .results import StateDict
 
 __all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor"]

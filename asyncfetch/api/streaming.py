@@ -16,7 +16,7 @@ from ..sources.located import Located
 from ..tasks import plain_errors
 from ..tensors.feed import Feed
 from .blocking import Handle
-from .calls import shortened, within
+from .public import shortened, within
 from .session import Session
 
 __all__ = ["BlockingTensors", "Tensors", "feeding"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InvalidHeaderError
 from .dtypes import DTYPES
-from .hostile import _SHORT, FlawError, parse_json, recognize, short_repr
+from .hostile import FlawError, parse_json, recognize, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,10 +62,6 @@ class Header:
     metadata: dict[str, str]
     data_start: int
     file_size: int
-
-
-_SHORT.maxstring = _SHORT.maxother = 100
-_SHORT.maxlevel = 3
 
 
 _CUT_SHORT = "It seems to be cut short: fetch it again."

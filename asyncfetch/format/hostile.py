@@ -51,6 +51,8 @@ class FlawError(ValueError):
 
 
 _SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+_SHORT.maxlevel = 3
 
 
 def short_repr(value: object) -> str:

@@ -244,8 +244,8 @@ def _still_on_meta(module: Any) -> tuple[str, ...]:
     temporary = [name for name, place in places.items() if not place.persistent]
     if temporary:
         warnings.warn(
-            f"No checkpoint holds non-persistent buffers, and these are on the meta device: {', '.join(temporary)}. "
-            "Compute them before the first forward pass.",
+            f"These buffers are no part of the state dict and have no values: they are on the meta device. "
+            f"Compute them before the first forward pass, which is wrong without them: {', '.join(temporary)}.",
             UserWarning,
             stacklevel=5,
         )

@@ -1,7 +1,8 @@
-"""Who writes a partial: one process alone, as long as it lives.
+"""Who writes a partial: one process alone, as long as it lives; and huggingface_hub's own lock of a blob.
 
-A lock of the kernel's tells, which a kill frees. Where there are no locks, or none that keep anyone
-out, each run writes a file of its own.
+A lock of the kernel's tells who writes, which a kill frees. Where there are no locks, or none that keep
+anyone out, each run writes a file of its own. The other lock only saves work: whoever holds it is
+waited for while its file grows.
 """
 
 from __future__ import annotations

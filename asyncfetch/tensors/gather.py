@@ -123,7 +123,7 @@ def _copy(piece: Piece, source: memoryview, memory: memoryview) -> None:
 
 
 class Gatherer:
-    """Reads parts of the files of `located`, at most `policy.connections` at a time over all calls."""
+    """Reads parts of the files of one opened checkpoint, at most `policy.connections` at a time in all calls."""
 
     def __init__(self, located: Located, transport: Transport, policy: Policy) -> None:
         self._transport = transport

@@ -21,7 +21,7 @@ MAX_FUNCTION = 60  # lines of a function, its docstring included
 # What may be imported inside a function: the extras, which need not be installed, and the wing that needs one.
 EXTRAS = frozenset({"cyclopts", "h2", "jax", "rich", "starlette", "torch", "uvicorn"})
 # Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
-LATE = frozenset({"__init__.py", "api/calls.py"})
+LATE = frozenset({"__init__.py", "api/public.py"})
 NEED_AN_EXTRA = frozenset({"server"})
 # Longer than that today. What is shortened leaves this list; nothing joins it.
 TO_BE_SHORTENED: frozenset[str] = frozenset()
