@@ -179,7 +179,7 @@ class Campaign:
     async def _resume(self, cache: Path) -> None:
         """The next run is right, and asks for what is missing and for the prefixes again, no more."""
         kept = sum(journalled(cache).values()) + published(cache)
-        while self.hub.sent("org/model"):  # requests that were under way when it was cancelled may come late
+        while self.hub.sent("org/model"):  # noqa: ASYNC110  # what was under way when it was cancelled may come late
             await anyio.sleep(0.02)
         with anyio.fail_after(20):
             state = await asyncfetch.load_async("org/model", **options(self.hub, cache))
