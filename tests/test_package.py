@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import importlib
 import inspect
 import subprocess
@@ -155,10 +156,14 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
     expected = {*FILES, "asyncfetch/py.typed"}
     assert {name for name in names if not name.startswith(f"{info}/")} == expected
     assert f"{info}/licenses/LICENSE" in names
     assert "asyncfetch = asyncfetch.cli.main:main" in entry_points
+    # What serves only those who develop is in dependency groups, which are not published.
+    assert metadata.get_all("Provides-Extra") == ["cli", "serve", "torch"]
+    assert {line.partition(",")[0] for line in metadata.get_all("Project-URL", [])} >= {"Homepage", "Issues"}
 
 
 def test_changelog_knows_the_version() -> None:
