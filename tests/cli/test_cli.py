@@ -93,14 +93,24 @@ def python() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """A command that was started and still runs when its test is over, because that failed, is ended."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 PYTHON: list[str] = []
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 def start(*arguments: object, real: bool = False, **options: Any) -> subprocess.Popen[bytes]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     command = [*([sys.executable] if real else PYTHON), "-m", "asyncfetch", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.Popen(command, env=environment, **pipes | options)
+    STARTED.append(subprocess.Popen(command, env=environment, **pipes | options))
+    return STARTED[-1]
 
 
 class Ran:

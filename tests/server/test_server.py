@@ -604,7 +604,10 @@ def test_serve_until_interrupted(root: Path) -> None:
         )
         assert stalled.status_code == 200
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        try:
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
         stalled.close()
     assert (process.returncode, out, err) == (0, "returned\n", "")
 
