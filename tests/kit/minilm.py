@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -29,13 +32,19 @@ def script(name: str) -> ModuleType:
 
 make_minilm = script("make_minilm")
 make = make_minilm.make
-source_tensors = make_minilm.source_tensors
+source_tensors = functools.cache(make_minilm.source_tensors)
 
 
 @pytest.fixture(scope="session")
 def minilm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to read from, with the repositories demo/all-MiniLM-L6-v2 (F32) and demo/all-MiniLM-L6-v2-bf16."""
-    root = tmp_path_factory.mktemp("minilm")
-    for name, (dtype, shards) in make_minilm.REPOSITORIES.items():
-        make(root / name, dtype, shards)
+    # The processes of one run share it: it takes a second to make.
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minilm"
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            unfinished = tmp_path_factory.mktemp("unfinished")
+            for name, (dtype, shards) in make_minilm.REPOSITORIES.items():
+                make(unfinished / name, dtype, shards)
+            unfinished.rename(root)
     return root
