@@ -277,6 +277,7 @@ def test_wrong_names(call: Callable[[], object], text: str) -> None:
 def test_blocking_client(server: FaultServer, tmp_path: Path) -> None:
     """All methods, from several threads at once, and the end."""
     server.hub("org/model", FILES)
+    before = set(threading.enumerate())
     with BlockingClient(endpoint=server.url, cache_dir=tmp_path, token=False, policy=CALM) as client:
         with ThreadPoolExecutor(4) as pool:
             assert all(map(same, pool.map(client.load, ["org/model"] * 4)))
@@ -299,7 +300,7 @@ def test_blocking_client(server: FaultServer, tmp_path: Path) -> None:
         left_open.tensor("layer.0")
     left_open.close()
     client.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "asyncfetch portal"]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "asyncfetch portal"]
 
 
 def test_methods_have_the_options_of_a_call() -> None:

@@ -67,8 +67,11 @@ class Hub:
             self._server.fault(path, Flip(at), forever=True)
 
     def sent(self, repo: str) -> int:
-        """Body bytes of shards since the last call; those of a broken connection count as far as they were sent."""
-        nbytes = sum(self._server.sent(path) for path in self._paths[repo])
+        """How many different bytes of shards were sent since the last call, also over connections that broke.
+
+        What a connection takes over from another, which had it in its socket, counts once.
+        """
+        nbytes = sum(int((times_sent(self._server, path) > 0).sum()) for path in self._paths[repo])
         self._server.seen.clear()
         return nbytes
 
