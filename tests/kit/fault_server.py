@@ -336,6 +336,18 @@ class FaultServer:
         """The body bytes that were sent for `path` so far."""
         return sum(seen.sent for seen in self.to(path))
 
+    def covered(self, path: str, since: int = 0) -> int:
+        """How many different bytes of `path` were sent by requests from `seen[since]` on.
+
+        What a connection takes over from another, which had it in its socket, counts once.
+        """
+        counted = bytearray(len(self.resources[path].body))
+        for seen in self.seen[since:]:
+            if seen.path == path:
+                begin = seen.start or 0
+                counted[begin : begin + seen.sent] = b"\1" * seen.sent
+        return counted.count(1)
+
     @property
     def connections(self) -> int:
         """How many connections brought a request."""

@@ -67,11 +67,8 @@ class Hub:
             self._server.fault(path, Flip(at), forever=True)
 
     def sent(self, repo: str) -> int:
-        """How many different bytes of shards were sent since the last call, also over connections that broke.
-
-        What a connection takes over from another, which had it in its socket, counts once.
-        """
-        nbytes = sum(int((times_sent(self._server, path) > 0).sum()) for path in self._paths[repo])
+        """How many different bytes of shards were sent since the last call, also over connections that broke."""
+        nbytes = sum(self._server.covered(path) for path in self._paths[repo])
         self._server.seen.clear()
         return nbytes
 
