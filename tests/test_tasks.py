@@ -19,12 +19,28 @@ from anyio import to_thread
 import asyncfetch
 from asyncfetch.engine import bookkeeping
 from asyncfetch.models import into as models
-from asyncfetch.tasks import run_as_task
+from asyncfetch.tasks import each, run_as_task
 
 from .conftest import BACKENDS
 from .kit.files import sharded
 
 TENSORS = {f"t{n}": np.full(20_000, n, dtype=np.int32) for n in range(4)}
+
+
+@pytest.mark.anyio
+async def test_each_begins_only_so_many() -> None:
+    """Of a thousand shards, few wait for a connection at a time: each that waits is looked at when one is free."""
+    running = most = 0
+
+    async def work(_: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.lowlevel.checkpoint()
+        running -= 1
+
+    await each(range(1000), work, 7)
+    assert (running, most) == (0, 7)
 
 
 @pytest.mark.anyio

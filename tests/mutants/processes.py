@@ -237,12 +237,20 @@ MUTANTS = (
         ("api/test_streaming.py::test_a_slow_reader_slows_the_download",),
     ),
     Mutant(
+        "connections-not-bounded",
+        _MEMORY,
+        "network/limits:Connections.__init__",
+        "self._free = most",
+        "self._free = 10_000",
+        ("api/test_client.py::test_many_loads_share_the_bound",),
+    ),
+    Mutant(
         "looks-not-bounded",
         _MEMORY,
         "tasks:each",
         "limiter = anyio.CapacityLimiter(at_once)",
         "limiter = anyio.CapacityLimiter(10_000)",
-        ("sources/test_resolve.py::test_looks_are_bounded",),
+        ("test_tasks.py::test_each_begins_only_so_many",),
     ),
     Mutant(
         "reporter-breaks-the-load",
