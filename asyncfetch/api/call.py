@@ -11,13 +11,15 @@ from typing import Any
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
-from ..errors import ChecksumMismatchError, StorageError, storage_errors
+from ..errors import AsyncfetchError, CorruptError, OfflineError, storage_errors
 from ..events import Resolved
 from ..format.dtypes import dtype_or_none
 from ..format.header import TensorInfo
 from ..models.into import LoadReport, load_state_dict_into
 from ..network.transport import Transport
+from ..sources.headers import header_on_disk
 from ..sources.located import Landed, Located
+from ..sources.request import LocalSource, is_index_name
 from ..storage.checksums import Checksum, verify_file
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
@@ -68,7 +70,12 @@ class Call:
 
     async def verify(self) -> tuple[VerifiedFile, ...]:
         """Each cached file, hashed again."""
-        located = await self.session.locate(headers=False)
+        try:
+            located = await self.session.locate(headers=False)
+        except (OfflineError, CorruptError) as error:  # it asks nobody, so what they advise is not for it
+            if not isinstance(self.session.request.source, LocalSource):
+                error.hint = "verify() sends nothing: fetch it with download(source, offline=False)."
+            raise
         paths = [(file.name, file.path, file.checksum) for file in located.files if file.path is not None]
         if located.index is not None and located.index_path is not None and located.cache is not None:
             known = await to_thread.run_sync(located.cache.checksum_of, located.index_path)
@@ -140,11 +147,14 @@ def _inspection(located: Located) -> Inspection:
 def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFile:
     with storage_errors(path):
         size = path.stat().st_size
-    if checksum is None:
-        return VerifiedFile(name, path, size, None, None, None)
-    error = None
+    error, checked = None, checksum is not None
     try:
-        verify_file(path, checksum, file=name, check=from_thread.check_cancelled)
-    except (ChecksumMismatchError, StorageError) as wrong:
-        error = wrong.message
-    return VerifiedFile(name, path, size, str(checksum), error is None, error)
+        if checksum is not None:
+            verify_file(path, checksum, file=name, check=from_thread.check_cancelled)
+        elif not is_index_name(name):
+            header_on_disk(path, name)
+    except AsyncfetchError as wrong:
+        error, checked = wrong.message, True
+    return VerifiedFile(
+        name, path, size, str(checksum) if checksum else None, (error is None) if checked else None, error
+    )

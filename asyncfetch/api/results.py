@@ -107,7 +107,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """A cached file after its hash was taken again. `ok` is None where no hash is known for it."""
+    """A cached file after its hash was taken again. `ok` is None where no hash is known, and its header is right."""
 
     file: str
     path: Path

@@ -12,17 +12,18 @@ from anyio import from_thread, to_thread
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError, storage_errors
+from ..errors import ChecksumMismatchError
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
+from ..sources.finder import distrust
 from ..sources.located import Landed, Located, SourceFile
 from ..sources.request import LocalSource, Request, parse_source
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
-from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
+from ..storage.checksums import Checksum, parse_checksum, verify_file
 from .options import Access, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
@@ -74,7 +75,7 @@ class Session:
         return await resolve(self.request, self.transport, headers=headers)
 
     async def _verify_present(self, located: Located) -> bool:
-        """Hash what was on disk before. A wrong file of the cache is put aside: whether there was one."""
+        """Hash what was on disk before. A wrong file of the cache is used no more: whether there was one."""
         wrong = False
         for file, path, checksum in await to_thread.run_sync(self._in_doubt, located):
             try:
@@ -82,26 +83,26 @@ class Session:
                     lambda: verify_file(path, checksum, file=file.name, check=from_thread.check_cancelled)  # noqa: B023
                 )
             except ChecksumMismatchError as error:
-                if located.cache is None or self.request.settings.offline:
-                    error.hint = f"{path} is not what it should be: it is damaged, or another file."
-                    raise
-                self.notify(Warned(f"{error.message} The cached file is put aside and fetched again.", file.name))
-                await to_thread.run_sync(located.cache.quarantine, path)
+                offline = self.request.settings.offline
+                await distrust(error, file.name, path, located.cache, self.transport, offline=offline)
                 wrong = True
             else:
                 self.notify(FileVerified(file.name, file.size, str(checksum)))
         return wrong
 
     def _in_doubt(self, located: Located) -> list[tuple[SourceFile, Path, Checksum]]:
-        """What is to be hashed: all on disk by verify="always", else that for which no blob's name vouches."""
+        """What is to be hashed: all on disk by verify="always", else that for which no blob's name vouches.
+
+        Where the source gives no hash, that name is what is known of it.
+        """
         always = self.verify == "always" or isinstance(self.request.source, LocalSource)
         found = []
         for file in located.files:
-            if file.path is not None and file.checksum is not None:
-                with storage_errors(file.path):
-                    blob = os.readlink(file.path) if file.path.is_symlink() else file.path
-                if always or checksum_of_etag(os.path.basename(blob)) != file.checksum:
-                    found.append((file, file.path, file.checksum))
+            if file.path is not None:
+                named = located.cache.checksum_of(file.path) if located.cache else None
+                checksum = file.checksum or named
+                if checksum is not None and (always or named != checksum):
+                    found.append((file, file.path, checksum))
         return found
 
 

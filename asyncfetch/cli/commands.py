@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
-from ..errors import SourceError
+from ..errors import SourceError, redact_url
 from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
@@ -174,8 +176,21 @@ def verify(source: Source, /, *, flags: CommonFlags = COMMON) -> int:
     with noticing(flags) as report:
         files = api.verify(source, **arguments, report=report)
     code = 5 if any(file.ok is False for file in files) else 0
-    list_verified(source, files, exit_code=code, as_json=flags.json)
+    list_verified(source, files, mend=_mending(source, flags), exit_code=code, as_json=flags.json)
     return code
+
+
+def _mending(source: str, flags: CommonFlags) -> str:
+    """The command that fetches again what is wrong of `source` in its cache."""
+    if re.match("https?:", source, re.IGNORECASE):
+        shown = "SOURCE" if redact_url(source) != source else source  # a command with half a URL would be of no use
+    elif os.path.exists(os.path.expanduser(source)):
+        return "copy or download it again: a local folder has no source to ask"
+    else:
+        shown = source
+    named = ("revision", "subfolder", "variant", "cache_dir", "endpoint")
+    given = [f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(flags, name)) is not None]
+    return shlex.join(["asyncfetch", "download", "--verify-cache", "--no-offline", *given, shown])
 
 
 @app.command

@@ -129,8 +129,8 @@ def list_inspection(found: Inspection, *, tensors: bool, as_json: bool) -> None:
         print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"])
 
 
-def list_verified(source: str, files: Sequence[VerifiedFile], *, exit_code: int, as_json: bool) -> None:
-    """Each cached file, and whether its bytes are still right."""
+def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit_code: int, as_json: bool) -> None:
+    """Each cached file, and whether its bytes are still right. `mend`: what helps where they are not."""
     if as_json:
         objects = [
             {
@@ -151,7 +151,7 @@ def list_verified(source: str, files: Sequence[VerifiedFile], *, exit_code: int,
     for file in wrong:
         _aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
     if wrong:
-        _aside("hint: asyncfetch download --verify-cache SOURCE fetches what is wrong again")
+        _aside(f"hint: {printable(mend)}")
 
 
 Row = tuple[str, str, tuple[int, ...], int, str]

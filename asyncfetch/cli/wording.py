@@ -170,6 +170,8 @@ PHRASES = {  # what the library says, and what the command line says instead
     " or token=": "",
     "Pass client= with the credentials that it wants": "Give a URL that carries its access signature",
     'numpy.float32, torch.float16 or "bfloat16"': "float32, float16 or bfloat16",
+    "verify() sends": "verify sends",
+    "download(source, offline=False)": "asyncfetch download --no-offline SOURCE",
     "offline=False": "--no-offline",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",

@@ -17,7 +17,7 @@ def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
     for file in located.files:
         present = file.size if file.path is not None else 0
         if file.path is None and storage == "disk" and located.cache is not None and file.resumable:
-            spans = spans_on_disk(located.cache.partial(file.key), file.size, identity=file.identity)
+            spans = spans_on_disk(located.cache.partial(file.key), file.size, identity=file.journal_identity)
             present = spans.nbytes
         checksum = str(file.checksum) if file.checksum else None
         states.append(FileState(file.name, file.size, present, checksum))
@@ -35,6 +35,9 @@ def prepare_cache(located: Located) -> None:
     if cache is None or not (needed or located.index_file or any(file.in_blobs for file in located.files)):
         return
     free = cache.free_bytes()
+    if needed > free and cache.wrong.paths:
+        cache.drop_wrong()
+        free = cache.free_bytes()
     if needed > free:
         raise DiskFullError(str(cache.folder), needed=needed, free=free)
     cache.prepare()

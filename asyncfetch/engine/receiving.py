@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import anyio
@@ -115,7 +115,7 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
             unlock(lock)
             return None
         path = cache.partial(file.key)
-        identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
+        identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"
         partial = await off_loop(lambda: FilePartial(path, file.size, file.algorithm, identity=identity))
     except BaseException:
         unlock(lock)
@@ -298,7 +298,8 @@ class _LeaseIntake(Intake):
         return Span(start, max(self._lease.stop, start))
 
     async def target(self, refused: Target | None) -> Target:
-        return await self._job.links.target(self._receiving.file, refused)
+        target = await self._job.links.target(self._receiving.file, refused)
+        return target if self._receiving.file.checksum is None else replace(target, hashed=True)
 
     def place(self, nbytes: int) -> memoryview:
         # Read anew for each piece: another connection may have taken over the end of the lease.

@@ -2,6 +2,10 @@
 
 A span is accepted only with the exact start and the known size. A server that knows no ranges
 answers with the whole file, which is read from its beginning.
+
+What holds a file fixed between two answers is its ETag, its date, its size. Those are signs, and weaker than
+a hash: the nodes of a mirror may differ in all of them and serve the same bytes. So where the bytes are held
+against a hash in the end (`Target.hashed`), only their place counts, and no sign refuses them.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from .retry import Budget, retrying
 from .transport import Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Intake", "Target", "open_span", "read_span", "receive", "strong", "strong_etag", "version_of"]
+__all__ = ["Intake", "Target", "open_span", "read_all", "read_span", "receive", "strong", "strong_etag", "version_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Target:
     nothing that identifies the caller goes there. `signed`: a link that expires. `validator` is
     the strong ETag that the bytes had when the file was first seen, None where there is none. `version` is
     what is left then to tell a changed file: its weak ETag and its Last-Modified, each empty if not known.
+    `hashed`: who reads holds the whole file against a hash, so these and the lengths of answers decide nothing.
     """
 
     url: str = field(repr=False)
@@ -45,6 +50,7 @@ class Target:
     signed: bool = False
     validator: str | None = None
     version: tuple[str, str] = ("", "")
+    hashed: bool = False
 
 
 @asynccontextmanager
@@ -61,14 +67,12 @@ async def open_span(
         _check_status(body, target, file)
         if body.encoded:
             raise ProtocolError("the body is compressed although that was declined", url=body.url)
-        etag = body.headers.get("etag", "")
-        if target.validator and etag and body.url == target.url and _opaque(etag) != _opaque(target.validator):
-            raise ChangedError(file, "its ETag is another one")
-        if body.url == target.url:
-            now = version_of(body.headers)
-            if any(was and is_ and was != is_ for was, is_ in zip(target.version, now, strict=True)):
-                raise ChangedError(file, "its ETag or its Last-Modified is another one")
-        yield body, _start_of(body, span, file=file, size=size)
+        if target.hashed:
+            yield body, _start_of_hashed(body, span, file=file, size=size)
+        else:
+            if body.url == target.url:
+                _check_version(body, target, file)
+            yield body, _start_of(body, span, file=file, size=size)
 
 
 @asynccontextmanager
@@ -79,7 +83,7 @@ async def _open_followed(
     url = target.url
     for _ in range(transport.policy.max_redirects + 1):
         own = dict(headers)
-        if target.validator is not None and url == target.url:
+        if target.validator is not None and url == target.url and not target.hashed:
             own["if-range"] = target.validator
         neutral = target.neutral or origin_of(url) != origin_of(target.url)
         async with transport.open(url, headers=own, neutral=neutral, file=file) as body:
@@ -116,6 +120,36 @@ def _check_status(body: Body, target: Target, file: str) -> None:
     if status in (404, 410):
         raise EntryNotFoundError(file, redact_url(target.url))
     raise ProtocolError(f"unexpected status {status}", url=target.url)
+
+
+def _check_version(body: Body, target: Target, file: str) -> None:
+    etag = body.headers.get("etag", "")
+    if target.validator and etag and _opaque(etag) != _opaque(target.validator):
+        raise ChangedError(file, "its ETag is another one")
+    now = version_of(body.headers)
+    if any(was and is_ and was != is_ for was, is_ in zip(target.version, now, strict=True)):
+        raise ChangedError(file, "its ETag or its Last-Modified is another one")
+
+
+def _start_of_hashed(body: Body, span: Span, *, file: str, size: int) -> int:
+    """The offset at which the body begins, where a hash tells in the end whether these are the bytes.
+
+    A part that does not say which one it is, is the one that was asked for, or has the length of the whole.
+    """
+    if body.status == 200:
+        if body.length is not None and body.length < size:
+            raise ChangedError(file, f"it has {body.length:,} bytes instead of {size:,}")
+        return 0
+    if body.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise ProtocolError("a partial answer in several parts", url=body.url, transient=True)
+    match = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""), re.ASCII)
+    if match is None:
+        return 0 if body.length == size else span.start
+    if int(match[1]) != span.start:
+        raise ProtocolError(
+            f"bytes from {span.start} on were asked for and from {match[1]} on answered", url=body.url, transient=True
+        )
+    return span.start
 
 
 def _start_of(body: Body, span: Span, *, file: str, size: int) -> int:
@@ -244,6 +278,42 @@ async def read_span(
     intake = _InMemory(target, span, on_answer, renew)
     await receive(transport, intake, file=file, size=size)
     return bytes(intake.data)
+
+
+async def read_all(
+    transport: Transport,
+    target: Target,
+    *,
+    limit: int,
+    file: str,
+    renew: Callable[[], Awaitable[Target]] | None = None,
+) -> bytes:
+    """A small file from its first byte to the end of the body, whatever it is told to have: for who checks its hash.
+
+    No more than `limit` bytes and one, which says that there are more. Transient failures are retried.
+    """
+    refused: Target | None = None
+    async for attempt in retrying(Budget(transport.policy), transport.notify):
+        with attempt:
+            if refused is not None and renew is not None:
+                target, refused = await renew(), None
+            try:
+                return await _read_once(transport, target, limit, file)
+            except LinkExpiredError:
+                refused = target
+                raise
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+async def _read_once(transport: Transport, target: Target, limit: int, file: str) -> bytes:
+    data = bytearray()
+    async with _open_followed(transport, target, target.headers, file) as body:
+        _check_status(body, target, file)
+        if body.encoded:
+            raise ProtocolError("the body is compressed although that was declined", url=body.url)
+        while len(data) <= limit and await body.pull(min(limit + 1 - len(data), MiB), _scratch, data.extend):
+            pass
+    return bytes(data)
 
 
 class _InMemory(Intake):

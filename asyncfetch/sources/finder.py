@@ -18,21 +18,25 @@ from anyio import to_thread
 
 from ..errors import (
     CheckpointNotFoundError,
+    ChecksumMismatchError,
     CorruptError,
     EntryNotFoundError,
+    InvalidHeaderError,
     OfflineError,
     ShardNotFoundError,
     SourceError,
     storage_errors,
 )
+from ..events import Warned
 from ..format.index import Index, index_too_large, parse_index, select_tensors
+from ..network.transport import Transport
 from ..storage.cache import RepoCache
-from ..storage.checksums import Checksum, verify_small
+from ..storage.checksums import Checksum, verify_file, verify_small
 from ..tasks import each, plain_errors
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
 from .request import Request, is_index_name, names_in
 
-__all__ = ["Place", "State", "file_on_disk", "find", "read_index"]
+__all__ = ["Place", "State", "distrust", "file_on_disk", "find", "read_cached_index", "read_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +243,44 @@ def read_index(name: str, path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise index_too_large(name, limit)
     return data
+
+
+def read_cached_index(cache: RepoCache, name: str, path: Path, limit: int) -> tuple[bytes, CorruptError | None]:
+    """A cached index, and what is wrong with it: not its hash, or no index where nothing tells its hash.
+
+    It is small, so that is always looked at. Raises InvalidIndexError if it is more than `limit`.
+    """
+    checksum = cache.checksum_of(path)
+    try:
+        if checksum is not None:
+            verify_file(path, checksum, file=name)
+            return read_index(name, path, limit), None
+        data = read_index(name, path, limit)
+    except ChecksumMismatchError as error:
+        return b"", error
+    try:
+        parse_index(data, file=name, max_bytes=limit)
+    except CorruptError as error:
+        return data, error
+    return data, None
+
+
+async def distrust(
+    error: CorruptError, file: str, path: Path, cache: RepoCache | None, transport: Transport, *, offline: bool
+) -> None:
+    """`error` is what is wrong with a file on disk. One of the cache is used no more, and that is told.
+
+    Where nobody can be asked for a better one `error` is raised, and says what to do.
+    """
+    if cache is None:
+        error.hint = error.hint if isinstance(error, InvalidHeaderError) and error.hint else _GET_IT_AGAIN.format(path)
+        raise error
+    if offline:
+        error.hint = f"{path} is damaged, or another file. Pass offline=False once, and it is fetched again."
+        raise error
+    with storage_errors(path):
+        await to_thread.run_sync(cache.wrong.add, path)
+    transport.notify(Warned(f"{error.message} What the cache has of it is not used: {path}", file))
+
+
+_GET_IT_AGAIN = "{} is damaged, or another file: copy or download it again."

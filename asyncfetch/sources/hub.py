@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from ..errors import (
@@ -25,12 +26,12 @@ from ..errors import (
     redact_url,
 )
 from ..format.index import index_too_large
-from ..network.ranges import Target, read_span, strong
+from ..network.ranges import Target, read_all, read_span, strong
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of, redirected
 from ..spans import Span
 from ..storage.cache import is_commit, path_inside
-from ..storage.checksums import Checksum, checksum_of_etag
+from ..storage.checksums import Checksum, checksum_of_etag, digest_of
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = ["Hub", "HubFile", "size_of"]
@@ -42,18 +43,20 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 class HubFile:
     """What the Hub says of one file, and the first bytes of it.
 
-    `link` is where storage serves the bytes (a signed URL), None if the Hub does so itself.
-    `prefix` is empty where the bytes are behind the link. `validator` is the ETag of the bytes as the
-    Hub itself serves them, where it is fit for If-Range: a mirror's is often not the file's hash.
-    `splittable` is false where the Hub itself serves the bytes and sent all of them to a range.
+    `size` is what it tells, None if nothing; the bytes and their hash may show that it was wrong. `link` is where
+    storage serves the bytes (a signed URL), None if the Hub does so itself. `prefix` is empty where the bytes are
+    behind the link, and `cut` where it is not the whole file. `validator` is the ETag of the bytes as the Hub itself
+    serves them, where it is fit for If-Range: a mirror's is often not the file's hash. `splittable` is false where
+    the Hub itself serves the bytes and sent all of them to a range.
     """
 
     commit: str
     etag: str
     checksum: Checksum
-    size: int
+    size: int | None
     link: str | None = field(repr=False)
     prefix: bytes
+    cut: bool
     validator: str | None
     splittable: bool
 
@@ -108,21 +111,29 @@ class Hub:
         return self._file_of(reply, revision)
 
     async def read_whole(self, file: str, revision: str, *, limit: int) -> tuple[HubFile, bytes]:
-        """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError."""
+        """An index and all its bytes, wherever they are served. More than `limit`: InvalidIndexError.
+
+        Its hash is the caller's to check. A size that does not lead to bytes of that hash is not believed:
+        then they are read to their end.
+        """
         found = await self.ask(file, revision, limit=limit, whole=True)
-        if found.size > limit:
+        if found.cut or (found.size or 0) > limit:
             raise index_too_large(file, limit)
-        if found.link is None or not found.size:
+        if found.link is None:
             return found, found.prefix
 
-        data = await read_span(
-            self.transport,
-            self.target_of(file, found),
-            Span(0, found.size),
-            file=file,
-            size=found.size,
-            renew=lambda: self.target_anew(file, found.commit, etag=found.etag, size=found.size),
-        )
+        async def renew() -> Target:
+            return replace(await self.target_anew(file, found.commit, etag=found.etag), hashed=True)
+
+        target, size = replace(self.target_of(file, found), hashed=True), found.size
+        if size is not None:
+            with suppress(ChangedError):
+                data = await read_span(self.transport, target, Span(0, size), file=file, size=size, renew=renew)
+                if digest_of(data, found.checksum.algorithm) == found.checksum.hex:
+                    return found, data
+        data = await read_all(self.transport, target, limit=limit, file=file, renew=renew)
+        if len(data) > limit:
+            raise index_too_large(file, limit)
         return found, data
 
     def target_of(self, file: str, found: HubFile) -> Target:
@@ -132,10 +143,10 @@ class Hub:
         url = self.url(file, found.commit)
         return Target(url, self.headers(url), validator=found.validator)
 
-    async def target_anew(self, file: str, revision: str, *, etag: str, size: int) -> Target:
+    async def target_anew(self, file: str, revision: str, *, etag: str) -> Target:
         """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
         again = await self.ask(file, revision, limit=1, told=file)
-        if (again.etag, again.size) != (etag, size):
+        if again.etag != etag:
             raise ChangedError(file, "the Hub names another hash for it")
         return self.target_of(file, again)
 
@@ -154,15 +165,13 @@ class Hub:
         if checksum is None:
             raise ProtocolError("the answer's etag is no hash, so the file cannot be verified", url=reply.url)
         elsewhere = reply.status in _REDIRECTS
-        size = size_of(headers, reply.status)
-        if size is None:
-            raise ProtocolError("the answer tells no size", url=reply.url)
         link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
             raise ProtocolError("it redirects from https to http", url=reply.url)
         validator = None if elsewhere else strong(headers)
         prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
-        return HubFile(commit, etag, checksum, size, link, prefix, validator, splittable)
+        size, cut = size_of(headers, reply.status), reply.truncated and not elsewhere
+        return HubFile(commit, etag, checksum, size, link, prefix, cut, validator, splittable)
 
     def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""

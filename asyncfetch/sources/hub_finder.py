@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
-from ..errors import AsyncfetchError, ChecksumMismatchError, EntryNotFoundError, OfflineError
-from ..network.body import Body
-from ..network.ranges import Target, read_span, strong_etag
+from ..errors import AsyncfetchError, ChangedError, EntryNotFoundError, OfflineError
+from ..format.header import PREFIX_BYTES
+from ..network.ranges import Target
 from ..network.transport import Transport
-from ..spans import Span
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
-from .finder import State, file_on_disk, read_index
+from .finder import State, distrust, file_on_disk, read_cached_index
+from .headers import read_beginning
 from .hub import Hub
-from .located import PREFIX_LIMIT, FoundIndex, SourceFile, renewal
+from .located import PREFIX_LIMIT, FoundIndex, SourceFile
 from .request import HubSource, Request
 
 __all__ = ["HubPlace"]
@@ -27,7 +28,7 @@ class HubPlace:
     """A repository at a revision. With the commit pinned and all files cached, no request is sent."""
 
     def __init__(self, request: Request, source: HubSource, transport: Transport) -> None:
-        self.cache = RepoCache(request.cache_root, source.repo_id)
+        self.cache = RepoCache(request.cache_root, source.repo_id, wrong=request.wrong)
         self.ref = None if is_commit(source.revision) else source.revision
         self._source, self._revision = source, source.revision
         self._offline, self._policy = request.settings.offline, request.policy
@@ -45,28 +46,15 @@ class HubPlace:
         return [commit]
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
-        path = await self._cached(name, commit)
+        limit, path = self._policy.max_index_bytes, await self._cached(name, commit)
         if path is not None:
-            cached = await to_thread.run_sync(self._read_cached_index, name, path)
-            if cached is not None:
-                return FoundIndex(name, cached, commit, path)
-        limit = self._policy.max_index_bytes
+            data, wrong = await to_thread.run_sync(read_cached_index, self.cache, name, path, limit)
+            if wrong is None:
+                return FoundIndex(name, data, commit, path)
+            await distrust(wrong, name, path, self.cache, self._transport, offline=self._offline)
         found, data = await self._hub.read_whole(name, commit or self._revision, limit=limit)
         verify_small(name, data, found.checksum)
         return FoundIndex(name, data, found.commit, etag=found.etag)
-
-    def _read_cached_index(self, name: str, path: Path) -> bytes | None:
-        """A cached index; None where it is damaged and the Hub can be asked."""
-        data = read_index(name, path, self._policy.max_index_bytes)
-        checksum = self.cache.checksum_of(path)
-        try:
-            if checksum is not None:
-                verify_small(name, data, checksum)
-        except ChecksumMismatchError:
-            if self._offline:
-                raise
-            return None
-        return data
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._cached(name, commit)
@@ -75,17 +63,18 @@ class HubPlace:
         found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT)
         file = SourceFile(
             name,
-            found.size,
+            found.size or 0,
             found.checksum,
             commit=found.commit,
             key=found.etag,
             blob=found.etag,
-            identity=f"{found.etag}:{found.size}",
+            identity=found.etag,
             target=self._hub.target_of(name, found),
             prefix=found.prefix,
+            sized=found.size is not None,
             splittable=found.splittable,
         )
-        blob = await to_thread.run_sync(self.cache.whole_blob, found.etag, found.size)
+        blob = await to_thread.run_sync(self.cache.whole_blob, found.etag)
         if blob is not None:
             file.in_blobs, file.path = True, blob
         elif found.link is not None:
@@ -112,7 +101,7 @@ class HubPlace:
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         if file.target is None or renew:
             revision = file.commit or self._revision
-            file.target = await self._hub.target_anew(file.name, revision, etag=file.key, size=file.size)
+            file.target = await self._hub.target_anew(file.name, revision, etag=file.key)
         return file.target
 
     async def _cached(self, name: str, commit: str | None) -> Path | None:
@@ -128,21 +117,16 @@ class HubPlace:
         return path
 
     async def _read_prefix(self, file: SourceFile) -> bytes:
-        """The first bytes of a file, from where its bytes are served."""
-        if file.target is None or not file.size:
+        """The first bytes of a file, from where its bytes are served.
+
+        Of a file whose size nobody tells, or which is smaller than is told, those that any checkpoint has.
+        """
+        target = file.target
+        if target is None or (file.sized and not file.size):
             return b""
-
-        def learn(body: Body, target: Target) -> None:
-            file.etag = strong_etag(body, target)
-            file.splittable = body.status == 206
-
-        span = Span(0, min(PREFIX_LIMIT, file.size))
-        return await read_span(
-            self._transport,
-            file.target,
-            span,
-            file=file.name,
-            size=file.size,
-            on_answer=learn,
-            renew=renewal(self, file),
-        )
+        if file.sized:
+            with suppress(ChangedError):
+                nbytes = min(PREFIX_LIMIT, file.size)
+                return await read_beginning(file, target, nbytes, self._transport, self)
+        file.size, file.sized = 0, False
+        return await read_beginning(file, target, PREFIX_BYTES, self._transport, self)

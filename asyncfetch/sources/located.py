@@ -11,6 +11,7 @@ from ..errors import SourceError
 from ..format.header import Header
 from ..format.index import Index
 from ..network.ranges import Target
+from ..storage.boot import boot_id
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
 
@@ -47,7 +48,8 @@ class SourceFile:
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
     missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
-    `splittable` is false where the server is known to answer a range with the whole file.
+    `sized` is false while nothing has told the size; then `size` is 0. `splittable` is false where the
+    server is known to answer a range with the whole file.
     """
 
     name: str
@@ -60,6 +62,7 @@ class SourceFile:
     resumable: bool = True
     target: Target | None = None
     prefix: bytes = b""
+    sized: bool = True
     etag: str | None = None
     splittable: bool = True
     path: Path | None = None
@@ -70,6 +73,15 @@ class SourceFile:
     @property
     def algorithm(self) -> str:
         return self.checksum.algorithm if self.checksum else "sha256"
+
+    @property
+    def journal_identity(self) -> str:
+        """What the journal of its partial is bound to.
+
+        Only a hash finds out that pages which a journal lists never reached the disk. Where none is known, a
+        journal counts no longer than until the machine is started again: it may have lost its power.
+        """
+        return self.identity if self.checksum is not None else f"{self.identity}\n{boot_id()}"
 
     @property
     def known_header(self) -> Header:

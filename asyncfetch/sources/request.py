@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -16,6 +16,7 @@ from ..network.urls import origin_of
 from ..policy import Policy
 from ..storage.cache import path_inside
 from ..storage.checksums import Checksum
+from ..storage.wrong import WrongFiles
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = [
@@ -256,7 +257,10 @@ def _variant_indexes(base: str, variant: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for, with everything from the environment already read."""
+    """What is asked for, with everything from the environment already read.
+
+    `wrong` are the cached files that were found to be wrong on the way.
+    """
 
     source: Source
     settings: Settings
@@ -265,6 +269,7 @@ class Request:
     variant: str | None = None
     select: Selector = None
     checksums: Mapping[str, Checksum] | None = None
+    wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import os
 
-from anyio import to_thread
-
-from ..errors import EntryNotFoundError, storage_errors
-from ..format.header import PREFIX_BYTES, header_length, parse_header
+from ..errors import CorruptError
 from ..format.index import Index, Selector, check_index, select_tensors
-from ..network.ranges import read_span
 from ..network.transport import Transport
-from ..spans import Span
 from ..tasks import each
-from .finder import Place, find
+from .finder import Place, distrust, find
+from .headers import read_header
 from .hub_finder import HubPlace
 from .local_finder import LocalPlace
-from .located import Located, Origin, SourceFile, renewal
+from .located import Located, SourceFile
 from .request import HubSource, LocalSource, Request, UrlSource
 from .web_finder import WebPlace
 
-__all__ = ["read_header", "resolve"]
+__all__ = ["resolve"]
 
 
 async def resolve(request: Request, transport: Transport, *, headers: bool = True) -> Located:
@@ -28,17 +24,15 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
 
     A checkpoint that cannot be loaded is refused here, before its shards are downloaded. Raises
     the NotFoundError, AccessError, CorruptError, NetworkError, OfflineError kinds. `headers=False`
-    leaves the shards' headers unread.
+    leaves the shards' headers unread. A cached file whose header is wrong is told and not used, if the
+    source can be asked for it.
     """
     place = _place_of(request, transport)
     located = await find(place, request)
     if not headers:
         return located
-
-    async def read(file: SourceFile) -> None:
-        await read_header(file, transport, place)
-
-    await each(located.files, read, request.policy.connections)
+    while not await _read_headers(located, request, transport):
+        located = await find(place, request)
     if located.index is None:
         located.selected = _select_in_file(located.files[0], request.select)
     elif located.selected is not None:
@@ -49,6 +43,25 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
         }
         located.warnings += check_index(located.index, by_shard)
     return located
+
+
+async def _read_headers(located: Located, request: Request, transport: Transport) -> bool:
+    """Read all headers. False: some cached files are wrong, and are not found any more."""
+    wrong = False
+
+    async def read(file: SourceFile) -> None:
+        nonlocal wrong
+        try:
+            await read_header(file, transport, located.origin)
+        except CorruptError as error:
+            if file.path is None:
+                raise
+            offline = request.settings.offline
+            await distrust(error, file.name, file.path, located.cache, transport, offline=offline)
+            wrong = True
+
+    await each(located.files, read, request.policy.connections)
+    return not wrong
 
 
 def _place_of(request: Request, transport: Transport) -> Place:
@@ -65,36 +78,3 @@ def _select_in_file(file: SourceFile, select: Selector) -> Index:
     """The wanted tensors of a file that no index lists, as an index of its own."""
     names = file.header.tensors if file.header is not None else {}
     return select_tensors(Index(file.name, dict.fromkeys(names, os.path.basename(file.name))), select)
-
-
-async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
-    """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
-    if file.path is not None or transport is None:
-        file.raw_header = await to_thread.run_sync(_header_on_disk, file)
-    else:
-        length = header_length(file.prefix, file=file.name, file_size=file.size)
-        data_start = PREFIX_BYTES + length
-        if data_start > len(file.prefix) and file.target is not None:
-            rest = Span(len(file.prefix), data_start)
-            file.prefix += await read_span(
-                transport,
-                file.target,
-                rest,
-                file=file.name,
-                size=file.size,
-                renew=renewal(origin, file),
-            )
-        file.raw_header = file.prefix[:data_start]
-    raw = memoryview(file.raw_header)[PREFIX_BYTES:]
-    file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
-
-
-def _header_on_disk(file: SourceFile) -> bytes:
-    path = file.path
-    if path is None:
-        raise EntryNotFoundError(file.name, "the cache")
-    with storage_errors(path), open(path, "rb") as stream:
-        file.size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(4096)
-        length = header_length(prefix, file=file.name, file_size=file.size)
-        return (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]

@@ -14,7 +14,6 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from anyio import to_thread
@@ -28,7 +27,7 @@ from ..network.urls import no_downgrade, origin_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
-from .finder import State, file_on_disk, read_index
+from .finder import State, distrust, file_on_disk, read_cached_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile
 from .request import Request, UrlSource
@@ -40,7 +39,7 @@ class WebPlace:
     """A folder of a web server, or one file of it. Each is recorded under a name of its own."""
 
     def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
-        self.cache = RepoCache(request.cache_root, url_repo_id(source.folder))
+        self.cache = RepoCache(request.cache_root, url_repo_id(source.folder), wrong=request.wrong)
         self._name = source.file or "main"
         self.ref = None if request.settings.offline else self._name
         self._source, self._offline = source, request.settings.offline
@@ -56,7 +55,9 @@ class WebPlace:
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         if self._offline:
             path = await self._find_offline(name, commit)
-            data = await to_thread.run_sync(read_index, name, path, self._max_index_bytes)
+            data, wrong = await to_thread.run_sync(read_cached_index, self.cache, name, path, self._max_index_bytes)
+            if wrong is not None:
+                await distrust(wrong, name, path, self.cache, self._transport, offline=True)
             return FoundIndex(name, data, commit, path)
         reply = await self._ask(name, limit=self._max_index_bytes)
         if reply.truncated:
@@ -67,7 +68,12 @@ class WebPlace:
         if self._offline:
             path = await self._find_offline(name, commit)
             return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
-        return _file_of(self._source, name, await self._ask(name, limit=PREFIX_LIMIT, ranged=True))
+        reply = await self._ask(name, limit=PREFIX_LIMIT, ranged=True)
+        if size_of(reply.headers, reply.status) is None and reply.truncated:  # then its header must tell, all of it
+            stop = PREFIX_BYTES + header_length(reply.body, file=name, file_size=sys.maxsize)
+            if stop > len(reply.body):
+                reply = await self._ask(name, limit=stop, ranged=True)
+        return _file_of(self._source, name, reply)
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it
@@ -84,6 +90,8 @@ class WebPlace:
             at = _commit_for(wanted, states if all(file.resumable for file in files) else {})
             for file in files:
                 self._find_cached(file, at, states)
+                if file.checksum is not None:
+                    _name_by_hash(file, file.checksum)
             return State(at, {} if states.get(at) else wanted)
 
         return await to_thread.run_sync(look_up)
@@ -93,13 +101,12 @@ class WebPlace:
         if target is None or renew:
             reply = await self._ask(file.name, limit=1, ranged=True, told=file.name)
             again = _file_of(self._source, file.name, reply, file.size)
-            if again.identity != file.identity:
+            if file.checksum is None and again.identity != file.identity:
                 raise ChangedError(file.name, "its size or its validator is another one")
             file.target = target = again.target
         if target is None:
             raise ProtocolError("the file is served nowhere", url=self._source.url(file.name))
-        # Where a hash decides in the end, a date that differs between two servers of a site does no harm.
-        return target if file.checksum is None else replace(target, version=("", ""))
+        return target
 
     async def _find_offline(self, name: str, commit: str | None) -> Path:
         path = None
@@ -140,7 +147,7 @@ class WebPlace:
             same = (other for other, keys in states.items() if keys.get(file.name) == file.key)
             links = (self.cache.find(other, file.name) for other in same)
             hashes = [known for link in links if link and (known := self.cache.checksum_of(link))]
-        blobs = (self.cache.whole_blob(known.hex, file.size) for known in hashes)
+        blobs = (self.cache.whole_blob(known.hex) for known in hashes)
         file.path = next((blob for blob in blobs if blob), None)
         file.in_blobs = file.path is not None
 
@@ -153,6 +160,11 @@ def _commit_for(wanted: Mapping[str, str], states: Mapping[str, Mapping[str, str
     """
     joined = (commit for commit, keys in states.items() if wanted.items() <= keys.items())
     return next(joined, commit_of(wanted))
+
+
+def _name_by_hash(file: SourceFile, checksum: Checksum) -> None:
+    """Another run goes on with what is here of a file by its hash, whichever node of a site serves it then."""
+    file.key, file.identity, file.resumable = checksum.hex, checksum.hex, True
 
 
 def _file_of(source: UrlSource, name: str, reply: Reply, known: int | None = None) -> SourceFile:

@@ -36,6 +36,7 @@ from filelock import FileLock
 
 from ..errors import CorruptError, SourceError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
+from .wrong import WrongFiles
 
 __all__ = ["RepoCache", "TreeEntry", "cache_root", "is_commit", "path_inside", "url_repo_id"]
 
@@ -73,10 +74,13 @@ class TreeEntry:
 
 
 class RepoCache:
-    """One repository's part of the cache."""
+    """One repository's part of the cache, without the files that are known to be `wrong`."""
 
-    def __init__(self, root: Path, repo_id: str, *, symlinks: bool | None = None) -> None:
+    def __init__(
+        self, root: Path, repo_id: str, *, symlinks: bool | None = None, wrong: WrongFiles | None = None
+    ) -> None:
         self.root = root
+        self.wrong = WrongFiles() if wrong is None else wrong
         self.name = "models--" + repo_id.replace("/", "--")
         self.folder = root / self.name
         self._symlinks = symlinks
@@ -100,7 +104,7 @@ class RepoCache:
         """The cached file, or None. Tests the snapshot path: blobs/ is empty without symlinks."""
         path = self.snapshot(commit) / path_inside(file)
         with storage_errors(path):
-            return path if path.is_file() else None
+            return path if path.is_file() and path not in self.wrong else None
 
     def known_absent(self, commit: str, file: str) -> bool:
         """Whether an earlier look-up found that this commit has no such file."""
@@ -129,18 +133,24 @@ class RepoCache:
             return None
 
     def checksum_of(self, path: Path) -> Checksum | None:
-        """What the name of the blob behind a snapshot path promises; None if it is no link."""
+        """What the name of the blob behind a snapshot path promises, or that of a blob; None if it is neither."""
         with storage_errors(path):
-            return checksum_of_etag(os.path.basename(os.readlink(path))) if path.is_symlink() else None
+            if path.is_symlink():
+                return checksum_of_etag(os.path.basename(os.readlink(path)))
+            return checksum_of_etag(path.name) if path.parent == self.folder / "blobs" else None
 
     def blob(self, etag: str) -> Path:
         return self.folder / "blobs" / _blob_name(etag)
 
-    def whole_blob(self, etag: str, size: int) -> Path | None:
-        """The blob if it is there with that size, so that only a link is missing; else None."""
+    def whole_blob(self, etag: str, size: int | None = None) -> Path | None:
+        """The blob if it is there (with that size), so that only a link is missing; else None."""
         path = self.blob(etag)
         with storage_errors(path):
-            return path if path.is_file() and path.stat().st_size == size else None
+            return path if self._is_good(path, size) else None
+
+    def _is_good(self, path: Path, size: int | None) -> bool:
+        """Whether a file is there that nothing speaks against."""
+        return path.is_file() and (size is None or path.stat().st_size == size) and path not in self.wrong
 
     def partial(self, key: str) -> Path:
         """Where the file that will be blob `key` is written."""
@@ -183,18 +193,19 @@ class RepoCache:
     def publish(self, partial: Path, etag: str, commit: str, file: str, *, size: int | None = None) -> Path:
         """Give a verified, closed and synced partial its names. Returns the snapshot path.
 
-        What another run published meanwhile stays if it has `size` bytes: others may have it mapped.
+        What another run published meanwhile stays if it has `size` bytes: others may have it mapped. What is
+        known to be wrong is replaced.
         """
         final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
         with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            if size is not None and _has_size(final, size):
+            if size is not None and self._is_good(final, size):
                 partial.unlink(missing_ok=True)
             else:
                 try:
                     _rename(partial, final)
                 except FileNotFoundError:  # on another host, where our lock is unknown, it was just published
-                    if size is None or not _has_size(final, size):
+                    if size is None or not self._is_good(final, size):
                         raise
             _sync(final.parent)
         return self.link(etag, commit, file) if self.symlinks() else final
@@ -262,19 +273,20 @@ class RepoCache:
                 _rename(temporary, ref)
             _sync(ref.parent)
 
-    def quarantine(self, path: Path) -> None:
-        """Take a cached file with wrong bytes out of use. Others may have it mapped: only rename.
+    def drop_wrong(self) -> None:
+        """Remove what is known to be wrong. Others may have it mapped: nothing is written to.
 
         A link is followed for one step and no farther than blobs/: what a blob of the shared store,
-        or a link made by hand, points to is not ours to move.
+        or a link made by hand, points to is not ours to remove.
         """
-        with storage_errors(path):
-            file, blobs = path, self.folder / "blobs"
-            if path.is_symlink():
-                file = Path(os.path.normpath(path.parent / os.readlink(path)))
-            if file == path or file.parent == blobs:
-                os.replace(file, blobs / f"{file.name}.{secrets.token_hex(4)}.corrupt.incomplete")
-            path.unlink(missing_ok=True)
+        for path in self.wrong.paths:
+            with storage_errors(path):
+                file, blobs = path, self.folder / "blobs"
+                if path.is_symlink():
+                    file = Path(os.path.normpath(path.parent / os.readlink(path)))
+                if file.parent == blobs:
+                    file.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def symlinks(self) -> bool:
         """Whether links may be made here: probed once, and off by HF_HUB_DISABLE_SYMLINKS."""
@@ -292,10 +304,6 @@ class RepoCache:
         except OSError:
             return False
         return True
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _commit(commit: str) -> str:
@@ -327,7 +335,9 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename a file or a link, also from a folder of blobs that is on another disk."""
+    """Rename a file or a link, also from a folder of blobs that is on another disk, and over a folder."""
+    if target.is_dir() and not target.is_symlink():
+        _make_way(target)
     try:
         os.replace(source, target)
     except OSError as error:
@@ -339,6 +349,16 @@ def _rename(source: Path, target: Path) -> None:
             _sync(beside)
         os.replace(beside, target)
         source.unlink()
+
+
+def _make_way(folder: Path) -> None:
+    """Take a folder away from the name of a file. What is in it is nobody knows whose: so it is kept beside."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        os.replace(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.aside"))
 
 
 def _sync(path: Path) -> None:

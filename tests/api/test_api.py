@@ -423,14 +423,16 @@ async def test_checksums_where_the_hub_names_another_kind(tmp_path: Path) -> Non
             await asyncfetch.load_async("org/model", checksums={"model.safetensors": "0" * 64}, offline=True, **options)
 
 
-async def test_a_damaged_file_is_kept_aside(hub: Server) -> None:
-    """What verify="always" finds wrong is renamed, not deleted: others may have it mapped. The rest is not fetched."""
+async def test_a_damaged_file_is_replaced(hub: Server) -> None:
+    """What verify="always" finds wrong is not written to: others may have it mapped. The rest is not fetched."""
     snapshot = await asyncfetch.download_async("org/model")
     blob = snapshot.files["model-00002-of-00003.safetensors"].resolve()
     blob.write_bytes(wrong := blob.read_bytes()[:-1] + b"!")
     events: list[Event] = []
+    os.link(blob, other := blob.with_name("mapped"))
     assert equal(await asyncfetch.load_async("org/model", verify="always", report=events.append), TENSORS)
-    assert [path.read_bytes() for path in blob.parent.glob(f"{blob.name}.*.corrupt.incomplete")] == [wrong]
+    assert other.read_bytes() == wrong
+    assert not list(blob.parent.glob("*incomplete"))
     assert [event.file for event in events if isinstance(event, FileStarted)] == ["model-00002-of-00003.safetensors"]
     assert isinstance(events[0], Resolved)
     assert sum(isinstance(event, Resolved) for event in events) == 1

@@ -479,7 +479,7 @@ async def test_arrays_from_disk_are_independent(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_damaged_cached_file(server: Server, tmp_path: Path) -> None:
-    """`verify="always"` hashes what is cached; a wrong file is put aside and read from the source."""
+    """`verify="always"` hashes what is cached; a wrong file is not used and read from the source."""
     options: dict[str, Any] = {"endpoint": server.url, "cache_dir": tmp_path / "cache"}
     snapshot = await asyncfetch.download_async("org/one", **options)
     blob = snapshot.files["model.safetensors"].resolve()
@@ -489,7 +489,7 @@ async def test_a_damaged_cached_file(server: Server, tmp_path: Path) -> None:
     events: list[Event] = []
     async with asyncfetch.open_async("org/one", verify="always", report=events.append, **options) as checkpoint:
         equal(await checkpoint.tensor("last"), TENSORS["last"])
-    assert any(isinstance(event, Warned) and "put aside" in event.message for event in events)
+    assert any(isinstance(event, Warned) and "not used" in event.message for event in events)
 
 
 @pytest.mark.anyio

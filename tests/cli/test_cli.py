@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -242,6 +244,60 @@ def test_verify_finds_a_flipped_bit(hub: Server) -> None:
     assert (result["ok"], result["exit_code"]) == (False, 5)
     command("download", REPO, "--verify-cache")
     assert command("verify", REPO).code == 0
+
+
+def advised(ran: Ran, source: str) -> list[str]:
+    """The arguments of the command that the hint names."""
+    (hint,) = [line.removeprefix("hint: ") for line in ran.err.splitlines() if line.startswith("hint: ")]
+    _, _, arguments = hint.partition("asyncfetch ")
+    return [source if word in ("SOURCE", "SOURCE.") else word for word in shlex.split(arguments)]
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path.resolve(), 1000)
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.resolve().write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["repository", "url"])
+@pytest.mark.parametrize("damage", [cut_short, flipped, Path.unlink], ids=["cut", "flipped", "gone"])
+@pytest.mark.parametrize("file", ["index", "shard"])
+def test_the_advice_of_verify_works(file: str, damage: Callable[[Path], None], kind: str, tmp_path: Path) -> None:
+    """What it says to do is done, also where the environment says offline: then all is right."""
+    files = sharded_bytes({f"layer.{n}": np.full(5000, n, np.float32) for n in range(2)}, 2)
+    name = "model.safetensors.index.json" if file == "index" else "model-00002-of-00002.safetensors"
+    cache = ("--cache-dir", str(tmp_path / "a cache"))
+    with FaultServer() as server:
+        server.hub("org/small", files)
+        source, given = "org/small", (*cache, "--endpoint", server.url, "--revision", COMMIT)
+        if kind == "url":
+            source, given = server.web("/small", files), cache
+        folder = Path(command("download", source, *given).out.strip())
+        damage(folder / name)
+        ran = command("verify", source, *given, env={"HF_HUB_OFFLINE": "1"})
+        assert ran.code == (9 if damage is Path.unlink else 5)
+        advice = advised(ran, source)
+        if not any(word.startswith("--cache-dir") for word in advice):
+            advice += given
+        assert command(*advice, env={"HF_HUB_OFFLINE": "1"}).code == 0
+        assert command("verify", source, *given).code == 0
+        listed = command("load", source, *given, "--offline", "--json").lines[-1]
+        assert len(listed["tensors"]) == 2
+
+
+def test_verify_has_no_command_for_a_folder(models: Path, tmp_path: Path) -> None:
+    """A local folder has no source, so it is not advised to download from one; a file that is cut is wrong."""
+    folder = tmp_path / "mine"
+    shutil.copytree(models / REPO, folder)
+    assert command("verify", folder).code == 0
+    cut_short(folder / SHARDS[1])
+    ran = command("verify", folder)
+    assert ran.code == 5
+    assert "hint: copy or download it again" in ran.err
 
 
 # --output

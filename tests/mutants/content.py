@@ -36,9 +36,9 @@ MUTANTS = (
     Mutant(
         "no-hash-of-a-cached-index",
         _WRONG,
-        "sources.hub_finder:HubPlace._read_cached_index",
-        "if checksum is not None:\n    verify_small(name, data, checksum)",
-        "if checksum is None:\n    raise ValueError(name)",
+        "sources.finder:read_cached_index",
+        "verify_file(path, checksum, file=name)",
+        "",
         ("sources/test_resolve.py::test_a_damaged_index_in_the_cache",),
     ),
     Mutant(
@@ -417,9 +417,9 @@ MUTANTS = (
     Mutant(
         "cached-blob-of-another-size",
         "a file in the cache of another size",
-        "storage.cache:RepoCache.whole_blob",
-        "return path if path.is_file() and path.stat().st_size == size else None",
-        "return path if path.is_file() else None",
+        "storage.cache:RepoCache._is_good",
+        "(size is None or path.stat().st_size == size)",
+        "True",
         ("storage/test_cache.py::test_a_blob_of_another_commit_is_linked",),
     ),
 )

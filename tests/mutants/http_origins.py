@@ -258,8 +258,8 @@ MUTANTS = (
         "large-index-read-whole",
         _LARGE,
         "sources.hub:Hub.read_whole",
-        "if found.size > limit:",
-        "if found.size < 0:",
+        "if found.cut or (found.size or 0) > limit:",
+        "if found.cut:",
         ("sources/test_hub.py::test_reading_more_than_the_limit",),
     ),
     Mutant(

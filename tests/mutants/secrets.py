@@ -53,7 +53,7 @@ MUTANTS = (
         "link-in-a-file",
         _ANYTHING,
         "engine.receiving:begin",
-        'identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"',
+        'identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"',
         'identity = file.target.url if file.target else ""',
         ("engine/test_transfer.py::test_no_progress_gives_up",),
     ),

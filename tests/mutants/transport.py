@@ -43,8 +43,8 @@ MUTANTS = (
         "asks-for-a-shard-again",
         _CLOSED,
         "engine.receiving:_LeaseIntake.target",
-        "return await self._job.links",
-        "self._lease.start = max(self._lease.start - 1000, 0)\nreturn await self._job.links",
+        "target = await self._job.links",
+        "self._lease.start = max(self._lease.start - 1000, 0)\ntarget = await self._job.links",
         ("engine/test_transfer.py::test_resumes_where_it_broke",),
     ),
     Mutant(

@@ -414,10 +414,6 @@ async def test_storage_refuses_a_fresh_link(server: FaultServer) -> None:
         (PAGE, {"etag": '"abc"'}, "no hash"),
         (PAGE, {"etag": f'"../{GIT[:37]}"'}, "no hash"),
         (PAGE, {"etag": f'"{GIT.upper()}"'}, "no hash"),
-        (PAGE, {"content_range": "bytes 0-1/many"}, "no size"),
-        (SHARD, {"x_linked_size": None}, "no size"),
-        (SHARD, {"x_linked_size": "-5"}, "no size"),
-        (SHARD, {"x_linked_size": "²"}, "no size"),
         (SHARD, {"x_linked_etag": "x"}, "no hash"),
         (SHARD, {"location": None}, "unexpected status 302"),
         (SHARD, {"location": "ftp://h/x"}, "redirects"),
@@ -425,12 +421,34 @@ async def test_storage_refuses_a_fresh_link(server: FaultServer) -> None:
     ids=str,
 )
 async def test_answers_that_are_not_believed(server: FaultServer, path: str, change: dict[str, Any], says: str) -> None:
-    """Without a commit, a hash and a size in their exact forms the answer is not one of a Hub."""
+    """Without a commit and a hash in their exact forms the answer is not one of a Hub."""
     value = {key: text.encode().decode("latin-1") if text else text for key, text in change.items()}
     server.fault(path, Headers(**value), forever=True)
     async with Transport(QUICK) as transport:
         with pytest.raises(ProtocolError, match=says):
             await hub_of(server, transport).ask(path.rpartition("/")[2], "main", limit=5)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        (PAGE, {"content_range": "bytes 0-1/many"}),
+        (PAGE, {"content_range": None}),
+        (SHARD, {"x_linked_size": None}),
+        (SHARD, {"x_linked_size": "-5"}),
+        (SHARD, {"x_linked_size": "²"}),
+    ],
+    ids=str,
+)
+async def test_answers_without_a_size(server: FaultServer, path: str, change: dict[str, Any]) -> None:
+    """Nonsense is no size. With a commit and a hash it is an answer of a Hub all the same."""
+    value = {key: text.encode().decode("latin-1") if text else text for key, text in change.items()}
+    server.fault(path, Headers(**value), forever=True)
+    async with Transport(QUICK) as transport:
+        found = await hub_of(server, transport).ask(path.rpartition("/")[2], "main", limit=5)
+    assert found.size is None
+    assert found.checksum.hex == found.etag
 
 
 @pytest.mark.anyio

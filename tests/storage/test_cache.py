@@ -457,25 +457,57 @@ def test_free_bytes_before_there_is_a_cache(tmp_path: Path) -> None:
     assert RepoCache(tmp_path / "a" / "b", "org/name").free_bytes() > 0
 
 
-def test_quarantine(cache: RepoCache) -> None:
-    """A file with wrong bytes is no longer found; its bytes stay for who has them mapped, where prune finds them."""
-    path = put(cache, file="sub/m.safetensors")
+def test_a_wrong_file(cache: RepoCache) -> None:
+    """It is not found any more, stays until another one takes its name, and as it is for who has it mapped."""
+    path = put(cache, b"strange", file="sub/m.safetensors")
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        cache.quarantine(path)
-        assert os.read(descriptor, 10) == b"weights"
+        cache.wrong.add(path)
+        assert cache.find(COMMIT, "sub/m.safetensors") is None
+        assert cache.whole_blob(ETAG) is None
+        assert path.read_bytes() == b"strange"
+        partial = cache.partial(ETAG)
+        partial.write_bytes(b"weights")
+        assert cache.publish(partial, ETAG, COMMIT, "sub/m.safetensors", size=7) == path
+        assert os.read(descriptor, 10) == b"strange"
     finally:
         os.close(descriptor)
-    assert cache.find(COMMIT, "sub/m.safetensors") is None
-    assert cache.whole_blob(ETAG, 7) is None
-    (left,) = listing(cache.folder)
-    assert re.fullmatch(r"blobs/.*\.corrupt\.incomplete", left)
-    assert put(cache, file="sub/m.safetensors").read_bytes() == b"weights"
+    assert cache.find(COMMIT, "sub/m.safetensors") == path
+    assert path.read_bytes() == b"weights"
+    assert cache.wrong.paths == []
+    assert not any("incomplete" in name for name in listing(cache.folder))
+
+
+def test_a_wrong_file_that_another_run_has_replaced(cache: RepoCache) -> None:
+    """What is wrong is the file and not its name: a good one that came meanwhile is found, and stays."""
+    path = put(cache, b"strange")
+    cache.wrong.add(path)
+    put(RepoCache(cache.root, "org/name", symlinks=cache.symlinks()))
+    assert cache.find(COMMIT, "m.safetensors") == path
+    before = path.stat().st_ino
+    partial = cache.partial(ETAG)
+    partial.write_bytes(b"weights")
+    cache.publish(partial, ETAG, COMMIT, "m.safetensors", size=7)
+    assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize("where", ["blob", "snapshot"])
+def test_a_folder_in_the_place_of_a_file(cache: RepoCache, where: str, filled: bool) -> None:
+    """It makes way. What is in it is kept beside."""
+    place = cache.blob(ETAG) if where == "blob" and cache.symlinks() else cache.snapshot(COMMIT) / "m.safetensors"
+    place.mkdir(parents=True)
+    if filled:
+        (place / "notes.txt").write_text("mine")
+    assert cache.find(COMMIT, "m.safetensors") is None
+    assert put(cache).read_bytes() == b"weights"
+    kept = [path.read_text() for path in cache.folder.rglob("*.aside/notes.txt")]
+    assert kept == (["mine"] if filled else [])
 
 
 @pytest.mark.parametrize("kind", ["shared store", "by hand"])
-def test_quarantine_moves_nothing_of_others(linked: RepoCache, tmp_path: Path, kind: str) -> None:
-    """The payload behind a blob, or a file that someone linked into the snapshot, is not moved: only our names go."""
+def test_what_is_wrong_is_removed_without_that_of_others(linked: RepoCache, tmp_path: Path, kind: str) -> None:
+    """The payload behind a blob, or a file that someone linked into the snapshot, stays: only our names go."""
     payload = tmp_path / "hub" / "blobs" / "ab" / "payload"
     payload.parent.mkdir(parents=True)
     payload.write_bytes(b"weights")
@@ -487,7 +519,10 @@ def test_quarantine_moves_nothing_of_others(linked: RepoCache, tmp_path: Path, k
     else:
         pointer.symlink_to(payload)
     assert linked.find(COMMIT, "m.safetensors") == pointer
-    linked.quarantine(pointer)
+    linked.wrong.add(pointer)
+    linked.drop_wrong()
+    assert not os.path.lexists(pointer)
+    assert not os.path.lexists(linked.blob(ETAG))
     assert payload.read_bytes() == b"weights"
     assert linked.find(COMMIT, "m.safetensors") is None
     assert linked.whole_blob(ETAG, 7) is None

@@ -19,8 +19,8 @@ from asyncfetch.engine.transfer import Landed
 from asyncfetch.errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError, StorageError
 from asyncfetch.format.dtypes import cast, dtype_of
 from asyncfetch.format.index import Index
+from asyncfetch.sources.headers import read_header
 from asyncfetch.sources.located import Located, SourceFile, aliases_of
-from asyncfetch.sources.resolve import read_header
 from asyncfetch.storage.buffers import aligned_buffer
 from asyncfetch.storage.checksums import Checksum, file_digest, verify_file
 from asyncfetch.tensors import merge as checkpoint

@@ -1,0 +1,155 @@
+"""The header of a file that was found: from disk, from the bytes that came with its metadata, or by one more range.
+
+It also says how long the file is: data follow it to the end, without a hole. Where a hash decides in the end,
+that is believed before what servers tell, unless a look at the byte in question shows that they are right.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from anyio import to_thread
+
+from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, storage_errors
+from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
+from ..network.body import Body
+from ..network.ranges import Target, read_span, strong_etag
+from ..network.transport import Transport
+from ..spans import Span
+from .located import Origin, SourceFile, renewal
+
+__all__ = ["header_on_disk", "read_beginning", "read_header"]
+
+
+async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
+    """Set `file.header` and `file.raw_header`, and its size where the header knows better. Raises CorruptError."""
+    if file.path is None and transport is not None and file.target is not None:
+        await _Served(file, transport, origin, file.target).read_header()
+    else:
+        path = file.path
+        if path is None:
+            raise EntryNotFoundError(file.name, "the cache")
+        file.size, file.raw_header, file.header = await to_thread.run_sync(header_on_disk, path, file.name)
+
+
+async def read_beginning(
+    file: SourceFile, target: Target, nbytes: int, transport: Transport, origin: Origin | None
+) -> bytes:
+    """The first `nbytes` of a file, all of the same state of it. Sets its ETag, and whether its server knows ranges.
+
+    Raises ChangedError if there are fewer, or if two answers were needed that tell different ETags.
+    """
+    etags: list[str | None] = []
+
+    def learn(body: Body, target: Target) -> None:
+        etags.append(strong_etag(body, target))
+        if etags[-1] != etags[0]:
+            raise ChangedError(file.name, "its ETag is another one")
+        file.etag, file.splittable = etags[0], body.status == 206
+
+    return await read_span(
+        transport,
+        replace(target, hashed=True),
+        Span(0, nbytes),
+        file=file.name,
+        size=max(file.size, nbytes),
+        on_answer=learn,
+        renew=_hashed(renewal(origin, file)),
+    )
+
+
+def _hashed(renew: Callable[[], Awaitable[Target]] | None) -> Callable[[], Awaitable[Target]] | None:
+    """`renew`, for who holds the bytes against a hash."""
+
+    async def anew() -> Target:
+        assert renew is not None  # noqa: S101
+        return replace(await renew(), hashed=True)
+
+    return None if renew is None else anew
+
+
+class _Served:
+    """A file that a server has."""
+
+    def __init__(self, file: SourceFile, transport: Transport, origin: Origin | None, target: Target) -> None:
+        self._file = file
+        self._transport = transport
+        self._origin = origin
+        self._target = target
+
+    async def read_header(self) -> None:
+        file = self._file
+        stop = PREFIX_BYTES + await self._header_length()
+        if stop > len(file.prefix):
+            file.prefix = await self._read_up_to(stop)
+        file.raw_header = file.prefix[:stop]
+        if file.checksum is not None:
+            implied = (await _parsed(file, None)).file_size
+            if implied != file.size and (not file.sized or await self._is_right(implied)):
+                file.size, file.sized = implied, True
+        file.header = await _parsed(file, file.size)
+
+    async def _header_length(self) -> int:
+        """n, the bytes of JSON: those that fit into the size that is told, unless the file goes on behind that."""
+        file, told = self._file, self._file.size if self._file.sized else sys.maxsize
+        try:
+            return header_length(file.prefix, file=file.name, file_size=told)
+        except InvalidHeaderError:
+            if file.checksum is None or not file.sized or len(file.prefix) < PREFIX_BYTES:
+                raise
+            length = header_length(file.prefix, file=file.name, file_size=sys.maxsize)
+            if not await self._is_right(PREFIX_BYTES + length):
+                raise
+            file.sized = False
+            return length
+
+    async def _read_up_to(self, stop: int) -> bytes:
+        """The first `stop` bytes. Nodes that tell other ETags than the first one gave are held together by a hash."""
+        file, rest = self._file, Span(len(self._file.prefix), stop)
+        target = self._target if self._target.validator else replace(self._target, validator=file.etag)
+        size, renew = max(file.size, stop), renewal(self._origin, file)
+        try:
+            return file.prefix + await read_span(self._transport, target, rest, file=file.name, size=size, renew=renew)
+        except ChangedError:
+            if file.checksum is None:
+                raise
+        prefix = await read_beginning(file, self._target, stop, self._transport, self._origin)
+        self._target = file.target = replace(self._target, validator=file.etag, version=("", ""))
+        return prefix
+
+    async def _is_right(self, size: int) -> bool:
+        """Whether a size that is not the told one is right: by the first byte that only one of the two has."""
+        file, at = self._file, min(size, self._file.size)
+        if not file.splittable:  # an answer with the whole file cannot be longer than its length, but end before it
+            return size < file.size
+        try:
+            await read_span(
+                self._transport,
+                replace(self._target, hashed=True),
+                Span(at, at + 1),
+                file=file.name,
+                size=at + 1,
+                renew=_hashed(renewal(self._origin, file)),
+            )
+        except ChangedError:  # 416: there is none
+            return size < file.size
+        return size > file.size
+
+
+async def _parsed(file: SourceFile, size: int | None) -> Header:
+    raw = memoryview(file.raw_header)[PREFIX_BYTES:]
+    return await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=size))
+
+
+def header_on_disk(path: Path, name: str) -> tuple[int, bytes, Header]:
+    """The size of a file, and its header as it is and as it is read. Raises InvalidHeaderError, StorageError."""
+    with storage_errors(path), open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(4096)
+        length = header_length(prefix, file=name, file_size=size)
+        raw = (prefix + stream.read(max(PREFIX_BYTES + length - len(prefix), 0)))[: PREFIX_BYTES + length]
+    return size, raw, parse_header(memoryview(raw)[PREFIX_BYTES:], file=name, file_size=size)
