@@ -132,13 +132,21 @@ class Handle(Generic[T]):
         self._open = True
 
     def run(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """What `work` returns, run in the loop; errors of ours without the frames of the machinery."""
+        """What `work` returns, run in the loop; errors of ours without the frames of the machinery.
+
+        Raises SourceError where it is closed, also by another thread while the work runs.
+        """
+        closed = SourceError("It is closed.", hint="Use it inside its `with` block, or before close().")
         if not self._open:
-            raise SourceError("It is closed.", hint="Use it inside its `with` block, or before close().")
+            raise closed
         try:
             return self.portal.run(work)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
+        except (CancelledError, RuntimeError):
+            if self._open:
+                raise
+            raise closed from None  # its loop ended under the work, or before that began
 
     def close(self) -> None:
         """Leave the block, once. In a forked child nothing is left."""

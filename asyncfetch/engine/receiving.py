@@ -21,7 +21,7 @@ from ..errors import ChecksumMismatchError, ProtocolError, StorageError
 from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
 from ..format.header import PREFIX_BYTES
 from ..network.body import Body
-from ..network.ranges import Intake, Target, receive
+from ..network.ranges import Intake, Target, differ, receive, version_of
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.links import Links
@@ -152,6 +152,8 @@ class Receiving:
         self.hashed = Signal()  # the hash that lanes outran came on, or another lane is the earliest now
         self._lock = lock
         self._second_try = False
+        self._version = ("", "")  # that the last answer told
+        self._mixed = False  # its answers told different versions, or one not which part it is
         self._reported = 0.0
 
     async def start(self) -> None:
@@ -178,6 +180,13 @@ class Receiving:
             self.hashed.give()
         self.hash_behind(0)
         await self._finish_if_whole()
+
+    def answered(self, body: Body) -> None:
+        """An answer came. What it tells of the version is no reason to refuse it, but one for a wrong hash."""
+        now = version_of(body.headers)
+        unplaced = body.status == 206 and "content-range" not in body.headers
+        self._mixed = self._mixed or unplaced or differ(self._version, now)
+        self._version = now
 
     def pulled(self, nbytes: int) -> None:
         """So many bytes of it came."""
@@ -257,7 +266,10 @@ class Receiving:
         return Landed(path=path)
 
     async def _start_over(self, digest: str) -> None:
-        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up."""
+        """All bytes are here and the hash is wrong: fetch the whole file once more, then give up.
+
+        Where the nodes of a mirror may have mixed two versions, in one piece, from one of them.
+        """
         file, partial, consumer = self.file, self.partial, self.job.consumer
         assert file.checksum is not None  # noqa: S101
         error = ChecksumMismatchError(
@@ -269,6 +281,8 @@ class Receiving:
                 await off_loop(partial.discard)
             raise error
         self._second_try, self.stage = True, Stage.RECEIVING
+        if self._mixed:
+            self.job.board.unsplittable.add(file.name)
         self.job.notify(Retrying.after(error, file.name, attempt=1, attempts=2, delay=0.0))
         self.job.board.add(file.name, partial.missing())
 
@@ -311,6 +325,7 @@ class _LeaseIntake(Intake):
         self._lease.start += len(view)
 
     def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
+        self._receiving.answered(body)
         if at < self._lease.start:
             self._job.board.unsplittable.add(self._lease.file)
 

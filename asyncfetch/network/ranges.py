@@ -30,7 +30,19 @@ from .retry import Budget, retrying
 from .transport import Transport
 from .urls import no_downgrade, origin_of, redirected
 
-__all__ = ["Intake", "Target", "open_span", "read_all", "read_span", "receive", "strong", "strong_etag", "version_of"]
+__all__ = [
+    "Intake",
+    "Target",
+    "differ",
+    "opaque",
+    "open_span",
+    "read_all",
+    "read_span",
+    "receive",
+    "strong",
+    "strong_etag",
+    "version_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +109,19 @@ async def _open_followed(
     raise ProtocolError(f"more than {transport.policy.max_redirects} redirects", url=target.url)
 
 
-def _opaque(etag: str) -> str:
+def opaque(etag: str) -> str:
     """An ETag without its marks: proxies that may compress weaken it, some servers forget the quotes."""
     return etag.strip().removeprefix("W/").strip('"')
 
 
 def version_of(headers: Mapping[str, str]) -> tuple[str, str]:
     """What a resource without a strong ETag tells of its version. Unfit for If-Range, but a change in it is one."""
-    return _opaque(headers.get("etag", "")), headers.get("last-modified", "")
+    return opaque(headers.get("etag", "")), headers.get("last-modified", "")
+
+
+def differ(was: tuple[str, str], now: tuple[str, str]) -> bool:
+    """Whether two answers tell different versions: what only one of them tells says nothing."""
+    return any(before and after and before != after for before, after in zip(was, now, strict=True))
 
 
 def _check_status(body: Body, target: Target, file: str) -> None:
@@ -124,10 +141,9 @@ def _check_status(body: Body, target: Target, file: str) -> None:
 
 def _check_version(body: Body, target: Target, file: str) -> None:
     etag = body.headers.get("etag", "")
-    if target.validator and etag and _opaque(etag) != _opaque(target.validator):
+    if target.validator and etag and opaque(etag) != opaque(target.validator):
         raise ChangedError(file, "its ETag is another one")
-    now = version_of(body.headers)
-    if any(was and is_ and was != is_ for was, is_ in zip(target.version, now, strict=True)):
+    if differ(target.version, version_of(body.headers)):
         raise ChangedError(file, "its ETag or its Last-Modified is another one")
 
 

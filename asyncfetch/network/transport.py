@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from ..errors import ProtocolError, RateLimitedError, ServerError
+from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
@@ -204,12 +204,18 @@ async def _read_whole(body: Body, limit: int) -> Reply:
     def accept(view: memoryview) -> None:
         data.extend(view)
 
-    while len(data) <= limit:
+    truncated = False
+    while not truncated:
         wanted = min(limit + 1 - len(data), 1 << 20)
-        if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), accept):
-            break
-    whole = bytes(data[:limit])
-    return Reply(body.url, body.status, _lower(body.headers), whole, truncated=len(data) > limit)
+        try:
+            if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), accept):
+                break
+        except NetworkError:
+            if len(data) < limit:
+                raise
+            truncated = True  # more is announced, and all that was wanted is here
+        truncated = truncated or len(data) > limit
+    return Reply(body.url, body.status, _lower(body.headers), bytes(data[:limit]), truncated)
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

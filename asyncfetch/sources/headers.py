@@ -14,10 +14,10 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, storage_errors
+from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, NetworkError, storage_errors
 from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
 from ..network.body import Body
-from ..network.ranges import Target, read_span, strong_etag
+from ..network.ranges import Target, differ, opaque, read_span, strong_etag, version_of
 from ..network.transport import Transport
 from ..spans import Span
 from .located import Origin, SourceFile, renewal
@@ -39,24 +39,37 @@ async def read_header(file: SourceFile, transport: Transport | None, origin: Ori
 async def read_beginning(
     file: SourceFile, target: Target, nbytes: int, transport: Transport, origin: Origin | None
 ) -> bytes:
-    """The first `nbytes` of a file, all of the same state of it. Sets its ETag, and whether its server knows ranges.
+    """The first `nbytes` of a file with a hash, all of one state of it. Sets its ETag there.
 
-    Raises ChangedError if there are fewer, or if two answers were needed that tell different ETags.
+    Raises ChangedError if there are fewer, or if more than one answer was needed and they differ in ETag or date.
     """
-    etags: list[str | None] = []
+    return await _read(file, target, Span(0, nbytes), transport, origin)
+
+
+async def _read(
+    file: SourceFile,
+    target: Target,
+    span: Span,
+    transport: Transport,
+    origin: Origin | None,
+    version: tuple[str, str] = ("", ""),
+) -> bytes:
+    """A span of a file with a hash, from answers that tell no other version than `version`: `open` checks no hash."""
 
     def learn(body: Body, target: Target) -> None:
-        etags.append(strong_etag(body, target))
-        if etags[-1] != etags[0]:
-            raise ChangedError(file.name, "its ETag is another one")
-        file.etag, file.splittable = etags[0], body.status == 206
+        nonlocal version
+        now = version_of(body.headers) if body.url == target.url else ("", "")
+        if differ(version, now):
+            raise ChangedError(file.name, "its ETag or its Last-Modified is another one")
+        version = now
+        file.etag, file.splittable = strong_etag(body, target), body.status == 206
 
     return await read_span(
         transport,
         replace(target, hashed=True),
-        Span(0, nbytes),
+        span,
         file=file.name,
-        size=max(file.size, nbytes),
+        size=max(file.size, span.stop) if file.sized else span.stop,
         on_answer=learn,
         renew=_hashed(renewal(origin, file)),
     )
@@ -108,36 +121,35 @@ class _Served:
             return length
 
     async def _read_up_to(self, stop: int) -> bytes:
-        """The first `stop` bytes. Nodes that tell other ETags than the first one gave are held together by a hash."""
-        file, rest = self._file, Span(len(self._file.prefix), stop)
-        target = self._target if self._target.validator else replace(self._target, validator=file.etag)
-        size, renew = max(file.size, stop), renewal(self._origin, file)
+        """The first `stop` bytes. Where nodes tell other ETags than the first one did, all of them from one answer."""
+        file, target, rest = self._file, self._target, Span(len(self._file.prefix), stop)
+        if file.checksum is None:
+            renew = renewal(self._origin, file)
+            return file.prefix + await read_span(
+                self._transport, target, rest, file=file.name, size=file.size, renew=renew
+            )
+        known = (opaque(target.validator or file.etag or ""), "") if target.version == ("", "") else target.version
         try:
-            return file.prefix + await read_span(self._transport, target, rest, file=file.name, size=size, renew=renew)
+            return file.prefix + await _read(file, target, rest, self._transport, self._origin, known)
         except ChangedError:
-            if file.checksum is None:
-                raise
-        prefix = await read_beginning(file, self._target, stop, self._transport, self._origin)
-        self._target = file.target = replace(self._target, validator=file.etag, version=("", ""))
+            prefix = await read_beginning(file, target, stop, self._transport, self._origin)
+        self._target = file.target = replace(target, validator=file.etag, version=("", ""))
         return prefix
 
     async def _is_right(self, size: int) -> bool:
         """Whether a size that is not the told one is right: by the first byte that only one of the two has."""
         file, at = self._file, min(size, self._file.size)
-        if not file.splittable:  # an answer with the whole file cannot be longer than its length, but end before it
-            return size < file.size
+        target, renew = replace(self._target, hashed=True), _hashed(renewal(self._origin, file))
+        there = True
         try:
-            await read_span(
-                self._transport,
-                replace(self._target, hashed=True),
-                Span(at, at + 1),
-                file=file.name,
-                size=at + 1,
-                renew=_hashed(renewal(self._origin, file)),
-            )
-        except ChangedError:  # 416: there is none
-            return size < file.size
-        return size > file.size
+            await read_span(self._transport, target, Span(at, at + 1), file=file.name, size=at + 1, renew=renew)
+        except ChangedError:  # 416, or a length
+            there = False
+        except NetworkError:
+            if file.splittable:
+                raise
+            there = False  # the answer with the whole file ended before it
+        return there is (size > file.size)
 
 
 async def _parsed(file: SourceFile, size: int | None) -> Header:

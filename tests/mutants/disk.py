@@ -407,6 +407,14 @@ MUTANTS = (
         ("cli/test_cli.py::test_verify_has_no_command_for_a_folder",),
     ),
     Mutant(
+        "journal-of-an-earlier-start",
+        _POWER,
+        "sources.located:SourceFile.journal_identity",
+        "return self.identity if self.checksum is not None else",
+        "return self.identity if self.name else",
+        ("engine/test_power_cut.py::test_power_is_cut",),
+    ),
+    Mutant(
         "blob-written-in-place",
         _NAMES_TWICE,
         "storage.cache:RepoCache.partial",

@@ -9,6 +9,8 @@ _WHOLE = "200 and the whole file, although a range was asked for"
 _RANGE = "206 about other bytes than those asked for"
 _416 = "416"
 _CHANGED = "the file changes between two requests"
+_HASHED = "signs that differ or are missing where a hash is known: ETags, dates, totals, lengths, ranges"
+_SIZES = "a size that is not told, or wrong, where a hash is known"
 _WEAK = "a weak ETag, an ETag of another origin"
 _STATUS = "statuses that pass by themselves"
 _WAIT = "Retry-After, RateLimit"
@@ -165,8 +167,8 @@ MUTANTS = (
         "goes-on-after-a-changed-etag",
         _CHANGED,
         "network.ranges:_check_version",
-        "_opaque(etag) != _opaque(target.validator):",
-        "_opaque(etag) == '':",
+        "opaque(etag) != opaque(target.validator):",
+        "opaque(etag) == '':",
         ("network/test_ranges.py::test_refused_answers",),
     ),
     Mutant(
@@ -220,7 +222,7 @@ MUTANTS = (
     Mutant(
         "weakened-etag-taken-for-a-change",
         _WEAK,
-        "network.ranges:_opaque",
+        "network.ranges:opaque",
         'return etag.strip().removeprefix("W/").strip(\'"\')',
         "return etag.strip().strip('\"')",
         ("network/test_ranges.py::test_other_spellings_of_the_same_etag",),
@@ -336,5 +338,93 @@ MUTANTS = (
         "self._gates[origin_of(body.url)] = time.monotonic() + wait",
         "pass",
         ("network/test_transport.py::test_rate_limit_holds_the_whole_origin",),
+    ),
+    Mutant(
+        "etag-overrules-the-hash",
+        _HASHED,
+        "engine.receiving:_LeaseIntake.target",
+        "return target if self._receiving.file.checksum is None else replace(target, hashed=True)",
+        "return target",
+        ("api/test_hash_decides.py::test_weaker_signs", "engine/test_faults.py::test_survived"),
+    ),
+    Mutant(
+        "whole-file-taken-for-its-part",
+        _HASHED,
+        "network.ranges:_start_of_hashed",
+        "return 0 if body.length == size else span.start",
+        "return span.start",
+        ("api/test_hash_decides.py::test_weaker_signs",),
+    ),
+    Mutant(
+        "signs-never-count",
+        _HASHED,
+        "network.ranges:open_span",
+        "if target.hashed:",
+        "if target:",
+        ("api/test_hash_decides.py::test_without_a_hash_signs_count", "network/test_ranges.py::test_refused_answers"),
+    ),
+    Mutant(
+        "mixed-a-second-time",
+        _HASHED,
+        "engine.receiving:Receiving._start_over",
+        "if self._mixed:",
+        "if not file:",
+        ("api/test_hash_decides.py::test_two_versions_and_a_hash",),
+    ),
+    Mutant(
+        "partial-named-by-a-node",
+        _HASHED,
+        "sources.web_finder:WebPlace.recall",
+        "_name_by_hash(file, file.checksum)",
+        "pass",
+        ("api/test_hash_decides.py::test_a_partial_is_found_by_its_hash",),
+    ),
+    Mutant(
+        "header-of-two-versions",
+        _HASHED,
+        "sources.headers:_Served._read_up_to",
+        "await _read(file, target, rest, self._transport, self._origin, known)",
+        "await _read(file, target, rest, self._transport, self._origin)",
+        ("api/test_hash_decides.py::test_a_header_from_one_answer",),
+    ),
+    Mutant(
+        "told-size-believed",
+        _SIZES,
+        "sources.headers:_Served.read_header",
+        "(not file.sized or await self._is_right(implied))",
+        "not file.sized",
+        ("api/test_hash_decides.py::test_linked_sizes",),
+    ),
+    Mutant(
+        "header-believed-against-all",
+        _SIZES,
+        "sources.headers:_Served._is_right",
+        "return there is (size > file.size)",
+        "return bool(file)",
+        ("api/test_hash_decides.py::test_a_file_that_is_cut_at_its_source",),
+    ),
+    Mutant(
+        "told-size-of-an-index-believed",
+        _SIZES,
+        "sources.hub:Hub.read_whole",
+        "if digest_of(data, found.checksum.algorithm) == found.checksum.hex:",
+        "if data:",
+        ("api/test_hash_decides.py::test_an_index_behind_a_link",),
+    ),
+    Mutant(
+        "cached-file-of-the-told-size-alone",
+        _SIZES,
+        "sources.hub_finder:HubPlace.look",
+        "blob = await to_thread.run_sync(self.cache.whole_blob, found.etag)",
+        "blob = await to_thread.run_sync(self.cache.whole_blob, found.etag, found.size or 0)",
+        ("api/test_hash_decides.py::test_linked_sizes",),
+    ),
+    Mutant(
+        "beginning-lost-with-its-end",
+        _SIZES,
+        "network.transport:_read_whole",
+        "if len(data) < limit:\n    raise",
+        "raise",
+        ("api/test_hash_decides.py::test_weaker_signs",),
     ),
 )

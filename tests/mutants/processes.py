@@ -284,4 +284,12 @@ MUTANTS = (
         "pass",
         ("cli/test_cli.py::test_an_interrupt_ends_at_once",),
     ),
+    Mutant(
+        "closed-under-a-thread",
+        _UNDER,
+        "api.blocking:Handle.run",
+        "if self._open:\n    raise",
+        "raise",
+        ("torture/test_wrong_values.py::test_wrong_values_by_a_descriptor_in_threads",),
+    ),
 )
