@@ -38,6 +38,17 @@ _SHARD = ".safetensors"
 _OTHER_NAMES = ("diffusion_pytorch_model", "consolidated", "adapter_model")
 
 
+# Fields of signed links: of S3 and its like by their prefix, of others by name; Azure's are short.
+_SIGNATURE = re.compile(
+    r"(x-(amz|goog|oss|cos|obs|tos)-[^=]*|q-(sign|ak|key|header|url)[^=]*|([^=]*[-_])?(sig|sign|signature|auth|secret)|"
+    r"[^=]*token|password|credentials?|api[-_]?key|(aws|oss)?accesskeyid|googleaccessid|hdnea|hdnts)=",
+    re.IGNORECASE,
+)
+_BESIDE_ONE = re.compile(
+    r"(expires|policy|key-pair-id|sv|ss|srt|sp|se|st|spr|sr|si|sip|sk(oid|tid|t|e|s|v))=", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """A repository on the Hub. `file` is set where the user named one index or one shard in it."""
@@ -66,6 +77,17 @@ class UrlSource:
         """The address of a file of the folder. Raises SourceError for a name that would leave it."""
         path_inside(name)
         return f"{self.folder}{quote(name)}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def selecting(self) -> str:
+        """What of the query says which files these are, such as `version=2`; not what says that the caller may.
+
+        Signatures are made anew each time, and what they open is the same. A name that is not known to be
+        one of theirs counts: another version would be taken for this one.
+        """
+        fields = sorted(field for field in self.query.split("&") if field)
+        rest = [field for field in fields if not _SIGNATURE.match(field)]
+        return "&".join(field for field in rest if len(rest) == len(fields) or not _BESIDE_ONE.match(field))
 
     def __str__(self) -> str:
         return redact_url(self.folder + quote(self.file or ""))

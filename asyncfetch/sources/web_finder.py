@@ -39,7 +39,7 @@ class WebPlace:
     """A folder of a web server, or one file of it. Each is recorded under a name of its own."""
 
     def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
-        self.cache = RepoCache(request.cache_root, url_repo_id(source.folder), wrong=request.wrong)
+        self.cache = RepoCache(request.cache_root, url_repo_id(source.folder, source.selecting), wrong=request.wrong)
         self._name = source.file or "main"
         self.ref = None if request.settings.offline else self._name
         self._source, self._offline = source, request.settings.offline

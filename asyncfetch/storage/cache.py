@@ -373,12 +373,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def url_repo_id(url: str) -> str:
+def url_repo_id(url: str, query: str = "") -> str:
     """The cache name for files of a plain URL: a repository of the reserved owner `url`.
 
     Kept in the same layout, so that the Hub's tools list and delete them like any other. Nothing of
-    a user name or a password in the URL is in it.
+    a user name or a password in the URL is in it. `query` is what of its query says which files they are.
     """
     shown = redact_url(url)
     host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
-    return f"url/{host}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+    named = f"{shown}?{query}" if query else shown
+    return f"url/{host}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"

@@ -240,7 +240,7 @@ async def test_no_progress_gives_up(server: FaultServer, tmp_path: Path) -> None
 
 @pytest.mark.anyio
 async def test_a_mirror_with_etags_of_its_own(server: FaultServer, tmp_path: Path) -> None:
-    """The hash comes from X-Linked-Etag, the validator of later ranges is the ETag that the mirror serves."""
+    """The hash comes from X-Linked-Etag and decides; the ETag that the mirror serves holds what `open` reads."""
     repository = server.hub("org/model", SHARDS, links="nothing")
     for name in SHARDS:
         if name.endswith(".safetensors"):
@@ -248,6 +248,10 @@ async def test_a_mirror_with_etags_of_its_own(server: FaultServer, tmp_path: Pat
             own = Headers(x_linked_etag=f'"{linked}"', etag='"of-the-mirror"')
             server.fault(repository.pages[name], own, forever=True)
     assert same(await load(server, tmp_path), TENSORS)
+    assert not any("if-range" in seen.headers for seen in server.seen)
+    options: dict[str, Any] = {"endpoint": server.url, "cache_dir": tmp_path / "none", "token": False, "policy": QUICK}
+    async with asyncfetch.open_async("org/model", **options) as checkpoint:
+        assert same(await checkpoint.state_dict(), TENSORS)
     later = [seen for seen in server.seen if seen.headers.get("if-range")]
     assert later
     assert {seen.headers["if-range"] for seen in later} == {'"of-the-mirror"'}

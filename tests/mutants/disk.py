@@ -540,4 +540,28 @@ MUTANTS = (
         "with suppress(ValueError):",
         ("sources/test_web_cache.py::test_a_record_that_cannot_be_written",),
     ),
+    Mutant(
+        "query-that-selects-nothing",
+        _FOLDER,
+        "sources.web_finder:WebPlace.__init__",
+        "url_repo_id(source.folder, source.selecting)",
+        "url_repo_id(source.folder)",
+        ("sources/test_web_cache.py::test_a_query_that_selects",),
+    ),
+    Mutant(
+        "signature-that-selects",
+        _FOLDER,
+        "sources.request:UrlSource.selecting",
+        "if not _SIGNATURE.match(field)",
+        "if field",
+        ("sources/test_web_cache.py::test_a_signature_selects_nothing",),
+    ),
+    Mutant(
+        "short-names-that-sign-nothing",
+        _FOLDER,
+        "sources.request:UrlSource.selecting",
+        "if len(rest) == len(fields) or not _BESIDE_ONE.match(field)",
+        "if not _BESIDE_ONE.match(field)",
+        ("sources/test_web_cache.py::test_a_query_that_selects",),
+    ),
 )

@@ -245,6 +245,93 @@ async def test_a_damaged_record(server: FaultServer, cache: Path) -> None:
     assert record.read_bytes() == good
 
 
+async def test_a_query_that_selects(server: FaultServer, cache: Path, links: bool) -> None:
+    """Two versions of a file that only the query tells apart are two sources, online and offline."""
+    url = server.web("/models", {SINGLE: OLD[A]}) + SINGLE
+    (page,) = [path for path in server.resources if path.endswith(SINGLE)]
+    versions = {"version=1": OLD[A], "version=2": NEW[A], "b=2&a=1": OLD[B], "sp=2": NEW[B], "design=2": OLD[A]}
+    for query, data in versions.items():
+        server.web("/models", {SINGLE: data}, etag='"the same"')
+        await load(f"{url}?{query}", cache)
+    assert server.seen[-1].path == page
+    for query, data in versions.items():
+        assert await offline(f"{url}?{query}", cache) == {SINGLE: data}
+    assert await offline(f"{url}?a=1&b=2", cache) == {SINGLE: OLD[B]}
+    with pytest.raises(OfflineError):
+        await offline(f"{url}?version=3", cache)
+    with pytest.raises(OfflineError):
+        await offline(url, cache)
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        "X-Amz-Signature={}&X-Amz-Expires=3600&X-Amz-Date={}",
+        "sv=2022-11-02&st={}&se={}&sr=c&sp=rl&sig={}",
+        "Expires={}&Signature={}&Key-Pair-Id=K",
+        "GoogleAccessId=a&Expires={}&Signature={}",
+        "OSSAccessKeyId=a&Expires={}&Signature={}",
+        "access_token={}",
+    ],
+)
+async def test_a_signature_selects_nothing(server: FaultServer, cache: Path, signed: str) -> None:
+    """What was fetched with one signature is found with the next, and without one, and no name shows it."""
+    url = server.web("/models", OLD)
+    await load(f"{url}?{signed.replace('{}', '1111')}", cache)
+    assert (await load(f"{url}?{signed.replace('{}', '2222')}", cache))[1] == []
+    for query in (f"?{signed.replace('{}', '3333')}", ""):
+        assert await offline(url + query, cache) == {A: OLD[A], B: OLD[B]}
+    assert (await load(f"{url}?{signed.replace('{}', '2222')}&version=2", cache))[1] == [A, B]
+
+
+async def test_spellings_of_one_address(server: FaultServer, cache: Path) -> None:
+    """A fragment and a user change nothing of what is asked for; a port does, and so does a folder."""
+    url = server.web("/models", OLD)
+    await load(url + A, cache)
+    for spelling in (f"{url}{A}#part", f"{url.replace('://', '://user:word@')}{A}"):
+        assert (await load(spelling, cache))[1] == []
+        assert await offline(spelling, cache) == {A: OLD[A]}
+    other = server.web("/models/sub", {A: NEW[A]})
+    with pytest.raises(OfflineError):
+        await offline(other + A, cache)
+    assert (await load(other + A, cache))[1] == [A]
+    with FaultServer() as second:
+        elsewhere = second.web("/models", {A: OLD[B]})
+        assert (await load(elsewhere + A, cache))[1] == [A]
+        assert await offline(elsewhere + A, cache) == {A: OLD[B]}
+    assert await offline(url + A, cache) == {A: OLD[A]}
+    assert await offline(other + A, cache) == {A: NEW[A]}
+
+
+@pytest.mark.parametrize("first", ["", INDEX, A, B])
+async def test_by_index_by_folder_and_by_shard(server: FaultServer, cache: Path, first: str, links: bool) -> None:
+    """Whichever name comes first, each is found again by all names that it has a part in."""
+    url = server.web("/models", OLD)
+    await load(url + first, cache)
+    names = {A: OLD[A], B: OLD[B]}
+    for source in ("", INDEX, A, B):
+        wanted = {source: names[source]} if source in names else names
+        if first in ("", INDEX, source):
+            assert (await load(url + source, cache))[1] == []
+        else:
+            await load(url + source, cache)
+        assert await offline(url + source, cache) == wanted
+    for source in ("", INDEX, A, B):
+        assert (await load(url + source, cache))[1] == []
+        assert await offline(url + source, cache) == ({source: names[source]} if source in names else names)
+
+
+async def test_variants_of_one_folder(server: FaultServer, cache: Path, links: bool) -> None:
+    """A variant beside the plain file is a checkpoint of its own: each is there offline, whichever came last."""
+    half = "model.fp16.safetensors"
+    url = server.web("/models", {SINGLE: OLD[A], half: OLD[B]})
+    for _ in range(2):
+        await load(url, cache)
+        await load(url, cache, variant="fp16")
+        assert await offline(url, cache) == {SINGLE: OLD[A]}
+        assert await offline(url, cache, variant="fp16") == {half: OLD[B]}
+
+
 async def test_a_record_that_cannot_be_written(server: FaultServer, cache: Path) -> None:
     """It only saves work: without it the files are here all the same."""
     url = server.web("/models", OLD)
