@@ -152,7 +152,7 @@ class Receiving:
         self.hashed = Signal()  # the hash that lanes outran came on, or another lane is the earliest now
         self._lock = lock
         self._second_try = False
-        self._version = ("", "")  # that the last answer told
+        self._version = file.version  # that the last answer told
         self._mixed = False  # its answers told different versions, or one not which part it is
         self._reported = 0.0
 

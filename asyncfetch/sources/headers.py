@@ -17,7 +17,7 @@ from anyio import to_thread
 from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, NetworkError, storage_errors
 from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
 from ..network.body import Body
-from ..network.ranges import Target, differ, opaque, read_span, strong_etag, version_of
+from ..network.ranges import Target, differ, read_span, strong_etag, version_of
 from ..network.transport import Transport
 from ..spans import Span
 from .located import Origin, SourceFile, renewal
@@ -128,9 +128,8 @@ class _Served:
             return file.prefix + await read_span(
                 self._transport, target, rest, file=file.name, size=file.size, renew=renew
             )
-        known = (opaque(target.validator or file.etag or ""), "") if target.version == ("", "") else target.version
         try:
-            return file.prefix + await _read(file, target, rest, self._transport, self._origin, known)
+            return file.prefix + await _read(file, target, rest, self._transport, self._origin, file.version)
         except ChangedError:
             prefix = await read_beginning(file, target, stop, self._transport, self._origin)
         self._target = file.target = replace(target, validator=file.etag, version=("", ""))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..errors import SourceError
 from ..format.header import Header
 from ..format.index import Index
-from ..network.ranges import Target
+from ..network.ranges import Target, opaque
 from ..storage.boot import boot_id
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
@@ -73,6 +73,13 @@ class SourceFile:
     @property
     def algorithm(self) -> str:
         return self.checksum.algorithm if self.checksum else "sha256"
+
+    @property
+    def version(self) -> tuple[str, str]:
+        """What the answer that brought its first bytes told of their version, as `network.ranges:version_of`."""
+        if self.target is not None and self.target.version != ("", ""):
+            return self.target.version
+        return opaque((self.target.validator if self.target else None) or self.etag or ""), ""
 
     @property
     def journal_identity(self) -> str:

@@ -6,6 +6,7 @@ The signs are wrong in every answer, as behind a proxy or on a mirror of several
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ..kit.fault_server import (
     Answer,
     Chunked,
     ContentRange,
+    Drip,
     Fault,
     FaultServer,
     Flip,
@@ -185,6 +187,7 @@ async def test_linked_sizes(server: FaultServer, tmp_path: Path, wrong: str, sig
     assert same(await load(server, tmp_path, source, policy=SPLIT))
     assert same(await load(server, tmp_path / "memory", source, policy=SPLIT, storage="memory"))
     sent = server.sent(paths[SHARD])
+    shutil.rmtree(tmp_path / "models--org--model" / "snapshots")  # as for another commit with the same file
     assert same(await load(server, tmp_path, source))
     assert server.sent(paths[SHARD]) == sent
 
@@ -283,19 +286,19 @@ async def test_wrong_bytes_stay_wrong(server: FaultServer, tmp_path: Path) -> No
 async def test_two_versions_and_a_hash(server: FaultServer, tmp_path: Path) -> None:
     """What a first attempt mixed is fetched once more in one piece, from one node: good, if its bytes are right."""
     other = safetensors_bytes({name: array[::-1].copy() for name, array in TENSORS.items()})
-    right, turn = ONE_FILE[SINGLE], count()
+    right = ONE_FILE[SINGLE]
     server.web("/files", ONE_FILE)
 
     def node(answer: Answer) -> Answer:
-        if next(turn) != 2 or answer.status != 206:
-            return answer
+        """The node that serves beginnings has the right version, and is slow: others would help if they might."""
         start = int(answer.headers["content-range"].split()[1].split("-")[0])
-        return replace(Headers(etag='"other"')(answer), body=other[start : start + len(answer.body)])
+        if start:
+            return replace(Headers(etag='"other"')(answer), body=other[start : start + len(answer.body)])
+        return Drip(10_000, 0.02)(answer) if len(answer.body) > PREFIX_LIMIT else answer
 
     server.fault("/files/" + SINGLE, node, forever=True)
     assert same(await load(server, tmp_path, "/files/", policy=SPLIT, checksums=hashes({SINGLE: right})))
-    ranges = [seen.headers["range"] for seen in server.to("/files/" + SINGLE)]
-    assert ranges.index(f"bytes=0-{len(right) - 1}") == len(ranges) - 1
+    assert server.to("/files/" + SINGLE)[-1].headers["range"] == f"bytes=0-{len(right) - 1}"
 
 
 async def test_without_a_hash_signs_count(server: FaultServer, tmp_path: Path) -> None:

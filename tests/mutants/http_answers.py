@@ -383,7 +383,7 @@ MUTANTS = (
         "header-of-two-versions",
         _HASHED,
         "sources.headers:_Served._read_up_to",
-        "await _read(file, target, rest, self._transport, self._origin, known)",
+        "await _read(file, target, rest, self._transport, self._origin, file.version)",
         "await _read(file, target, rest, self._transport, self._origin)",
         ("api/test_hash_decides.py::test_a_header_from_one_answer",),
     ),
