@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +39,9 @@ GRACE = 1.0  # seconds that running responses get when the server stops
 KEEP_ALIVE = 60  # seconds
 
 
+_KEPT = 10_000  # records of requests: a server may run for months
+
+
 class Record(NamedTuple):
     """A request that was answered. `path` is percent-encoded and has no query; `range` is the header."""
 
@@ -48,11 +52,11 @@ class Record(NamedTuple):
 
 
 class _Recorder:
-    """Keeps a Record of each answer of `app`, and counts the body bytes."""
+    """Keeps a Record of each of the last answers of `app`, and counts the body bytes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.records: list[Record] = []
+        self.records: deque[Record] = deque(maxlen=_KEPT)
         self.bytes_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +137,7 @@ class Server:
 
     @property
     def requests(self) -> tuple[Record, ...]:
-        """The requests so far, in the order in which their answers began."""
+        """The requests so far, the last 10,000, in the order in which their answers began."""
         return tuple(self._recorder.records)
 
     @property

@@ -292,4 +292,12 @@ MUTANTS = (
         "raise",
         ("torture/test_wrong_values.py::test_wrong_values_by_a_descriptor_in_threads",),
     ),
+    Mutant(
+        "records-without-end",
+        _MEMORY,
+        "server.server:_Recorder.__init__",
+        "deque(maxlen=_KEPT)",
+        "deque()",
+        ("server/test_server.py::test_records_are_bounded",),
+    ),
 )

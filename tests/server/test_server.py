@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 
 from asyncfetch.errors import ChangedError, SourceError
 from asyncfetch.server import Server, catalog
+from asyncfetch.server.server import _Recorder
 
 from ..kit.canaries import TOKEN
 
@@ -622,3 +624,25 @@ def test_the_extra_is_named(missing: str) -> None:
     assert last.startswith("asyncfetch.errors.SourceError: Serving needs starlette and uvicorn: ")
     assert missing in last.partition(": Serving needs starlette and uvicorn: ")[2]
     assert last.endswith("Run: pip install 'asyncfetch[serve]'")
+
+
+def test_records_are_bounded() -> None:
+    """A server that runs for months keeps the last requests, and counts all bytes."""
+    kept = 10_000
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"12"})
+
+    async def send(_message: Any) -> None:
+        pass
+
+    async def requests() -> None:
+        for number in range(kept + 7):
+            scope = {"type": "http", "method": "GET", "path": f"/{number}", "raw_path": b"/%d" % number, "headers": []}
+            await recorder(scope, send, send)
+
+    recorder = _Recorder(app)
+    asyncio.run(requests())
+    assert [recorder.records[0].path, recorder.records[-1].path] == ["/7", f"/{kept + 6}"]
+    assert (len(recorder.records), recorder.bytes_sent) == (kept, 2 * (kept + 7))
