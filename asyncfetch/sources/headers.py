@@ -100,11 +100,13 @@ class _Served:
         if stop > len(file.prefix):
             file.prefix = await self._read_up_to(stop)
         file.raw_header = file.prefix[:stop]
-        if file.checksum is not None:
-            implied = (await _parsed(file, None)).file_size
-            if implied != file.size and (not file.sized or await self._is_right(implied)):
-                file.size, file.sized = implied, True
-        file.header = await _parsed(file, file.size)
+        header = await _parsed(file, None if file.checksum is not None else file.size)
+        if header.file_size != file.size:
+            if file.sized and not await self._is_right(header.file_size):
+                header = await _parsed(file, file.size)  # which says what is wrong
+            file.size, file.sized = header.file_size, True
+            file.prefix = file.prefix[: file.size]
+        file.header = header
 
     async def _header_length(self) -> int:
         """n, the bytes of JSON: those that fit into the size that is told, unless the file goes on behind that."""

@@ -8,6 +8,7 @@ left behind. Only where there is no room for both does it go first (`RepoCache.d
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["WrongFiles"]
@@ -20,8 +21,9 @@ class WrongFiles:
         self._paths: dict[tuple[int, ...], Path] = {}
 
     def add(self, path: Path) -> None:
-        """The file at `path`, as it is now, is not to be used. Raises OSError."""
-        self._paths[_state(path)] = path
+        """The file at `path`, as it is now, is not to be used. Raises OSError, but not if it is gone meanwhile."""
+        with suppress(FileNotFoundError):
+            self._paths[_state(path)] = path
 
     def __contains__(self, path: Path) -> bool:
         """Whether the file at `path` is one of them. False if nothing is there."""

@@ -391,8 +391,8 @@ MUTANTS = (
         "told-size-believed",
         _SIZES,
         "sources.headers:_Served.read_header",
-        "(not file.sized or await self._is_right(implied))",
-        "not file.sized",
+        "if file.sized and not await self._is_right(header.file_size):",
+        "if file.sized:",
         ("api/test_hash_decides.py::test_linked_sizes",),
     ),
     Mutant(
