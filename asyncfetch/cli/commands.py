@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -132,7 +133,9 @@ def _dry_run(
 ) -> None:
     with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
-    folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
+    folder = None
+    with suppress(SourceError):  # no place for a cache, and none was needed
+        folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
     list_plan(command, resolved, folder=folder, free=free, as_json=flags.json, quiet=flags.quiet)
 

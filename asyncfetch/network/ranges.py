@@ -24,7 +24,7 @@ from ..spans import MiB, Span
 from .body import Body
 from .retry import Budget, retrying
 from .transport import Transport
-from .urls import no_downgrade, origin_of, redirected
+from .urls import may_identify, no_downgrade, redirected
 
 __all__ = ["Intake", "Target", "open_span", "read_span", "receive", "strong", "strong_etag", "version_of"]
 
@@ -81,7 +81,7 @@ async def _open_followed(
         own = dict(headers)
         if target.validator is not None and url == target.url:
             own["if-range"] = target.validator
-        neutral = target.neutral or origin_of(url) != origin_of(target.url)
+        neutral = target.neutral or not may_identify(target.url, url)
         async with transport.open(url, headers=own, neutral=neutral, file=file) as body:
             location = body.headers.get("location")
             if body.status not in (301, 302, 303, 307, 308) or not location:

@@ -114,7 +114,7 @@ class WebPlace:
         if ranged:
             headers["range"] = f"bytes=0-{limit - 1}"
         url = self._source.url(name)
-        reply = await self._transport.fetch(url, limit=limit, headers=headers, may_follow=no_downgrade, file=told)
+        reply = await self._transport.fetch(url, limit=limit, headers=headers, may_follow=_may_follow, file=told)
         if reply.status in (404, 410):
             raise EntryNotFoundError(name, redact_url(self._source.folder))
         if reply.status in (401, 403):
@@ -143,6 +143,10 @@ class WebPlace:
         blobs = (self.cache.whole_blob(known.hex, file.size) for known in hashes)
         file.path = next((blob for blob in blobs if blob), None)
         file.in_blobs = file.path is not None
+
+
+def _may_follow(redirect: Reply, target: str) -> bool:
+    return no_downgrade(redirect.url, target)
 
 
 def _commit_for(wanted: Mapping[str, str], states: Mapping[str, Mapping[str, str]]) -> str:
