@@ -142,7 +142,7 @@ def _dry_run(
 
 def _free_bytes(folder: Path) -> int | None:
     """Bytes free on the disk that holds `folder`, or will hold it; None if that cannot be told."""
-    for candidate in (folder, *folder.absolute().parents):
+    for candidate in (folder, *folder.parents):  # as they are: the working directory may be gone
         try:
             return shutil.disk_usage(candidate).free
         except FileNotFoundError:
