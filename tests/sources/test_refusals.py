@@ -144,6 +144,7 @@ async def test_words_of_a_server_that_fails(server: FaultServer) -> None:
         ("\u202eevil\u2066", "evil"),
         ("", ""),
     ],
+    ids=["plain", "controls", "questions", "link", "tokens", "long", "bidi", "empty"],
 )
 def test_what_is_fit_to_show(text: str, fit: str) -> None:
     """One line of so many letters at most, without what controls a terminal and without secrets."""

@@ -156,6 +156,17 @@ def test_a_cache_without_a_home(monkeypatch: pytest.MonkeyPatch, environ: dict[s
     assert cache_root({}, "/y") == Path("/y")
 
 
+@pytest.mark.anyio
+async def test_a_folder_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does what has a cache of its own; a repository without one says what to set."""
+    (tmp_path / SINGLE).write_bytes(safetensors_bytes(TENSORS))
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert same(await asyncfetch.load_async(tmp_path))
+    with pytest.raises(SourceError, match="no place for the cache"):
+        await asyncfetch.load_async("org/model", endpoint="http://127.0.0.1:9")
+
+
 def test_a_user_whom_nobody_knows(server: FaultServer) -> None:
     """No HOME, and a uid without an entry: a folder loads, a cache that is named is used, and else it is said."""
     server.hub("org/model", ONE_FILE)
