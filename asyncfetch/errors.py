@@ -315,10 +315,10 @@ class RateLimitedError(AsyncfetchError):
     transient = True
     hint = "Wait, or send a token: signed-in callers have a larger quota."
 
-    def __init__(self, url: str, retry_after: float | None) -> None:
+    def __init__(self, url: str, retry_after: float | None, said: str = "") -> None:
         self.url, self.retry_after = redact_url(url), retry_after
         wait = "" if retry_after is None else f", and asks to wait {retry_after:.0f} s"
-        super().__init__(f"{self.url}: the server limits the request rate{wait}.")
+        super().__init__(f"{self.url}: the server limits the request rate{wait}.{quoted(said)}")
 
 
 class StorageError(AsyncfetchError):

@@ -21,10 +21,12 @@ from ..errors import (
     redact_url,
 )
 from ..spans import MiB, Span
+from ..words import quoted
 from .body import Body
 from .retry import Budget, retrying
 from .transport import Transport
 from .urls import may_identify, no_downgrade, redirected
+from .wall import words_of
 
 __all__ = ["Intake", "Target", "open_span", "read_span", "receive", "strong", "strong_etag", "version_of"]
 
@@ -112,7 +114,7 @@ def _check_status(body: Body, target: Target, file: str) -> None:
     if target.signed and status in (400, 401, 403, 404, 410):
         raise LinkExpiredError(status, url=target.url)
     if status in (401, 403):
-        raise AccessError(f"{redact_url(target.url)}: the server answered {status}.")
+        raise AccessError(f"{redact_url(target.url)}: the server answered {status}.{quoted(words_of(body.headers))}")
     if status in (404, 410):
         raise EntryNotFoundError(file, redact_url(target.url))
     raise ProtocolError(f"unexpected status {status}", url=target.url)

@@ -200,7 +200,7 @@ class Transport:
             wait = 1.0 if after is None else after
             if wait <= self.policy.max_wait:
                 self._gates[origin_of(body.url)] = time.monotonic() + wait
-            raise RateLimitedError(body.url, after)
+            raise RateLimitedError(body.url, after, words_of(body.headers))
         raise ServerError(body.status, url=body.url, retry_after=after, said=words_of(body.headers))
 
 

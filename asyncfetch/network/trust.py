@@ -62,6 +62,9 @@ def _named(file: str, folder: str) -> ssl.SSLContext:
 @lru_cache(maxsize=4)
 def _system(more: Iterable[str]) -> ssl.SSLContext:
     context = _system_store()
+    if keys := os.environ.get("SSLKEYLOGFILE"):  # as ssl.create_default_context does
+        with suppress(OSError):
+            context.keylog_filename = keys
     for path in more:
         with suppress(OSError):
             context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})

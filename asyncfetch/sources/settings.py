@@ -18,7 +18,8 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-_OTHER_NAME = "https://hf.co"  # which sends on to it
+# Which send on to it. Asked there at once, so that no token goes without TLS or is left behind at another origin.
+_OTHER_NAMES = ("https://hf.co", "http://hf.co", "http://huggingface.co")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -57,7 +58,7 @@ class Settings:
         if not _is_web_url(chosen):
             hint = f"Write it as {DEFAULT_ENDPOINT}: HF_ENDPOINT or endpoint=."
             raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.", hint=hint)
-        if chosen.lower() == _OTHER_NAME:
+        if chosen.lower() in _OTHER_NAMES:
             chosen = DEFAULT_ENDPOINT
         if offline is None:
             offline = any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))

@@ -25,9 +25,11 @@ from ..format.index import index_too_large
 from ..network.ranges import Target, strong, version_of
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
+from ..network.wall import words_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
+from ..words import quoted
 from .finder import State, file_on_disk, read_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile
@@ -119,7 +121,7 @@ class WebPlace:
             raise EntryNotFoundError(name, redact_url(self._source.folder))
         if reply.status in (401, 403):
             raise AccessError(
-                f"{redact_url(url)}: the server answered {reply.status}.",
+                f"{redact_url(url)}: the server answered {reply.status}.{quoted(words_of(reply.headers))}",
                 hint="Pass client= with the credentials that it wants; some stores also answer so for a missing file.",
             )
         if reply.status not in (200, 206, 416):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -22,10 +23,13 @@ __all__ = ["ConnectProxy", "microsocks", "tinyproxy"]
 class ConnectProxy:
     """Answers each CONNECT with the next of `answers`, statuses or whole heads; after the last one it connects.
 
-    None is silence until the client leaves. `asked` has the head of each request.
+    None is silence until the client leaves. `asked` has the head of each request. With `tls` it speaks TLS itself.
     """
 
-    def __init__(self, answers: Sequence[int | bytes | None] = (), *, forever: bool = False) -> None:
+    def __init__(
+        self, answers: Sequence[int | bytes | None] = (), *, forever: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self._answers = list(answers)
         self._forever = forever
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -60,6 +64,9 @@ class ConnectProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError), client:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
+                self._sockets.add(client)
             head = b""
             while b"\r\n\r\n" not in head:
                 piece = client.recv(65536)

@@ -14,11 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 import anyio
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.errors import AsyncfetchError, NetworkError, ProxyError, SourceError, StalledError
+from asyncfetch.errors import AsyncfetchError, CertificateError, NetworkError, ProxyError, SourceError, StalledError
 from asyncfetch.network.proxies import Proxies, Proxy
 from asyncfetch.network.sockets import Stream
 from asyncfetch.network.transport import Transport
@@ -300,6 +301,41 @@ async def test_nobody_is_there(tls_server: FaultServer, monkeypatch: pytest.Monk
         with pytest.raises(NetworkError, match=f"through the proxy {scheme}://{place}") as caught:
             await fetch(tls_server, attempts=2)
     assert_silent(caught.value)
+
+
+@pytest.mark.anyio
+async def test_a_proxy_behind_tls(
+    trusted: ssl.SSLContext, tls_server: FaultServer, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way to the proxy may be TLS too, and its certificate counts as any."""
+    server.web("/files", {"x.bin": BODY})
+    with ConnectProxy([503], tls=trusted) as proxy:
+        place = proxy.place.replace("127.0.0.1", "localhost")
+        through(monkeypatch, f"https://me:{PASSWORD}@{place}")
+        assert await fetch(tls_server) == BODY
+        assert len(proxy.asked) == 2
+        through(monkeypatch, f"https://{proxy.place}")  # for which the certificate is not
+        with pytest.raises(CertificateError, match=f"another .*through the proxy https://{proxy.place}"):
+            await fetch(tls_server)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("status", "asked"), [(503, 3), (403, 1), (407, 1)])
+async def test_the_proxy_of_a_client(tls_server: FaultServer, status: int, asked: int) -> None:
+    """A client of the caller's may have one of its own: its status is told, and tried again, in the same way."""
+    with ConnectProxy([status] * 2) as proxy:
+        async with (
+            httpx.AsyncClient(proxy=f"http://me:{PASSWORD}@{proxy.place}") as client,
+            Transport(QUICK, client=client) as transport,
+        ):
+            if asked > 1:
+                assert (await transport.fetch(tls_server.url + PATH, limit=1 << 20)).body == BODY
+            else:
+                with pytest.raises(ProxyError, match=f"the proxy answered {status}") as caught:
+                    await transport.fetch(tls_server.url + PATH, limit=9)
+                assert (caught.value.proxy, caught.value.status) == (None, status)
+                assert_silent(caught.value)
+    assert len(proxy.asked) == asked
 
 
 @pytest.mark.anyio

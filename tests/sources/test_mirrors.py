@@ -132,8 +132,8 @@ def test_it_never_goes_to_less(first: str, here: str) -> None:
 
 
 def test_the_other_name_of_the_official_site() -> None:
-    """HF_ENDPOINT=https://hf.co is the official site itself: its token goes there, and nothing is sent on."""
-    for text in ("https://hf.co", "https://HF.co/", " https://hf.co\n"):
+    """HF_ENDPOINT=https://hf.co is the official site itself: its token goes there, over TLS, and nothing is sent on."""
+    for text in ("https://hf.co", "https://HF.co/", " https://hf.co\n", "http://hf.co", "http://huggingface.co/"):
         assert Settings.from_env({"HF_ENDPOINT": text, "HF_TOKEN": TOKEN}).endpoint == "https://huggingface.co"
     assert Settings.from_env({"HF_ENDPOINT": "https://hf.co/mirror"}).endpoint == "https://hf.co/mirror"
 

@@ -9,18 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asyncfetch
 from asyncfetch.errors import (
     AccessError,
     AsyncfetchError,
     GatedRepositoryError,
     NetworkError,
+    RateLimitedError,
     RepositoryNotFoundError,
     ServerError,
 )
+from asyncfetch.network.ranges import Target, read_span
 from asyncfetch.network.transport import Reply, Transport
 from asyncfetch.sources.hub import Hub
 from asyncfetch.sources.refusals import Asked, refusal
 from asyncfetch.sources.settings import Settings
+from asyncfetch.spans import Span
 from asyncfetch.words import fit_to_show
 
 from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
@@ -130,6 +134,23 @@ async def test_words_of_a_server_that_fails(server: FaultServer) -> None:
     async with Transport(QUICK) as transport:
         with pytest.raises(ServerError, match=r"answered 503 \(Down for an hour\)"):
             await Hub(transport, Settings(server.url, None, False), "org/name").ask("index.json", "main", limit=5)
+
+
+@pytest.mark.anyio
+async def test_words_wherever_they_are_said(server: FaultServer) -> None:
+    """Of a rate limit, of a refused part, and of a folder that is no repository."""
+    words = {"x-error-message": "Quota of 1000 requests"}
+    folder = PATH.replace("index.json", "x.safetensors.index.json")
+    server.fault(PATH, Status(429, {**words, "retry-after": "9999"}), Status(403, words))
+    server.fault(folder, Status(401, words))
+    async with Transport(QUICK) as transport:
+        with pytest.raises(RateLimitedError, match="Quota of 1000"):
+            await Hub(transport, Settings(server.url, None, False), "org/name").ask("index.json", "main", limit=5)
+    async with Transport(QUICK) as transport:
+        with pytest.raises(AccessError, match=r"answered 403\. The server says: Quota of 1000"):
+            await read_span(transport, Target(server.url + PATH), Span(0, 5), file="x", size=9)
+    with pytest.raises(AccessError, match=r"answered 401\. The server says: Quota of 1000"):
+        await asyncfetch.load_async(server.url + folder)
 
 
 @pytest.mark.parametrize(
