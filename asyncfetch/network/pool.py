@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.request import getproxies
@@ -73,9 +74,12 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 try:  # in a thread: it takes 30 ms
                     context = await off_loop(lambda: trusted(os.environ))
                 except OSError as error:
-                    raise CertificateError(f"the certificate store cannot be read: {error}", url=str(url)) from error
-            by_http = proxy is not None and not proxy.socks
-            backend = None if by_http else self._backend(proxy)
+                    what, hint = (
+                        f"the certificate store cannot be read: {error}",
+                        "Without it the system's store counts.",
+                    )
+                    raise CertificateError(what, url=str(url), hint=hint) from error
+            by_http = None if proxy is None or proxy.socks else proxy
             # No bound: httpcore loses slots when a request that waits for one is cancelled
             # (https://github.com/encode/httpcore/issues/1093). Limits.connections bounds them.
             pool = httpcore.AsyncConnectionPool(
@@ -83,14 +87,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 max_connections=None,
                 max_keepalive_connections=None,
                 keepalive_expiry=30.0,
-                network_backend=backend,
-                proxy=None
-                if proxy is None or proxy.socks
-                else httpcore.Proxy(
-                    httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/"),
-                    auth=proxy.auth,
-                    ssl_context=context if proxy.scheme == "https" else None,
-                ),
+                network_backend=None if by_http else self._backend(proxy),
+                proxy=None if by_http is None else _as_httpcore_has_it(by_http, context),
             )
             self._pools.setdefault(key, pool)  # another request may have made one meanwhile
         return self._pools[key]
@@ -124,6 +122,11 @@ class PoolTransport(httpx.AsyncBaseTransport):
         """Close the connections that wait for another request."""
         for backend in self._backends.values():
             backend.close()
+
+
+def _as_httpcore_has_it(proxy: Proxy, context: ssl.SSLContext | None) -> httpcore.Proxy:
+    url = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/")
+    return httpcore.Proxy(url, auth=proxy.auth, ssl_context=context if proxy.scheme == "https" else None)
 
 
 class _PoolStream(httpx.AsyncByteStream):

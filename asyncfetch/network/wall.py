@@ -64,24 +64,23 @@ def raise_translated(error: Exception, url: str, proxy: Proxy | None = None) -> 
 def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
     if isinstance(error, AsyncfetchError):
         return error
-    through = f" (through the proxy {proxy})" if proxy else ""
+    through, hint = (f" (through the proxy {proxy})", f"{proxy.variable} names the proxy.") if proxy else ("", None)
     certificate = _certificate_fault(error)
     if certificate is not None:
         return _certificate_error(certificate, url, through)
     names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
     kind, reason = type(error).__name__, fit_to_show(str(error)) or type(error).__name__
+    if isinstance(error, UnicodeError):  # a name that no resolver can be asked for, as with a part of 64 letters
+        return ProtocolError(f"{kind}: {reason}", url=url)
     if not names:
-        # A name that no resolver can be asked for, such as one with a part of 64 letters, fails as text.
-        if isinstance(error, OSError | UnicodeError):
-            return NetworkError(f"{kind}: {reason}{through}", url=url)
-        return error
+        return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint) if isinstance(error, OSError) else error
     if "ProxyError" in names:
         return _proxy_error(error, reason, url, proxy)
     if "TimeoutException" in names:
-        return StalledError(f"timed out ({kind}){through}", url=url)
+        return StalledError(f"timed out ({kind}){through}", url=url, hint=hint)
     if names & {"UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
         return ProtocolError(kind, url=url)
-    return NetworkError(f"{kind}: {reason}{through}", url=url)
+    return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint)
 
 
 def _proxy_error(error: Exception, reason: str, url: str, proxy: Proxy | None) -> ProxyError:

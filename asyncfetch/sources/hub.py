@@ -157,7 +157,7 @@ class Hub:
             raise ProtocolError("the answer tells no size", url=reply.url)
         link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
-            raise ProtocolError("it redirects from https to http", url=reply.url)
+            raise ProtocolError(f"it redirects from https to http, to {redact_url(link)}", url=reply.url)
         validator = None if elsewhere else strong(headers)
         prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
         return HubFile(commit, etag, checksum, size, link, prefix, validator, splittable)

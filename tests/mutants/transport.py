@@ -265,8 +265,8 @@ MUTANTS = (
         "socket-errors-get-out",
         _FOREIGN,
         "network.wall:_translated",
-        "if isinstance(error, OSError | UnicodeError):",
-        "if isinstance(error, InterruptedError):",
+        "url=url, hint=hint) if isinstance(error, OSError) else error",
+        "url=url, hint=hint) if isinstance(error, InterruptedError) else error",
         ("network/test_transport.py::test_small_answers_are_fetched_again",),
     ),
     Mutant(

@@ -107,7 +107,7 @@ async def test_what_the_environment_names(
     ("variable", "make", "says"),
     [
         ("SSL_CERT_FILE", lambda _path: None, "No such file"),
-        ("SSL_CERT_FILE", lambda path: path.mkdir(), "SSL_CERT_FILE"),
+        ("SSL_CERT_FILE", lambda path: path.mkdir(), "Is a directory"),
         ("SSL_CERT_FILE", lambda path: path.write_bytes(b""), "holds no certificate"),
         ("SSL_CERT_FILE", lambda path: path.write_bytes(b"\0\xff" * 50), "holds no certificate"),
         ("SSL_CERT_DIR", lambda _path: None, "openssl rehash"),
@@ -133,8 +133,9 @@ async def test_a_store_that_is_none(
         async with Transport(QUICK) as transport:
             if proxied:
                 monkeypatch.setenv("HTTPS_PROXY", proxy.place)
-            with pytest.raises(CertificateError, match=f"{variable} names.*{says}"):
+            with pytest.raises(CertificateError, match=f"{variable} names.*{says}") as caught:
                 await transport.fetch("https://localhost:9/x", limit=1)
+            assert "system's store" in caught.value.hint
             assert (await transport.fetch(server.url + PATH, limit=1 << 20)).body == BODY
     assert not proxy.asked
 
