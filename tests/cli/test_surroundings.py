@@ -87,26 +87,28 @@ def test_a_token_that_has_expired(server: FaultServer, tmp_path: Path) -> None:
     assert "hint: Renew the token" in ran.stderr
 
 
-def test_a_working_directory_that_is_gone(server: FaultServer, model: Path, tmp_path: Path) -> None:
-    """What is named by a whole path works; what is not is an error of ours."""
-    server.hub("org/model", FILES)
-    (tmp_path / "gone").mkdir()
-    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
-
-    def there(*arguments: object) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "gone").mkdir(exist_ok=True)
-        run = ["sh", "-c", script, "sh", tmp_path / "gone", sys.executable, "-m", "asyncfetch", *arguments]
-        environ = {**os.environ, "HF_ENDPOINT": server.url, "PYTHONPATH": str(ROOT), "ASYNCFETCH_ATTEMPTS": "1"}
-        return subprocess.run([*map(str, run)], capture_output=True, text=True, env=environ, timeout=50)
-
-    for arguments, code in (
-        (("load", model), 0),
-        (("download", "org/model", "--cache-dir", tmp_path / "cache"), 0),
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("load", "{model}"), 0),
+        (("download", "org/model", "--cache-dir", "{folder}/cache"), 0),
         (("download", "org/model", "--cache-dir", "cache", "--dry-run"), 0),
         (("download", "org/model", "--cache-dir", "cache"), 7),
-        (("load", model, "--output", "all.safetensors"), 7),
+        (("load", "{model}", "--output", "all.safetensors"), 7),
         (("load", "./model"), 2),
-    ):
-        ran = there(*arguments)
-        assert ran.returncode == code, (arguments, ran.stderr)
-        assert "Traceback" not in ran.stderr
+    ],
+)
+def test_a_working_directory_that_is_gone(
+    server: FaultServer, model: Path, tmp_path: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    """What is named by a whole path works; what is not is an error of ours."""
+    server.hub("org/model", FILES)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    named = [argument.format(model=model, folder=tmp_path) for argument in arguments]
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    run = ["sh", "-c", script, "sh", str(gone), sys.executable, "-m", "asyncfetch", *named]
+    environ = {**os.environ, "HF_ENDPOINT": server.url, "PYTHONPATH": str(ROOT), "ASYNCFETCH_ATTEMPTS": "1"}
+    ran = subprocess.run(run, capture_output=True, text=True, env=environ, timeout=50)
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
