@@ -16,6 +16,7 @@ wing no circle forms, and nothing imports this file. `scripts/check` holds the c
     3  policy                        the knobs
     2  tasks | spans                 tasks that end as one | which bytes of a file
     1  errors | events               what went wrong | what happens
+    0  words                         what others wrote, fit to be shown
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from .errors import (
     NotFoundError,
     OfflineError,
     ProtocolError,
+    ProxyError,
     RateLimitedError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -112,6 +114,7 @@ __all__ = [
     "PackedArray",
     "Policy",
     "ProtocolError",
+    "ProxyError",
     "RateLimitedError",
     "RepositoryNotFoundError",
     "RevisionNotFoundError",

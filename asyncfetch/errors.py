@@ -22,6 +22,7 @@
     │   ├── ProtocolError            an answer that breaks the rules of HTTP or of the Hub
     │   ├── StalledError             too few bytes for too long
     │   ├── LinkExpiredError         a signed link that is refused, even when fetched anew
+    │   ├── ProxyError               the proxy refuses or fails, not the server behind it
     │   └── CertificateError         never retried
     ├── RateLimitedError
     ├── StorageError                 the disk
@@ -40,26 +41,17 @@ import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+
+from .words import quoted, redact_url, some_of
 
 __all__ = [
     "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
     "ChecksumMismatchError", "CorruptError", "DiskFullError", "EntryNotFoundError", "GatedRepositoryError",
     "InvalidHeaderError", "InvalidIndexError", "LinkExpiredError", "MissingTensorError", "ModelMismatchError",
-    "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "RateLimitedError", "RepositoryNotFoundError",
-    "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError", "SourceError", "StalledError",
-    "StorageError", "TimedOutError", "redact_url", "storage_errors",
+    "NetworkError", "NotFoundError", "OfflineError", "ProtocolError", "ProxyError", "RateLimitedError",
+    "RepositoryNotFoundError", "RevisionNotFoundError", "SelectionError", "ServerError", "ShardNotFoundError",
+    "SourceError", "StalledError", "StorageError", "TimedOutError", "redact_url", "storage_errors",
 ]  # fmt: skip
-
-
-def redact_url(url: str) -> str:
-    """`url` without user, password, query (which may be a signature) and fragment: fit for a message or a log."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return "<unreadable URL>"
-    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
 
 
 class AsyncfetchError(Exception):
@@ -116,12 +108,12 @@ class RepositoryNotFoundError(NotFoundError):
 
     code = "repository_not_found"
 
-    def __init__(self, repository: str, *, authenticated: bool) -> None:
+    def __init__(self, repository: str, *, authenticated: bool, said: str = "") -> None:
         self.repository = repository
         who, hint = "without a token", "Check the spelling; if it is private, set HF_TOKEN or pass token=."
         if authenticated:
             who, hint = "with the token that was sent", "Check the spelling, and that the token may read it."
-        super().__init__(f"Repository {repository!r} was not found {who}.", hint=hint)
+        super().__init__(f"Repository {repository!r} was not found {who}.{quoted(said)}", hint=hint)
 
 
 class RevisionNotFoundError(NotFoundError):
@@ -176,14 +168,14 @@ class AccessError(AsyncfetchError):
 
 
 class GatedRepositoryError(AccessError):
-    """The repository asks each reader to accept its terms first."""
+    """The repository lets in those who asked for it and were let in, of which `page` tells. `said` is why not."""
 
     code = "gated_repository"
 
-    def __init__(self, repository: str, page: str) -> None:
-        self.repository, self.page = repository, page
-        hint = f"Accept its terms at {page}, then set HF_TOKEN or pass token=."
-        super().__init__(f"Repository {repository!r} is gated.", hint=hint)
+    def __init__(self, repository: str, page: str, *, said: str = "", hint: str | None = None) -> None:
+        self.repository, self.page, self.said = repository, page, said
+        hint = hint or f"Accept its terms at {page}, then set HF_TOKEN or pass token=."
+        super().__init__(f"Repository {repository!r} is gated.{quoted(said)}", hint=hint)
 
 
 class CorruptError(AsyncfetchError):
@@ -224,7 +216,7 @@ class MissingTensorError(CorruptError):
 
     def __init__(self, file: str, index: str, tensors: Sequence[str]) -> None:
         self.index, self.tensors = index, tuple(tensors)
-        names = ", ".join([*map(repr, tensors[:3]), *(["…"] if len(tensors) > 3 else [])])
+        names = some_of([*map(repr, tensors)], 3)
         super().__init__(f"{index} places {len(tensors)} tensor(s) in {file} that it lacks: {names}.", file=file)
 
 
@@ -262,13 +254,13 @@ class NetworkError(AsyncfetchError):
 
 
 class ServerError(NetworkError):
-    """A 5xx, 408 or 425 answer: the server fails, or is not ready."""
+    """A 5xx, 408 or 425 answer: the server fails, or is not ready. `said` is what it says."""
 
     code = "server_error"
 
-    def __init__(self, status: int, *, url: str, retry_after: float | None = None) -> None:
-        self.status = status
-        super().__init__(f"the server answered {status}", url=url, retry_after=retry_after)
+    def __init__(self, status: int, *, url: str, retry_after: float | None = None, said: str = "") -> None:
+        self.status, self.said = status, said
+        super().__init__(f"the server answered {status}{said and f' ({said})'}", url=url, retry_after=retry_after)
 
 
 class ProtocolError(NetworkError):
@@ -276,9 +268,19 @@ class ProtocolError(NetworkError):
 
     code = "protocol"
 
-    def __init__(self, message: str, *, url: str, transient: bool = False) -> None:
+    def __init__(self, message: str, *, url: str, transient: bool = False, hint: str | None = None) -> None:
         self.transient = transient
-        super().__init__(message, url=url)
+        super().__init__(message, url=url, hint=hint)
+
+
+class ProxyError(NetworkError):
+    """The proxy, named in `proxy` without a password, refuses or fails. `status`: with which answer, None for none."""
+
+    code = "proxy"
+
+    def __init__(self, message: str, *, url: str, hint: str, proxy: str | None, status: int | None, transient: bool):
+        self.proxy, self.status, self.transient = proxy, status, transient
+        super().__init__(message, url=url, hint=hint)
 
 
 class StalledError(NetworkError):
@@ -298,10 +300,11 @@ class LinkExpiredError(NetworkError):
 
 
 class CertificateError(NetworkError):
-    """The server's TLS certificate is not trusted."""
+    """The server's TLS certificate is not trusted. `reason` is a word of `network/wall.py:CERTIFICATE_FAULTS`."""
 
     code = "certificate"
     transient = False
+    reason = "other"
     hint = "Check the clock and the certificate store; SSL_CERT_FILE names another one."
 
 
@@ -312,10 +315,10 @@ class RateLimitedError(AsyncfetchError):
     transient = True
     hint = "Wait, or send a token: signed-in callers have a larger quota."
 
-    def __init__(self, url: str, retry_after: float | None) -> None:
+    def __init__(self, url: str, retry_after: float | None, said: str = "") -> None:
         self.url, self.retry_after = redact_url(url), retry_after
         wait = "" if retry_after is None else f", and asks to wait {retry_after:.0f} s"
-        super().__init__(f"{self.url}: the server limits the request rate{wait}.")
+        super().__init__(f"{self.url}: the server limits the request rate{wait}.{quoted(said)}")
 
 
 class StorageError(AsyncfetchError):
@@ -377,11 +380,8 @@ class ModelMismatchError(AsyncfetchError):
     ) -> None:
         self.missing, self.unexpected = tuple(missing), tuple(unexpected)
         self.shapes = dict(shapes or {})
-        parts = [
-            f"{len(names)} {label} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-            for label, names in (("missing", self.missing), ("unexpected", self.unexpected))
-            if names
-        ]
+        absent = (("missing", self.missing), ("unexpected", self.unexpected))
+        parts = [f"{len(names)} {label} ({some_of(names, 5)})" for label, names in absent if names]
         for name, (model, checkpoint) in list(self.shapes.items())[:5]:
             parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
         message = f"The state dict does not fit the model: {'; '.join(parts)}."

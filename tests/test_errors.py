@@ -22,6 +22,7 @@ from asyncfetch.errors import (
     NetworkError,
     OfflineError,
     ProtocolError,
+    ProxyError,
     RateLimitedError,
     ServerError,
     ShardNotFoundError,
@@ -74,7 +75,7 @@ def test_codes_are_distinct() -> None:
 def test_what_is_transient() -> None:
     """Exactly these may succeed when called again; a protocol error says so for itself."""
     transient = {cls for cls in CLASSES if cls.transient}
-    network = {NetworkError, ServerError, ProtocolError, StalledError, LinkExpiredError}
+    network = {NetworkError, ServerError, ProtocolError, ProxyError, StalledError, LinkExpiredError}
     assert transient == network | {ChangedError, RateLimitedError, TimedOutError}
     assert not ProtocolError("x", url="http://h/").transient
     assert ProtocolError("x", url="http://h/", transient=True).transient

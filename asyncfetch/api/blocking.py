@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -40,7 +41,8 @@ class Portal:
         self._owner = os.getpid()
         self._thread = threading.Thread(target=_run_loop, args=(started,), name="asyncfetch portal", daemon=True)
         self._thread.start()
-        self._portal = started.result()
+        with _greenlets_told():
+            self._portal = started.result()
         self._at_exit = weakref.finalize(self, _stop, self._portal, self._thread, self._owner)
 
     @property
@@ -52,7 +54,8 @@ class Portal:
         """What `work` returns. An interrupt while it is waited for cancels it."""
         if self.inherited:
             raise SourceError("It was opened in another process, before a fork.", hint="Open it in this one.")
-        future = self._portal.start_task_soon(work)
+        with _greenlets_told():
+            future = self._portal.start_task_soon(work)
         try:
             result: T = future.result()
         except BaseException:
@@ -75,7 +78,8 @@ class Portal:
                     raise
                 entered.set_exception(error)
 
-        ended = self._portal.start_task_soon(hold)
+        with _greenlets_told():
+            ended = self._portal.start_task_soon(hold)
         try:
             value, leave = entered.result()
         except BaseException:
@@ -97,6 +101,21 @@ class Portal:
         self._at_exit()
 
 
+@contextmanager
+def _greenlets_told() -> Iterator[None]:
+    """Say why no thread is to be had where gevent has made greenlets of them all, which share one event loop."""
+    try:
+        yield
+    except RuntimeError as error:
+        gevent: Any = sys.modules.get("gevent.monkey")
+        if gevent is None or not gevent.is_module_patched("threading"):
+            raise
+        raise SourceError(
+            "gevent has replaced the threads of this process, and in this one an event loop runs already.",
+            hint="Patch before asyncfetch is imported, and make one call at a time; or load in a process of its own.",
+        ) from error
+
+
 def _run_loop(started: Future[BlockingPortal]) -> None:
     async def main() -> None:
         async with BlockingPortal() as portal:
@@ -112,9 +131,11 @@ def _run_loop(started: Future[BlockingPortal]) -> None:
 
 def _stop(portal: BlockingPortal, thread: threading.Thread, owner: int) -> None:
     if os.getpid() == owner:
-        with suppress(RuntimeError):  # it has ended
+        patience = 1.0
+        with suppress(RuntimeError):  # it has ended, or is a greenlet beside us
             portal.start_task_soon(portal.stop, True)
-        thread.join(_PATIENCE)
+            patience = _PATIENCE
+        thread.join(patience)
 
 
 class Handle(Generic[T]):

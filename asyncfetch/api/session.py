@@ -12,7 +12,7 @@ from anyio import from_thread, to_thread
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError
+from ..errors import ChecksumMismatchError, SourceError
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
@@ -111,7 +111,7 @@ class Environment:
     """What a client has read, once, from its options and from the environment."""
 
     settings: Settings
-    cache_root: Path
+    cache_root: Path | SourceError  # the latter is for those who need it
     policy: Policy
 
     @classmethod
@@ -121,7 +121,12 @@ class Environment:
             os.environ, endpoint=access.get("endpoint"), token=access.get("token"), offline=access.get("offline")
         )
         policy = access.get("policy") or Policy.from_env(os.environ)
-        return cls(settings, cache_root(os.environ, access.get("cache_dir")), policy)
+        root: Path | SourceError
+        try:
+            root = cache_root(os.environ, access.get("cache_dir"))
+        except SourceError as error:
+            root = error
+        return cls(settings, root, policy)
 
     def offline(self) -> Environment:
         """The same, for a call that sends nothing."""
@@ -129,17 +134,22 @@ class Environment:
 
     def request(self, source: Source, wanted: Wanted) -> Request:
         """What one call asks for. Looks at the disk: a path that exists is a local source. Raises SourceError."""
-        select = wanted.get("select")
+        select, root = wanted.get("select"), self.cache_root
+        parsed = parse_source(
+            source,
+            revision=wanted.get("revision"),
+            subfolder=wanted.get("subfolder"),
+            endpoint=self.settings.endpoint,
+            kind_of=_kind_of,
+        )
+        if isinstance(root, SourceError):
+            if not isinstance(parsed, LocalSource):
+                raise root
+            root = Path(os.devnull)  # never asked for
         return Request(
-            parse_source(
-                source,
-                revision=wanted.get("revision"),
-                subfolder=wanted.get("subfolder"),
-                endpoint=self.settings.endpoint,
-                kind_of=_kind_of,
-            ),
+            parsed,
             self.settings,
-            self.cache_root,
+            root,
             self.policy,
             wanted.get("variant"),
             None if select is None else selector(select),

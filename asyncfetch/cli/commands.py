@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,14 +135,16 @@ def _dry_run(
 ) -> None:
     with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
-    folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
+    folder = None
+    with suppress(SourceError):  # no place for a cache, and none was needed
+        folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
     list_plan(command, resolved, folder=folder, free=free, as_json=flags.json, quiet=flags.quiet)
 
 
 def _free_bytes(folder: Path) -> int | None:
     """Bytes free on the disk that holds `folder`, or will hold it; None if that cannot be told."""
-    for candidate in (folder, *folder.absolute().parents):
+    for candidate in (folder, *folder.parents):  # as they are: the working directory may be gone
         try:
             return shutil.disk_usage(candidate).free
         except FileNotFoundError:

@@ -40,7 +40,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     Raises SourceError for a folder, a device or a missing parent, StorageError where the disk
     refuses.
     """
-    target = Path(path).expanduser()
+    target = Path(os.path.expanduser(path))  # which leaves alone what it does not know
     with storage_errors(target):
         if target.is_dir():
             raise SourceError(f"{target} is a folder.", hint="Name the file to write in it.")

@@ -23,6 +23,9 @@ _BURST_SECONDS = 0.012  # how long a worker thread receives before it looks back
 # Between two pieces of a burst, or an event loop that was woken waits until the thread's time slice has run out.
 _give_way = getattr(os, "sched_yield", lambda: None)
 _NO_BODY = (204, 304)  # whatever a length says: RFC 9110, section 6.4.1
+# RFC 9110, section 8.4.1, RFC 7932, RFC 8878. Any other word leaves the bytes as they are: `aws-chunked` above all,
+# which stores keep of how a file was uploaded, and send along (https://github.com/versity/versitygw/issues/2398).
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd"})
 _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they are written
 
 
@@ -41,7 +44,8 @@ class Body:
         self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
         if self.status in _NO_BODY:
             self.length = 0
-        self.encoded = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
+        codings = re.split(r"[\s,]+", self.headers.get("content-encoding", "").lower())
+        self.encoded = not _COMPRESSIONS.isdisjoint(codings)
         self._response = response
         self._policy = policy
         self._limits = limits

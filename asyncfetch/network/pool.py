@@ -1,21 +1,24 @@
-"""httpx's requests over an httpcore pool that uses our network backend."""
+"""httpx's requests over httpcore pools that use our network backends."""
 
 from __future__ import annotations
 
 import os
 import ssl
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from typing import Any
 from urllib.request import getproxies
 
 import anyio
 import httpcore
 import httpx
-from anyio import to_thread
 
 from ..errors import CertificateError
+from ..tasks import off_loop
+from .proxies import Proxies, Proxy
 from .sockets import Backend
+from .socks import SocksBackend
+from .trust import trusted
+from .wall import raise_translated
 
 __all__ = ["LazyClient", "PoolTransport"]
 
@@ -23,52 +26,60 @@ __all__ = ["LazyClient", "PoolTransport"]
 class LazyClient:
     """The caller's client; or else one of our own, made when the first request is sent.
 
-    Ours uses the proxies of the environment, and without proxies it receives bodies in bursts. So a source
-    that needs no network is not troubled by what the environment says of it.
+    So a source that needs no network is not troubled by what the environment says of it.
     """
 
     def __init__(self, injected: Any) -> None:
         self._injected = injected
         self._own: httpx.AsyncClient | None = None
-        self._backend: Backend | None = None
+        self._transport: PoolTransport | None = None
 
     def get(self) -> Any:
         """The client to send with."""
         if self._injected is None and self._own is None:
-            if {"http", "https", "all"} & getproxies().keys():
-                limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-                self._own = httpx.AsyncClient(limits=limits)
-            else:
-                self._backend = Backend()
-                self._own = httpx.AsyncClient(transport=PoolTransport(self._backend))
+            self._transport = PoolTransport(Proxies(getproxies()))
+            self._own = httpx.AsyncClient(transport=self._transport)
         return self._injected if self._own is None else self._own
+
+    def proxy_of(self, url: str) -> Proxy | None:
+        """The proxy that a request of ours to `url` goes through. Of the caller's client nothing is known."""
+        return self._transport.proxies.for_url(url) if self._transport else None
 
     async def aclose(self) -> None:
         """Close ours and its idle connections. Bounded, not cancelled; the caller's stays as it is."""
         if self._own is not None:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await self._own.aclose()
-        if self._backend is not None:
-            self._backend.close()
+        if self._transport is not None:
+            self._transport.close_idle()
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
-    """httpx over an httpcore pool with our network backend."""
+    """httpx over httpcore pools: one for each scheme and proxy.
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._pools: dict[str, httpcore.AsyncConnectionPool] = {}  # by scheme
+    Straight and through SOCKS, sockets are ours and bodies come in bursts. Through an HTTP proxy, connections are
+    httpcore's: a tunnel belongs to one server, and must not be parked under the proxy's address.
+    """
 
-    async def _pool(self, url: httpx.URL) -> httpcore.AsyncConnectionPool:
-        scheme = url.scheme
-        if scheme not in self._pools:
+    def __init__(self, proxies: Proxies) -> None:
+        self.proxies = proxies
+        self._pools: dict[tuple[str, Proxy | None], httpcore.AsyncConnectionPool] = {}
+        self._backends: dict[Proxy | None, Backend] = {}
+
+    async def _pool(self, url: httpx.URL, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
+        key = url.scheme, proxy
+        if key not in self._pools:
             context = None
-            if scheme == "https":
-                variables = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+            if url.scheme == "https" or (proxy and proxy.scheme == "https"):
                 try:  # in a thread: it takes 30 ms
-                    context = await to_thread.run_sync(_ssl_context, *variables)
+                    context = await off_loop(lambda: trusted(os.environ))
                 except OSError as error:
-                    raise CertificateError(f"the certificate store cannot be read: {error}", url=str(url)) from error
+                    what, hint = (
+                        f"the certificate store cannot be read: {error}",
+                        "Without it the system's store counts.",
+                    )
+                    raise CertificateError(what, url=str(url), hint=hint) from error
+            by_http = None if proxy is None or proxy.socks else proxy
             # No bound: httpcore loses slots when a request that waits for one is cancelled
             # (https://github.com/encode/httpcore/issues/1093). Limits.connections bounds them.
             pool = httpcore.AsyncConnectionPool(
@@ -76,19 +87,29 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 max_connections=None,
                 max_keepalive_connections=None,
                 keepalive_expiry=30.0,
-                network_backend=self._backend,
+                network_backend=None if by_http else self._backend(proxy),
+                proxy=None if by_http is None else _as_httpcore_has_it(by_http, context),
             )
-            self._pools.setdefault(scheme, pool)  # another request may have made one meanwhile
-        return self._pools[scheme]
+            self._pools.setdefault(key, pool)  # another request may have made one meanwhile
+        return self._pools[key]
+
+    def _backend(self, proxy: Proxy | None) -> Backend:
+        if proxy not in self._backends:
+            self._backends[proxy] = Backend() if proxy is None else SocksBackend(proxy)
+        return self._backends[proxy]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = httpcore.URL(
             scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
         )
-        pool = await self._pool(request.url)
-        answer = await pool.handle_async_request(
-            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
-        )
+        proxy = self.proxies.for_url(str(request.url))
+        pool = await self._pool(request.url, proxy)
+        try:
+            answer = await pool.handle_async_request(
+                httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
+            )
+        except Exception as error:
+            raise_translated(error, str(request.url), proxy)
         return httpx.Response(
             answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
         )
@@ -96,6 +117,16 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         for pool in self._pools.values():
             await pool.aclose()
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for another request."""
+        for backend in self._backends.values():
+            backend.close()
+
+
+def _as_httpcore_has_it(proxy: Proxy, context: ssl.SSLContext | None) -> httpcore.Proxy:
+    url = httpcore.URL(scheme=proxy.scheme, host=proxy.host, port=proxy.port, target="/")
+    return httpcore.Proxy(url, auth=proxy.auth, ssl_context=context if proxy.scheme == "https" else None)
 
 
 class _PoolStream(httpx.AsyncByteStream):
@@ -108,8 +139,3 @@ class _PoolStream(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._answer.aclose()
-
-
-@lru_cache(maxsize=4)
-def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:  # noqa: ARG001
-    return httpx.create_ssl_context()  # reads both variables

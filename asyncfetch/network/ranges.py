@@ -25,10 +25,12 @@ from ..errors import (
     redact_url,
 )
 from ..spans import MiB, Span
+from ..words import quoted
 from .body import Body
 from .retry import Budget, retrying
 from .transport import Transport
-from .urls import no_downgrade, origin_of, redirected
+from .urls import may_identify, no_downgrade, redirected
+from .wall import words_of
 
 __all__ = [
     "Intake",
@@ -97,7 +99,7 @@ async def _open_followed(
         own = dict(headers)
         if target.validator is not None and url == target.url and not target.hashed:
             own["if-range"] = target.validator
-        neutral = target.neutral or origin_of(url) != origin_of(target.url)
+        neutral = target.neutral or not may_identify(target.url, url)
         async with transport.open(url, headers=own, neutral=neutral, file=file) as body:
             location = body.headers.get("location")
             if body.status not in (301, 302, 303, 307, 308) or not location:
@@ -133,7 +135,7 @@ def _check_status(body: Body, target: Target, file: str) -> None:
     if target.signed and status in (400, 401, 403, 404, 410):
         raise LinkExpiredError(status, url=target.url)
     if status in (401, 403):
-        raise AccessError(f"{redact_url(target.url)}: the server answered {status}.")
+        raise AccessError(f"{redact_url(target.url)}: the server answered {status}.{quoted(words_of(body.headers))}")
     if status in (404, 410):
         raise EntryNotFoundError(file, redact_url(target.url))
     raise ProtocolError(f"unexpected status {status}", url=target.url)

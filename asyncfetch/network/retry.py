@@ -12,7 +12,17 @@ from ..errors import NetworkError, RateLimitedError
 from ..events import Notifier, Retrying
 from ..policy import Policy
 
-__all__ = ["Budget", "is_transient", "retrying"]
+__all__ = ["Budget", "is_transient", "may_pass", "retrying"]
+
+
+def may_pass(status: int) -> bool:
+    """Whether what a status says may pass by itself, be it of a server or of a proxy that is asked to CONNECT.
+
+    An open list, since those who stand before a server have statuses of their own (Cloudflare's 520 to 530,
+    https://developers.cloudflare.com/support/troubleshooting/http-status-codes/cloudflare-5xx-errors/). Of the 5xx
+    only 501 and 505 say that the request itself will never do (RFC 9110, sections 15.6.2 and 15.6.6).
+    """
+    return status in (408, 425, 429) or (500 <= status < 600 and status not in (501, 505))
 
 
 def is_transient(error: BaseException) -> bool:

@@ -234,7 +234,7 @@ class Backend(httpcore.AsyncNetworkBackend):
             stream.close()
         try:
             with anyio.fail_after(timeout):
-                sock = await _connect(host, port, local_address)
+                sock = await self.dial(host, port, local_address)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from error
         except OSError as error:
@@ -243,6 +243,10 @@ class Backend(httpcore.AsyncNetworkBackend):
             sock.setsockopt(*option)
         self.opened += 1
         return Stream(sock, self, (host, port))
+
+    async def dial(self, host: str, port: int, local_address: str | None) -> socket.socket:
+        """A connected socket. Raises OSError."""
+        return await _connect(host, port, local_address)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None

@@ -12,26 +12,25 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
 
-from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError
+from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError, redact_url
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
 from .limits import Limits
 from .pool import LazyClient
-from .retry import Budget, retrying
-from .urls import origin_of, redirected
-from .wall import our_request, raise_translated, redact_logs, retry_after
+from .retry import Budget, may_pass, retrying
+from .urls import may_identify, origin_of, redirected
+from .wall import our_request, proxy_answered, raise_translated, redact_logs, retry_after, words_of
 
 __all__ = ["Reply", "Transport"]
 
 USER_AGENT = f"asyncfetch/{__version__}; python/{platform.python_version()}"
-_TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 503, 504})
 # What may travel to another origin than the one that was asked first: nothing that identifies.
 _NEUTRAL_HEADERS = frozenset(
     {"accept", "accept-encoding", "connection", "content-length", "host", "if-range", "range", "user-agent"}
@@ -42,13 +41,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete small answer. `truncated`: the body went on beyond the limit that was read."""
+    """A complete small answer. `truncated`: the body went on beyond the limit that was read.
+
+    `passed`: the headers of the redirects that led there, in their order.
+    """
 
     url: str = field(repr=False)
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes
     truncated: bool
+    passed: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
 
 
 class Transport:
@@ -115,12 +118,12 @@ class Transport:
         *,
         limit: int,
         headers: Mapping[str, str] | None = None,
-        may_follow: Callable[[str, str], bool] | None = None,
+        may_follow: Callable[[Reply, str], bool] | None = None,
         file: str | None = None,
     ) -> Reply:
         """A small answer whole: up to `limit` bytes of its body. Transient failures are retried.
 
-        `may_follow(from, to)` decides on each redirect; a redirect that it declines is the answer.
+        `may_follow(redirect, to)` decides on each redirect; one that it declines is the answer.
         `file` is the one whose download this serves, for events.
         """
         async for attempt in retrying(Budget(self.policy), self.notify, file=file):
@@ -133,25 +136,26 @@ class Transport:
         url: str,
         limit: int,
         headers: Mapping[str, str] | None,
-        may_follow: Callable[[str, str], bool] | None,
+        may_follow: Callable[[Reply, str], bool] | None,
         file: str | None,
     ) -> Reply:
-        first, here = origin_of(url), url
+        here, passed = url, list[Mapping[str, str]]()
         for _ in range(self.policy.max_redirects + 1):
-            async with self.open(here, headers=headers, neutral=origin_of(here) != first, file=file) as body:
+            async with self.open(here, headers=headers, neutral=not may_identify(url, here), file=file) as body:
                 target = body.headers.get("location")
                 if body.status not in (301, 302, 303, 307, 308) or not target:
                     if body.encoded and body.status in (200, 206):
                         raise ProtocolError("the body is compressed although that was declined", url=here)
                     if body.status == 206 and "range" not in (headers or {}):
                         raise ProtocolError("a part is answered although the whole was asked for", url=here)
-                    return await _read_whole(body, limit)
+                    return replace(await _read_whole(body, limit), passed=tuple(passed))
                 target = redirected(here, target)
                 reply = await _read_whole(body, 1 << 16)  # read to its end, so that the connection serves again
-                if may_follow is None or not may_follow(here, target):
-                    return reply
+                if may_follow is None or not may_follow(reply, target):
+                    return replace(reply, passed=tuple(passed))
+                passed.append(reply.headers)
                 here = target
-        raise ProtocolError(f"more than {self.policy.max_redirects} redirects", url=url)
+        raise ProtocolError(f"more than {self.policy.max_redirects} redirects, the last to {redact_url(here)}", url=url)
 
     def distance(self, url: str) -> float:
         """Seconds to the fastest answer so far of the origin that serves `url`; 0 if it gave none yet."""
@@ -187,15 +191,17 @@ class Transport:
         return response
 
     def _raise_transient(self, body: Body) -> None:
-        if body.status != 429 and body.status not in _TRANSIENT_STATUS:
+        if body.status == 407:  # only ever a proxy's: RFC 9110, section 15.5.8
+            raise proxy_answered(407, body.url, self._client.proxy_of(body.url))
+        if not may_pass(body.status):
             return
         after = retry_after(body.headers)
         if body.status == 429:
             wait = 1.0 if after is None else after
             if wait <= self.policy.max_wait:
                 self._gates[origin_of(body.url)] = time.monotonic() + wait
-            raise RateLimitedError(body.url, after)
-        raise ServerError(body.status, url=body.url, retry_after=after)
+            raise RateLimitedError(body.url, after, words_of(body.headers))
+        raise ServerError(body.status, url=body.url, retry_after=after, said=words_of(body.headers))
 
 
 async def _read_whole(body: Body, limit: int) -> Reply:

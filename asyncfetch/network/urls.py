@@ -7,7 +7,7 @@ from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProtocolError
 
-__all__ = ["no_downgrade", "origin_of", "redirected"]
+__all__ = ["may_identify", "no_downgrade", "origin_of", "redirected"]
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
@@ -15,6 +15,16 @@ def origin_of(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+def may_identify(first: str, here: str) -> bool:
+    """Whether what identifies the caller at `first`, a token above all, may go along to `here`.
+
+    Within an origin; and from http to https of the same host, as httpx and curl do: who reads the second request
+    could have read the first. On the usual ports alone, since behind any other may be somebody else's server.
+    """
+    one, other = origin_of(first), origin_of(here)
+    return one == other or (one[1] == other[1] and (one[0], one[2], other[0], other[2]) == ("http", 80, "https", 443))
 
 
 def redirected(here: str, location: str) -> str:

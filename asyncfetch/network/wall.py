@@ -12,9 +12,12 @@ from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
-from ..errors import CertificateError, NetworkError, ProtocolError, StalledError
+from ..errors import AsyncfetchError, CertificateError, NetworkError, ProtocolError, ProxyError, StalledError
+from ..words import fit_to_show
+from .proxies import Proxy
+from .retry import may_pass
 
-__all__ = ["our_request", "raise_translated", "redact_logs", "retry_after"]
+__all__ = ["our_request", "proxy_answered", "raise_translated", "redact_logs", "retry_after", "words_of"]
 
 # By name, since an injected client may be of httpx's or of httpx2's family.
 # h2's own errors come through both where a body of HTTP/2 contradicts its length.
@@ -41,39 +44,107 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return float(empty[1]) + 1.0 if empty else None
 
 
-def raise_translated(error: Exception, url: str) -> NoReturn:
-    """Raise the error of ours for one of the network's; what is not the network's, as it is."""
-    ours = _translated(error, url)
+def words_of(headers: Mapping[str, str]) -> str:
+    """What a Hub says of an answer that is none (X-Error-Message, X-Error-Code), fit to be shown; "" for nothing."""
+    said = headers.get("x-error-message", "") or headers.get("x-error-code", "")
+    return fit_to_show(said)
+
+
+def raise_translated(error: Exception, url: str, proxy: Proxy | None = None) -> NoReturn:
+    """Raise the error of ours for one of the network's; what is not the network's, as it is.
+
+    `proxy` is the one that the request went through, as far as that is known.
+    """
+    ours = _translated(error, url, proxy)
     if ours is error:
         raise error
     raise ours from error
 
 
-def _translated(error: Exception, url: str) -> Exception:
-    if isinstance(error, ssl.SSLCertVerificationError) or _caused_by_certificate(error):
-        return CertificateError("its TLS certificate is not trusted", url=url)
-    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
-    reason = str(error) or type(error).__name__
-    if not names:
-        if isinstance(error, OSError):
-            return NetworkError(f"{type(error).__name__}: {reason}", url=url)
+def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
+    if isinstance(error, AsyncfetchError):
         return error
+    through, hint = (f" (through the proxy {proxy})", f"{proxy.variable} names the proxy.") if proxy else ("", None)
+    certificate = _certificate_fault(error)
+    if certificate is not None:
+        return _certificate_error(certificate, url, through)
+    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
+    kind, reason = type(error).__name__, fit_to_show(str(error)) or type(error).__name__
+    if isinstance(error, UnicodeError):  # a name that no resolver can be asked for, as with a part of 64 letters
+        return ProtocolError(f"{kind}: {reason}", url=url)
+    if not names:
+        return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint) if isinstance(error, OSError) else error
+    if "ProxyError" in names:
+        return _proxy_error(error, reason, url, proxy)
     if "TimeoutException" in names:
-        return StalledError(f"timed out ({type(error).__name__})", url=url)
-    if names & {"ProxyError", "UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
-        return ProtocolError(type(error).__name__, url=url)
-    return NetworkError(f"{type(error).__name__}: {reason}", url=url)
+        return StalledError(f"timed out ({kind}){through}", url=url, hint=hint)
+    if names & {"UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
+        return ProtocolError(kind, url=url)
+    return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint)
 
 
-def _caused_by_certificate(error: BaseException) -> bool:
+def _proxy_error(error: Exception, reason: str, url: str, proxy: Proxy | None) -> ProxyError:
+    """Of a CONNECT that was answered by another status than 2xx, or of SOCKS."""
+    if status := re.match(r"([1-9][0-9]{2})\b", reason):  # as httpcore words it
+        return proxy_answered(int(status[1]), url, proxy, reason)
+    named = f"the proxy {proxy}" if proxy else "the proxy"
+    lasting = getattr(error, "lasting", True)
+    hint = f"Check {proxy.variable}." if proxy and lasting else ""
+    message = f"{named} makes no connection: {reason.rstrip('.')}"
+    return ProxyError(
+        message, url=url, hint=hint, proxy=str(proxy) if proxy else None, status=None, transient=not lasting
+    )
+
+
+def proxy_answered(status: int, url: str, proxy: Proxy | None, reason: str = "") -> ProxyError:
+    """The error for what a proxy answers instead of a connection. `reason` begins with the status."""
+    named = f"the proxy {proxy}" if proxy else "the proxy"
+    variable, hint = proxy.variable if proxy else "HTTPS_PROXY", ""
+    if status == 407:
+        hint = f"Write {variable}=http://USER:PASSWORD@HOST:PORT, with special characters percent-encoded."
+    elif not may_pass(status):
+        hint = "It does not let this address through: ask who runs it, or name the host in NO_PROXY to go around it."
+    message = f"{named} answered {reason or status}"
+    known = str(proxy) if proxy else None
+    return ProxyError(message, url=url, hint=hint, proxy=known, status=status, transient=may_pass(status))
+
+
+# OpenSSL's number of a fault (X509_V_ERR_..., openssl-verification-options(1)) -> a word, what it says, what to do.
+_CLOCK = "Check the clock of this machine; if it is right, the server must renew its certificate."
+_STORE = (
+    "If a proxy between here and there inspects TLS, put its root certificate into the system's store, "
+    "or name a file that holds it in SSL_CERT_FILE."
+)
+_PLACE = "Check the address; or something between here and there answers in its place, such as a sign-in page."
+CERTIFICATE_FAULTS = {
+    9: ("not_yet_valid", "it is not valid yet", "Check the clock of this machine."),
+    10: ("expired", "it has expired", _CLOCK),
+    18: ("self_signed", "it is signed by itself", _STORE),
+    19: ("unknown_root", "it goes back to a root that is not in the store", _STORE),
+    20: ("unknown_root", "nobody in the store has signed it", _STORE),
+    21: ("unknown_root", "nobody in the store has signed it", _STORE),
+    23: ("revoked", "it has been revoked", ""),
+    62: ("wrong_host", "it is for another host", _PLACE),
+    64: ("wrong_host", "it is for another address", _PLACE),
+}
+
+
+def _certificate_error(fault: ssl.SSLCertVerificationError, url: str, through: str) -> CertificateError:
+    said = fit_to_show(getattr(fault, "verify_message", "") or fault.reason or str(fault))
+    number = getattr(fault, "verify_code", 0)
+    reason, what, hint = CERTIFICATE_FAULTS.get(number, ("other", said, None))
+    error = CertificateError(f"its TLS certificate is not trusted: {what}{through}", url=url, hint=hint)
+    error.reason = reason
+    return error
+
+
+def _certificate_fault(error: BaseException) -> ssl.SSLCertVerificationError | None:
     seen: BaseException | None = error
     for _ in range(10):
-        if seen is None:
-            return False
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return True
+        if seen is None or isinstance(seen, ssl.SSLCertVerificationError):
+            return seen
         seen = seen.__cause__ or seen.__context__
-    return False
+    return None
 
 
 # Each by its name, since a filter on a parent is not asked for the records of its children.

@@ -13,30 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
-from ..errors import (
-    AccessError,
-    AsyncfetchError,
-    ChangedError,
-    EntryNotFoundError,
-    GatedRepositoryError,
-    NetworkError,
-    ProtocolError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    redact_url,
-)
+from ..errors import AccessError, ChangedError, ProtocolError, RepositoryNotFoundError, redact_url
 from ..format.index import index_too_large
 from ..network.ranges import Target, read_all, read_span, strong
 from ..network.transport import Reply, Transport
-from ..network.urls import no_downgrade, origin_of, redirected
+from ..network.urls import may_identify, no_downgrade, origin_of, redirected
 from ..spans import Span
 from ..storage.cache import is_commit, path_inside
 from ..storage.checksums import Checksum, checksum_of_etag, digest_of
+from .refusals import Asked, refusal
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = ["Hub", "HubFile", "size_of"]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_SET_ENDPOINT = "Set HF_ENDPOINT or pass endpoint= to the Hub that it leads to."
+_METADATA = ("x-repo-commit", "x-linked-etag", "x-linked-size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +142,20 @@ class Hub:
             raise ChangedError(file, "the Hub names another hash for it")
         return self.target_of(file, again)
 
-    def _may_follow(self, here: str, target: str) -> bool:
-        return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
+    def _may_follow(self, redirect: Reply, target: str) -> bool:
+        """Within one site; and to wherever another Hub may be, as a mirror does that sends on to the official one.
+
+        A redirect that tells the commit is the answer itself, and its target is storage.
+        """
+        if may_identify(redirect.url, target) or origin_of(target) in self._trusted:
+            return True
+        return not is_commit(redirect.headers.get("x-repo-commit", "")) and no_downgrade(redirect.url, target)
 
     def _file_of(self, reply: Reply, revision: str) -> HubFile:
-        headers = reply.headers
+        headers = _metadata_of(reply)
         commit = headers.get("x-repo-commit", "")
         if not is_commit(commit):
-            raise ProtocolError("no commit in the answer, so this is not a Hub (or a proxy answered)", url=reply.url)
+            raise self._no_hub(reply)
         if is_commit(revision) and commit != revision:
             raise ProtocolError(f"commit {revision} was asked for and {commit} answered", url=reply.url)
         etag = clean_etag(headers.get("x-linked-etag") or headers.get("etag", ""))
@@ -167,7 +165,7 @@ class Hub:
         elsewhere = reply.status in _REDIRECTS
         link = redirected(reply.url, headers["location"]) if elsewhere else None
         if link is not None and not no_downgrade(reply.url, link):
-            raise ProtocolError("it redirects from https to http", url=reply.url)
+            raise ProtocolError(f"it redirects from https to http, to {redact_url(link)}", url=reply.url)
         validator = None if elsewhere else strong(headers)
         prefix, splittable = (b"", True) if elsewhere else (reply.body, reply.status != 200)
         size, cut = size_of(headers, reply.status), reply.truncated and not elsewhere
@@ -175,36 +173,48 @@ class Hub:
 
     def _raise_for(self, reply: Reply, file: str, revision: str) -> None:
         """The Hub's error codes as errors of ours. 401 may mean missing, private or a bad token."""
-        status, code = reply.status, reply.headers.get("x-error-code", "")
+        status = reply.status
         if status < 400 or status == 416:
             if status in (200, 206) or (status in _REDIRECTS and reply.headers.get("location")):
                 return
             if status == 416 and size_of(reply.headers, status) == 0:
                 return  # an empty file has no first byte
             raise ProtocolError(f"unexpected status {status}", url=reply.url)
-        message = reply.headers.get("x-error-message", "")[:200]
-        name, commit = f"{self.repo_id}@{revision}", reply.headers.get("x-repo-commit", revision)
-        error: AsyncfetchError
-        if code == "RevisionNotFound":
-            error = RevisionNotFoundError(self.repo_id, revision)
-        elif code == "EntryNotFound":
-            error = EntryNotFoundError(file, name, commit=commit if is_commit(commit) else None)
-        elif code == "GatedRepo":
-            error = GatedRepositoryError(self.repo_id, redact_url(f"{self.settings.endpoint}/{self.repo_id}"))
-        elif message == "Access to this resource is disabled.":
-            error = AccessError(f"Access to {self.repo_id!r} has been disabled.", hint="")
-        elif status == 401 and message == "Invalid credentials in Authorization header":
-            error = AccessError("The Hub does not accept the token.", hint="Renew it, or unset HF_TOKEN.")
-        elif code == "RepoNotFound" or status == 401:
-            error = RepositoryNotFoundError(self.repo_id, authenticated=self.settings.token is not None)
-        elif status == 403:
-            error = AccessError(f"The Hub refuses {file!r} of {name}{': ' + message if message else ''}.")
-        elif status == 404:
-            error = EntryNotFoundError(file, name, commit=revision if is_commit(revision) else None)
-        else:
-            error = NetworkError(f"the server answered {status} {message}".rstrip(), url=reply.url)
-            error.transient = False
+        sent = self.settings.token is not None and self._gets_token(reply.url)
+        page = redact_url(f"{self.settings.endpoint}/{self.repo_id}")
+        error = refusal(reply, Asked(self.repo_id, file, revision, page, authenticated=sent))
+        if isinstance(error, AccessError | RepositoryNotFoundError) and not sent:
+            if self.settings.token is not None:
+                error.hint = f"{self._leads_to(reply)}, where the token does not go along. {_SET_ENDPOINT}"
+            elif self.settings.token_fault:
+                error.hint = f"{self.settings.token_fault} {error.hint}"
         raise error
+
+    def _gets_token(self, url: str) -> bool:
+        return may_identify(self.settings.endpoint, url) or origin_of(url) in self._trusted
+
+    def _leads_to(self, reply: Reply) -> str:
+        scheme, host, port = origin_of(reply.url)
+        return f"{redact_url(self.settings.endpoint)} sends on to {scheme}://{host}:{port}"
+
+    def _no_hub(self, reply: Reply) -> ProtocolError:
+        """An answer without a commit: what that tells, and what to do about it."""
+        what, hint = "no commit in the answer, so this is not a Hub (or a proxy answered)", None
+        if reply.status in _REDIRECTS:
+            target = redact_url(redirected(reply.url, reply.headers["location"]))
+            what = f"it redirects to {target}, which is less safe and is not followed; the redirect tells no commit"
+            hint = _SET_ENDPOINT
+        elif reply.passed:
+            what, hint = f"{what}; {self._leads_to(reply)}", _SET_ENDPOINT
+        return ProtocolError(what, url=reply.url, hint=hint)
+
+
+def _metadata_of(reply: Reply) -> Mapping[str, str]:
+    """The headers of an answer; what the Hub tells of a file may stand on the last redirect to it instead."""
+    if "x-repo-commit" in reply.headers:
+        return reply.headers
+    telling = next((headers for headers in reversed(reply.passed) if "x-repo-commit" in headers), {})
+    return {**reply.headers, **{name: telling[name] for name in _METADATA if name in telling}}
 
 
 def clean_etag(value: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import SourceError, redact_url
 from ..network.urls import origin_of
+from ..storage.cache import expanded
 
 __all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token"]
 
@@ -17,15 +18,21 @@ _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+# Which send on to it. Asked there at once, so that no token goes without TLS or is left behind at another origin.
+_OTHER_NAMES = ("https://hf.co", "http://hf.co", "http://huggingface.co")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settings:
-    """Where the Hub is, who asks, and whether to ask at all. Its repr never shows the token."""
+    """Where the Hub is, who asks, and whether to ask at all. Its repr never shows the token.
+
+    `token_fault` says why a token that is there cannot be used: nothing to who needs none.
+    """
 
     endpoint: str
     token: str | None
     offline: bool
+    token_fault: str = ""
 
     def __repr__(self) -> str:
         token = "set" if self.token else None
@@ -46,15 +53,22 @@ class Settings:
         that one is used if found: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file HF_TOKEN_PATH
         (default HF_HOME/token). Raises SourceError.
         """
-        chosen = (endpoint or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        given = (endpoint or "").strip() or environ.get("HF_ENDPOINT", "").strip() or DEFAULT_ENDPOINT
+        chosen = given.rstrip("/")
         if not _is_web_url(chosen):
-            raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.")
+            hint = f"Write it as {DEFAULT_ENDPOINT}: HF_ENDPOINT or endpoint=."
+            raise SourceError(f"The endpoint {redact_url(chosen)!r} is not an http(s) URL.", hint=hint)
+        if chosen.lower() in _OTHER_NAMES:
+            chosen = DEFAULT_ENDPOINT
         if offline is None:
             offline = any(environ.get(name, "").upper() in _TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-        return cls(chosen, find_token(environ, token), offline)
+        found, fault = find_token(environ, token)
+        return cls(chosen, found, offline, fault)
 
 
 def _is_web_url(text: str) -> bool:
+    if re.search(r"[\x00-\x20\x7f]", text):  # urlsplit leaves some of these out
+        return False
     try:
         scheme, host, _ = origin_of(text)
     except ValueError:
@@ -62,27 +76,52 @@ def _is_web_url(text: str) -> bool:
     return scheme in ("http", "https") and bool(host)
 
 
-def find_token(environ: Mapping[str, str], token: str | bool | None) -> str | None:
-    """The token to send, or None. Raises SourceError if `token` is True and none is found."""
+def find_token(environ: Mapping[str, str], token: str | bool | None) -> tuple[str | None, str]:
+    """The token to send, or None; and if one is there that cannot be sent, why not.
+
+    Raises SourceError if `token` itself cannot be sent, or is True and none is found. What the environment holds
+    fails nobody who may need no token, as for a public repository, a folder or a URL.
+    """
     if isinstance(token, str):
-        return _clean(token)
+        return _clean(token, "The token"), ""
     if token is False or (token is None and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE):
-        return None
-    found = _clean(environ.get("HF_TOKEN")) or _clean(environ.get("HUGGING_FACE_HUB_TOKEN"))
-    if found is None:
-        home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-        path = environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")
-        try:
-            found = _clean(Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            found = None
+        return None, ""
+    found, fault = None, ""
+    try:
+        found = _clean(environ.get("HF_TOKEN"), "The token in HF_TOKEN")
+        found = found or _clean(environ.get("HUGGING_FACE_HUB_TOKEN"), "The token in HUGGING_FACE_HUB_TOKEN")
+        found = found or _read_token(environ)
+    except SourceError as error:
+        fault = str(error)
     if found is None and token is True:
-        raise SourceError("token=True, and no token was found.", hint="Set HF_TOKEN, or run `hf auth login`.")
-    return found
+        raise SourceError(fault or "token=True, and no token was found.", hint="Set HF_TOKEN, or run `hf auth login`.")
+    return found, fault
 
 
-def _clean(token: str | None) -> str | None:
-    text = (token or "").replace("\r", "").replace("\n", "").strip()
+def _read_token(environ: Mapping[str, str]) -> str | None:
+    """The token of the file that huggingface_hub keeps it in; None if there is no such file or nothing in it."""
+    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    path = expanded(environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
+    if path is None:
+        return None
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is impossible"
+        raise SourceError(f"The token file {str(path)!r} cannot be read: {reason}.") from None
+    # Some editors and shells begin a file with a mark of its encoding, and write UTF-16.
+    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = "\0"
+    return _clean(text, f"The token in the file {str(path)!r}")
+
+
+def _clean(token: str | None, what: str) -> str | None:
+    text = (token or "").replace("\r", "").replace("\n", "").strip().strip("\ufeff").strip()
     if not text.isascii() or not text.isprintable():
-        raise SourceError("The token has characters that no HTTP header can carry.")
+        raise SourceError(f"{what} has characters that no HTTP header can carry.")
     return text or None

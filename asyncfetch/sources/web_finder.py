@@ -24,9 +24,11 @@ from ..format.index import index_too_large
 from ..network.ranges import Target, strong, version_of
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
+from ..network.wall import words_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
+from ..words import quoted
 from .finder import State, distrust, file_on_disk, read_cached_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile
@@ -121,12 +123,12 @@ class WebPlace:
         if ranged:
             headers["range"] = f"bytes=0-{limit - 1}"
         url = self._source.url(name)
-        reply = await self._transport.fetch(url, limit=limit, headers=headers, may_follow=no_downgrade, file=told)
+        reply = await self._transport.fetch(url, limit=limit, headers=headers, may_follow=_may_follow, file=told)
         if reply.status in (404, 410):
             raise EntryNotFoundError(name, redact_url(self._source.folder))
         if reply.status in (401, 403):
             raise AccessError(
-                f"{redact_url(url)}: the server answered {reply.status}.",
+                f"{redact_url(url)}: the server answered {reply.status}.{quoted(words_of(reply.headers))}",
                 hint="Pass client= with the credentials that it wants; some stores also answer so for a missing file.",
             )
         if reply.status not in (200, 206, 416):
@@ -150,6 +152,10 @@ class WebPlace:
         blobs = (self.cache.whole_blob(known.hex) for known in hashes)
         file.path = next((blob for blob in blobs if blob), None)
         file.in_blobs = file.path is not None
+
+
+def _may_follow(redirect: Reply, target: str) -> bool:
+    return no_downgrade(redirect.url, target)
 
 
 def _commit_for(wanted: Mapping[str, str], states: Mapping[str, Mapping[str, str]]) -> str:

@@ -38,7 +38,7 @@ from ..errors import CorruptError, SourceError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
 from .wrong import WrongFiles
 
-__all__ = ["RepoCache", "TreeEntry", "cache_root", "is_commit", "path_inside", "url_repo_id"]
+__all__ = ["RepoCache", "TreeEntry", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
@@ -48,16 +48,25 @@ _TAG = (
 
 
 def cache_root(environ: Mapping[str, str], explicit: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of all cached repositories, by the same variables as huggingface_hub."""
-    if explicit is not None:
-        return Path(explicit).expanduser()
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environ.get(name):
-            return Path(os.path.expandvars(environ[name])).expanduser()
-    home = environ.get("HF_HOME")
-    if not home:
-        home = os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    """The folder of all cached repositories, by the same variables as huggingface_hub. Raises SourceError."""
+    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
+    path = expanded(named) if explicit is None else expanded(os.fspath(explicit), variables=False)
+    if path is None:
+        raise SourceError(
+            f"There is no place for the cache: {os.fspath(explicit or named)!r} is in a home folder that is not known.",
+            hint="Set HF_HOME to a folder, or pass cache_dir=.",
+        )
+    return path
+
+
+def expanded(text: str, *, variables: bool = True) -> Path | None:
+    """A path with `~` and variables replaced; None if it begins in a home folder that is not known.
+
+    That is so where HOME is not set and the system does not know the user, as in a container with a uid of its own.
+    """
+    path = os.path.expanduser(os.path.expandvars(text) if variables else text)
+    return None if path.startswith("~") else Path(path)
 
 
 def is_commit(text: str) -> bool:

@@ -42,6 +42,7 @@ CODES: dict[type[BaseException], int] = {
     errors.NetworkError: 6,
     errors.ServerError: 6,
     errors.ProtocolError: 6,
+    errors.ProxyError: 6,
     errors.StalledError: 6,
     errors.LinkExpiredError: 6,
     errors.CertificateError: 6,

@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _NOBODY = 65534
-_BECOME_NOBODY = f"import os; os.setgroups([]); os.setgid({_NOBODY}); os.setuid({_NOBODY})"
+STRANGER = 54321  # a user id that the system has no entry for, as in many a container
+_BECOME = "import os; os.setgroups([]); os.setgid({0}); os.setuid({0})"
 
 
 @contextmanager
@@ -25,7 +26,9 @@ def public_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def as_nobody(prepare: str, code: str, *arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+def as_nobody(
+    prepare: str, code: str, *arguments: object, uid: int = _NOBODY, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Run `code` in a process without privileges; `arguments` are sys.argv[1:]. Skips where that cannot be had.
 
     `prepare` runs before, with privileges, and has to import all that `code` needs, also what is imported
@@ -33,5 +36,5 @@ def as_nobody(prepare: str, code: str, *arguments: object, **environ: str) -> su
     """
     if os.getuid() != 0:
         pytest.skip("needs root for a second user")
-    command = [sys.executable, "-c", f"{prepare}\n{_BECOME_NOBODY}\n{code}", *map(str, arguments)]
+    command = [sys.executable, "-c", f"{prepare}\n{_BECOME.format(uid)}\n{code}", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environ}, cwd=ROOT, timeout=50)

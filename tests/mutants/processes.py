@@ -157,7 +157,7 @@ MUTANTS = (
         "idle-connections-left-open",
         _SOCKETS,
         "network.pool:LazyClient.aclose",
-        "self._backend.close()",
+        "self._transport.close_idle()",
         "pass",
         ("network/test_sockets.py::test_no_socket_is_left",),
     ),

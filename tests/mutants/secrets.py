@@ -23,7 +23,7 @@ MUTANTS = (
     Mutant(
         "link-in-an-error",
         _ANYTHING,
-        "errors:redact_url",
+        "words:redact_url",
         'return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))',
         "return urlunsplit((parts.scheme, host, parts.path, parts.query, parts.fragment))",
         ("engine/test_transfer.py::test_link_that_is_always_refused",),
@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         "whole-urls-in-errors",
         _MESSAGES,
-        "errors:redact_url",
+        "words:redact_url",
         'return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))',
         "return url",
         ("test_errors.py::test_redact_url", "test_errors.py::test_texts"),
@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant(
         "passwords-in-errors",
         _MESSAGES,
-        "errors:redact_url",
+        "words:redact_url",
         'host = parts.netloc.rpartition("@")[2]',
         "host = parts.netloc",
         ("test_errors.py::test_redact_url",),
@@ -93,8 +93,8 @@ MUTANTS = (
         "impossible-token-shown",
         _MESSAGES,
         "sources.settings:_clean",
-        'raise SourceError("The token has characters that no HTTP header can carry.")',
-        'raise SourceError(f"The token {text!r} has characters that no HTTP header can carry.")',
+        'raise SourceError(f"{what} has characters that no HTTP header can carry.")',
+        'raise SourceError(f"{what} {text!r} has characters that no HTTP header can carry.")',
         ("sources/test_hub.py::test_impossible_tokens",),
     ),
     Mutant(

@@ -229,9 +229,9 @@ MUTANTS = (
     Mutant(
         "certificates-not-checked",
         _CERTIFICATE,
-        "network.pool:_ssl_context",
-        "return httpx.create_ssl_context()",
-        "return httpx.create_ssl_context(verify=False)",
+        "network.trust:_named",
+        "return ssl.create_default_context(cafile=file, capath=folder or None)",
+        "return ssl._create_unverified_context()",
         (
             "network/test_sockets.py::test_untrusted_certificate",
             "network/test_sockets.py::test_certificate_of_another_host",
@@ -240,9 +240,9 @@ MUTANTS = (
     Mutant(
         "certificate-error-not-recognized",
         _CERTIFICATE,
-        "network.wall:_translated",
-        "if isinstance(error, ssl.SSLCertVerificationError) or _caused_by_certificate(error):",
-        "if isinstance(error, ssl.SSLCertVerificationError):",
+        "network.wall:_certificate_fault",
+        "seen = seen.__cause__ or seen.__context__",
+        "seen = None",
         ("network/test_sockets.py::test_untrusted_certificate",),
     ),
     Mutant(
@@ -265,8 +265,8 @@ MUTANTS = (
         "socket-errors-get-out",
         _FOREIGN,
         "network.wall:_translated",
-        "if isinstance(error, OSError):",
-        "if isinstance(error, InterruptedError):",
+        "url=url, hint=hint) if isinstance(error, OSError) else error",
+        "url=url, hint=hint) if isinstance(error, InterruptedError) else error",
         ("network/test_transport.py::test_small_answers_are_fetched_again",),
     ),
     Mutant(
@@ -284,8 +284,8 @@ MUTANTS = (
         "proxy-ignored",
         "a proxy of the environment",
         "network.pool:LazyClient.get",
-        'if {"http", "https", "all"} & getproxies().keys():',
-        "if not getproxies:",
+        "PoolTransport(Proxies(getproxies()))",
+        "PoolTransport(Proxies({}))",
         ("network/test_transport.py::test_proxy_of_the_environment",),
     ),
 )

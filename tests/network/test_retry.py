@@ -27,7 +27,8 @@ MAY_BE_ZERO = {"backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirec
 
 def test_is_transient_over_the_whole_tree() -> None:
     """Only the network's errors are retried: of all classes exactly those, when they say so themselves."""
-    again = {"NetworkError", "ServerError", "ProtocolError", "StalledError", "LinkExpiredError", "RateLimitedError"}
+    of_servers = {"ServerError", "ProtocolError", "ProxyError", "LinkExpiredError", "RateLimitedError"}
+    again = {"NetworkError", "StalledError", *of_servers}
     assert {cls.__name__ for cls, error in ERRORS.items() if is_transient(error)} == again
     assert not is_transient(ProtocolError("x", url=URL))
     assert not is_transient(CertificateError("x", url=URL))

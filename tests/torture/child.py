@@ -28,12 +28,12 @@ import anyio.to_thread
 import numpy as np
 
 import asyncfetch
-from asyncfetch.network import pool
+from asyncfetch.network import trust
 from asyncfetch.storage import partial
 
 # What a first load imports and reads late.
 asyncfetch.load_async, asyncfetch.Policy  # noqa: B018
-pool._ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+trust.trusted(os.environ)
 
 
 def digest_of(state_dict: dict[str, Any]) -> str:

@@ -1,0 +1,39 @@
+"""What others wrote, fit for a message or a log: on one line, bounded, without secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+__all__ = ["fit_to_show", "quoted", "redact_url", "some_of"]
+
+
+def redact_url(url: str) -> str:
+    """`url` without user, password, query (which may be a signature) and fragment: fit for a message or a log."""
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return "<unreadable URL>"
+    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+
+
+def fit_to_show(text: str, limit: int = 200) -> str:
+    """What a server or a proxy says, in at most `limit` characters: no token, no credentials or query of a URL."""
+    text = " ".join("".join(char if char.isprintable() else " " for char in text[: 20 * limit]).split())
+    text = re.sub(r"(?<=//)[^\s'\"/?#]*@", "", text)
+    text = re.sub(r"(?<=[/\w])\?[^\s'\"<>()]*=[^\s'\"<>()]*", "?…", text)
+    text = re.sub(r"(?i)\b(Bearer|Basic)\s+[^\s,;'\"]+", r"\1 …", text)
+    text = re.sub(r"\b(hf|api_org)_\w+", r"\1_…", text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def quoted(said: str) -> str:
+    """What a server says (see `fit_to_show`), to stand behind a sentence of ours."""
+    return f" The server says: {said.rstrip('.')}." if said else ""
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first `most` names, and whether there are more."""
+    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
