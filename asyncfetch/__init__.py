@@ -16,6 +16,7 @@ wing no circle forms, and nothing imports this file. `scripts/check` holds the c
     3  policy                        the knobs
     2  tasks | spans                 tasks that end as one | which bytes of a file
     1  errors | events               what went wrong | what happens
+    0  reasons                       what the system's refusals mean
 """
 
 from __future__ import annotations
