@@ -16,7 +16,7 @@ wing no circle forms, and nothing imports this file. `scripts/check` holds the c
     3  policy                        the knobs
     2  tasks | spans                 tasks that end as one | which bytes of a file
     1  errors | events               what went wrong | what happens
-    0  words                         what others wrote, fit to be shown
+    0  reasons | words               what the system's refusals mean | what others wrote, fit to be shown
 """
 
 from __future__ import annotations

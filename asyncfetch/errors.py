@@ -37,11 +37,11 @@ same call may succeed later. All survive pickling. No message holds a token, or 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .reasons import NO_ROOM, blamed, hint_of, reason_of
 from .words import quoted, redact_url, some_of
 
 __all__ = [
@@ -336,11 +336,11 @@ class DiskFullError(StorageError):
 
     code = "disk_full"
 
-    def __init__(self, path: str, *, needed: int, free: int | None) -> None:
+    def __init__(self, path: str, *, needed: int, free: int | None, used_up: str = "room") -> None:
         self.needed, self.free = needed, free
-        room = "no room is left" if free is None else f"{free:,} bytes are free"
+        room = f"{free:,} bytes are free" if free is not None else f"no {used_up} is left"
         hint = "Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk."
-        super().__init__(path, f"{needed:,} bytes are needed and {room}", hint=hint)
+        super().__init__(path, f"{needed:,} bytes are needed and {room}" if needed else room, hint=hint)
 
 
 class OfflineError(AsyncfetchError):
@@ -389,11 +389,11 @@ class ModelMismatchError(AsyncfetchError):
 
 
 @contextmanager
-def storage_errors(path: object, *, needed: int = 0) -> Iterator[None]:
-    """Turn an OSError in the block into StorageError, or DiskFullError, about `path`."""
+def storage_errors(path: object, *, needed: int = 0, writing: bool = False) -> Iterator[None]:
+    """Turn an OSError in the block into StorageError, or DiskFullError, about `path` or what the system names."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        ours = DiskFullError(str(path), needed=needed, free=None) if full else None
-        raise ours or StorageError(str(path), error.strerror or str(error)) from error
+        if error.errno in NO_ROOM:
+            raise DiskFullError(str(path), needed=needed, free=None, used_up=NO_ROOM[error.errno]) from error
+        raise StorageError(blamed(error, path), reason_of(error), hint=hint_of(error, writing=writing)) from error

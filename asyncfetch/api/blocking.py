@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from ..errors import AsyncfetchError, SourceError
+from ..errors import AsyncfetchError, SourceError, storage_errors
 from .public import refuse_misfits, shortened
 
 __all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method"]
@@ -41,7 +41,7 @@ class Portal:
         self._owner = os.getpid()
         self._thread = threading.Thread(target=_run_loop, args=(started,), name="asyncfetch portal", daemon=True)
         self._thread.start()
-        with _greenlets_told():
+        with _greenlets_told(), storage_errors("the event loop"):  # which has descriptors, and there may be none left
             self._portal = started.result()
         self._at_exit = weakref.finalize(self, _stop, self._portal, self._thread, self._owner)
 

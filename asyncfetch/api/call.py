@@ -55,7 +55,7 @@ class Call:
 
     async def download(self) -> Snapshot:
         """Download what is missing."""
-        return _snapshot(*await self.session.fetch())
+        return _snapshot(*await self.session.fetch(named=True))
 
     async def dry_run(self) -> Resolved:
         """What a download would do."""

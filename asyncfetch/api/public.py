@@ -82,7 +82,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str | os.PathLike)
+    return isinstance(value, str | os.PathLike) and "\0" not in (text := str(os.fspath(value))) and bool(text)
 
 
 def _is_flag(value: object) -> bool:

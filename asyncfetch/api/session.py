@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from anyio import from_thread, to_thread
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError, SourceError
+from ..errors import ChecksumMismatchError, SourceError, StorageError
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
@@ -24,9 +25,13 @@ from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, parse_checksum, verify_file
+from ..storage.files import vanished
+from ..tasks import off_loop
 from .options import Access, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
+
+_MOST_LOOKS = 4  # where the cache is pruned under a download, time and again
 
 
 @dataclass(eq=False, slots=True)
@@ -57,14 +62,42 @@ class Session:
             located = await self._resolve(headers=True)
         return located
 
-    async def fetch(self) -> tuple[Located, dict[str, Landed]]:
-        """Download what is missing. Returns what was found, and where each file is, by name."""
-        located = await self.locate_verified()
-        return located, await self.download(located)
+    async def fetch(self, *, named: bool = False) -> tuple[Located, dict[str, Landed]]:
+        """Download what is missing. Returns what was found, and where each file is, by name.
 
-    async def download(self, located: Located, consumer: Consumer | None = None) -> dict[str, Landed]:
-        """Download what is missing of `located`, and hand it to `consumer` as it comes. Returns where each file is."""
-        transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage, consumer)
+        What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
+        `named` is that of `download`.
+        """
+        looks = 0
+        while True:
+            looks += 1
+            try:
+                located = await self.locate_verified()
+                landed = await self.download(located, named=named)
+                gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
+                if gone is None:
+                    return located, landed
+                hint = (
+                    "Let nothing prune the cache meanwhile, or choose another folder with cache_dir= or HF_HUB_CACHE."
+                )
+                error = StorageError(gone, "it was removed each time that it had been downloaded", hint=hint)
+            except StorageError as raised:
+                if not vanished(raised) or isinstance(self.request.source, LocalSource):
+                    raise
+                error = raised
+            if looks == _MOST_LOOKS:
+                raise error
+            self.notify(Warned(f"{error.path} was removed meanwhile: what is missing is fetched again"))
+
+    async def download(
+        self, located: Located, consumer: Consumer | None = None, *, named: bool = False
+    ) -> dict[str, Landed]:
+        """Download what is missing of `located`, and hand it to `consumer` as it comes. Returns where each file is.
+
+        `named`: files are wanted by their names in the snapshot, not for their tensors alone.
+        """
+        policy = self.request.policy
+        transfer = Transfer(located, self.transport, policy, self.notify, self.storage, consumer, named=named)
         landed = await transfer.run()
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
@@ -104,6 +137,14 @@ class Session:
                 if checksum is not None and (always or named != checksum):
                     found.append((file, file.path, checksum))
         return found
+
+
+def _removed(located: Located, landed: Mapping[str, Landed], named: bool) -> str | None:
+    """A file that is needed and was removed since it landed."""
+    paths = [one.path for one in landed.values() if one.path is not None and one.pages is None]
+    if named and located.index_path is not None:
+        paths.append(located.index_path)
+    return next((str(path) for path in paths if not path.exists()), None)
 
 
 @dataclass(frozen=True, slots=True)

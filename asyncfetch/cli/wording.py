@@ -173,6 +173,7 @@ PHRASES = {  # what the library says, and what the command line says instead
     "verify() sends": "verify sends",
     "download(source, offline=False)": "asyncfetch download --no-offline SOURCE",
     "offline=False": "--no-offline",
+    'storage="memory"': "--memory",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",
     "Policy.connect_timeout": "HF_HUB_ETAG_TIMEOUT",

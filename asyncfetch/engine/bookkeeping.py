@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import DiskFullError, storage_errors
+from contextlib import nullcontext
+
+from ..errors import DiskFullError
 from ..events import FileState
 from ..sources.located import Located
 from ..storage.identities import write_identities
-from ..storage.partial import spans_on_disk
+from ..storage.journal import spans_on_disk
 
 __all__ = ["file_states", "prepare_cache", "record"]
 
@@ -24,10 +26,12 @@ def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
     return tuple(states)
 
 
-def prepare_cache(located: Located) -> None:
+def prepare_cache(located: Located, *, named: bool) -> None:
     """Check that there is room for what is missing, make the folders, publish the index.
 
-    Writes nothing where there is nothing to download. Raises DiskFullError, StorageError.
+    Writes nothing where there is nothing to download. What cannot be written is an error only where it is needed:
+    the folders where a shard is missing, the index where it is wanted by its name (`named`).
+    Raises DiskFullError, StorageError.
     """
     cache = located.cache
     states = file_states(located, "disk")
@@ -35,26 +39,32 @@ def prepare_cache(located: Located) -> None:
     if cache is None or not (needed or located.index_file or any(file.in_blobs for file in located.files)):
         return
     free = cache.free_bytes()
-    if needed > free and cache.wrong.paths:
+    if free is not None and needed > free and cache.wrong.paths:
         cache.drop_wrong()
         free = cache.free_bytes()
-    if needed > free:
+    if free is not None and needed > free:
         raise DiskFullError(str(cache.folder), needed=needed, free=free)
-    cache.prepare()
+    with nullcontext() if needed else cache.left_out("folders"):
+        cache.prepare()
     if located.identities:
         write_identities(cache, located.identities)
     if located.index_file is not None and located.commit is not None:
         name, data, etag = located.index_file
-        located.index_path = cache.add_small(data, etag, located.commit, name)
+        with nullcontext() if named else cache.left_out("the index"):
+            located.index_path = cache.add_small(data, etag, located.commit, name)
 
 
 def record(located: Located) -> None:
-    """Write what the source does not have, and last of all what its revision resolved to."""
+    """Write what the source does not have, and last of all what its revision resolved to, where that can be.
+
+    Not if a name in the snapshot could not be made, or was removed meanwhile: a ref promises that all is there.
+    """
     cache = located.cache
     if cache is None or located.commit is None or (located.ref is None and not located.absent):
         return
-    with storage_errors(cache.folder):
-        if not cache.snapshot(located.commit).is_dir():
+    names = [file.name for file in located.files] + ([located.index_file[0]] if located.index_file else [])
+    with cache.left_out("refs"):
+        if not all(cache.find(located.commit, name) for name in names):
             return
     if all(cache.known_absent(located.commit, name) for name in located.absent) and (
         located.ref is None or cache.commit_of(located.ref) == located.commit

@@ -7,10 +7,12 @@ lane or that task, verifies and publishes it.
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 
 import anyio
 from anyio import to_thread
@@ -29,7 +31,9 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB, Span
 from ..storage.cache import RepoCache
 from ..storage.locks import lock_blob, unlock
-from ..storage.partial import FilePartial, MemoryPartial, Partial
+from ..storage.maps import pages_of
+from ..storage.partial import FilePartial, MemoryPartial, Partial, StoredPartial
+from ..storage.sequential import SequentialPartial
 from ..tasks import off_loop
 from .consumer import Consumer
 from .schedule import Board, Growth, Lease
@@ -60,6 +64,7 @@ class Job:
     policy: Policy
     notify: Notifier
     storage: str
+    named: bool  # each file is wanted by its name in the snapshot, and else for its tensors
     consumer: Consumer | None
     landed: Callable[[SourceFile, Landed, Partial | None], None]
     downloaded: int = 0
@@ -114,13 +119,19 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
         if await _already_there(job, file):
             unlock(lock)
             return None
-        path = cache.partial(file.key)
-        identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"
-        partial = await off_loop(lambda: FilePartial(path, file.size, file.algorithm, identity=identity))
+        partial = await off_loop(lambda: _stored_partial(cache, file))
     except BaseException:
         unlock(lock)
         raise
     return Receiving(job, file, partial, lock)
+
+
+def _stored_partial(cache: RepoCache, file: SourceFile) -> StoredPartial:
+    path = cache.partial(file.key)
+    if not cache.any_order():
+        return SequentialPartial(path, file.size, file.algorithm)
+    identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"
+    return FilePartial(path, file.size, file.algorithm, identity=identity)
 
 
 def _memory_partial(job: Job, file: SourceFile) -> Partial:
@@ -135,8 +146,9 @@ async def _already_there(job: Job, file: SourceFile) -> bool:
     cache, commit = job.cache, job.commit
     if not blob or await off_loop(lambda: cache.whole_blob(blob, file.size)) is None:
         return False
-    path = await off_loop(lambda: cache.link(blob, commit, file.name))
-    job.landed(file, Landed(path=path), None)
+    path = await off_loop(lambda: cache.link(blob, commit, file.name, named=job.named))
+    pages = None if job.named else await off_loop(lambda: pages_of(path, file.size))
+    job.landed(file, Landed(path=path, pages=pages), None)
     job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
     return True
 
@@ -256,14 +268,20 @@ class Receiving:
 
     async def _publish(self, digest: str) -> Landed:
         partial, file = self.partial, self.file
-        if not isinstance(partial, FilePartial):
+        if not isinstance(partial, StoredPartial):
             return Landed(buffer=partial.buffer)
         blob, cache, commit = file.blob or digest, self.job.cache, self.job.commit
         same = file.size if file.resumable else None  # else nothing tells what is there from its successor
-        path = await off_loop(
-            lambda: partial.publish(lambda path: cache.publish(path, blob, commit, file.name, size=same))
-        )
-        return Landed(path=path)
+        named, pages = self.job.named, list[mmap.mmap | None]()
+
+        def give_name(path: Path) -> Path:
+            return cache.publish(path, blob, commit, file.name, size=same, named=named)
+
+        def keep(descriptor: int) -> None:
+            pages.append(None if named else pages_of(descriptor, file.size))
+
+        path = await off_loop(lambda: partial.publish(give_name, keep))
+        return Landed(path=path, pages=pages.pop() if pages else None)
 
     async def _start_over(self, digest: str) -> None:
         """All bytes are here and the hash is wrong: fetch the whole file once more, then give up.
@@ -277,7 +295,7 @@ class Receiving:
         )
         await off_loop(partial.reset)
         if self._second_try or (consumer is not None and consumer.early):
-            if isinstance(partial, FilePartial):
+            if isinstance(partial, StoredPartial):
                 await off_loop(partial.discard)
             raise error
         self._second_try, self.stage = True, Stage.RECEIVING
@@ -289,7 +307,7 @@ class Receiving:
     async def suspend(self) -> None:
         """Stop here, so that another run can go on: journal written, closed, unlocked. It may be cancelled."""
         try:
-            if isinstance(self.partial, FilePartial):
+            if isinstance(self.partial, StoredPartial):
                 await off_loop(self.partial.suspend, abandon=True)
         except StorageError:  # this file's bytes are fetched again; what failed first is what is told
             pass

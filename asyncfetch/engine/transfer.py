@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from itertools import zip_longest
 
 import anyio
 
@@ -21,6 +22,7 @@ from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
 from ..storage.buffers import aligned_buffer
+from ..storage.maps import pages_of
 from ..storage.partial import Partial
 from ..tasks import off_loop
 from .bookkeeping import prepare_cache, record
@@ -34,13 +36,15 @@ __all__ = ["Landed", "Transfer"]
 _GROW_INTERVAL = 0.05  # seconds between looks at whether more connections would help
 _FIRST_LANES = 4
 _FAR = 0.02  # seconds to an answer: where it takes so long, few connections do not fill the line
+_MOST_OPEN = 32  # files at once, each with two descriptors: where hashing is slow, connections run ahead of it
 _SUSPEND_SECONDS = 10.0  # for all files together, however slow the disk is
 
 
 class Transfer:
     """Fetches the files of a located checkpoint that are not on disk yet.
 
-    `storage` is "disk" or "memory". `run` returns where each file is, by its name. Raises
+    `storage` is "disk" or "memory". `run` returns where each file is, by its name. With `named` they are
+    wanted as files, each by its name in the snapshot; else for their tensors, which then outlast the files. Raises
     ChecksumMismatchError, DiskFullError, StorageError, and the network's errors after retries.
     """
 
@@ -52,8 +56,10 @@ class Transfer:
         notify: Notifier,
         storage: str = "disk",
         consumer: Consumer | None = None,
+        *,
+        named: bool = False,
     ) -> None:
-        self._job = Job(located, transport, policy, notify, storage, consumer, self._landed)
+        self._job = Job(located, transport, policy, notify, storage, named, consumer, self._landed)
         self._found: dict[str, Landed] = {}
         self._waiting: deque[SourceFile] = deque()
         self._open: dict[str, Receiving] = {}
@@ -72,13 +78,13 @@ class Transfer:
         located, on_disk = self._job.located, self._job.storage == "disk"
         if self._job.consumer is not None:
             self._job.consumer.wake = self._memory_is_free
-        for file in located.files:
-            if file.path is not None and not (file.in_blobs and on_disk):
-                self._landed(file, Landed(path=file.path), None)
-            else:
-                self._waiting.append(file)
+        here = [(file, file.path) for file in located.files if file.path and not (file.in_blobs and on_disk)]
+        self._waiting.extend(file for file in located.files if file.path is None or (file.in_blobs and on_disk))
+        pages = [] if self._job.named else await off_loop(lambda: [pages_of(path, file.size) for file, path in here])
+        for (file, path), kept in zip_longest(here, pages):
+            self._landed(file, Landed(path=path, pages=kept), None)
         if on_disk:
-            await off_loop(lambda: prepare_cache(located))
+            await off_loop(lambda: prepare_cache(located, named=self._job.named))
         try:
             if self._waiting:
                 await self._run_lanes()
@@ -153,7 +159,10 @@ class Transfer:
             files = board.files + len(self._waiting) + self._opening
             sharers = math.ceil(self._running / max(files, 1))
             lease = board.take(file, sharers)
-            if lease is None and self._waiting and (consumer is None or consumer.admits(self._waiting[0])):
+            may_begin = self._waiting and len(self._open) + self._opening < max(
+                _MOST_OPEN, self._job.policy.connections
+            )
+            if lease is None and may_begin and (consumer is None or consumer.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue
             lease = lease or board.take_any(sharers) or board.steal(self._least_cut(), sharers)
@@ -179,10 +188,14 @@ class Transfer:
     # -- what becomes of files -----------------------------------------------------------------
 
     def _landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
-        self._found[file.name] = landed
-        if self._job.consumer is not None:
-            self._job.consumer.landed(file, landed, partial)
+        consumer = self._job.consumer
+        # What a consumer has read is to be free again, though the transfer goes on.
+        self._found[file.name] = landed if consumer is None else Landed(landed.path)
+        if consumer is not None:
+            consumer.landed(file, landed, partial)
         if self._open.pop(file.name, None) is not None:
+            if self._waiting:
+                self._work.give()  # one more may be open
             self._end_if_done()
 
     def _end_if_done(self) -> None:

@@ -23,6 +23,7 @@ import anyio
 import httpcore
 from anyio.abc import TaskGroup
 
+from ..reasons import reason_of
 from .heads import HeadSplitter
 
 __all__ = ["Backend", "Stream"]
@@ -280,6 +281,8 @@ def _readable(sock: socket.socket) -> bool:
 
 
 def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return reason_of(error)
     return str(error) or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,11 @@ def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """Where a whole, verified file is: on disk, or in memory with its data aligned."""
+    """Where a whole, verified file is: on disk, or in memory with its data aligned.
+
+    `pages` is a private map of the file on disk, for who wants its tensors: it lasts when the file is removed.
+    """
 
     path: Path | None = None
     buffer: memoryview | None = None
+    pages: mmap.mmap | None = None

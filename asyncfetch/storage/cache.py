@@ -19,7 +19,6 @@ made. Correctness rests on unique names, hashes and rename; the lock only saves 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -34,16 +33,17 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..errors import CorruptError, SourceError, redact_url, storage_errors
+from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
+from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder, takes_any_order, write_synced
 from .wrong import WrongFiles
 
 __all__ = ["RepoCache", "TreeEntry", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n"
-    "# Downloaded models; backup tools may skip this folder. See https://bford.info/cachedir/\n"
+    b"Signature: 8a477f597d28d172789f06886806bc55\n"
+    b"# Downloaded models; backup tools may skip this folder. See https://bford.info/cachedir/\n"
 )
 
 
@@ -92,7 +92,10 @@ class RepoCache:
         self.wrong = WrongFiles() if wrong is None else wrong
         self.name = "models--" + repo_id.replace("/", "--")
         self.folder = root / self.name
+        self.left_out = LeftOut()
         self._symlinks = symlinks
+        self._any_order: bool | None = None
+        self._locks: bool | None = None
 
     # -- look up -----------------------------------------------------------------------------
 
@@ -101,7 +104,7 @@ class RepoCache:
         if is_commit(revision):
             return revision
         try:
-            commit = (self.folder / "refs" / path_inside(revision)).read_text(encoding="ascii").strip()
+            commit = (self.folder / "refs" / path_inside(revision)).read_bytes().decode("ascii").strip()
         except (OSError, UnicodeDecodeError):
             return None
         return commit if is_commit(commit) else None
@@ -118,7 +121,7 @@ class RepoCache:
     def known_absent(self, commit: str, file: str) -> bool:
         """Whether an earlier look-up found that this commit has no such file."""
         marker = self.folder / ".no_exist" / _commit(commit) / path_inside(file)
-        with storage_errors(marker):
+        with suppress(OSError):
             if marker.is_file():
                 return True
         tree = self.tree(commit)
@@ -165,12 +168,16 @@ class RepoCache:
         """Where the file that will be blob `key` is written."""
         return self.folder / "blobs" / f"{_blob_name(key)}.asyncfetch.incomplete"
 
-    def lock(self, key: str) -> FileLock:
-        """huggingface_hub's own lock for this blob. Poll it without blocking."""
+    def lock(self, key: str) -> FileLock | None:
+        """huggingface_hub's own lock for this blob, None where there can be none. Poll it without blocking."""
         path = self.root / ".locks" / self.name / f"{_blob_name(key)}.lock"
-        with storage_errors(path):
+        with self.left_out("locks of files"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path, mode=0o664, thread_local=False)
+            if self._locks is None:
+                self._locks = has_locks(path.parent)
+            if self._locks:
+                return FileLock(path, mode=0o664, thread_local=False)
+        return None
 
     def last_write(self, key: str) -> float:
         """When a file that will be blob `key` was last written to, by any tool; 0 if there is none."""
@@ -181,48 +188,63 @@ class RepoCache:
                     times.append(path.stat().st_mtime)
         return max(times)
 
-    def free_bytes(self) -> int:
-        """Free bytes on the file system that holds, or will hold, the cache."""
+    def free_bytes(self) -> int | None:
+        """Free bytes on the file system that holds, or will hold, the cache; None where it does not tell."""
         folder = self.folder
         with storage_errors(folder):
             while not folder.exists() and folder != folder.parent:
                 folder = folder.parent
-            return shutil.disk_usage(folder).free
+            usage = shutil.disk_usage(folder)
+            return usage.free if usage.total else None
 
     # -- publish -----------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make the folders that a download writes to."""
-        with storage_errors(self.folder):
-            (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder / "blobs")
+        with self.left_out("CACHEDIR.TAG"):
             tag = self.root / "CACHEDIR.TAG"
             if not tag.exists() or not tag.stat().st_size:  # a kill may have left it empty
-                tag.write_text(_TAG, encoding="ascii")
+                tag.write_bytes(_TAG)
 
-    def publish(self, partial: Path, etag: str, commit: str, file: str, *, size: int | None = None) -> Path:
+    def publish(
+        self, partial: Path, etag: str, commit: str, file: str, *, size: int | None = None, named: bool = True
+    ) -> Path:
         """Give a verified, closed and synced partial its names. Returns the snapshot path.
 
         What another run published meanwhile stays if it has `size` bytes: others may have it mapped. What is
-        known to be wrong is replaced.
+        known to be wrong is replaced. `named` is that of `link`.
         """
         final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
-        with storage_errors(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
+        with storage_errors(final, writing=True):
             if size is not None and self._is_good(final, size):
                 partial.unlink(missing_ok=True)
             else:
                 try:
-                    _rename(partial, final)
+                    rename(partial, final)
                 except FileNotFoundError:  # on another host, where our lock is unknown, it was just published
                     if size is None or not self._is_good(final, size):
                         raise
-            _sync(final.parent)
-        return self.link(etag, commit, file) if self.symlinks() else final
+            sync_folder(final.parent)
+        return self.link(etag, commit, file, named=named) if self.symlinks() else final
 
-    def link(self, etag: str, commit: str, file: str) -> Path:
-        """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path."""
+    def link(self, etag: str, commit: str, file: str, *, named: bool = True) -> Path:
+        """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path.
+
+        Where that cannot be written it is an error, or with `named=False` the path of the blob itself.
+        """
+        try:
+            return self._link(etag, commit, file)
+        except StorageError as error:
+            if named or not (blob := self.blob(etag)).is_file():
+                raise
+            self.left_out.say("links of snapshots", error)
+            return blob
+
+    def _link(self, etag: str, commit: str, file: str) -> Path:
         pointer, blob = self.snapshot(commit) / path_inside(file), self.blob(etag)
-        with storage_errors(pointer):
+        with storage_errors(pointer, writing=True):
             pointer.parent.mkdir(parents=True, exist_ok=True)
             target = os.path.relpath(blob, pointer.parent)
             if pointer.is_symlink() and os.readlink(pointer) == target:
@@ -231,16 +253,17 @@ class RepoCache:
                 if self.symlinks():
                     os.symlink(target, temporary)
                 else:
-                    shutil.copyfile(blob, temporary)
-                    _sync(temporary)
-                _rename(temporary, pointer)
-            _sync(pointer.parent)
+                    with open(blob, "rb") as stream:
+                        copy_to(stream.fileno(), temporary)
+                rename(temporary, pointer)
+            sync_folder(pointer.parent)
         return pointer
 
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
         """A fresh name among the blobs, where `hf cache prune` finds what a kill leaves behind."""
         path = self.folder / "blobs" / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
+        path.parent.mkdir(parents=True, exist_ok=True)  # it may have been pruned
         try:
             yield path
         except BaseException:
@@ -255,32 +278,30 @@ class RepoCache:
             with storage_errors(found):
                 if found.read_bytes() == data:
                     return found
-        with self._temporary(etag) as temporary:
-            with storage_errors(temporary, needed=len(data)):
-                _write_synced(temporary, data)
+        with storage_errors(self.blob(etag), needed=len(data), writing=True), self._temporary(etag) as temporary:
+            write_synced(temporary, data)
             return self.publish(temporary, etag, commit, file)
 
     def remember_absent(self, commit: str, file: str) -> None:
-        """Record that this commit has no such file."""
+        """Record that this commit has no such file, where that can be written."""
         marker = self.folder / ".no_exist" / _commit(commit) / path_inside(file)
-        with storage_errors(marker):
+        with self.left_out("what the source does not have"):
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
     def write_ref(self, revision: str, commit: str) -> None:
-        """Record what a branch or a tag resolved to. Call it last."""
+        """Record what a branch or a tag resolved to, where that can be written. Call it last."""
         ref, content = self.folder / "refs" / path_inside(revision), _commit(commit).encode()
         if is_commit(revision):
             return
-        with storage_errors(ref):
+        with self.left_out("refs"):
             if ref.is_file() and ref.read_bytes() == content:
                 return
             ref.parent.mkdir(parents=True, exist_ok=True)
             with self._temporary(commit) as temporary:  # not beside it: any name there is a ref
-                temporary.parent.mkdir(exist_ok=True)
-                _write_synced(temporary, content)
-                _rename(temporary, ref)
-            _sync(ref.parent)
+                write_synced(temporary, content)
+                rename(temporary, ref)
+            sync_folder(ref.parent)
 
     def drop_wrong(self) -> None:
         """Remove what is known to be wrong. Others may have it mapped: nothing is written to.
@@ -303,6 +324,12 @@ class RepoCache:
             off = os.environ.get("HF_HUB_DISABLE_SYMLINKS", "").upper() in _TRUE
             self._symlinks = not off and self._probe_symlinks()
         return self._symlinks
+
+    def any_order(self) -> bool:
+        """Whether files can be written here in any order, and read meanwhile: probed once, before the first."""
+        if self._any_order is None:
+            self._any_order = takes_any_order(self.folder / "blobs")
+        return self._any_order
 
     def _probe_symlinks(self) -> bool:
         probe = self.folder / "blobs" / f"probe.{secrets.token_hex(4)}.incomplete"
@@ -334,52 +361,6 @@ def path_inside(path: str) -> Path:
         if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or part[1:2] == ":":
             raise SourceError(f"{path!r} is not a path inside a repository.")
     return Path(*parts)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Rename a file or a link, also from a folder of blobs that is on another disk, and over a folder."""
-    if target.is_dir() and not target.is_symlink():
-        _make_way(target)
-    try:
-        os.replace(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        beside = target.with_name(source.name)
-        shutil.copyfile(source, beside, follow_symlinks=False)
-        if not beside.is_symlink():
-            _sync(beside)
-        os.replace(beside, target)
-        source.unlink()
-
-
-def _make_way(folder: Path) -> None:
-    """Take a folder away from the name of a file. What is in it is nobody knows whose: so it is kept beside."""
-    try:
-        folder.rmdir()
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        os.replace(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.aside"))
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the renames in a folder, survive a power cut. Some file systems refuse: that is no error."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def url_repo_id(url: str, query: str = "") -> str:

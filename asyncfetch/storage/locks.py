@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from ..errors import StorageError, storage_errors
 from ..tasks import off_loop
 from .cache import RepoCache
+from .files import make_folder
 
-__all__ = ["claim", "lock_blob", "unlock"]
+__all__ = ["claim", "lock_blob", "private_name", "unlock"]
 
 
 def claim(path: Path) -> tuple[Path, int, bool]:
@@ -32,14 +33,20 @@ def claim(path: Path) -> tuple[Path, int, bool]:
             descriptor = _claim_shared(path)
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                continue  # its holder removed it between two of our looks
+                make_folder(path.parent)  # which was pruned; or its holder removed it between two of our looks
+                continue
             if isinstance(error.__cause__, PermissionError):
                 break
             raise
         if descriptor is not None:
             return path, descriptor, True
-    private = path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
+    private = private_name(path)
     return private, _open(private, os.O_CREAT | os.O_EXCL), False
+
+
+def private_name(path: Path) -> Path:
+    """A fresh name beside the partial `path`."""
+    return path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
 
 
 def _claim_shared(path: Path) -> int | None:
@@ -70,7 +77,7 @@ def _open_or_create(path: Path) -> tuple[int, bool]:
 
 
 def _open(path: Path, flags: int) -> int:
-    with storage_errors(path):
+    with storage_errors(path, writing=True):
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
 
 
@@ -115,6 +122,8 @@ async def lock_blob(
     claimed separately, so the worst that can happen is work done twice.
     """
     lock = await off_loop(lambda: cache.lock(key))
+    if lock is None:
+        return None
     seen, since, waits = -1.0, time.monotonic(), False
     while True:
         try:
@@ -124,7 +133,8 @@ async def lock_blob(
             if not waits:
                 waits = True
                 on_wait()
-        except (NotImplementedError, OSError):
+        except (NotImplementedError, OSError) as error:  # such as another user's that may not be written
+            cache.left_out.say("locks of files", error)
             return None
         now = await off_loop(lambda: cache.last_write(key))
         if now != seen:

@@ -11,8 +11,6 @@ kill the listed prefix is hashed again, and the hash of the whole file decides i
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import threading
 import time
@@ -26,11 +24,12 @@ from ..errors import StorageError, storage_errors
 from ..spans import MiB, Span, SpanSet
 from .buffers import aligned_buffer
 from .checksums import new_hash
-from .locks import claim
+from .files import LeftOut, copy_to, make_folder, sync_file, vanished
+from .journal import forget_journal, journal_of, spans_on_disk, write_journal
+from .locks import claim, private_name
 
-__all__ = ["FilePartial", "MemoryPartial", "Partial", "spans_on_disk"]
+__all__ = ["FilePartial", "MemoryPartial", "Partial", "StoredPartial", "spans_on_disk"]
 
-_JOURNAL_FORMAT = 1
 _JOURNAL_INTERVAL = 1.0  # seconds
 _JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
 _CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
@@ -158,7 +157,26 @@ def _address(view: memoryview) -> int:
     return int(np.frombuffer(view, dtype=np.uint8).ctypes.data) if len(view) else 0
 
 
-class FilePartial(Partial):
+class StoredPartial(Partial):
+    """A form that is written to disk, to be published there, left for a later run, or removed."""
+
+    def publish(self, give_name: Callable[[Path], Path], keep: Callable[[int], None] = lambda _: None) -> Path:
+        """Sync, close, and let `give_name` rename the file. Returns what `give_name` returns.
+
+        `keep` gets a descriptor of the file before the last one is closed, where it can be read.
+        """
+        raise NotImplementedError
+
+    def suspend(self) -> None:
+        """Stop here, so that a later run can go on where that is possible."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        raise NotImplementedError
+
+
+class FilePartial(StoredPartial):
     """The disk form: `path` grows into a blob, `<path minus .incomplete>.map.incomplete` is its journal.
 
     `identity` binds the journal to the content (etag, validator, size): what another content left
@@ -170,15 +188,16 @@ class FilePartial(Partial):
         self.identity = identity
         self.path, self._fd, shared = claim(path)
         # A private partial, beside one that another process holds, cannot be found by a later run.
-        self._journal = _journal_of(path) if shared else None
+        self._journal = journal_of(path) if shared else None
         self._journal_at = time.monotonic()
         self._journaled = 0  # bytes
         self._journal_lock = threading.Lock()
+        self._left_out = LeftOut()
         self._scratch: memoryview | None = None
         self._closed = False
         _claimed.add(self)
         try:
-            with storage_errors(self.path, needed=size):
+            with storage_errors(self.path, needed=size, writing=True):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
                     self._journaled = self.present.nbytes
@@ -194,7 +213,7 @@ class FilePartial(Partial):
         return scratch[:limit]
 
     def _store(self, offset: int, data: memoryview) -> None:
-        with storage_errors(self.path, needed=self.size):
+        with storage_errors(self.path, needed=self.size, writing=True):
             _write_all(self._fd, data, offset)
 
     def accept(self, offset: int, data: memoryview) -> None:
@@ -214,7 +233,8 @@ class FilePartial(Partial):
 
     def duplicate(self) -> int:
         """A descriptor of the file for reading, which stays good when the file is renamed or removed."""
-        return os.dup(self._fd)
+        with storage_errors(self.path):
+            return os.dup(self._fd)
 
     def save_journal(self) -> None:
         """Write which spans are on disk, atomically. A failure costs a later run its head start, no more."""
@@ -225,16 +245,9 @@ class FilePartial(Partial):
             with self._lock:
                 spans = [(span.start, span.stop) for span in self.present]
                 self._journaled = self.present.nbytes
-            state = {
-                "format_version": _JOURNAL_FORMAT,
-                "identity": self.identity,
-                "size": self.size,
-                "inode": os.fstat(self._fd).st_ino,
-                "spans": spans,
-            }
-            _replace_text(self._journal, json.dumps(state))
-        except OSError:
-            logging.getLogger(__name__).debug("The journal %s cannot be written", self._journal, exc_info=True)
+            write_journal(self._journal, self._fd, self.size, spans, identity=self.identity)
+        except OSError as error:
+            self._left_out.say(f"the journal {self._journal.name}", error)
         finally:
             self._journal_lock.release()
 
@@ -263,34 +276,49 @@ class FilePartial(Partial):
             finally:
                 self._close()
 
-    def publish(self, give_name: Callable[[Path], Path]) -> Path:
-        """Sync, close, and let `give_name` rename the file. Returns what `give_name` returns.
-
-        A failed sync is never tried again: the pages may be gone, so the partial is removed.
-        """
+    def publish(self, give_name: Callable[[Path], Path], keep: Callable[[int], None] = lambda _: None) -> Path:
+        """A failed sync is never tried again: the pages may be gone, so the partial is removed."""
         try:
-            with storage_errors(self.path):
-                os.fsync(self._fd)
+            with storage_errors(self.path, needed=self.size, writing=True):
+                sync_file(self._fd)
         except StorageError:
             self.discard()
             raise
         # A closed duplicate reports late write errors; the claim holds until the old name is gone.
         with storage_errors(self.path):
             held = os.dup(self._fd)
+            inode = os.fstat(held).st_ino
         try:
             self._close()
-            final = give_name(self.path)
+            final = self._named(give_name, held)
+            keep(held)
         finally:
             with suppress(OSError):  # the bytes are synced, and the first close has told of late errors
                 os.close(held)
         self._forget_journal()
+        with suppress(OSError):
+            if self.path.stat().st_ino == inode and final != self.path:  # it was copied, as nothing can be renamed here
+                self.path.unlink()
         return final
+
+    def _named(self, give_name: Callable[[Path], Path], held: int) -> Path:
+        """What `give_name` returns. A file that was pruned, or moved away, is written anew from its descriptor."""
+        path = self.path
+        for _ in range(2):
+            try:
+                return give_name(path)
+            except StorageError as error:
+                if not vanished(error):
+                    raise
+            path = private_name(self.path)
+            make_folder(path.parent)
+            with storage_errors(path, needed=self.size, writing=True):
+                copy_to(held, path)
+        return give_name(path)
 
     def _forget_journal(self) -> None:
         if self._journal is not None:
-            with storage_errors(self._journal):
-                _temporary_of(self._journal).unlink(missing_ok=True)
-                self._journal.unlink(missing_ok=True)
+            forget_journal(self._journal)
 
     def _remove(self) -> None:
         self._forget_journal()
@@ -318,49 +346,6 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-def spans_on_disk(path: Path, size: int, *, identity: str) -> SpanSet:
-    """What the journal of the partial at `path` lists, if it is of this very file and content."""
-    journal = _journal_of(path)
-    try:
-        try:
-            saved = json.loads(journal.read_bytes())
-        except FileNotFoundError:  # a kill may have come between the two steps of `_replace_text`
-            saved = json.loads(_temporary_of(journal).read_bytes())
-        status = os.stat(path, follow_symlinks=False)
-        found = (saved["format_version"], saved["identity"], saved["size"], saved["inode"])
-        if found != (_JOURNAL_FORMAT, identity, size, status.st_ino) or status.st_size != size:
-            return SpanSet()
-        spans = [Span(int(start), int(stop)) for start, stop in saved["spans"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return SpanSet()
-    return SpanSet(span for span in spans if span.stop <= size)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a file beside `path` and rename it. A link planted at either name is replaced, not followed.
-
-    ext4 writes a file out at once, which takes milliseconds, when it is renamed over another: so the other goes first.
-    """
-    temporary = _temporary_of(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(temporary, "x", encoding="ascii") as stream:
-            stream.write(text)
-        path.unlink(missing_ok=True)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _journal_of(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".incomplete") + ".map.incomplete")
-
-
-def _temporary_of(journal: Path) -> Path:
-    return journal.with_name(f"{journal.name}.tmp.incomplete")
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

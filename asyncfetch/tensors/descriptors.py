@@ -7,7 +7,9 @@ import threading
 
 from ..errors import SourceError
 
-__all__ = ["Descriptor"]
+__all__ = ["MOST_OPEN", "Descriptor"]
+
+MOST_OPEN = 32  # files that are kept open for the next read, however many a checkpoint has
 
 
 class Descriptor:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,7 +32,7 @@ from ..storage.buffers import aligned_buffer
 from ..storage.partial import FilePartial, Partial
 from ..tasks import off_loop, run_as_task
 from .allowance import Allowance, limit_in_memory, limit_on_disk
-from .descriptors import Descriptor
+from .descriptors import MOST_OPEN, Descriptor
 from .merge import open_landed
 from .segments import Filled, Segment, TensorPartial, segments_of
 
@@ -57,6 +59,7 @@ class _Stored:
 
     waiting: deque[tuple[str, TensorInfo]]
     descriptor: Descriptor
+    path: Path | None = None  # once it has landed: from then on the descriptor may be closed
     unread: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,18 @@ class _Stored:
         self.unread -= 1
         if not self.unread:
             self.descriptor.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor to read from."""
+        with ExitStack() as held:
+            try:
+                number = held.enter_context(self.descriptor)
+            except SourceError:
+                if self.path is None:
+                    raise
+                number = held.enter_context(open(self.path, "rb")).fileno()
+            yield number
 
 
 # Tensors that came together, or how to open the shard that they are in.
@@ -146,7 +161,9 @@ class Feed:
             self._allowance.give_back(reserved - sum(one.segment.nbytes for one in filled))
         elif not (isinstance(partial, TensorPartial) and self.early):
             credit = reserved if self._memory else 0
-            if partial is None or not self.early:
+            if self.early and isinstance(partial, FilePartial):
+                self._close_all_but_few(file, landed)
+            else:
                 self._offer(lambda: self._open(file, landed, credit))
             self._allowance.give_back(reserved - credit)
 
@@ -195,6 +212,14 @@ class Feed:
             entries.append(entry)
         if entries:
             self._offer(entries)
+
+    def _close_all_but_few(self, file: SourceFile, landed: Landed) -> None:
+        """A reader that is slow keeps few descriptors: what it has not read of other files it reads by their names."""
+        if file.name in self._stored:
+            self._stored[file.name].path = landed.path
+        unread = [one for one in self._stored.values() if one.path is not None and one.unread]
+        for one in unread[MOST_OPEN:]:
+            one.descriptor.close()
 
     def _open(self, file: SourceFile, landed: Landed, credit: int) -> list[_Entry]:
         header, buffer = open_landed(file, landed)
@@ -286,7 +311,7 @@ def _reader(stored: _Stored, file: SourceFile, name: str, info: TensorInfo) -> C
 
     def read() -> Array:
         buffer, at = aligned_buffer(info.nbytes, 0), 0
-        with stored.descriptor as number, storage_errors(file.name):
+        with storage_errors(file.name), stored.reading() as number:
             while at < info.nbytes:
                 got = os.preadv(number, [buffer[at : at + 16 * MiB]], offset + at)
                 if not got:

@@ -24,7 +24,7 @@ from ..policy import Policy
 from ..sources.links import Links
 from ..sources.located import Located, SourceFile
 from ..spans import Span
-from .descriptors import Descriptor
+from .descriptors import MOST_OPEN, Descriptor
 
 __all__ = ["Gatherer", "Sink", "Want"]
 
@@ -181,12 +181,21 @@ class Gatherer:
     # -- the disk --------------------------------------------------------------------------------
 
     async def _open(self, file: SourceFile) -> Descriptor:
+        """A descriptor that is not closed before the caller waits for something else."""
         try:
             async with self._locks[file.name]:
-                return await self._transport.limits.in_thread(lambda: self._descriptor(file))
+                descriptor = await self._transport.limits.in_thread(lambda: self._descriptor(file))
+                self._close_all_but_few()
+                return descriptor
         finally:
             if self._closed:  # meanwhile
                 await self.aclose()
+
+    def _close_all_but_few(self) -> None:
+        """What was opened first is closed, as long as too many are open. On the event loop, between two waits."""
+        unlocked = [name for name in list(self._descriptors) if not self._locks[name].locked()]
+        for name in unlocked[: max(len(self._descriptors) - MOST_OPEN, 0)]:
+            self._descriptors.pop(name)[0].close()
 
     def _descriptor(self, file: SourceFile) -> Descriptor:
         """The open file, which must be the one whose header was read, and still as it was."""

@@ -7,7 +7,6 @@ GIL while it copies a whole file; its rules for headers are kept in format/heade
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,11 @@ from ..format.index import check_tensors
 from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
 from ..storage.buffers import aligned_buffer
+from ..storage.maps import map_file, on_network
 
 __all__ = ["state_dict"]
 
 
-# Page faults on these block the whole process, and an I/O error in one kills it with SIGBUS
-# (https://github.com/safetensors/safetensors/issues/562): they are read instead of mapped.
-_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "9p", "fuse", "afs")
 _READ_JOB = 16 * MiB
 _READ_THREADS = 2
 
@@ -59,6 +56,8 @@ def open_landed(file: SourceFile, landed: Landed) -> tuple[Header, Any]:
     buffer: Any
     if landed.buffer is not None:
         buffer = landed.buffer
+    elif landed.pages is not None:
+        buffer = landed.pages
     elif landed.path is not None:
         buffer = _load(landed.path, file)
     else:
@@ -76,8 +75,9 @@ def _load(path: Path, file: SourceFile) -> Any:
         size = os.fstat(descriptor).st_size
         if size != file.size:
             raise CorruptError(f"{path} has {size:,} bytes instead of {file.size:,}.", file=file.name)
-        if not on_network(path):
-            return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)  # private: the file stays untouched
+        pages = None if on_network(path) else map_file(descriptor, size)
+        if pages is not None:
+            return pages
         buffer = aligned_buffer(size, len(file.raw_header))
         read_into(descriptor, buffer)
         return buffer
@@ -96,18 +96,3 @@ def read_into(descriptor: int, buffer: memoryview) -> None:
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         list(pool.map(job, range(0, len(buffer), _READ_JOB)))
-
-
-def on_network(path: Path) -> bool:
-    """Whether `path` lies on a network or FUSE file system, by /proc/self/mountinfo; False elsewhere."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-        device = os.stat(path).st_dev
-    except OSError:
-        return False
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            return rest.startswith(_NETWORK_FILE_SYSTEMS)
-    return False

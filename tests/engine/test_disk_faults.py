@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import asyncfetch
-from asyncfetch.errors import DiskFullError, StorageError
+from asyncfetch.errors import DiskFullError, SourceError, StorageError
 
+from ..kit.child import in_child
 from ..kit.fault_server import OK, FaultServer
 from ..kit.users import public_folder
 from ..torture.child import digest_of
@@ -109,10 +110,13 @@ def test_a_disk_that_fills_up(forker: Forks, model: Model, disk: Callable[[str],
 
 @pytest.mark.parametrize("limit", [0, 100, 100_000])
 def test_files_that_may_not_grow(forker: Forks, model: Model, tmp_path: Path, limit: int) -> None:
-    """RLIMIT_FSIZE, as batch systems set it: as a full disk, whether the first byte is too much or the last."""
+    """RLIMIT_FSIZE, as batch systems set it, whether the first byte is too much or the last: no disk is called full."""
     cache, warm = tmp_path / "cache", tmp_path / "warm"
     outcome = forker.run(model.run(cache, limits={"RLIMIT_FSIZE": limit}, warm=str(warm)))
-    assert (outcome.error, outcome.code) == ("DiskFullError", "disk_full"), outcome
+    assert (outcome.error, outcome.code) == ("StorageError", "storage"), outcome
+    assert "a file of this size is more than" in outcome.message
+    assert f"Raise the limit of {limit:,} bytes (ulimit -f)" in outcome.message
+    assert " room " not in outcome.message
     assert_next_run_is_well(forker, model, cache)
 
 
@@ -241,3 +245,38 @@ def test_a_disk_that_cannot_be_asked(model: Model, tmp_path: Path, monkeypatch: 
     with pytest.raises(StorageError, match="input/output error") as caught:
         asyncfetch.load("org/model", endpoint=model.server.url, cache_dir=tmp_path, token=False)
     assert caught.value.path == str(tmp_path / "models--org--model")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", Path("a\0b")], ids=repr)
+def test_what_is_no_path(path: object) -> None:
+    """No file system takes it, so it is refused as any other value that makes no sense."""
+    with pytest.raises(SourceError, match="cache_dir= takes a path"):
+        asyncfetch.load("org/model", cache_dir=path)
+
+
+def test_a_working_directory_that_was_removed(model: Model, tmp_path: Path) -> None:
+    """What counts from it cannot be; all else works."""
+    code = """
+import os, tempfile
+gone = tempfile.mkdtemp(dir=sys.argv[2])
+os.chdir(gone)
+os.rmdir(gone)
+options = dict(endpoint=sys.argv[1], token=False)
+names = len(asyncfetch.load("org/model", cache_dir=sys.argv[2], **options))
+try:
+    asyncfetch.load("org/model", cache_dir="hub", **options)
+except errors.StorageError as error:
+    tell(names=names, path=error.path, said=str(error))
+"""
+    told = in_child(code, model.server.url, tmp_path)
+    assert (told["names"], told["path"]) == (3, "hub")
+    assert "the working directory was removed. Give an absolute path" in told["said"]
+
+
+@pytest.mark.parametrize("name", ["with blanks ", "new\nline", "\udcff\udcfe", "-x", "'\"$(x)`", "ünï"], ids=ascii)
+def test_unusual_names_of_caches(model: Model, tmp_path: Path, name: str) -> None:
+    """Any name that the file system takes is one, also bytes that are no text."""
+    options = {"endpoint": model.server.url, "token": False, "cache_dir": tmp_path / name}
+    assert digest_of(asyncfetch.load("org/model", **options)) == model.digest
+    assert not violations(tmp_path / name, model.commits)
+    shutil.rmtree(tmp_path / name)  # what looks at files after a test reads names as text

@@ -56,7 +56,7 @@ MUTANTS = (
         (
             "await off_loop(partial.reset)\n"
             "if self._second_try or (consumer is not None and consumer.early):\n"
-            "    if isinstance(partial, FilePartial):\n"
+            "    if isinstance(partial, StoredPartial):\n"
             "        await off_loop(partial.discard)\n"
             "    raise error"
         ),

@@ -18,29 +18,34 @@ _DAMAGED = "a damaged file in the cache, which others may have mapped"
 _IN_DOUBT = "a cached file that is cut, longer, empty, no safetensors file, a folder, a dangling link"
 _FOLDER = "several loads from one folder of a web server"
 _NAMES_TWICE = "what is published is whole"
+_BOOKKEEPING = "bookkeeping that cannot be written"
+_DESCRIPTORS = "more shards than a process may have files open"
+_ODD = "a file system that refuses what a disk can"
+_PRUNED = "a cache that is pruned, moved or removed under a download"
+_NO_FOLDER = "a cache whose path is no folder"
 
 MUTANTS = (
     Mutant(
         "full-quota-is-nothing-special",
         _FULL,
-        "errors:storage_errors",
-        "error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)",
-        "error.errno == errno.ENOSPC",
+        "reasons:",
+        'NO_ROOM = {errno.ENOSPC: "room", errno.EDQUOT: "quota"}',
+        'NO_ROOM = {errno.ENOSPC: "room"}',
         ("storage/test_cache.py::test_no_room",),
     ),
     Mutant(
         "no-look-at-the-free-space",
         _FULL,
         "engine.bookkeeping:prepare_cache",
-        "if needed > free:",
-        "if free < 0:",
+        "if free is not None and needed > free:",
+        "if free is not None and free < 0:",
         ("engine/test_transfer.py::test_too_little_room_is_said_before_a_byte_moves",),
     ),
     Mutant(
         "disk-errors-get-out",
         _FULL,
         "storage.partial:FilePartial._store",
-        "with storage_errors(self.path, needed=self.size):",
+        "with storage_errors(self.path, needed=self.size, writing=True):",
         "if self.size >= 0:",
         ("storage/test_partial.py::test_a_full_disk_is_said_and_what_landed_is_kept",),
     ),
@@ -56,15 +61,15 @@ MUTANTS = (
         "sync-tried-again",
         _SYNC,
         "storage.partial:FilePartial.publish",
-        "os.fsync(self._fd)",
-        "try:\n    os.fsync(self._fd)\nexcept OSError:\n    os.fsync(self._fd)",
+        "sync_file(self._fd)",
+        "try:\n    sync_file(self._fd)\nexcept OSError:\n    sync_file(self._fd)",
         ("storage/test_partial.py::test_a_failed_sync_is_not_tried_again",),
     ),
     Mutant(
         "no-fsync",
         _POWER,
         "storage.partial:FilePartial.publish",
-        "os.fsync(self._fd)",
+        "sync_file(self._fd)",
         "pass",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -74,8 +79,8 @@ MUTANTS = (
         "storage.partial:FilePartial.publish",
         (
             "try:\n"
-            "    with storage_errors(self.path):\n"
-            "        os.fsync(self._fd)\n"
+            "    with storage_errors(self.path, needed=self.size, writing=True):\n"
+            "        sync_file(self._fd)\n"
             "except StorageError:\n"
             "    self.discard()\n"
             "    raise"
@@ -83,7 +88,7 @@ MUTANTS = (
         (
             "give_name, early = lambda _: early, give_name(self.path)  # noqa: E731\n"
             "with storage_errors(self.path):\n"
-            "    os.fsync(self._fd)"
+            "    sync_file(self._fd)"
         ),
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -91,15 +96,15 @@ MUTANTS = (
         "no-fsync-of-the-folder-of-blobs",
         _POWER,
         "storage.cache:RepoCache.publish",
-        "_sync(final.parent)",
+        "sync_folder(final.parent)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
         "no-fsync-of-the-folder-of-links",
         _POWER,
-        "storage.cache:RepoCache.link",
-        "_sync(pointer.parent)",
+        "storage.cache:RepoCache._link",
+        "sync_folder(pointer.parent)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -107,15 +112,15 @@ MUTANTS = (
         "no-fsync-of-the-folder-of-refs",
         _POWER,
         "storage.cache:RepoCache.write_ref",
-        "_sync(ref.parent)",
+        "sync_folder(ref.parent)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
         "no-fsync-of-small-files",
         _POWER,
-        "storage.cache:_write_synced",
-        "os.fsync(stream.fileno())",
+        "storage.files:write_synced",
+        "sync_file(stream.fileno())",
         "pass",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -123,8 +128,11 @@ MUTANTS = (
         "ref-first",
         _POWER,
         "engine.transfer:Transfer.run",
-        "await off_loop(lambda: prepare_cache(located))",
-        "await off_loop(lambda: prepare_cache(located))\nawait off_loop(lambda: record(located))",
+        "await off_loop(lambda: prepare_cache(located, named=self._job.named))",
+        (
+            "await off_loop(lambda: prepare_cache(located, named=self._job.named))\n"
+            "located.cache.write_ref(located.ref, located.commit)"
+        ),
         ("engine/test_faults.py::test_fatal",),
     ),
     Mutant(
@@ -182,8 +190,8 @@ MUTANTS = (
         "lock-errors-get-out",
         _LOCKS,
         "storage.locks:lock_blob",
-        "except (NotImplementedError, OSError):",
-        "except NotImplementedError:",
+        "except (NotImplementedError, OSError) as error:",
+        "except NotImplementedError as error:",
         ("engine/test_transfer.py::test_locks_that_do_not_work",),
     ),
     Mutant(
@@ -197,9 +205,9 @@ MUTANTS = (
     Mutant(
         "follows-a-link-at-the-journal",
         _PLANTED,
-        "storage.partial:_replace_text",
-        'temporary.unlink(missing_ok=True)\ntry:\n    with open(temporary, "x"',
-        'try:\n    with open(temporary, "w"',
+        "storage.journal:_replace_text",
+        'temporary.unlink(missing_ok=True)\ntry:\n    with open(temporary, "xb"',
+        'try:\n    with open(temporary, "wb"',
         ("storage/test_partial.py::test_a_link_at_the_journals_path_is_not_followed",),
     ),
     Mutant(
@@ -221,7 +229,7 @@ MUTANTS = (
     Mutant(
         "journal-of-other-content",
         _JOURNAL,
-        "storage.partial:spans_on_disk",
+        "storage.journal:spans_on_disk",
         "if found != (_JOURNAL_FORMAT, identity, size, status.st_ino)",
         "if found != (_JOURNAL_FORMAT, saved['identity'], size, status.st_ino)",
         ("storage/test_partial.py::test_a_foreign_journal_is_ignored",),
@@ -229,7 +237,7 @@ MUTANTS = (
     Mutant(
         "journal-of-another-file",
         _JOURNAL,
-        "storage.partial:spans_on_disk",
+        "storage.journal:spans_on_disk",
         "if found != (_JOURNAL_FORMAT, identity, size, status.st_ino)",
         "if found != (_JOURNAL_FORMAT, identity, size, saved['inode'])",
         ("storage/test_partial.py::test_a_foreign_journal_is_ignored",),
@@ -237,7 +245,7 @@ MUTANTS = (
     Mutant(
         "journal-of-a-cut-file",
         _JOURNAL,
-        "storage.partial:spans_on_disk",
+        "storage.journal:spans_on_disk",
         "or status.st_size != size:",
         ":",
         ("storage/test_partial.py::test_a_partial_that_was_cut_or_grown_is_not_resumed",),
@@ -321,7 +329,7 @@ MUTANTS = (
     Mutant(
         "folder-in-the-way",
         _DAMAGED,
-        "storage.cache:_rename",
+        "storage.files:rename",
         "if target.is_dir() and not target.is_symlink():\n    _make_way(target)",
         "",
         ("storage/test_cache.py::test_a_folder_in_the_place_of_a_file",),
@@ -426,8 +434,8 @@ MUTANTS = (
         "ref-written-in-place",
         _NAMES_TWICE,
         "storage.cache:RepoCache.write_ref",
-        "_write_synced(temporary, content)\n_rename(temporary, ref)",
-        "ref.unlink(missing_ok=True)\n_write_synced(ref, content)",
+        "write_synced(temporary, content)\nrename(temporary, ref)",
+        "ref.unlink(missing_ok=True)\nwrite_synced(ref, content)",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
@@ -441,7 +449,7 @@ MUTANTS = (
     Mutant(
         "link-without-a-look",
         _NAMES_TWICE,
-        "storage.cache:RepoCache.link",
+        "storage.cache:RepoCache._link",
         "if pointer.is_symlink() and os.readlink(pointer) == target:",
         "if pointer.is_symlink():",
         ("storage/test_cache.py::test_a_wrong_link_is_replaced",),
@@ -563,5 +571,251 @@ MUTANTS = (
         "if len(rest) == len(fields) or not _BESIDE_ONE.match(field)",
         "if not _BESIDE_ONE.match(field)",
         ("sources/test_web_cache.py::test_a_query_that_selects",),
+    ),
+    Mutant(
+        "too-large-is-no-room",
+        _FULL,
+        "reasons:",
+        'NO_ROOM = {errno.ENOSPC: "room", errno.EDQUOT: "quota"}',
+        'NO_ROOM = {errno.ENOSPC: "room", errno.EDQUOT: "quota", errno.EFBIG: "room"}',
+        (
+            "storage/test_cache.py::test_a_file_that_may_not_be_so_large",
+            "engine/test_disk_faults.py::test_files_that_may_not_grow",
+        ),
+    ),
+    Mutant(
+        "bookkeeping-is-fatal",
+        _BOOKKEEPING,
+        "storage.files:LeftOut.__call__",
+        "self.say(what, error)",
+        "raise",
+        ("engine/test_shared_caches.py::test_a_whole_cache_without_bookkeeping_on_a_read_only_mount",),
+    ),
+    Mutant(
+        "left-out-is-said-each-time",
+        _BOOKKEEPING,
+        "storage.files:LeftOut.say",
+        "if what not in self._said:",
+        "if what:",
+        ("engine/test_shared_caches.py::test_what_is_left_out_is_said_once",),
+    ),
+    Mutant(
+        "no-tensors-without-the-index",
+        _BOOKKEEPING,
+        "engine.bookkeeping:prepare_cache",
+        'with nullcontext() if named else cache.left_out("the index"):',
+        "with nullcontext():",
+        ("engine/test_shared_caches.py::test_a_read_only_cache_that_lacks_a_name",),
+    ),
+    Mutant(
+        "no-tensors-without-the-link",
+        _BOOKKEEPING,
+        "storage.cache:RepoCache.link",
+        "if named or not",
+        "if True or not",
+        ("engine/test_shared_caches.py::test_a_snapshot_that_may_not_grow",),
+    ),
+    Mutant(
+        "files-without-their-names",
+        _BOOKKEEPING,
+        "api.call:Call.download",
+        "self.session.fetch(named=True)",
+        "self.session.fetch()",
+        ("engine/test_shared_caches.py::test_a_read_only_cache_that_lacks_a_name",),
+    ),
+    Mutant(
+        "ref-to-what-has-no-name",
+        _BOOKKEEPING,
+        "engine.bookkeeping:record",
+        "if not all(cache.find(located.commit, name) for name in names):",
+        "if not names:",
+        ("engine/test_shared_caches.py::test_a_snapshot_that_may_not_grow",),
+    ),
+    Mutant(
+        "blames-what-is-not-there",
+        _BOOKKEEPING,
+        "reasons:blamed",
+        "while error.errno in NO_PERMISSION and",
+        "while not error.errno and",
+        (
+            "storage/test_cache.py::test_the_path_that_refused",
+            "engine/test_shared_caches.py::test_a_part_of_another_users_model",
+        ),
+    ),
+    Mutant(
+        "map-keeps-a-descriptor",
+        _DESCRIPTORS,
+        "storage.maps:_map_over",
+        "if call is None:",
+        "if call:",
+        ("api/test_few_descriptors.py::test_more_shards_than_descriptors",),
+    ),
+    Mutant(
+        "map-is-shared-with-the-file",
+        _DESCRIPTORS,
+        "storage.maps:_map_over",
+        "mmap.MAP_PRIVATE | _MAP_FIXED",
+        "mmap.MAP_SHARED | _MAP_FIXED",
+        ("api/test_few_descriptors.py::test_a_map_lasts_as_long_as_its_last_view",),
+    ),
+    Mutant(
+        "cached-files-stay-open",
+        _DESCRIPTORS,
+        "tensors.gather:Gatherer._close_all_but_few",
+        "max(len(self._descriptors) - MOST_OPEN, 0)",
+        "0",
+        ("api/test_few_descriptors.py::test_more_shards_than_descriptors",),
+    ),
+    Mutant(
+        "unread-files-stay-open",
+        _DESCRIPTORS,
+        "tensors.feed:Feed._close_all_but_few",
+        "for one in unread[MOST_OPEN:]:",
+        "for one in unread[len(unread) :]:",
+        ("api/test_few_descriptors.py::test_more_shards_than_descriptors",),
+    ),
+    Mutant(
+        "limit-of-descriptors-not-told",
+        _DESCRIPTORS,
+        "reasons:reason_of",
+        "case errno.EMFILE:",
+        "case errno.ENFILE:",
+        ("api/test_few_descriptors.py::test_too_few_for_anything",),
+    ),
+    Mutant(
+        "any-order-taken-for-granted",
+        _ODD,
+        "storage.cache:RepoCache.any_order",
+        'takes_any_order(self.folder / "blobs")',
+        "True",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "several-connections-to-what-takes-one-order",
+        _ODD,
+        "storage.sequential:SequentialPartial",
+        "in_order = True",
+        "in_order = False",
+        ("engine/test_file_systems.py::test_connections_that_break_on_the_way_to_a_bucket",),
+    ),
+    Mutant(
+        "half-a-file-stays-in-a-bucket",
+        _ODD,
+        "storage.sequential:SequentialPartial.suspend",
+        "self.discard()",
+        "pass",
+        ("engine/test_file_systems.py::test_an_interrupted_download_to_a_bucket",),
+    ),
+    Mutant(
+        "rename-or-nothing",
+        _ODD,
+        "storage.files:rename",
+        "elif error.errno in _UNSUPPORTED:",
+        "elif error.errno == errno.ENOENT:",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "rename-over-or-nothing",
+        _ODD,
+        "storage.files:rename",
+        "target.unlink(missing_ok=True)\nos.rename(source, target)",
+        "raise",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "sync-or-nothing",
+        _ODD,
+        "storage.files:sync_file",
+        "if error.errno not in _NO_SYNC:",
+        "if error.errno:",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "no-size-is-no-room",
+        _ODD,
+        "storage.cache:RepoCache.free_bytes",
+        "usage.free if usage.total else None",
+        "usage.free",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "users-warned-of-locks",
+        _ODD,
+        "storage.cache:RepoCache.lock",
+        "if self._locks:",
+        "if self.root:",
+        ("engine/test_file_systems.py::test_a_load_and_the_next_one",),
+    ),
+    Mutant(
+        "early-from-what-cannot-be-read-yet",
+        _ODD,
+        "tensors.feed:Feed.landed",
+        "if self.early and isinstance(partial, FilePartial):",
+        "if self.early and partial is not None:",
+        ("engine/test_file_systems.py::test_other_ways_to_a_bucket",),
+    ),
+    Mutant(
+        "pruned-partial-is-lost",
+        _PRUNED,
+        "storage.partial:FilePartial._named",
+        "if not vanished(error):",
+        "if error:",
+        ("engine/test_pruned_caches.py::test_tensors_are_not_lost",),
+    ),
+    Mutant(
+        "landed-bytes-not-held",
+        _PRUNED,
+        "engine.receiving:Receiving._publish",
+        "None if named else pages_of(descriptor, file.size)",
+        "None",
+        ("engine/test_pruned_caches.py::test_tensors_are_not_lost",),
+    ),
+    Mutant(
+        "cached-bytes-not-held",
+        _PRUNED,
+        "engine.transfer:Transfer.run",
+        "pages = [] if self._job.named else",
+        "pages = [] if here else",
+        ("engine/test_pruned_caches.py::test_what_was_cached_is_removed_meanwhile",),
+    ),
+    Mutant(
+        "removed-files-handed-out",
+        _PRUNED,
+        "api.session:Session.fetch",
+        "if gone is None:",
+        "if looks:",
+        ("engine/test_pruned_caches.py::test_files_are_there_in_the_end",),
+    ),
+    Mutant(
+        "pruned-and-fetched-for-ever",
+        _PRUNED,
+        "api.session:Session.fetch",
+        "if looks == _MOST_LOOKS:",
+        "if looks == 1000:",
+        ("engine/test_pruned_caches.py::test_a_cache_that_is_always_pruned",),
+    ),
+    Mutant(
+        "what-is-in-the-way-not-named",
+        _NO_FOLDER,
+        "storage.files:make_folder",
+        "if part.is_symlink() and not part.exists():",
+        "if not part:",
+        ("storage/test_cache.py::test_a_folder_that_cannot_be_made",),
+    ),
+    Mutant(
+        "working-directory-not-named",
+        _NO_FOLDER,
+        "reasons:_counts_from_nowhere",
+        "except FileNotFoundError:\n    return True",
+        "except FileNotFoundError:\n    return False",
+        ("engine/test_disk_faults.py::test_a_working_directory_that_was_removed",),
+    ),
+    Mutant(
+        "no-path-taken-for-one",
+        _NO_FOLDER,
+        "api.public:_is_path",
+        '"\\0" not in (text := str(os.fspath(value))) and bool(text)',
+        "os.fspath(value) is not None",
+        ("engine/test_disk_faults.py::test_what_is_no_path",),
     ),
 )

@@ -553,12 +553,51 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # -- errors ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_no_room(code: int) -> None:
-    """A full disk, a full quota and a file that may not grow are one error, with the path and the need."""
-    with pytest.raises(DiskFullError, match="7 bytes") as caught, storage_errors("/x", needed=7):
-        raise OSError(code, os.strerror(code))
+@pytest.mark.parametrize(("code", "word"), [(errno.ENOSPC, "room"), (errno.EDQUOT, "quota")])
+def test_no_room(code: int, word: str) -> None:
+    """A full disk and a full quota are one error, with the path, the need and what is used up."""
+    with pytest.raises(DiskFullError, match=f"7 bytes are needed and no {word} is left") as caught:  # noqa: SIM117
+        with storage_errors("/x", needed=7):
+            raise OSError(code, os.strerror(code))
     assert (caught.value.path, caught.value.needed) == ("/x", 7)
+
+
+def test_a_file_that_may_not_be_so_large() -> None:
+    """What its file system or a limit does not allow is no lack of room."""
+    with pytest.raises(StorageError, match="a file of this size is more than its file system") as caught:  # noqa: SIM117
+        with storage_errors("/x", needed=7):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert not isinstance(caught.value, DiskFullError)
+
+
+def test_the_path_that_refused(tmp_path: Path) -> None:
+    """The system's own word counts, and where something may not be made, the folder that does not allow it."""
+    missing = tmp_path / "a" / "b"
+    with pytest.raises(StorageError, match="No such file") as caught, storage_errors("/x"):
+        missing.read_bytes()
+    assert caught.value.path == str(missing)
+    with pytest.raises(StorageError) as caught, storage_errors("/x", writing=True):
+        raise PermissionError(errno.EACCES, "Permission denied", str(missing))
+    assert caught.value.path == str(tmp_path)
+    assert "cache_dir=" in caught.value.hint
+    with pytest.raises(StorageError) as caught, storage_errors("/x"):
+        os.rename(missing, tmp_path / "c")
+    assert caught.value.path == "/x"
+
+
+@pytest.mark.parametrize("what", ["link", "file", "file above"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, what: str) -> None:
+    """What is in the way is named, and what to do about it."""
+    cache = tmp_path / "in the way"
+    if what == "link":
+        cache.symlink_to(tmp_path / "not mounted")
+    else:
+        cache.write_text("x")
+    with pytest.raises(StorageError, match=r"a link to .*not mounted, which is not there|it is no folder") as caught:
+        RepoCache(cache / "deep" / "er" if what == "file above" else cache, "org/name").prepare()
+    assert caught.value.path == str(cache)
+    assert caught.value.hint
+    assert not (tmp_path / "not mounted").exists()
 
 
 def test_other_errors_of_the_disk() -> None:
@@ -580,8 +619,7 @@ def test_a_cache_that_may_not_be_read() -> None:
     )
     code = (
         "cache = RepoCache(Path(sys.argv[1]), 'org/name')\n"
-        "for call in (lambda: cache.find('c' * 40, 'm.safetensors'), lambda: cache.whole_blob('e' * 64, 7),\n"
-        "             lambda: cache.known_absent('c' * 40, 'x')):\n"
+        "for call in (lambda: cache.find('c' * 40, 'm.safetensors'), lambda: cache.whole_blob('e' * 64, 7)):\n"
         "    try: print(call() is not False)\n"
         "    except StorageError as error: print(error.path, error.reason)\n"
     )
@@ -590,8 +628,8 @@ def test_a_cache_that_may_not_be_read() -> None:
         cache.prepare()
         put(cache)
         cache.remember_absent(COMMIT, "x")
-        assert as_nobody(prepare, code, root).stdout.split() == ["True", "True", "True"]
-        closed = ("snapshots", "blobs", ".no_exist")
+        assert as_nobody(prepare, code, root).stdout.split() == ["True", "True"]
+        closed = ("snapshots", "blobs")
         for folder in closed:
             (cache.folder / folder).chmod(0o700)
         run = as_nobody(prepare, code, root)
@@ -606,5 +644,5 @@ def test_a_name_that_is_too_long(cache: RepoCache) -> None:
     put(cache)
     with pytest.raises(StorageError):
         cache.find(COMMIT, "n" * 300)
-    with pytest.raises(StorageError):
-        cache.remember_absent(COMMIT, "n" * 300)
+    cache.remember_absent(COMMIT, "n" * 300)  # which only helps
+    assert not cache.known_absent(COMMIT, "n" * 300)

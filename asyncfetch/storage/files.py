@@ -1,0 +1,201 @@
+"""Files on file systems as they are: what one refuses is done in another way, or left out. Blocking calls.
+
+Some have no links, no rename, no sync, or take a file from its first byte to its last and in no other order
+(https://github.com/awslabs/mountpoint-s3/blob/main/doc/SEMANTICS.md, https://rclone.org/commands/rclone_mount/).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import StorageError, storage_errors
+from ..reasons import NO_ROOM
+from ..spans import MiB
+
+__all__ = [
+    "LeftOut", "copy_to", "has_locks", "make_folder", "rename", "sync_file", "sync_folder", "takes_any_order",
+    "vanished", "write_synced",
+]  # fmt: skip
+
+# What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY})
+_NO_SYNC = (_UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EROFS}) - {errno.EPERM}
+
+
+class LeftOut:
+    """The rule for bookkeeping: what only helps and cannot be written is left out. Each kind is said once, at DEBUG."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Leave out what the block cannot write; `what` it is, in words."""
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            self.say(what, error)
+
+    def say(self, what: str, error: Exception) -> None:
+        """`what` was left out because of `error`."""
+        if what not in self._said:
+            self._said.add(what)
+            logging.getLogger("asyncfetch").debug("Left out: %s (%s)", what, error)
+
+
+def vanished(error: BaseException) -> bool:
+    """Whether an error says that a file or a folder is no longer there: somebody prunes the cache, or moved it away."""
+    return isinstance(error.__cause__ if isinstance(error, StorageError) else error, FileNotFoundError)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises StorageError, about the one of them that is in the way."""
+    with storage_errors(folder, writing=True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            for part in [*reversed(folder.parents), folder]:
+                if part.is_symlink() and not part.exists():
+                    target = os.readlink(part)
+                    hint = "Make that folder, mount its disk, or remove the link."
+                    raise StorageError(str(part), f"it is a link to {target}, which is not there", hint=hint) from None
+                if part.exists() and not part.is_dir():
+                    hint = "Choose another folder with cache_dir= or HF_HUB_CACHE."
+                    raise StorageError(str(part), "it is no folder", hint=hint) from None
+            raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or a link: onto another disk, over a folder, where files cannot be renamed or not over another."""
+    if target.is_dir() and not target.is_symlink():
+        _make_way(target)
+    try:
+        os.replace(source, target)
+    except FileExistsError:
+        target.unlink(missing_ok=True)
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            _copy_beside(source, target)
+        elif error.errno in _UNSUPPORTED:  # there it is whole when it is closed
+            target.unlink(missing_ok=True)
+            _copy(source, target)
+        else:
+            raise
+        with suppress(OSError):  # FUSE cannot remove an open file where it cannot rename: see FilePartial.publish
+            source.unlink()
+
+
+def _make_way(folder: Path) -> None:
+    """Take a folder away from the name of a file. What is in it is nobody knows whose: so it is kept beside."""
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        os.replace(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.aside"))
+
+
+def _copy_beside(source: Path, target: Path) -> None:
+    beside = target.with_name(source.name)
+    _copy(source, beside)
+    os.replace(beside, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_symlink():
+        os.symlink(os.readlink(source), target)
+        return
+    descriptor = os.open(source, os.O_RDONLY)
+    try:
+        copy_to(descriptor, target)
+    except BaseException:
+        with suppress(OSError):
+            target.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def copy_to(descriptor: int, path: Path) -> None:
+    """Write all bytes of an open file, in order, into a new one, and sync it."""
+    with open(path, "xb", buffering=0) as stream:
+        buffer, at = memoryview(bytearray(4 * MiB)), 0
+        while got := os.preadv(descriptor, [buffer], at):
+            left = buffer[:got]
+            while left:
+                left = left[stream.write(left) or 0 :]
+            at += got
+        sync_file(stream.fileno())
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A new small file, whose bytes survive a power cut."""
+    with open(path, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        sync_file(stream.fileno())
+
+
+def sync_file(descriptor: int) -> None:
+    """Let the bytes of a file survive a power cut, where the file system knows how."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the renames in a folder survive a power cut. Some file systems refuse, and some users may not read it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        sync_file(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the kernel can lock files of this folder: tried on one. filelock warns on the user's stderr where not."""
+    probe = folder / f"probe.{secrets.token_hex(4)}.lock"
+    descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            probe.unlink()
+    return True
+
+
+def takes_any_order(folder: Path) -> bool:
+    """Whether files of this folder can be written in any order and read meanwhile: tried on a small one."""
+    probe = folder / f"probe.{secrets.token_hex(4)}.asyncfetch.incomplete"
+    try:
+        descriptor = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        return error.errno not in _UNSUPPORTED  # whatever else it is, it is said where it matters
+    try:
+        os.ftruncate(descriptor, 8192)
+        os.pwrite(descriptor, b"second", 4096)
+        os.pwrite(descriptor, b"first", 0)
+        return os.pread(descriptor, 6, 4096) == b"second" and os.pread(descriptor, 5, 0) == b"first"
+    except OSError as error:
+        return error.errno in (*NO_ROOM, errno.EFBIG, errno.EIO)
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)
+        with suppress(OSError):
+            probe.unlink()
