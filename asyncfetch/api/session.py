@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from anyio import from_thread, to_thread
+from anyio import from_thread
 
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
@@ -23,6 +24,7 @@ from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
+from ..tasks import off_loop
 from .options import Access, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
@@ -42,7 +44,7 @@ class Session:
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
         located = await self._resolve(headers)
-        files = await to_thread.run_sync(file_states, located, self.storage)
+        files = await off_loop(lambda: file_states(located, self.storage))
         index = located.index.file if located.index else None
         self.notify(Resolved(located.source, located.commit, index, files))
         for warning in located.warnings:
@@ -76,17 +78,17 @@ class Session:
     async def _verify_present(self, located: Located) -> bool:
         """Hash what was on disk before. A wrong file of the cache is put aside: whether there was one."""
         wrong = False
-        for file, path, checksum in await to_thread.run_sync(self._in_doubt, located):
+        for file, path, checksum in await off_loop(lambda: self._in_doubt(located)):
             try:
-                await to_thread.run_sync(
-                    lambda: verify_file(path, checksum, file=file.name, check=from_thread.check_cancelled)  # noqa: B023
+                await off_loop(
+                    partial(verify_file, path, checksum, file=file.name, check=from_thread.check_cancelled), slow=True
                 )
             except ChecksumMismatchError as error:
                 if located.cache is None or self.request.settings.offline:
                     error.hint = f"{path} is not what it should be: it is damaged, or another file."
                     raise
                 self.notify(Warned(f"{error.message} The cached file is put aside and fetched again.", file.name))
-                await to_thread.run_sync(located.cache.quarantine, path)
+                await off_loop(partial(located.cache.quarantine, path))
                 wrong = True
             else:
                 self.notify(FileVerified(file.name, file.size, str(checksum)))
@@ -151,7 +153,7 @@ async def begin(
 ) -> Session:
     """The session of one call over a transport that others may share."""
     began = time.monotonic()
-    request = await to_thread.run_sync(environment.request, source, wanted)
+    request = await off_loop(lambda: environment.request(source, wanted))
     notify = Notifier(wanted.get("report"))
     return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
 

@@ -12,9 +12,9 @@ from urllib.request import getproxies
 import anyio
 import httpcore
 import httpx
-from anyio import to_thread
 
 from ..errors import CertificateError
+from ..tasks import off_loop
 from .sockets import Backend
 
 __all__ = ["LazyClient", "PoolTransport"]
@@ -66,7 +66,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             if scheme == "https":
                 variables = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
                 try:  # in a thread: it takes 30 ms
-                    context = await to_thread.run_sync(_ssl_context, *variables)
+                    context = await off_loop(lambda: _ssl_context(*variables), slow=True)
                 except OSError as error:
                     raise CertificateError(f"the certificate store cannot be read: {error}", url=str(url)) from error
             # No bound: httpcore loses slots when a request that waits for one is cancelled

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from anyio import to_thread
-
 from ..errors import (
     CheckpointNotFoundError,
     CorruptError,
@@ -28,7 +26,7 @@ from ..errors import (
 from ..format.index import Index, index_too_large, parse_index, select_tensors
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
-from ..tasks import each, plain_errors
+from ..tasks import each, off_loop, plain_errors
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
 from .request import Request, is_index_name, names_in
 
@@ -167,7 +165,7 @@ async def _parsed(found: FoundIndex, request: Request) -> Index:
     expected = checksums.get(name) or checksums.get(os.path.basename(name))
     if expected is not None:
         verify_small(name, found.data, expected)
-    return await to_thread.run_sync(lambda: parse_index(found.data, file=name, max_bytes=limit))
+    return await off_loop(lambda: parse_index(found.data, file=name, max_bytes=limit), slow=True)
 
 
 async def _look_at_shards(place: Place, request: Request, selected: Index, commit: str | None) -> list[SourceFile]:

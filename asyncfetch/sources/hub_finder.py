@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 
 from ..errors import AsyncfetchError, ChecksumMismatchError, EntryNotFoundError, OfflineError
 from ..network.body import Body
@@ -15,6 +15,7 @@ from ..network.transport import Transport
 from ..spans import Span
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
+from ..tasks import off_loop
 from .finder import State, file_on_disk, read_index
 from .hub import Hub
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile, renewal
@@ -39,7 +40,7 @@ class HubPlace:
             return [self._revision]
         if not self._offline:
             return [None]
-        commit = await to_thread.run_sync(self.cache.commit_of, self._revision)
+        commit = await off_loop(lambda: self.cache.commit_of(self._revision))
         if commit is None:
             raise OfflineError(self._source.repo_id, f"revision {self._revision!r}")
         return [commit]
@@ -47,7 +48,7 @@ class HubPlace:
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         path = await self._cached(name, commit)
         if path is not None:
-            cached = await to_thread.run_sync(self._read_cached_index, name, path)
+            cached = await off_loop(partial(self._read_cached_index, name, path))
             if cached is not None:
                 return FoundIndex(name, cached, commit, path)
         limit = self._policy.max_index_bytes
@@ -71,7 +72,7 @@ class HubPlace:
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._cached(name, commit)
         if path is not None:
-            return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
+            return await off_loop(partial(file_on_disk, name, path, commit, self.cache))
         found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT)
         file = SourceFile(
             name,
@@ -85,7 +86,7 @@ class HubPlace:
             prefix=found.prefix,
             splittable=found.splittable,
         )
-        blob = await to_thread.run_sync(self.cache.whole_blob, found.etag, found.size)
+        blob = await off_loop(lambda: self.cache.whole_blob(found.etag, found.size))
         if blob is not None:
             file.in_blobs, file.path = True, blob
         elif found.link is not None:
@@ -119,9 +120,9 @@ class HubPlace:
         """The cached file, or None where the Hub must be asked. Raises where the answer is known."""
         if commit is None:
             return None
-        path = await to_thread.run_sync(self.cache.find, commit, name)
+        path = await off_loop(lambda: self.cache.find(commit, name))
         if path is None:
-            if await to_thread.run_sync(self.cache.known_absent, commit, name):
+            if await off_loop(lambda: self.cache.known_absent(commit, name)):
                 raise EntryNotFoundError(name, str(self._source), commit=commit)
             if self._offline:
                 raise OfflineError(str(self._source), name)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 
-from anyio import to_thread
-
 from ..errors import EntryNotFoundError, storage_errors
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import Index, Selector, check_index, select_tensors
 from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
-from ..tasks import each
+from ..tasks import each, off_loop
 from .finder import Place, find
 from .hub_finder import HubPlace
 from .local_finder import LocalPlace
@@ -70,7 +68,7 @@ def _select_in_file(file: SourceFile, select: Selector) -> Index:
 async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
     """Set `file.header` and `file.raw_header`: from disk, from the prefix, or by one more range."""
     if file.path is not None or transport is None:
-        file.raw_header = await to_thread.run_sync(_header_on_disk, file)
+        file.raw_header = await off_loop(lambda: _header_on_disk(file))
     else:
         length = header_length(file.prefix, file=file.name, file_size=file.size)
         data_start = PREFIX_BYTES + length
@@ -86,7 +84,7 @@ async def read_header(file: SourceFile, transport: Transport | None, origin: Ori
             )
         file.raw_header = file.prefix[:data_start]
     raw = memoryview(file.raw_header)[PREFIX_BYTES:]
-    file.header = await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=file.size))
+    file.header = await off_loop(lambda: parse_header(raw, file=file.name, file_size=file.size), slow=True)
 
 
 def _header_on_disk(file: SourceFile) -> bytes:

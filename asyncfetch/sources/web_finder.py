@@ -15,9 +15,8 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from anyio import to_thread
 
 from ..errors import AccessError, ChangedError, EntryNotFoundError, OfflineError, ProtocolError, redact_url
 from ..format.header import PREFIX_BYTES, header_length, parse_header
@@ -28,6 +27,7 @@ from ..network.urls import no_downgrade, origin_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
+from ..tasks import off_loop
 from .finder import State, file_on_disk, read_index
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile
@@ -51,12 +51,12 @@ class WebPlace:
         """Offline, all snapshots of the folder: each load left one that is whole, for its own selection."""
         if not self._offline:
             return [None]
-        return list(await to_thread.run_sync(known_states, self.cache, self._name))
+        return list(await off_loop(lambda: known_states(self.cache, self._name)))
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         if self._offline:
             path = await self._find_offline(name, commit)
-            data = await to_thread.run_sync(read_index, name, path, self._max_index_bytes)
+            data = await off_loop(lambda: read_index(name, path, self._max_index_bytes))
             return FoundIndex(name, data, commit, path)
         reply = await self._ask(name, limit=self._max_index_bytes)
         if reply.truncated:
@@ -66,7 +66,7 @@ class WebPlace:
     async def look(self, name: str, commit: str | None) -> SourceFile:
         if self._offline:
             path = await self._find_offline(name, commit)
-            return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
+            return await off_loop(lambda: file_on_disk(name, path, commit, self.cache))
         return _file_of(self._source, name, await self._ask(name, limit=PREFIX_LIMIT, ranged=True))
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
@@ -86,7 +86,7 @@ class WebPlace:
                 self._find_cached(file, at, states)
             return State(at, {} if states.get(at) else wanted)
 
-        return await to_thread.run_sync(look_up)
+        return await off_loop(look_up)
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         target = file.target
@@ -104,7 +104,7 @@ class WebPlace:
     async def _find_offline(self, name: str, commit: str | None) -> Path:
         path = None
         if commit is not None:
-            path = await to_thread.run_sync(self.cache.find, commit, name)
+            path = await off_loop(partial(self.cache.find, commit, name))
         if path is None:
             raise OfflineError(str(self._source), name)
         return path
