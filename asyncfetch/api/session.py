@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from anyio import from_thread
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError, storage_errors
+from ..errors import AsyncfetchError, ChecksumMismatchError, NetworkError, RateLimitedError, storage_errors
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
@@ -24,7 +25,7 @@ from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
-from ..tasks import off_loop
+from ..tasks import off_loop, plain_errors
 from .options import Access, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
@@ -66,7 +67,13 @@ class Session:
     async def download(self, located: Located, consumer: Consumer | None = None) -> dict[str, Landed]:
         """Download what is missing of `located`, and hand it to `consumer` as it comes. Returns where each file is."""
         transfer = Transfer(located, self.transport, self.request.policy, self.notify, self.storage, consumer)
-        landed = await transfer.run()
+        try:
+            with plain_errors():
+                landed = await transfer.run()
+        except (NetworkError, RateLimitedError) as error:
+            if self.storage == "disk":
+                await off_loop(partial(_tell_what_is_kept, error, located, transfer.landed))
+            raise
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
@@ -156,6 +163,14 @@ async def begin(
     request = await off_loop(lambda: environment.request(source, wanted))
     notify = Notifier(wanted.get("report"))
     return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
+
+
+def _tell_what_is_kept(error: AsyncfetchError, located: Located, landed: Collection[str]) -> None:
+    """The last word of a download that the network ended: how to go on, and how much of it is here."""
+    states = file_states(located, "disk")
+    kept = sum(state.size if state.file in landed else state.present for state in states)
+    size = sum(state.size for state in states)
+    error.hint = f"{error.hint} Call it again to go on: {kept / 1e6:,.1f} of {size / 1e6:,.1f} MB are kept.".lstrip()
 
 
 def _kind_of(path: str) -> str | None:

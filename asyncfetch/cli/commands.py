@@ -18,7 +18,7 @@ from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
-from .options import FLAG, CommonFlags, Connections, FetchFlags, TensorFlags, noticing, policy_of, reporting
+from .options import FLAG, CommonFlags, Connections, FetchFlags, Patience, TensorFlags, noticing, policy_of, reporting
 from .text import printable
 
 __all__ = ["app", "run"]
@@ -158,11 +158,12 @@ def inspect(
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     connections: Connections = None,
+    patience: Patience = None,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
-        found = api.inspect(source, **arguments, policy=policy_of(connections), report=report)
+        found = api.inspect(source, **arguments, policy=policy_of(connections, patience), report=report)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 

@@ -269,8 +269,8 @@ MUTANTS = (
         "retries-for-ever",
         _STATUS,
         "network.retry:Budget.exhausted",
-        "return self.failures >= self.allowed(error) or asked",
-        "return asked",
+        "return self.failures >= self.allowed(error) and not self.left(error)",
+        "return False",
         ("network/test_retry.py::test_a_budget_is_exhausted_by_failures",),
     ),
     Mutant(
@@ -285,8 +285,8 @@ MUTANTS = (
         "retry-after-unbounded",
         _WAIT,
         "network.retry:Budget.exhausted",
-        "return self.failures >= self.allowed(error) or asked > self.policy.max_wait",
-        "return self.failures >= self.allowed(error)",
+        "asked > self.policy.max_wait or hopeless",
+        "hopeless",
         ("network/test_transport.py::test_too_long_a_wait",),
     ),
     Mutant(
