@@ -158,6 +158,11 @@ class Notifier:
     def __init__(self, report: Reporter | None) -> None:
         self._report = report
 
+    @property
+    def heard(self) -> bool:
+        """Whether anyone is told."""
+        return self._report is not None
+
     def __call__(self, event: Event) -> None:
         if self._report is None:
             return

@@ -91,7 +91,7 @@ async def find(place: Place, request: Request) -> Located:
     missing: OfflineError | None = None
     for commit in await place.commits():
         try:
-            found, absent = await _first_candidate(place, request, names, commit)
+            found, absent = await first_candidate(place, request, names, commit)
             names = [found.name]  # a shard that is missing here is no reason to fall back there
             return await _located(place, request, found, absent)
         except OfflineError as error:
@@ -99,7 +99,7 @@ async def find(place: Place, request: Request) -> Located:
     raise missing or OfflineError(str(request.source), "a checkpoint")
 
 
-async def _first_candidate(
+async def first_candidate(
     place: Place, request: Request, names: Sequence[str], commit: str | None
 ) -> tuple[FoundIndex | SourceFile, list[str]]:
     """The first candidate that is there, and the names that its commit is known not to have."""
@@ -128,7 +128,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
     folder = os.path.dirname(found.name)
     listed = index = selected = None
     if isinstance(found, FoundIndex):
-        listed, index = found, await _parsed(found, request)
+        listed, index = found, await parsed(found, request)
         selected = index if request.select is None else select_tensors(index, request.select)
         files = await _look_at_shards(place, request, selected, found.commit)
     else:
@@ -160,7 +160,7 @@ def _absent_at(commit: str | None, missing: Iterable[EntryNotFoundError]) -> lis
     return [error.file for error in missing if error.commit == commit]
 
 
-async def _parsed(found: FoundIndex, request: Request) -> Index:
+async def parsed(found: FoundIndex, request: Request) -> Index:
     name, checksums, limit = found.name, request.checksums or {}, request.policy.max_index_bytes
     expected = checksums.get(name) or checksums.get(os.path.basename(name))
     if expected is not None:

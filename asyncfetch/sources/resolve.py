@@ -11,6 +11,7 @@ from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
 from ..tasks import each, off_loop
+from .fallback import find_or_recall, offline
 from .finder import Place, find
 from .hub_finder import HubPlace
 from .local_finder import LocalPlace
@@ -29,7 +30,10 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     leaves the shards' headers unread.
     """
     place = _place_of(request, transport)
-    located = await find(place, request)
+    if place.cache is None or request.settings.offline:
+        located = await find(place, request)
+    else:
+        located = await find_or_recall(place, _place_of(offline(request), transport), request, transport)
     if not headers:
         return located
 

@@ -464,6 +464,20 @@ def test_a_refused_connection_is_a_network_error() -> None:
     assert "retry 1/2" in ran.err
 
 
+def test_the_cache_is_used_where_the_hub_cannot_be_asked() -> None:
+    """Nobody listens any more: exit code 0, the folder on stdout, one line of warning on stderr."""
+    with FaultServer() as server:
+        server.hub(REPO, sharded_bytes({"w": np.zeros(1000, np.uint8)}, 1))
+        first = command("download", REPO, "--endpoint", server.url, "--quiet")
+        server.go_away()
+        second = command("download", REPO, "--endpoint", server.url, "--quiet")
+    assert (first.code, first.err) == (0, "")
+    assert (second.code, second.out) == (0, first.out)
+    (line,) = second.err.splitlines()
+    assert line.startswith(f"warning: {REPO} could not be looked up (http://localhost:")
+    assert f"What is cached is used: commit {COMMIT}, last looked up on 20" in line
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_last_word_of_an_outage(as_json: bool) -> None:
     """The network goes for good: how long it will go on, then exit code 6, and how to go on; which works."""
