@@ -28,7 +28,7 @@ from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
 from ..tasks import each, off_loop, plain_errors
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
-from .request import Request, is_index_name, names_in
+from .request import LocalSource, Request, Source, is_index_name, names_in
 
 __all__ = ["Place", "State", "file_on_disk", "find", "read_index"]
 
@@ -120,7 +120,10 @@ async def first_candidate(
             return found, _absent_at(found.commit, missing)
     if request.settings.offline and place.cache is not None:
         raise OfflineError(str(request.source), "a checkpoint")
-    raise CheckpointNotFoundError(str(request.source), names)
+    nothing = CheckpointNotFoundError(str(request.source), names)
+    if isinstance(request.source, LocalSource) and request.source.shadows:
+        nothing.hint = f"That is a folder here. {request.source.both_readings()}"
+    raise nothing
 
 
 async def _located(place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str]) -> Located:
@@ -149,7 +152,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
         index_path=listed.path if listed else None,
         identities=state.identities,
         absent=absent,
-        warnings=_unverifiable(files),
+        warnings=[*_shadowed(request.source), *_unverifiable(files)],
     )
     await _look_for_single_file(place, request, located)
     return located
@@ -198,6 +201,13 @@ def _apply_checksums(
         if file.checksum is not None and file.checksum.algorithm == checksum.algorithm and file.checksum != checksum:
             raise CorruptError(f"{name}: the source says {file.checksum}, checksums= says {checksum}.", file=name)
         file.checksum = checksum
+
+
+def _shadowed(source: Source) -> list[str]:
+    """A warning of a folder that was used, where a repository could have been meant."""
+    if not (isinstance(source, LocalSource) and source.shadows):
+        return []
+    return [f"{source.shadows} is a folder here, which was used. {source.both_readings()}"]
 
 
 def _unverifiable(files: Iterable[SourceFile]) -> list[str]:

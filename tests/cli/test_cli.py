@@ -464,6 +464,20 @@ def test_a_refused_connection_is_a_network_error() -> None:
     assert "retry 1/2" in ran.err
 
 
+def test_a_folder_with_the_name_of_a_repository(hub: Server, tmp_path: Path) -> None:
+    """With @main the repository is loaded and listed, whatever lies here; without it, the folder is looked at."""
+    (tmp_path / REPO).mkdir(parents=True)
+    ran = command("load", f"{REPO}@main", cwd=tmp_path)
+    assert (ran.code, len(ran.out.splitlines())) == (0, 5)
+    ran = command("load", REPO, cwd=tmp_path)
+    assert ran.code == 3
+    assert f"hint: That is a folder here. For the repository of that name give {REPO}@main" in ran.err
+    write_model(tmp_path / "own" / "model")
+    ran = command("load", "own/model", cwd=tmp_path)
+    assert ran.code == 0
+    assert "warning: own/model is a folder here, which was used." in ran.err
+
+
 def test_the_cache_is_used_where_the_hub_cannot_be_asked() -> None:
     """Nobody listens any more: exit code 0, the folder on stdout, one line of warning on stderr."""
     with FaultServer() as server:

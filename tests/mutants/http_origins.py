@@ -14,6 +14,7 @@ _LARGE = "a small answer that is large"
 _PORTAL = "a page of something that is no Hub"
 _PIN = "a branch that moves"
 _ABSENT = "a 404 of another moment than the commit"
+_READINGS = "a source that can be read in two ways"
 _RECALL = "a source that cannot be asked, and all of it is cached"
 
 MUTANTS = (
@@ -80,6 +81,49 @@ MUTANTS = (
         "and file.target is not None and file.target.url == refused.url",
         "",
         ("engine/test_transfer.py::test_one_of_many_connections_renews_the_link",),
+    ),
+    Mutant(
+        "path-of-the-endpoint-ignored",
+        _READINGS,
+        "sources.request:_url",
+        "_below(parts.path, urlsplit(endpoint).path) if origin == origin_of(endpoint) else None",
+        "parts.path if origin == origin_of(endpoint) else None",
+        (
+            "sources/test_source.py::test_the_path_of_an_endpoint_counts",
+            "sources/test_readings.py::test_an_endpoint_with_a_path",
+        ),
+    ),
+    Mutant(
+        "pull-request-taken-for-a-branch",
+        _READINGS,
+        "sources.request:_hub_page",
+        "named = long[0] if long else parts[cut + 1]",
+        "named = parts[cut + 1]",
+        ("sources/test_source.py::test_revisions_of_several_parts",),
+    ),
+    Mutant(
+        "shadow-not-told",
+        _READINGS,
+        "sources.finder:_shadowed",
+        "if not (isinstance(source, LocalSource) and source.shadows):",
+        "if True:",
+        ("sources/test_readings.py::test_a_folder_with_weights",),
+    ),
+    Mutant(
+        "every-folder-is-a-shadow",
+        _READINGS,
+        "sources.request:_local",
+        'text if isinstance(source, str) and _is_repo_id(text) else ""',
+        "text",
+        ("sources/test_source.py::test_what_could_be_a_repository_too",),
+    ),
+    Mutant(
+        "one-reading-of-an-empty-folder",
+        _READINGS,
+        "sources.finder:first_candidate",
+        "if isinstance(request.source, LocalSource) and request.source.shadows:",
+        "if False:",
+        ("sources/test_readings.py::test_a_folder_without_weights",),
     ),
     Mutant(
         "never-recalls-what-is-cached",
