@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import FLAG, CommonFlags, Connections, FetchFlags, Patience, TensorFlags, noticing, policy_of, reporting
+from .output import stdout_errors
 from .text import printable
 
 __all__ = ["app", "run"]
@@ -45,8 +47,10 @@ app = App(
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
     _refuse_tokens(arguments)
+    only_prints = not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        with stdout_errors() if only_prints else nullcontext():
+            code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
         raise SourceError(str(error).strip(), hint=hint) from error

@@ -13,6 +13,7 @@ _SIBLINGS = "one of several fails"
 _MEMORY = "memory and connections are bounded"
 _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
+_STREAMS = "standard streams that are closed, full, or whose reader has left"
 _LEAVING = "leaving while a name is looked up"
 
 MUTANTS = (
@@ -47,6 +48,46 @@ MUTANTS = (
         "seen, since = now, time.monotonic()",
         "seen = now",
         ("engine/test_transfer.py::test_a_lock_that_another_holds",),
+    ),
+    Mutant(
+        "closed-streams-left-closed",
+        _STREAMS,
+        "cli.main:main",
+        "fill_closed_streams()",
+        "pass",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "closed-stdout-swallows",
+        _STREAMS,
+        "cli.output:fill_closed_streams",
+        "(1, os.O_RDONLY)",
+        "(1, os.O_WRONLY)",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "events-swallow-a-full-stdout",
+        _STREAMS,
+        "cli.output:json_reporter",
+        "print(_json_line(event_object(event)), file=stream or sys.stdout)",
+        "print_json(event_object(event), stream)",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "help-that-cannot-be-printed-is-a-bug",
+        _STREAMS,
+        "cli.commands:run",
+        "with stdout_errors() if only_prints else nullcontext():",
+        "with nullcontext():",
+        ("cli/test_closed_streams.py::test_help_that_cannot_be_printed",),
+    ),
+    Mutant(
+        "two-full-stops",
+        _STREAMS,
+        "errors:AsyncfetchError.__init__",
+        'super().__init__(re.sub(r"(?<!\\.)(\\.|\\.{3}|[!?…])\\s*\\.$", r"\\1", message))',
+        "super().__init__(message)",
+        ("test_errors.py::test_others_sentences_have_one_end",),
     ),
     Mutant(
         "looks-names-up-in-threads-of-the-loop",
