@@ -14,7 +14,17 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from ..errors import StorageError
-from .output import error_object, exit_code, fill_closed_streams, flush_stdout, print_error, print_json, silence_stdout
+from .output import (
+    INTERRUPTED,
+    error_object,
+    exit_code,
+    fill_closed_streams,
+    flush_stdout,
+    print_error,
+    print_json,
+    silence_stdout,
+    stdout_is_stuck,
+)
 
 __all__ = ["main"]
 
@@ -61,6 +71,10 @@ def _fail(error: BaseException, *, as_json: bool) -> int:
     """Report `error` on stderr, and as the last JSON line if asked for; return its exit code."""
     if os.environ.get("ASYNCFETCH_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt) and stdout_is_stuck():
+        print_error(error)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # the interpreter would wait for who reads stdout
     try:
         if as_json and not (isinstance(error, StorageError) and error.path == "stdout"):
             print_json(error_object(error))

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,9 +59,11 @@ __all__ = [
     "print_table",
     "silence_stdout",
     "stdout_errors",
+    "stdout_is_stuck",
 ]
 
 SCHEMA_VERSION = 1
+_FAREWELL = 0.5  # seconds for who reads stdout, once it is interrupted
 INTERRUPTED = 130
 EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
     SourceError: 2,
@@ -162,11 +165,25 @@ def json_reporter(stream: TextIO | None = None) -> Iterator[Reporter]:
 
     thread = threading.Thread(target=write, name="asyncfetch-json", daemon=True)
     thread.start()
+    patience = None
     try:
         yield events.put
+    except KeyboardInterrupt:
+        patience = _FAREWELL
+        raise
     finally:
         events.put(None)
-        thread.join()
+        thread.join(patience)
+
+
+def stdout_is_stuck() -> bool:
+    """Whether its reader takes nothing for now, so that a write would wait for as long as that likes."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return not poll.poll(_FAREWELL * 1000)
+    except (OSError, ValueError, AttributeError):  # no descriptor, or no poll
+        return False
 
 
 def print_error(error: BaseException) -> None:

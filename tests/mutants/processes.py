@@ -13,6 +13,7 @@ _SIBLINGS = "one of several fails"
 _MEMORY = "memory and connections are bounded"
 _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
+_STILL = "an interrupt while nothing moves"
 _STREAMS = "standard streams that are closed, full, or whose reader has left"
 _LEAVING = "leaving while a name is looked up"
 
@@ -48,6 +49,22 @@ MUTANTS = (
         "seen, since = now, time.monotonic()",
         "seen = now",
         ("engine/test_transfer.py::test_a_lock_that_another_holds",),
+    ),
+    Mutant(
+        "waits-for-who-reads-no-more",
+        _STILL,
+        "cli.output:stdout_is_stuck",
+        "return not poll.poll(_FAREWELL * 1000)",
+        "return False",
+        ("cli/test_leaving.py::test_a_reader_that_reads_no_more",),
+    ),
+    Mutant(
+        "hashes-to-the-end",
+        _STILL,
+        "api.call:_verify_one",
+        "verify_file(path, checksum, file=name, check=from_thread.check_cancelled)",
+        "verify_file(path, checksum, file=name)",
+        ("cli/test_leaving.py::test_hashing_a_big_file",),
     ),
     Mutant(
         "closed-streams-left-closed",
