@@ -14,7 +14,14 @@ from anyio import from_thread
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, NetworkError, RateLimitedError, storage_errors
+from ..errors import (
+    AsyncfetchError,
+    ChecksumMismatchError,
+    NetworkError,
+    RateLimitedError,
+    StorageError,
+    storage_errors,
+)
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
@@ -167,7 +174,10 @@ async def begin(
 
 def _tell_what_is_kept(error: AsyncfetchError, located: Located, landed: Collection[str]) -> None:
     """The last word of a download that the network ended: how to go on, and how much of it is here."""
-    states = file_states(located, "disk")
+    try:
+        states = file_states(located, "disk")
+    except StorageError:  # what failed first is what is told
+        return
     kept = sum(state.size if state.file in landed else state.present for state in states)
     size = sum(state.size for state in states)
     error.hint = f"{error.hint} Call it again to go on: {kept / 1e6:,.1f} of {size / 1e6:,.1f} MB are kept.".lstrip()

@@ -40,7 +40,11 @@ class _LookUps:
             if len(self._running) >= _MOST:
                 raise socket.gaierror(socket.EAI_AGAIN, f"{_MOST} other names are being looked up, without an answer")
             found = self._running[name] = Future()
-        threading.Thread(target=self._run, args=(name, found), name="asyncfetch names", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(name, found), name="asyncfetch names", daemon=True).start()
+        except RuntimeError as error:  # no more threads: whoever shares this one learns of it too
+            self._forget(name)
+            found.set_exception(socket.gaierror(socket.EAI_AGAIN, f"no thread to look it up: {error}"))
         return found
 
     def _run(self, name: _Name, found: Future[_Addresses]) -> None:
@@ -63,6 +67,7 @@ class _Wake:
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)  # a byte finds room
         self._lock = threading.Lock()  # else a byte might go to who got the descriptor next
 
     def give(self, _: object = None) -> None:
@@ -101,6 +106,6 @@ async def addresses_of(host: str, port: int) -> _Addresses:
         raise socket.gaierror(socket.EAI_NONAME, "this is no name of a host") from error
     look_up = _look_ups.of((host, port))
     wake = _Wake()
-    look_up.add_done_callback(wake.give)
+    look_up.add_done_callback(wake.give)  # at once, in this thread, if it is done by now
     await wake.wait()
     return look_up.result()

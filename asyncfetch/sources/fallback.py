@@ -41,7 +41,7 @@ async def find_or_recall(place: Place, kept: Place, request: Request, transport:
         except (NetworkError, RateLimitedError) as error:
             if hurry.over or not (is_away(error) or isinstance(error, RateLimitedError)):
                 raise
-            failure = error
+            why = error.message.rstrip(".")  # and not the error, which holds this frame
     try:
         located = await find(kept, offline(request))
     except AsyncfetchError:  # not all of it is there
@@ -50,7 +50,7 @@ async def find_or_recall(place: Place, kept: Place, request: Request, transport:
         except (NetworkError, RateLimitedError) as error:
             error.hint = f"{error.hint} {await _what_is_kept(kept, offline(request))}".strip()
             raise
-    _tell(await _stale(place, located, failure), located, transport)
+    _tell(await _stale(place, located, why), located, transport)
     return located
 
 
@@ -61,12 +61,11 @@ async def _may_have_some(kept: Place) -> bool:
         return False
 
 
-async def _stale(place: Place, located: Located, failure: AsyncfetchError) -> str:
+async def _stale(place: Place, located: Located, why: str) -> str:
     """What is used, and since when it is known to be what was asked for."""
     cache, ref = place.cache, place.ref
     then = await off_loop(lambda: cache.resolved_at(ref)) if cache is not None and ref is not None else None
     since = "" if then is None else f", last looked up on {datetime.fromtimestamp(then, UTC):%Y-%m-%d at %H:%M} UTC"
-    why = failure.message.rstrip(".")
     return f"{located.source} could not be looked up ({why}). What is cached is used: commit {located.commit}{since}."
 
 

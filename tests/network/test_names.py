@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
+from blockbuster import blockbuster_ctx
 
 from asyncfetch.network import names
 from asyncfetch.network.names import addresses_of
@@ -181,3 +182,14 @@ async def test_who_leaves_leaves_nothing(resolver: Resolver) -> None:
     assert refused == 3 * [socket.EAI_AGAIN]
     assert len(os.listdir("/proc/self/fd")) <= before
     resolver.answer.set()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])  # blockbuster knows no other loop
+async def test_a_look_up_that_is_done_by_now(anyio_backend: Any) -> None:
+    """Who asks in the moment in which it ends is woken on the event loop itself, where nothing may block."""
+    wake = names._Wake()
+    with blockbuster_ctx():
+        wake.give()
+        with anyio.fail_after(10):
+            await wake.wait()
