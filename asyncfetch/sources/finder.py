@@ -27,6 +27,7 @@ from ..format.index import Index, index_too_large, parse_index, select_tensors
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
 from ..tasks import each, off_loop, plain_errors
+from .advice import look_again
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
 from .request import LocalSource, Request, Source, is_index_name, names_in
 
@@ -77,6 +78,10 @@ class Place(Origin, Protocol):
         """
         ...
 
+    async def listing(self, commit: str | None) -> Sequence[str] | None:
+        """The files that there are; None where nobody tells. For advice only: no failure is raised."""
+        ...
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         """Where these files of one checkpoint are recorded. Sets the paths of those that are found there.
 
@@ -121,9 +126,8 @@ async def first_candidate(
     if request.settings.offline and place.cache is not None:
         raise OfflineError(str(request.source), "a checkpoint")
     nothing = CheckpointNotFoundError(str(request.source), names)
-    if isinstance(request.source, LocalSource) and request.source.shadows:
-        nothing.hint = f"That is a folder here. {request.source.both_readings()}"
-    raise nothing
+    there = await place.listing(commit)
+    raise nothing if there is None else look_again(nothing, there, request)
 
 
 async def _located(place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str]) -> Located:

@@ -107,6 +107,14 @@ class HubPlace:
             pass  # only advice: what was asked for is there
         return None
 
+    async def listing(self, commit: str | None) -> Sequence[str] | None:
+        try:
+            with anyio.move_on_after(self._policy.connect_timeout), self._transport.hurry():
+                return await self._hub.listing(commit or self._revision)
+        except AsyncfetchError:
+            pass
+        return None
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(commit)  # the Hub tells the hash of each file, so they were found by it when they were looked at
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import EntryNotFoundError, ProtocolError
@@ -13,6 +14,9 @@ from .located import FoundIndex, SourceFile
 from .request import LocalSource, Request
 
 __all__ = ["LocalPlace"]
+
+_DEPTH = 3  # folders below the one that was named, in which advice looks
+_MOST = 10_000  # files
 
 
 class LocalPlace:
@@ -40,6 +44,9 @@ class LocalPlace:
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return await off_loop(Path(self._source.folder, name).is_file)
 
+    async def listing(self, commit: str | None) -> Sequence[str]:
+        return await off_loop(lambda: list(_files_in(Path(self._source.folder))))
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)
 
@@ -51,3 +58,16 @@ class LocalPlace:
         if not await off_loop(path.is_file):
             raise EntryNotFoundError(name, str(self._source))
         return path
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    """The files in a folder and in those below it, as far as it is quick to look."""
+    seen = 0
+    for path, folders, files in os.walk(folder):
+        below = Path(path).relative_to(folder)
+        folders[:] = sorted(folders) if len(below.parts) < _DEPTH else []
+        for name in sorted(files):
+            seen += 1
+            if seen > _MOST:
+                return
+            yield (below / name).as_posix()

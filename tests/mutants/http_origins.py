@@ -14,6 +14,7 @@ _LARGE = "a small answer that is large"
 _PORTAL = "a page of something that is no Hub"
 _PIN = "a branch that moves"
 _ABSENT = "a 404 of another moment than the commit"
+_NOTHING = "no checkpoint where it was looked for"
 _READINGS = "a source that can be read in two ways"
 _RECALL = "a source that cannot be asked, and all of it is cached"
 
@@ -120,10 +121,34 @@ MUTANTS = (
     Mutant(
         "one-reading-of-an-empty-folder",
         _READINGS,
-        "sources.finder:first_candidate",
-        "if isinstance(request.source, LocalSource) and request.source.shadows:",
+        "sources.advice:_readings",
+        "if isinstance(source, LocalSource) and source.shadows:",
         "if False:",
         ("sources/test_readings.py::test_a_folder_without_weights",),
+    ),
+    Mutant(
+        "not-found-without-looking",
+        _NOTHING,
+        "sources.finder:first_candidate",
+        "there = await place.listing(commit)",
+        "there = None",
+        ("sources/test_advice.py::test_pickles",),
+    ),
+    Mutant(
+        "advice-is-asked-for-again-and-again",
+        _NOTHING,
+        "sources.hub_finder:HubPlace.listing",
+        "with anyio.move_on_after(self._policy.connect_timeout), self._transport.hurry():",
+        "with anyio.move_on_after(self._policy.connect_timeout):",
+        ("sources/test_advice.py::test_a_hub_that_lists_nothing",),
+    ),
+    Mutant(
+        "address-without-its-folder",
+        _NOTHING,
+        "sources.advice:_subfolders",
+        "{_folder_of(name) for name in inside if",
+        '{_folder_of(name).rpartition("/")[2] for name in inside if',
+        ("sources/test_advice.py::test_subfolders_that_hold_one",),
     ),
     Mutant(
         "never-recalls-what-is-cached",
