@@ -62,10 +62,10 @@ def silent_resolver(*command: str, **environ: str) -> Iterator[tuple[subprocess.
                 pass_fds=[theirs.fileno()],
             )
         try:
-            ours.settimeout(30)
+            ours.settimeout(50)
             _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
             with socket.socket(fileno=descriptors[0]) as server:
-                server.settimeout(30)
+                server.settimeout(50)
                 yield process, server
         finally:
             process.kill()
