@@ -37,6 +37,7 @@ same call may succeed later. All survive pickling. No message holds a token, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +63,7 @@ class AsyncfetchError(Exception):
     transient = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(re.sub(r"(?<!\.)(\.|\.{3}|[!?…])\s*\.$", r"\1", message))  # a server's words may have theirs
         if hint is not None:
             self.hint = hint
 
@@ -384,8 +385,8 @@ class ModelMismatchError(AsyncfetchError):
         parts = [f"{len(names)} {label} ({some_of(names, 5)})" for label, names in absent if names]
         for name, (model, checkpoint) in list(self.shapes.items())[:5]:
             parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
-        message = f"The state dict does not fit the model: {'; '.join(parts)}."
-        super().__init__(message, hint="" if self.shapes else None)
+        what = f"The state dict does not fit the model: {'; '.join(parts)}."
+        super().__init__(what, hint="" if self.shapes else None)
 
 
 @contextmanager

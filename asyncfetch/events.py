@@ -78,8 +78,9 @@ class Retrying:
     """A request failed and will be sent again after `delay` seconds.
 
     `attempt` counts the failures in a row without progress, of at most `attempts`: those of the
-    policy, and twice as many while a server limits the rate. `file` is None while the source is
-    being resolved.
+    policy, and twice as many while a server limits the rate. Where a server is away that gave a good
+    answer before, `patience` is for how many seconds it will be tried at least, whatever `attempts` says;
+    else it is None. `file` is None while the source is being resolved.
     """
 
     file: str | None
@@ -87,11 +88,21 @@ class Retrying:
     attempt: int
     attempts: int
     delay: float
+    patience: float | None = None
 
     @classmethod
-    def after(cls, error: BaseException, file: str | None, *, attempt: int, attempts: int, delay: float) -> Retrying:
+    def after(
+        cls,
+        error: BaseException,
+        file: str | None,
+        *,
+        attempt: int,
+        attempts: int,
+        delay: float,
+        patience: float | None = None,
+    ) -> Retrying:
         """What is told of `error` before the next attempt."""
-        return cls(file, getattr(error, "message", str(error)), attempt, attempts, delay)
+        return cls(file, getattr(error, "message", str(error)), attempt, attempts, delay, patience)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,11 @@ class Notifier:
 
     def __init__(self, report: Reporter | None) -> None:
         self._report = report
+
+    @property
+    def heard(self) -> bool:
+        """Whether anyone is told."""
+        return self._report is not None
 
     def __call__(self, event: Event) -> None:
         if self._report is None:

@@ -24,10 +24,13 @@ class Policy:
     wait; `stall_bytes` in `stall_window` is the floor below which a connection is dropped and resumed
     elsewhere; `max_redirects`; `burst`, what is received at once.
 
-    Of each call: `attempts` bounds the failures in a row of one piece of work (a look-up, or a span of
-    a file) without real progress: the first try counts, each `progress_unit` bytes that arrive refill
-    the budget, and a server that limits the rate gets twice as many, since its quota comes back by
-    itself. Between two of them lies `backoff`, doubled each time up to `max_backoff`, or what the
+    Of each call: `patience` is how long one piece of work (a look-up, or a span of a file) goes on without
+    real progress while a server is away that gave a good answer before: refused, reset, unreachable,
+    silent, or with a passing 5xx. `attempts` bounds its failures in a row where patience does not hold: a
+    server that was never reached, one that breaks the rules, and one that limits the rate, which gets twice
+    as many, since its quota comes back by itself. The first try counts, and fewer failures than `attempts`
+    never end it. Each `progress_unit` bytes that arrive refill both; a patience of 0 leaves attempts alone.
+    Between two of them lies `backoff`, doubled each time up to `max_backoff`, or what the
     server asks for, at most `max_wait`. `min_split` is the least that a connection takes over from
     another; less where connections are slow, down to 1 MiB. `max_index_bytes` is the largest index.
     `lock_patience` is how long another process may hold a file and not go on with it.
@@ -35,6 +38,7 @@ class Policy:
 
     connections: int = 16
     attempts: int = 5
+    patience: float = 300.0
     backoff: float = 0.5
     max_backoff: float = 20.0
     max_wait: float = 300.0
@@ -64,7 +68,7 @@ class Policy:
         ):
             if not getattr(self, name) > 0:  # so that NaN is refused too
                 raise SourceError(f"Policy.{name} must be positive, not {getattr(self, name)!r}.")
-        for name in ("backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
+        for name in ("patience", "backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
             if not getattr(self, name) >= 0:
                 raise SourceError(f"Policy.{name} must not be negative, not {getattr(self, name)!r}.")
         if self.bandwidth_limit is not None and not self.bandwidth_limit > 0:
@@ -75,7 +79,8 @@ class Policy:
         """The defaults, changed by the environment as it is now.
 
         `HF_HUB_ETAG_TIMEOUT` sets `connect_timeout`, `HF_HUB_DOWNLOAD_TIMEOUT` sets `read_timeout`
-        (both as in huggingface_hub); `ASYNCFETCH_CONNECTIONS` and `ASYNCFETCH_ATTEMPTS` are ours.
+        (both as in huggingface_hub); `ASYNCFETCH_CONNECTIONS`, `ASYNCFETCH_ATTEMPTS` and
+        `ASYNCFETCH_PATIENCE` (seconds) are ours.
         Raises SourceError on a value that is not a number.
         """
         environ = os.environ if environ is None else environ
@@ -85,6 +90,7 @@ class Policy:
             ("HF_HUB_DOWNLOAD_TIMEOUT", "read_timeout", float),
             ("ASYNCFETCH_CONNECTIONS", "connections", int),
             ("ASYNCFETCH_ATTEMPTS", "attempts", int),
+            ("ASYNCFETCH_PATIENCE", "patience", float),
         ):
             text = environ.get(variable, "").strip()
             if text:

@@ -21,7 +21,9 @@ from .errors import AsyncfetchError
 __all__ = ["collapse", "each", "off_loop", "plain_errors", "run_as_task"]
 
 _MOST_THREADS = 8
-_threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_threads")  # of each event loop
+# Of each event loop.
+_threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_threads")
+_slow_threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_slow_threads")
 
 T = TypeVar("T")
 
@@ -48,16 +50,20 @@ async def run_as_task(work: Callable[[], Awaitable[T]]) -> T:
     return results.pop()
 
 
-async def off_loop(work: Callable[[], T], *, abandon: bool = False) -> T:
-    """Run what touches the disk in one of a few threads that are ours.
+async def off_loop(work: Callable[[], T], *, abandon: bool = False, slow: bool = False) -> T:
+    """Run what touches the disk, or takes a while, in one of a few threads that are ours.
 
-    anyio's own may all be taken, by the application, for as long as it likes. `abandon` leaves the thread
-    to itself when the wait for it is cancelled: what it does must then end well without us.
+    anyio's own may all be taken, by the application, for as long as it likes. `slow` is for what may take more
+    than a moment, such as hashing a whole file, which asks `from_thread.check_cancelled` now and then: it
+    has threads of its own, so that a lock is given back and a partial suspended however many files are
+    being hashed. `abandon` leaves the thread to itself when the wait for it is cancelled: what it does must
+    then end well without us.
     """
-    limiter = _threads.get(None)
+    var = _slow_threads if slow else _threads
+    limiter = var.get(None)
     if limiter is None:
         limiter = anyio.CapacityLimiter(_MOST_THREADS)
-        _threads.set(limiter)
+        var.set(limiter)
     return await to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=abandon)
 
 

@@ -53,6 +53,50 @@ def drawn() -> dict[str, str | None]:
     return above
 
 
+# How each class that quotes others is made of their words.
+QUOTING = {
+    "AsyncfetchError": lambda words: AsyncfetchError(f"It failed: {words}."),
+    "AccessError": lambda words: errors.AccessError(f"The Hub refuses it: {words}."),
+    "InvalidIndexError": lambda words: errors.InvalidIndexError("index.json", words),
+    "InvalidHeaderError": lambda words: errors.InvalidHeaderError("x.safetensors", words),
+    "ChangedError": lambda words: ChangedError("x.safetensors", words),
+    "NetworkError": lambda words: NetworkError(words, url=SIGNED),
+    "ProtocolError": lambda words: ProtocolError(words, url=SIGNED),
+    "StalledError": lambda words: StalledError(words, url=SIGNED),
+    "CertificateError": lambda words: errors.CertificateError(words, url=SIGNED),
+    "StorageError": lambda words: StorageError("/cache/x", words),
+}
+
+
+@pytest.mark.parametrize("name", QUOTING)
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ("it is away", "it is away."),
+        ("It is away.", "It is away."),
+        ("It is away. ", "It is away."),
+        ("Is it away?", "Is it away?"),
+        ("It is away!", "It is away!"),
+        ("wait...", "wait..."),
+        ("wait…", "wait…"),
+        ("v1.2.3", "v1.2.3."),
+        ("e.g. this", "e.g. this."),
+    ],
+)
+def test_others_sentences_have_one_end(name: str, words: str, end: str) -> None:
+    """What a server or the system says may be a sentence: no second full stop comes after its own."""
+    error = QUOTING[name](words)
+    assert error.message.endswith(end)
+    assert not re.search(r"(?<!\.)\.\.(?!\.)|[!?…]\.", str(error))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_no_error_ends_twice() -> None:
+    """None of the tree, with or without its hint."""
+    for error in ERRORS.values():
+        assert not re.search(r"(?<!\.)\.\.(?!\.)|[!?]\.", str(error)), str(error)
+
+
 def test_the_drawn_tree_is_the_tree() -> None:
     """Every class is in the docstring below the class that it derives from, and nothing else is there."""
     real = {cls.__name__: None if cls is AsyncfetchError else cls.__mro__[1].__name__ for cls in CLASSES}

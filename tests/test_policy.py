@@ -18,7 +18,7 @@ T = TypeVar("T")
 URL = "http://host/"
 RESET = NetworkError("reset", url=URL)
 NUMBERS = [field.name for field in dataclasses.fields(Policy)]
-MAY_BE_ZERO = {"backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"}
+MAY_BE_ZERO = {"patience", "backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"}
 
 
 def test_from_env_reads_each_variable() -> None:

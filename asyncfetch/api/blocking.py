@@ -7,13 +7,14 @@ before the interpreter does. A child that is forked meanwhile has the handle and
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
@@ -116,8 +117,32 @@ def _greenlets_told() -> Iterator[None]:
         ) from error
 
 
+class _LooseExecutor(ThreadPoolExecutor):
+    """The executor of our loop, for what a library runs there: above all the look-up of a proxy's name.
+
+    The loop waits for the threads of its executor when it ends, and so does the interpreter. Nobody waits for these.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        threading.Thread(target=run, name="asyncfetch executor", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        return
+
+
 def _run_loop(started: Future[BlockingPortal]) -> None:
     async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(_LooseExecutor())
         async with BlockingPortal() as portal:
             started.set_result(portal)
             await portal.sleep_until_stopped()

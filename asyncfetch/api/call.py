@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anyio import from_thread, to_thread
+from anyio import from_thread
 
 from ..engine.bookkeeping import file_states
 from ..errors import AsyncfetchError, CorruptError, OfflineError, storage_errors
@@ -21,6 +22,7 @@ from ..sources.headers import header_on_disk
 from ..sources.located import Landed, Located
 from ..sources.request import LocalSource, is_index_name
 from ..storage.checksums import Checksum, verify_file
+from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from .loading import load_into
@@ -46,12 +48,12 @@ class Call:
     async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict, Inspection]:
         """The same, and what was loaded."""
         located, tensors = await self._loaded(dtype)
-        return tensors, await to_thread.run_sync(_inspection, located)
+        return tensors, await off_loop(lambda: _inspection(located), slow=True)
 
     async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, StateDict]:
         target = dtype_or_none(dtype)
         located, landed = await self.session.fetch()
-        return located, StateDict(await to_thread.run_sync(lambda: state_dict(located, landed, dtype=target)))
+        return located, StateDict(await off_loop(lambda: state_dict(located, landed, dtype=target), slow=True))
 
     async def download(self) -> Snapshot:
         """Download what is missing."""
@@ -60,13 +62,13 @@ class Call:
     async def dry_run(self) -> Resolved:
         """What a download would do."""
         located = await self.session.locate()
-        files = await to_thread.run_sync(file_states, located, "disk")
+        files = await off_loop(lambda: file_states(located, "disk"))
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 
     async def inspect(self) -> Inspection:
         """What the headers say."""
         located = await self.session.locate()
-        return await to_thread.run_sync(_inspection, located)
+        return await off_loop(lambda: _inspection(located), slow=True)
 
     async def verify(self) -> tuple[VerifiedFile, ...]:
         """Each cached file, hashed again."""
@@ -77,10 +79,10 @@ class Call:
                 error.hint = "verify() sends nothing: fetch it with download(source, offline=False)."
             raise
         paths = [(file.name, file.path, file.checksum) for file in located.files if file.path is not None]
-        if located.index is not None and located.index_path is not None and located.cache is not None:
-            known = await to_thread.run_sync(located.cache.checksum_of, located.index_path)
-            paths.insert(0, (located.index.file, located.index_path, known))
-        return tuple([await to_thread.run_sync(_verify_one, *entry) for entry in paths])
+        index, path, cache = located.index, located.index_path, located.cache
+        if index is not None and path is not None and cache is not None:
+            paths.insert(0, (index.file, path, await off_loop(lambda: cache.checksum_of(path))))
+        return tuple([await off_loop(partial(_verify_one, *entry), slow=True) for entry in paths])
 
     async def open(self, dtype: DTypeLike | None, timeout: float | None) -> Checkpoint:
         """The checkpoint, its headers read."""

@@ -11,11 +11,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, Unpack
 
 import anyio
-from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from ..errors import AsyncfetchError, SourceError
-from ..tasks import plain_errors, run_as_task
+from ..tasks import off_loop, plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
 from .options import Access, DTypeLike, Planned, Sought, Source, Storage, Wanted, spelled_out
 from .public import imported, public, refuse_misfits, shortened, within
@@ -244,7 +243,7 @@ class Client:
         code = await imported("api.call")
         async with self._opening:
             if self._transport is None:
-                environment = await to_thread.run_sync(code.Environment.read, self._access)
+                environment = await off_loop(lambda: code.Environment.read(self._access))
                 transport = code.Transport(environment.policy, client=self._access.get("client"))
                 self._transport = await self._holds.enter_async_context(transport)
                 self._environment = environment

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Unpack
 
-from anyio import to_thread
-
 from ..errors import SourceError
+from ..tasks import off_loop
 from .blocking import blocking, blocking_block
 from .client import Client, Opening, Streaming
 from .options import DTypeLike, InspectOptions, Options, PlanOptions, Source, Storage, VerifyOptions, spelled_out, split
@@ -221,8 +220,8 @@ async def load_into_async(
 
 async def _put(model: object, tensors: Mapping[str, Array], *, strict: bool, assign: bool) -> LoadReport:
     models = await imported("models.into")
-    report: LoadReport = await to_thread.run_sync(
-        lambda: models.load_state_dict_into(model, tensors, strict=strict, assign=assign)
+    report: LoadReport = await off_loop(
+        lambda: models.load_state_dict_into(model, tensors, strict=strict, assign=assign), slow=True
     )
     return report
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
-from anyio import to_thread
 
 from ..format.arrays import hollow_array
 from ..format.dtypes import Array
 from ..models.into import Loading, LoadReport
 from ..sources.located import Located, aliases_of
+from ..tasks import off_loop
 from .session import Session
 from .streaming import feeding
 
@@ -28,14 +29,14 @@ async def load_into(
 ) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
     located = await session.locate_verified()
-    loading = await to_thread.run_sync(lambda: _judged(model, located, dtype, strict=strict, assign=assign))
+    loading = await off_loop(lambda: _judged(model, located, dtype, strict=strict, assign=assign), slow=True)
     async with feeding(session, located, dtype=dtype, memory_limit=memory_limit) as tensors:
         async for name, array in tensors:
             if loading.copies:
-                await to_thread.run_sync(loading.put, name, array)
+                await off_loop(partial(loading.put, name, array), slow=True)
             else:
                 loading.put(name, array)
-    return await to_thread.run_sync(loading.finish)
+    return await off_loop(loading.finish, slow=True)
 
 
 def _judged(model: Any, located: Located, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool) -> Loading:

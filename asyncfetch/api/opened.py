@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Callable, Coroutine, Iterable, KeysView
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import numpy as np
-from anyio import to_thread
 
 from ..errors import SelectionError, SourceError
 from ..format.arrays import tensor_view
@@ -21,7 +21,7 @@ from ..format.index import Selector, select_tensors
 from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
 from ..sources.located import Located, SourceFile, aliases_of
 from ..storage.buffers import aligned_buffer
-from ..tasks import plain_errors
+from ..tasks import off_loop, plain_errors
 from ..tensors.gather import Gatherer, Want
 from .blocking import Handle, blocking_method
 from .options import DTypeLike
@@ -231,7 +231,7 @@ class Checkpoint(_Contents):
             return {part.name: part.array(None) for part in parts}
         arrays: dict[str, Array] = {}
         for part in parts:
-            arrays[part.name] = await to_thread.run_sync(part.array, target)
+            arrays[part.name] = await off_loop(partial(part.array, target), slow=True)
             part.memory = part.want = None  # type: ignore[assignment]  # so that both copies live for one tensor only
         return arrays
 

@@ -13,11 +13,10 @@ from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
-from anyio import to_thread
 
 from ..errors import AsyncfetchError, SourceError, TimedOutError
 from ..policy import Policy
-from ..tasks import run_as_task
+from ..tasks import off_loop, run_as_task
 from .options import spelled_out
 
 __all__ = ["imported", "public", "refuse_misfits", "shortened", "within"]
@@ -122,7 +121,7 @@ def _shown(option: str, value: object) -> str:
 
 async def imported(module: str) -> Any:
     """A module of this package, imported in a thread: what stands behind some takes a quarter of a second."""
-    return await to_thread.run_sync(_import_quietly, f"asyncfetch.{module}")
+    return await off_loop(lambda: _import_quietly(f"asyncfetch.{module}"), slow=True)
 
 
 def _import_quietly(name: str) -> Any:

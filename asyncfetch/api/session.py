@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from anyio import from_thread, to_thread
+from anyio import from_thread
 
 from ..engine.bookkeeping import file_states
 from ..engine.consumer import Consumer
 from ..engine.transfer import Transfer
-from ..errors import ChecksumMismatchError, SourceError, StorageError
+from ..errors import (
+    AsyncfetchError,
+    ChecksumMismatchError,
+    NetworkError,
+    RateLimitedError,
+    SourceError,
+    StorageError,
+)
 from ..events import FileVerified, Finished, Notifier, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
@@ -26,7 +34,7 @@ from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
-from ..tasks import off_loop
+from ..tasks import off_loop, plain_errors
 from .options import Access, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
@@ -48,7 +56,7 @@ class Session:
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
         located = await self._resolve(headers)
-        files = await to_thread.run_sync(file_states, located, self.storage)
+        files = await off_loop(lambda: file_states(located, self.storage))
         index = located.index.file if located.index else None
         self.notify(Resolved(located.source, located.commit, index, files))
         for warning in located.warnings:
@@ -98,7 +106,13 @@ class Session:
         """
         policy = self.request.policy
         transfer = Transfer(located, self.transport, policy, self.notify, self.storage, consumer, named=named)
-        landed = await transfer.run()
+        try:
+            with plain_errors():
+                landed = await transfer.run()
+        except (NetworkError, RateLimitedError) as error:
+            if self.storage == "disk":
+                await off_loop(partial(_tell_what_is_kept, error, located, transfer.landed))
+            raise
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
@@ -110,10 +124,10 @@ class Session:
     async def _verify_present(self, located: Located) -> bool:
         """Hash what was on disk before. A wrong file of the cache is used no more: whether there was one."""
         wrong = False
-        for file, path, checksum in await to_thread.run_sync(self._in_doubt, located):
+        for file, path, checksum in await off_loop(lambda: self._in_doubt(located)):
             try:
-                await to_thread.run_sync(
-                    lambda: verify_file(path, checksum, file=file.name, check=from_thread.check_cancelled)  # noqa: B023
+                await off_loop(
+                    partial(verify_file, path, checksum, file=file.name, check=from_thread.check_cancelled), slow=True
                 )
             except ChecksumMismatchError as error:
                 offline = self.request.settings.offline
@@ -203,9 +217,20 @@ async def begin(
 ) -> Session:
     """The session of one call over a transport that others may share."""
     began = time.monotonic()
-    request = await to_thread.run_sync(environment.request, source, wanted)
+    request = await off_loop(lambda: environment.request(source, wanted))
     notify = Notifier(wanted.get("report"))
     return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
+
+
+def _tell_what_is_kept(error: AsyncfetchError, located: Located, landed: Collection[str]) -> None:
+    """The last word of a download that the network ended: how to go on, and how much of it is here."""
+    try:
+        states = file_states(located, "disk")
+    except StorageError:  # what failed first is what is told
+        return
+    kept = sum(state.size if state.file in landed else state.present for state in states)
+    size = sum(state.size for state in states)
+    error.hint = f"{error.hint} Call it again to go on: {kept / 1e6:,.1f} of {size / 1e6:,.1f} MB are kept.".lstrip()
 
 
 def _kind_of(path: str) -> str | None:

@@ -8,12 +8,11 @@ from typing import Any, ParamSpec
 
 import anyio
 import numpy as np
-from anyio import to_thread
 
 from ..errors import AsyncfetchError, SourceError
 from ..format.dtypes import Array
 from ..sources.located import Located
-from ..tasks import plain_errors
+from ..tasks import off_loop, plain_errors
 from ..tensors.feed import Feed
 from .blocking import Handle
 from .public import shortened, within
@@ -102,10 +101,11 @@ async def feeding(
 ) -> AsyncIterator[Tensors]:
     """The download of `located` beside the block, which reads its tensors. It is cancelled when the block ends."""
     policy = session.request.policy
-    feed = await to_thread.run_sync(
+    feed = await off_loop(
         lambda: Feed(
             located, storage=session.storage, policy=policy, early=early, memory_limit=memory_limit, dtype=dtype
-        )
+        ),
+        slow=True,
     )
 
     tensors = Tensors(feed, timeout)

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,8 @@ from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
-from .options import FLAG, CommonFlags, Connections, FetchFlags, TensorFlags, noticing, policy_of, reporting
+from .options import FLAG, CommonFlags, Connections, FetchFlags, Patience, TensorFlags, noticing, policy_of, reporting
+from .output import stdout_errors
 from .text import printable
 
 __all__ = ["app", "run"]
@@ -48,8 +49,10 @@ app = App(
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
     _refuse_tokens(arguments)
+    only_prints = not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
     try:
-        code = app(arguments, exit_on_error=False, print_error=False)
+        with stdout_errors() if only_prints else nullcontext():
+            code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
         raise SourceError(str(error).strip(), hint=hint) from error
@@ -163,11 +166,12 @@ def inspect(
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     connections: Connections = None,
+    patience: Patience = None,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
-        found = api.inspect(source, **arguments, policy=policy_of(connections), report=report)
+        found = api.inspect(source, **arguments, policy=policy_of(connections, patience), report=report)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 

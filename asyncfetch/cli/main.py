@@ -14,7 +14,17 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from ..errors import StorageError
-from .output import error_object, exit_code, flush_stdout, print_error, print_json, silence_stdout
+from .output import (
+    INTERRUPTED,
+    error_object,
+    exit_code,
+    fill_closed_streams,
+    flush_stdout,
+    print_error,
+    print_json,
+    silence_stdout,
+    stdout_is_stuck,
+)
 
 __all__ = ["main"]
 
@@ -32,6 +42,7 @@ BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports for a program that SI
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: the arguments of the process); return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    fill_closed_streams()
     if run is None:
         print("asyncfetch: the command line needs two more packages: pip install 'asyncfetch[cli]'", file=sys.stderr)
         return 2
@@ -60,8 +71,12 @@ def _fail(error: BaseException, *, as_json: bool) -> int:
     """Report `error` on stderr, and as the last JSON line if asked for; return its exit code."""
     if os.environ.get("ASYNCFETCH_DEBUG", "") not in ("", "0"):
         traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt) and stdout_is_stuck():
+        print_error(error)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)  # the interpreter would wait for who reads stdout
     try:
-        if as_json:
+        if as_json and not (isinstance(error, StorageError) and error.path == "stdout"):
             print_json(error_object(error))
         else:
             print_error(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,32 @@ from .output import json_reporter
 from .terminal import terminal_reporter
 from .wording import Audience, announcement
 
-__all__ = ["FLAG", "CommonFlags", "Connections", "FetchFlags", "TensorFlags", "noticing", "policy_of", "reporting"]
+__all__ = [
+    "FLAG",
+    "CommonFlags",
+    "Connections",
+    "FetchFlags",
+    "Patience",
+    "TensorFlags",
+    "noticing",
+    "policy_of",
+    "reporting",
+]
 
 FLAG = Parameter(negative="", show_default=False)
 Connections = Annotated[
     int | None,
     Parameter(validator=Number(gte=1), help="Connections at a time. Default: ASYNCFETCH_CONNECTIONS, or 16."),
 ]
+
+Patience = Annotated[
+    str | None,
+    Parameter(
+        help="How long to go on while the network is away, as 90s, 5m or 2h; 0 for a few attempts. "
+        "Default: ASYNCFETCH_PATIENCE (seconds), or 5m."
+    ),
+]
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 @Parameter(name="*")
@@ -79,17 +99,28 @@ class FetchFlags:
     checksum: Annotated[tuple[str, ...], FLAG] = ()
     """FILE=sha256:HEX for a file whose source gives no checksum, repeatable."""
     connections: Connections = None
+    patience: Patience = None
 
     def arguments(self) -> dict[str, Any]:
         """These flags as the API takes them."""
         checksums = dict(map(_parse_checksum, self.checksum))
-        return {"checksums": checksums or None, "policy": policy_of(self.connections)}
+        return {"checksums": checksums or None, "policy": policy_of(self.connections, self.patience)}
 
 
-def policy_of(connections: int | None) -> Policy:
-    """The policy that the environment asks for, with as many connections unless that is None."""
+def policy_of(connections: int | None, patience: str | None) -> Policy:
+    """The policy that the environment asks for, with what is not None instead."""
     policy = Policy.from_env()
-    return policy if connections is None else replace(policy, connections=connections)
+    if connections is not None:
+        policy = replace(policy, connections=connections)
+    return policy if patience is None else replace(policy, patience=_parse_duration("--patience", patience))
+
+
+def _parse_duration(flag: str, text: str) -> float:
+    """Seconds, of a number with or without its unit."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip(), re.ASCII)
+    if match is None:
+        raise SourceError(f"{flag} {text!r} is not a time such as 90s, 5m or 2h.")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _parse_checksum(text: str) -> tuple[str, str]:

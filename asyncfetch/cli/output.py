@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ __all__ = [
     "INTERRUPTED",
     "error_object",
     "exit_code",
+    "fill_closed_streams",
     "flush_stdout",
     "json_reporter",
     "print_error",
@@ -57,9 +59,11 @@ __all__ = [
     "print_table",
     "silence_stdout",
     "stdout_errors",
+    "stdout_is_stuck",
 ]
 
 SCHEMA_VERSION = 1
+_FAREWELL = 0.5  # seconds for who reads stdout, once it is interrupted
 INTERRUPTED = 130
 EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
     SourceError: 2,
@@ -98,9 +102,12 @@ def error_object(error: BaseException) -> dict[str, Any]:
 
 def print_json(value: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """One line of JSON, in ASCII so that every locale can carry it."""
-    line = json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=str)
     with stdout_errors():
-        print(line, file=stream or sys.stdout)
+        print(_json_line(value), file=stream or sys.stdout)
+
+
+def _json_line(value: Mapping[str, Any]) -> str:
+    return json.dumps({"schema_version": SCHEMA_VERSION, **value}, default=str)
 
 
 @contextmanager
@@ -112,7 +119,22 @@ def stdout_errors() -> Iterator[None]:
         raise
     except OSError as error:
         silence_stdout()  # else the interpreter tries again when it exits
-        raise StorageError("stdout", error.strerror or str(error)) from error
+        hint = "What was asked for is done; only what it was to print is lost."
+        raise StorageError("stdout", error.strerror or str(error), hint=hint) from error
+
+
+def fill_closed_streams() -> None:
+    """Put something in the place of standard streams that are closed, so that no file or socket gets their numbers.
+
+    What cannot be written to stdout is an error, as in coreutils; what cannot be told on stderr is not.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # writing to it fails
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def flush_stdout() -> None:
@@ -135,19 +157,33 @@ def json_reporter(stream: TextIO | None = None) -> Iterator[Reporter]:
         while (event := events.get()) is not None:
             try:
                 if open_:
-                    print_json(event_object(event), stream)
+                    print(_json_line(event_object(event)), file=stream or sys.stdout)
                     if events.empty():
                         (stream or sys.stdout).flush()
-            except (OSError, StorageError):
+            except OSError:
                 open_ = False
 
     thread = threading.Thread(target=write, name="asyncfetch-json", daemon=True)
     thread.start()
+    patience = None
     try:
         yield events.put
+    except KeyboardInterrupt:
+        patience = _FAREWELL
+        raise
     finally:
         events.put(None)
-        thread.join()
+        thread.join(patience)
+
+
+def stdout_is_stuck() -> bool:
+    """Whether its reader takes nothing for now, so that a write would wait for as long as that likes."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return not poll.poll(_FAREWELL * 1000)
+    except (OSError, ValueError, AttributeError):  # no descriptor, or no poll
+        return False
 
 
 def print_error(error: BaseException) -> None:

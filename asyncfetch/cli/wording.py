@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Set
 from enum import Enum
+from math import ceil
 from typing import assert_never
 
 from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
@@ -95,17 +96,26 @@ def _hold_status(hold: Hold, now: float) -> list[str]:
     left = hold.seconds_left(now)
     match hold.event:
         case Retrying():
-            short = f"retry {hold.event.attempt}/{hold.event.attempts}"
+            short = "retry" if hold.event.patience else f"retry {hold.event.attempt}/{hold.event.attempts}"
             text = f"{short} in {left:.0f} s" if left is not None and left >= 0.5 else f"{short} now"
         case Waiting():
             short = "waiting"
             text = f"{short} {left:.0f} s" if left is not None and left >= 0.5 else short
-    return [f"{text}: {printable(hold.event.reason)}", text, short]
+    return [f"{text}{_patience(hold)}: {printable(hold.event.reason)}", text, short]
+
+
+def _patience(hold: Hold) -> str:
+    """For how long it goes on, where that is not told by a number of attempts."""
+    left = hold.event.patience if isinstance(hold.event, Retrying) else None
+    if not left:
+        return ""
+    return f" (for {ceil(left / 60)} min at most)" if left >= 60 else f" (for {left:.0f} s at most)"
 
 
 def hold_reasons(rows: Iterable[FileRow]) -> list[str]:
     """Why `rows` are held up, each reason once."""
-    return list(dict.fromkeys(f"{row.state.value}: {printable(row.hold.event.reason)}" for row in rows if row.hold))
+    held = [(row.state.value, row.hold) for row in rows if row.hold]
+    return list(dict.fromkeys(f"{state}{_patience(hold)}: {printable(hold.event.reason)}" for state, hold in held))
 
 
 def look_up_line(state: ProgressState, now: float, *, dots: str) -> str:
@@ -174,8 +184,10 @@ PHRASES = {  # what the library says, and what the command line says instead
     "download(source, offline=False)": "asyncfetch download --no-offline SOURCE",
     "offline=False": "--no-offline",
     'storage="memory"': "--memory",
+    "Call it again to go on": "Run the same command again to go on",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",
+    "Policy.patience": "ASYNCFETCH_PATIENCE",
     "Policy.connect_timeout": "HF_HUB_ETAG_TIMEOUT",
     "Policy.read_timeout": "HF_HUB_DOWNLOAD_TIMEOUT",
 }

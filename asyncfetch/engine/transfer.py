@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Collection
 from itertools import zip_longest
 
 import anyio
@@ -72,6 +73,11 @@ class Transfer:
     def downloaded(self) -> int:
         """How many bytes came over the network."""
         return self._job.downloaded
+
+    @property
+    def landed(self) -> Collection[str]:
+        """The names of the files that are where they belong, so far."""
+        return self._found
 
     async def run(self) -> dict[str, Landed]:
         """Fetch what is missing. Call it once."""

@@ -72,7 +72,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             context = None
             if url.scheme == "https" or (proxy and proxy.scheme == "https"):
                 try:  # in a thread: it takes 30 ms
-                    context = await off_loop(lambda: trusted(os.environ))
+                    context = await off_loop(lambda: trusted(os.environ), slow=True)
                 except OSError as error:
                     what, hint = (
                         f"the certificate store cannot be read: {error}",

@@ -242,7 +242,7 @@ async def receive(transport: Transport, intake: Intake, *, file: str, size: int,
     Transient failures are retried, from where they struck, and told as those of the file `told`. A
     connection that is given back for others' sake is no failure. Raises what `open_span` raises.
     """
-    budget = Budget(transport.policy)
+    budget = transport.budget()
     refused: Target | None = None
     while intake.span.nbytes:
         await intake.ready()

@@ -1,18 +1,36 @@
-"""The one rule of what is sent again, how often and after which wait."""
+"""The one rule of what is sent again, how often, after which wait, and for how long.
+
+What may pass by itself (`is_transient`) is tried again until it has used up both measures that hold for it:
+
+- `Policy.attempts`, failures in a row. It alone holds for a server that answers and breaks the rules, for one
+  that limits the rate (twice as many), and for one that never gave a good answer: its address may be
+  mistyped. A name that does not exist ends it at once there.
+- `Policy.patience`, seconds, where a server that gave a good answer before is away (`is_away`): refused, reset,
+  not to be found, silent, or with a 5xx that passes. A line that is down comes back by itself, but not
+  within a number of attempts, which fail the faster the more is broken.
+
+Real progress refills both. Who has something else to do (`Hurry`) is not kept waiting at all.
+"""
 
 from __future__ import annotations
 
 import random
+import socket
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from ..errors import NetworkError, RateLimitedError
+from ..errors import LinkExpiredError, NetworkError, ProtocolError, RateLimitedError, ServerError
 from ..events import Notifier, Retrying
 from ..policy import Policy
 
-__all__ = ["Budget", "is_transient", "may_pass", "retrying"]
+__all__ = ["BRIEF", "Budget", "Hurry", "is_away", "is_transient", "may_pass", "retrying"]
+
+BRIEF = 3.0  # seconds that even who is in a hurry waits for a server that asks to come again
+_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
 def may_pass(status: int) -> bool:
@@ -33,16 +51,49 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, NetworkError | RateLimitedError) and error.transient
 
 
+def is_away(error: BaseException | None) -> bool:
+    """Whether the server cannot be reached, or cannot work for now: not one that answers and breaks the rules."""
+    return (
+        isinstance(error, NetworkError) and error.transient and not isinstance(error, ProtocolError | LinkExpiredError)
+    )
+
+
+def _no_such_name(error: BaseException | None) -> bool:
+    """Whether the name of a host is known not to exist. A resolver that cannot be asked says something else."""
+    for _ in range(10):
+        if isinstance(error, socket.gaierror):
+            return error.errno in _NO_SUCH_NAME
+        error = None if error is None else error.__cause__ or error.__context__
+    return False
+
+
+@dataclass(eq=False, slots=True)
+class Hurry:
+    """Of a caller that has something else to do if nobody answers. It is over with the first good answer."""
+
+    over: bool = False
+
+
 class Budget:
     """The failures in a row of one piece of work; refilled by real progress only.
 
-    Refilling on any byte would let a server that drips hold the caller for ever.
+    Refilling on any byte would let a server that drips hold the caller for ever. `met` tells of a URL whether its
+    origin gave a good answer before. `hurry` is that of the caller.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        met: Callable[[str], bool] = lambda _url: False,
+        hurry: Hurry | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.policy = policy
         self.failures = 0
+        self._since = 0.0  # when the first of them struck
         self._unit = 0
+        self._met, self._hurry, self._clock = met, hurry, clock
 
     def progress(self, nbytes: int) -> None:
         """`nbytes` more bytes have arrived."""
@@ -50,6 +101,12 @@ class Budget:
         if self._unit >= self.policy.progress_unit:
             self._unit = 0
             self.failures = 0
+
+    def fail(self) -> None:
+        """One more failure."""
+        self.failures += 1
+        if self.failures == 1:
+            self._since = self._clock()
 
     def wait(self, error: BaseException | None) -> float:
         """Seconds before the next attempt: what the server asks for, else full jitter."""
@@ -61,13 +118,32 @@ class Budget:
         return jitter * min(self.policy.backoff * 2.0**doublings, self.policy.max_backoff)
 
     def exhausted(self, error: BaseException | None) -> bool:
-        """Whether to give up: too many failures, or a wait longer than the policy allows."""
+        """Whether to give up, by the rule above, or since the server asks for a longer wait than the policy allows."""
         asked = getattr(error, "retry_after", None) or 0.0
-        return self.failures >= self.allowed(error) or asked > self.policy.max_wait
+        hopeless = _no_such_name(error) and not self._knows(error)
+        if asked > self.policy.max_wait or hopeless or self._too_long(error, asked):
+            return True
+        return self.failures >= self.allowed(error) and not self.left(error)
 
     def allowed(self, error: BaseException | None) -> int:
         """How many failures in a row are allowed: twice as many where the rate is limited, a quota that comes back."""
         return self.policy.attempts * (2 if isinstance(error, RateLimitedError) else 1)
+
+    def left(self, error: BaseException | None) -> float | None:
+        """Seconds for which it will be tried without progress; None where only failures count."""
+        if not (is_away(error) and self._knows(error) and self.policy.patience):
+            return None
+        return max(self._since + self.policy.patience - self._clock(), 0.0)
+
+    def _knows(self, error: BaseException | None) -> bool:
+        return self._met(getattr(error, "url", ""))
+
+    def _too_long(self, error: BaseException | None, asked: float) -> bool:
+        """Whether who is in a hurry waits no longer: not at all for one who does not answer."""
+        if self._hurry is None or self._hurry.over:
+            return False
+        answered = isinstance(error, ServerError | RateLimitedError)
+        return not answered or max(asked, self._clock() - self._since) > BRIEF
 
 
 def retrying(
@@ -87,14 +163,22 @@ def retrying(
         return state.outcome.exception() if state.outcome else None
 
     def wait(state: RetryCallState) -> float:
-        budget.failures += 1  # here, since tenacity asks how long to wait before it asks whether to stop
+        budget.fail()  # here, since tenacity asks how long to wait before it asks whether to stop
         return budget.wait(error_of(state))
 
     def before_sleep(state: RetryCallState) -> None:
         error = error_of(state)
         if error is not None:
-            attempts = budget.allowed(error)
-            notify(Retrying.after(error, file, attempt=budget.failures, attempts=attempts, delay=state.upcoming_sleep))
+            notify(
+                Retrying.after(
+                    error,
+                    file,
+                    attempt=budget.failures,
+                    attempts=budget.allowed(error),
+                    delay=state.upcoming_sleep,
+                    patience=budget.left(error),
+                )
+            )
 
     return AsyncRetrying(
         retry=retry_if_exception(is_transient),

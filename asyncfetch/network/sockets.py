@@ -25,6 +25,7 @@ from anyio.abc import TaskGroup
 
 from ..reasons import reason_of
 from .heads import HeadSplitter
+from .names import addresses_of
 
 __all__ = ["Backend", "Stream"]
 
@@ -298,7 +299,7 @@ def interleave(addresses: list[Any]) -> list[Any]:
 
 async def _connect(host: str, port: int, local_address: str | None) -> socket.socket:
     """Happy eyeballs (RFC 8305): the first address to answer wins, a new one starts each 250 ms."""
-    addresses = interleave(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    addresses = interleave(await addresses_of(host, port))
     winner: list[socket.socket] = []
     failures: list[OSError] = []
 

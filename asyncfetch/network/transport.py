@@ -10,8 +10,8 @@ import copy
 import platform
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from ..policy import Policy, __version__
 from .body import Body
 from .limits import Limits
 from .pool import LazyClient
-from .retry import Budget, may_pass, retrying
+from .retry import BRIEF, Budget, Hurry, may_pass, retrying
 from .urls import may_identify, origin_of, redirected
 from .wall import our_request, proxy_answered, raise_translated, redact_logs, retry_after, words_of
 
@@ -69,12 +69,30 @@ class Transport:
         self._client = LazyClient(client)
         self._gates: dict[tuple[str, str, int], float] = {}
         self._answered: dict[tuple[str, str, int], float] = {}
+        self._met: set[tuple[str, str, int]] = set()  # origins that gave a good answer
+        self._hurry = Hurry(over=True)
 
     def for_call(self, notify: Notifier) -> Transport:
         """This transport for one call: connections, limits and gates shared, its waits told to `notify`."""
         one = copy.copy(self)
         one.notify, one.limits, one.requests = notify, self.limits.for_call(), 0
         return one
+
+    @contextmanager
+    def hurry(self) -> Iterator[Hurry]:
+        """In the block, and until a server gives a good answer, nobody is waited for who does not answer well.
+
+        One call at a time may be in such a block.
+        """
+        self._hurry = hurry = Hurry()
+        try:
+            yield hurry
+        finally:
+            self._hurry = Hurry(over=True)
+
+    def budget(self) -> Budget:
+        """The budget of one piece of work."""
+        return Budget(self.policy, met=lambda url: origin_of(url) in self._met, hurry=self._hurry)
 
     async def __aenter__(self) -> Transport:
         redact_logs()
@@ -108,6 +126,8 @@ class Transport:
             body = Body(response, url, self.policy, self.limits)
             try:
                 self._raise_transient(body)
+                self._met.add(origin_of(url))
+                self._hurry.over = True
                 yield body
             finally:
                 await body.aclose()
@@ -126,7 +146,7 @@ class Transport:
         `may_follow(redirect, to)` decides on each redirect; one that it declines is the answer.
         `file` is the one whose download this serves, for events.
         """
-        async for attempt in retrying(Budget(self.policy), self.notify, file=file):
+        async for attempt in retrying(self.budget(), self.notify, file=file):
             with attempt:
                 return await self._fetch_once(url, limit, headers, may_follow, file)
         raise AssertionError("unreachable: the last attempt raises")
@@ -165,6 +185,8 @@ class Transport:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""
         # Another answer may have moved the gate while we slept: look again.
         while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:
+            if not self._hurry.over and delay > BRIEF:
+                raise RateLimitedError(url, delay)
             self.notify(Waiting(file, "the server limits the request rate", delay))
             await anyio.sleep(delay + random.random())
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from anyio import to_thread
-
 from ..errors import (
     CheckpointNotFoundError,
     ChecksumMismatchError,
@@ -32,9 +30,10 @@ from ..format.index import Index, index_too_large, parse_index, select_tensors
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
-from ..tasks import each, plain_errors
+from ..tasks import each, off_loop, plain_errors
+from .advice import look_again
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
-from .request import Request, is_index_name, names_in
+from .request import LocalSource, Request, Source, is_index_name, names_in
 
 __all__ = ["Place", "State", "distrust", "file_on_disk", "find", "read_cached_index", "read_index"]
 
@@ -83,6 +82,10 @@ class Place(Origin, Protocol):
         """
         ...
 
+    async def listing(self, commit: str | None) -> Sequence[str] | None:
+        """The files that there are; None where nobody tells. For advice only: no failure is raised."""
+        ...
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         """Where these files of one checkpoint are recorded. Sets the paths of those that are found there.
 
@@ -97,7 +100,7 @@ async def find(place: Place, request: Request) -> Located:
     missing: OfflineError | None = None
     for commit in await place.commits():
         try:
-            found, absent = await _first_candidate(place, request, names, commit)
+            found, absent = await first_candidate(place, request, names, commit)
             names = [found.name]  # a shard that is missing here is no reason to fall back there
             return await _located(place, request, found, absent)
         except OfflineError as error:
@@ -105,7 +108,7 @@ async def find(place: Place, request: Request) -> Located:
     raise missing or OfflineError(str(request.source), "a checkpoint")
 
 
-async def _first_candidate(
+async def first_candidate(
     place: Place, request: Request, names: Sequence[str], commit: str | None
 ) -> tuple[FoundIndex | SourceFile, list[str]]:
     """The first candidate that is there, and the names that its commit is known not to have."""
@@ -126,7 +129,9 @@ async def _first_candidate(
             return found, _absent_at(found.commit, missing)
     if request.settings.offline and place.cache is not None:
         raise OfflineError(str(request.source), "a checkpoint")
-    raise CheckpointNotFoundError(str(request.source), names)
+    nothing = CheckpointNotFoundError(str(request.source), names)
+    there = await place.listing(commit)
+    raise nothing if there is None else look_again(nothing, there, request)
 
 
 async def _located(place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str]) -> Located:
@@ -134,7 +139,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
     folder = os.path.dirname(found.name)
     listed = index = selected = None
     if isinstance(found, FoundIndex):
-        listed, index = found, await _parsed(found, request)
+        listed, index = found, await parsed(found, request)
         selected = index if request.select is None else select_tensors(index, request.select)
         files = await _look_at_shards(place, request, selected, found.commit)
     else:
@@ -155,7 +160,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
         index_path=listed.path if listed else None,
         identities=state.identities,
         absent=absent,
-        warnings=_unverifiable(files),
+        warnings=[*_shadowed(request.source), *_unverifiable(files)],
     )
     await _look_for_single_file(place, request, located)
     return located
@@ -166,12 +171,12 @@ def _absent_at(commit: str | None, missing: Iterable[EntryNotFoundError]) -> lis
     return [error.file for error in missing if error.commit == commit]
 
 
-async def _parsed(found: FoundIndex, request: Request) -> Index:
+async def parsed(found: FoundIndex, request: Request) -> Index:
     name, checksums, limit = found.name, request.checksums or {}, request.policy.max_index_bytes
     expected = checksums.get(name) or checksums.get(os.path.basename(name))
     if expected is not None:
         verify_small(name, found.data, expected)
-    return await to_thread.run_sync(lambda: parse_index(found.data, file=name, max_bytes=limit))
+    return await off_loop(lambda: parse_index(found.data, file=name, max_bytes=limit), slow=True)
 
 
 async def _look_at_shards(place: Place, request: Request, selected: Index, commit: str | None) -> list[SourceFile]:
@@ -204,6 +209,13 @@ def _apply_checksums(
         if file.checksum is not None and file.checksum.algorithm == checksum.algorithm and file.checksum != checksum:
             raise CorruptError(f"{name}: the source says {file.checksum}, checksums= says {checksum}.", file=name)
         file.checksum = checksum
+
+
+def _shadowed(source: Source) -> list[str]:
+    """A warning of a folder that was used, where a repository could have been meant."""
+    if not (isinstance(source, LocalSource) and source.shadows):
+        return []
+    return [f"{source.shadows} is a folder here, which was used. {source.both_readings()}"]
 
 
 def _unverifiable(files: Iterable[SourceFile]) -> list[str]:
@@ -279,7 +291,7 @@ async def distrust(
         error.hint = f"{path} is damaged, or another file. Pass offline=False once, and it is fetched again."
         raise error
     with storage_errors(path):
-        await to_thread.run_sync(cache.wrong.add, path)
+        await off_loop(lambda: cache.wrong.add(path))
     transport.notify(Warned(f"{error.message} What the cache has of it is not used: {path}", file))
 
 

@@ -12,14 +12,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from anyio import to_thread
-
 from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, NetworkError, storage_errors
 from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
 from ..network.body import Body
 from ..network.ranges import Target, differ, read_span, strong_etag, version_of
 from ..network.transport import Transport
 from ..spans import Span
+from ..tasks import off_loop
 from .located import Origin, SourceFile, renewal
 
 __all__ = ["header_on_disk", "read_beginning", "read_header"]
@@ -33,7 +32,7 @@ async def read_header(file: SourceFile, transport: Transport | None, origin: Ori
         path = file.path
         if path is None:
             raise EntryNotFoundError(file.name, "the cache")
-        file.size, file.raw_header, file.header = await to_thread.run_sync(header_on_disk, path, file.name)
+        file.size, file.raw_header, file.header = await off_loop(lambda: header_on_disk(path, file.name), slow=True)
 
 
 async def read_beginning(
@@ -155,7 +154,7 @@ class _Served:
 
 async def _parsed(file: SourceFile, size: int | None) -> Header:
     raw = memoryview(file.raw_header)[PREFIX_BYTES:]
-    return await to_thread.run_sync(lambda: parse_header(raw, file=file.name, file_size=size))
+    return await off_loop(lambda: parse_header(raw, file=file.name, file_size=size), slow=True)
 
 
 def header_on_disk(path: Path, name: str) -> tuple[int, bytes, Header]:

@@ -7,6 +7,7 @@ token goes to the endpoint's origin only; what storage answers is never believed
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = ["Hub", "HubFile", "size_of"]
 
+_LISTING = 4 << 20  # bytes of a listing that are read
 _REDIRECTS = (301, 302, 303, 307, 308)
 _SET_ENDPOINT = "Set HF_ENDPOINT or pass endpoint= to the Hub that it leads to."
 _METADATA = ("x-repo-commit", "x-linked-etag", "x-linked-size")
@@ -127,6 +129,20 @@ class Hub:
         if len(data) > limit:
             raise index_too_large(file, limit)
         return found, data
+
+    async def listing(self, revision: str) -> list[str] | None:
+        """The names of its files, as far as one answer tells; None if it tells none that can be read."""
+        path_inside(revision)
+        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/tree/{quote(revision, safe='')}?recursive=true"
+        reply = await self.transport.fetch(url, limit=_LISTING, headers=self.headers(url), may_follow=self._may_follow)
+        if reply.status != 200 or reply.truncated:
+            return None
+        try:
+            entries = json.loads(reply.body)
+            names = [entry["path"] for entry in entries if entry["type"] == "file"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return [name for name in names if isinstance(name, str) and name.isprintable()]
 
     def target_of(self, file: str, found: HubFile) -> Target:
         """Where the bytes of a file are served, by what was found."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
-from anyio import to_thread
 
 from ..errors import AsyncfetchError, ChangedError, EntryNotFoundError, OfflineError
 from ..format.header import PREFIX_BYTES
@@ -15,6 +15,7 @@ from ..network.ranges import Target
 from ..network.transport import Transport
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
+from ..tasks import off_loop
 from .finder import State, distrust, file_on_disk, read_cached_index
 from .headers import read_beginning
 from .hub import Hub
@@ -40,7 +41,7 @@ class HubPlace:
             return [self._revision]
         if not self._offline:
             return [None]
-        commit = await to_thread.run_sync(self.cache.commit_of, self._revision)
+        commit = await off_loop(lambda: self.cache.commit_of(self._revision))
         if commit is None:
             raise OfflineError(self._source.repo_id, f"revision {self._revision!r}")
         return [commit]
@@ -48,7 +49,7 @@ class HubPlace:
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         limit, path = self._policy.max_index_bytes, await self._cached(name, commit)
         if path is not None:
-            data, wrong = await to_thread.run_sync(read_cached_index, self.cache, name, path, limit)
+            data, wrong = await off_loop(lambda: read_cached_index(self.cache, name, path, limit))
             if wrong is None:
                 return FoundIndex(name, data, commit, path)
             await distrust(wrong, name, path, self.cache, self._transport, offline=self._offline)
@@ -59,7 +60,7 @@ class HubPlace:
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._cached(name, commit)
         if path is not None:
-            return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
+            return await off_loop(partial(file_on_disk, name, path, commit, self.cache))
         found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT)
         file = SourceFile(
             name,
@@ -74,7 +75,7 @@ class HubPlace:
             sized=found.size is not None,
             splittable=found.splittable,
         )
-        blob = await to_thread.run_sync(self.cache.whole_blob, found.etag)
+        blob = await off_loop(lambda: self.cache.whole_blob(found.etag))
         if blob is not None:
             file.in_blobs, file.path = True, blob
         elif found.link is not None:
@@ -95,6 +96,14 @@ class HubPlace:
             pass  # only advice: what was asked for is there
         return None
 
+    async def listing(self, commit: str | None) -> Sequence[str] | None:
+        try:
+            with anyio.move_on_after(self._policy.connect_timeout), self._transport.hurry():
+                return await self._hub.listing(commit or self._revision)
+        except AsyncfetchError:
+            pass
+        return None
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(commit)  # the Hub tells the hash of each file, so they were found by it when they were looked at
 
@@ -108,9 +117,9 @@ class HubPlace:
         """The cached file, or None where the Hub must be asked. Raises where the answer is known."""
         if commit is None:
             return None
-        path = await to_thread.run_sync(self.cache.find, commit, name)
+        path = await off_loop(lambda: self.cache.find(commit, name))
         if path is None:
-            if await to_thread.run_sync(self.cache.known_absent, commit, name):
+            if await off_loop(lambda: self.cache.known_absent(commit, name)):
                 raise EntryNotFoundError(name, str(self._source), commit=commit)
             if self._offline:
                 raise OfflineError(str(self._source), name)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from anyio import to_thread
 
 from ..errors import EntryNotFoundError, ProtocolError
 from ..network.ranges import Target
+from ..tasks import off_loop
 from .finder import State, file_on_disk, read_index
 from .located import FoundIndex, SourceFile
 from .request import LocalSource, Request
 
 __all__ = ["LocalPlace"]
+
+_DEPTH = 3  # folders below the one that was named, in which advice looks
+_MOST = 10_000  # files
 
 
 class LocalPlace:
@@ -31,15 +34,18 @@ class LocalPlace:
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         path = await self._path(name)
-        data = await to_thread.run_sync(read_index, name, path, self._max_index_bytes)
+        data = await off_loop(lambda: read_index(name, path, self._max_index_bytes))
         return FoundIndex(name, data, path=path)
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._path(name)
-        return await to_thread.run_sync(file_on_disk, name, path)
+        return await off_loop(lambda: file_on_disk(name, path))
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
-        return await to_thread.run_sync(Path(self._source.folder, name).is_file)
+        return await off_loop(Path(self._source.folder, name).is_file)
+
+    async def listing(self, commit: str | None) -> Sequence[str]:
+        return await off_loop(lambda: list(_files_in(Path(self._source.folder))))
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)
@@ -49,6 +55,19 @@ class LocalPlace:
 
     async def _path(self, name: str) -> Path:
         path = Path(self._source.folder, name)
-        if not await to_thread.run_sync(path.is_file):
+        if not await off_loop(path.is_file):
             raise EntryNotFoundError(name, str(self._source))
         return path
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    """The files in a folder and in those below it, as far as it is quick to look."""
+    seen = 0
+    for path, folders, files in os.walk(folder):
+        below = Path(path).relative_to(folder)
+        folders[:] = sorted(folders) if len(below.parts) < _DEPTH else []
+        for name in sorted(files):
+            seen += 1
+            if seen > _MOST:
+                return
+            yield (below / name).as_posix()

@@ -98,10 +98,18 @@ class UrlSource:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A folder on disk, given by its path or by the path of an index or a safetensors file in it."""
+    """A folder on disk, given by its path or by the path of an index or a safetensors file in it.
+
+    `shadows` is the repository that it could have been as well, by how it was written.
+    """
 
     folder: str
     file: str | None
+    shadows: str = field(default="", compare=False)
+
+    def both_readings(self, revision: str = "main") -> str:
+        """How to say which of the two is meant."""
+        return f"For the repository of that name give {self.shadows}@{revision}, for the folder ./{self.shadows}."
 
     def __str__(self) -> str:
         return os.path.join(self.folder, self.file or "")
@@ -125,16 +133,17 @@ def parse_source(
 ) -> Source:
     """Decide what `source` names.
 
-    `kind_of(path)` says "file", "folder" or None. What exists on disk is a path; a URL of the
-    Hub's pages is its repository; anything else without a scheme is a repository id, with
-    `@revision` or `revision=`. Raises SourceError.
+    `kind_of(path)` says "file", "folder" or None. What exists on disk is a path, also where it could be a
+    repository; a URL below the endpoint, or of the Hub's own pages, is the repository there, and any other
+    a web folder; anything else without a scheme is a repository id, with `@revision` or `revision=`.
+    Raises SourceError.
     """
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
         raise SourceError("The source is empty or not text.")
     kind = kind_of(text)
     if kind is not None:
-        return _local(text, kind, revision, subfolder)
+        return _local(source, kind, revision, subfolder)
     if isinstance(source, os.PathLike) or text.startswith(("/", "./", "../", "~")):
         raise SourceError(f"There is nothing at {text!r}.", hint="Check the path.")
     if re.search(r"[\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
@@ -152,15 +161,23 @@ def parse_source(
     return HubSource(check_repo_id(repo_id), _revision(at or revision or "main"), sub)
 
 
-def _local(text: str, kind: str, revision: str | None, subfolder: str | None) -> LocalSource:
+def _local(source: str | os.PathLike[str], kind: str, revision: str | None, subfolder: str | None) -> LocalSource:
+    text = os.fspath(source)
+    shadows = text if isinstance(source, str) and _is_repo_id(text) else ""
     if revision:
-        raise SourceError(f"{text!r} is a local path, which has no revisions.")
-    text = os.path.expanduser(text)
+        hint = LocalSource(text, None, shadows).both_readings(revision) if shadows else ""
+        raise SourceError(f"{text!r} is a local path, which has no revisions.", hint=hint)
+    path = os.path.expanduser(text)
     if kind == "folder":
-        return LocalSource(os.path.join(text, _folder(subfolder or "")), None)
+        return LocalSource(os.path.join(path, _folder(subfolder or "")), None, shadows)
+    folder, file = os.path.split(path)
+    if shadows and not _is_readable(file):
+        raise SourceError(
+            f"{text!r} is a file here, and none of safetensors.",
+            hint=f"For the repository of that name give {text}@main.",
+        )
     if subfolder:
         raise SourceError("subfolder= goes with a folder, not with a file.")
-    folder, file = os.path.split(text)
     _check_file(file)
     return LocalSource(folder, file)
 
@@ -173,12 +190,17 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
         raise SourceError(f"{redact_url(text)!r} is not a usable URL.")
     if not parts.hostname:
         raise SourceError(f"{redact_url(text)!r} has no host.")
-    if origin in {origin_of(endpoint), origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:
-        return _hub_page(parts.path, revision, subfolder)
+    page = _below(parts.path, urlsplit(endpoint).path) if origin == origin_of(endpoint) else None
+    if page is None and origin in {origin_of(DEFAULT_ENDPOINT), origin_of("https://hf.co")}:
+        page = parts.path
+    if page is not None and not page.strip("/"):
+        raise SourceError(f"{redact_url(text)!r} is the Hub itself.", hint="Add a repository: /owner/name.")
+    if page is not None:
+        return _hub_page(page, revision, subfolder)
     if revision:
         raise SourceError(f"{redact_url(text)!r} is a plain URL, which has no revisions.")
     folder, _, file = parts.path.rpartition("/")
-    if file and not (file.endswith(_SHARD) or is_index_name(unquote(file))):
+    if file and not _is_readable(unquote(file)):
         if "." in file and re.search(r"\.(bin|pt|pth|ckpt|json|gguf|zip)$", file):
             _check_file(file)
         folder, file = parts.path.rstrip("/"), ""
@@ -192,15 +214,26 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
     return UrlSource(folder, unquote(file) or None, parts.query)
 
 
+def _below(path: str, home: str) -> str | None:
+    """What follows the path of an endpoint in the path of a URL; None if that lies beside it."""
+    parts, base = path.strip("/").split("/"), [unquote(part) for part in home.split("/") if part]
+    return "/".join(parts[len(base) :]) if [unquote(part) for part in parts[: len(base)]] == base else None
+
+
 def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
-    """A URL copied from the Hub's site: /owner/name[/{tree,blob,resolve}/revision[/path]]."""
+    """A URL copied from the Hub's site: /owner/name[/{tree,blob,resolve}/revision[/path]].
+
+    A revision is one part of the path, but for pull requests and conversions, which are three
+    (https://huggingface.co/docs/hub/repositories-pull-requests-discussions).
+    """
     parts = [unquote(part) for part in path.strip("/").split("/")]
     cut = next(
         (at for at, part in enumerate(parts[:-1]) if part in ("tree", "blob", "resolve") and at in (1, 2)), len(parts)
     )
     repo_id = check_repo_id("/".join(parts[:cut]))
-    rest = parts[cut + 2 :]
-    named = parts[cut + 1] if cut + 1 < len(parts) else None
+    long = re.fullmatch(r"refs/(pr/\d+|convert/[\w\-.]+)", "/".join(parts[cut + 1 : cut + 4]), re.ASCII)
+    rest = parts[cut + (4 if long else 2) :]
+    named = long[0] if long else parts[cut + 1] if cut + 1 < len(parts) else None
     if named and revision and named != revision:
         raise SourceError(f"The URL says revision {named!r} and revision= says {revision!r}.")
     file = None
@@ -212,8 +245,12 @@ def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
     return HubSource(repo_id, _revision(named or revision or "main"), inner, file)
 
 
+def _is_readable(file: str) -> bool:
+    return file.endswith(_SHARD) or is_index_name(file)
+
+
 def _check_file(file: str) -> None:
-    if not (file.endswith(_SHARD) or is_index_name(file)):
+    if not _is_readable(file):
         raise SourceError(
             f"{file!r} is neither a .safetensors file nor an index (*.safetensors.index.json).",
             hint="Pickled checkpoints (.bin, .pt) are not read: they can run code.",
@@ -294,11 +331,15 @@ class Request:
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 
+def _is_repo_id(text: str) -> bool:
+    parts = text.split("/")
+    good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
+    return good and not ("--" in text or ".." in text or text.endswith(".git") or any(p[0] in "-." for p in parts))
+
+
 def check_repo_id(repo_id: str) -> str:
     """`name` or `owner/name` by the Hub's rules, or SourceError."""
-    parts = repo_id.split("/")
-    good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
-    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git") or any(p[0] in "-." for p in parts):
+    if not _is_repo_id(repo_id):
         raise SourceError(
             f"{repo_id!r} is neither an existing path nor a repository id.",
             hint='A repository is "owner/name", a revision is added as "owner/name@revision".',

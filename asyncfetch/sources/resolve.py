@@ -8,6 +8,7 @@ from ..errors import CorruptError
 from ..format.index import Index, Selector, check_index, select_tensors
 from ..network.transport import Transport
 from ..tasks import each
+from .fallback import find_or_recall, offline
 from .finder import Place, distrust, find
 from .headers import read_header
 from .hub_finder import HubPlace
@@ -28,7 +29,10 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     source can be asked for it.
     """
     place = _place_of(request, transport)
-    located = await find(place, request)
+    if place.cache is None or request.settings.offline:
+        located = await find(place, request)
+    else:
+        located = await find_or_recall(place, _place_of(offline(request), transport), request, transport)
     if not headers:
         return located
     while not await _read_headers(located, request, transport):

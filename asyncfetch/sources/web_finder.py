@@ -14,9 +14,8 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-from anyio import to_thread
 
 from ..errors import AccessError, ChangedError, EntryNotFoundError, OfflineError, ProtocolError, redact_url
 from ..format.header import PREFIX_BYTES, header_length, parse_header
@@ -28,6 +27,7 @@ from ..network.wall import words_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
+from ..tasks import off_loop
 from ..words import quoted
 from .finder import State, distrust, file_on_disk, read_cached_index
 from .hub import size_of
@@ -52,12 +52,12 @@ class WebPlace:
         """Offline, all snapshots of the folder: each load left one that is whole, for its own selection."""
         if not self._offline:
             return [None]
-        return list(await to_thread.run_sync(known_states, self.cache, self._name))
+        return list(await off_loop(lambda: known_states(self.cache, self._name)))
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         if self._offline:
             path = await self._find_offline(name, commit)
-            data, wrong = await to_thread.run_sync(read_cached_index, self.cache, name, path, self._max_index_bytes)
+            data, wrong = await off_loop(lambda: read_cached_index(self.cache, name, path, self._max_index_bytes))
             if wrong is not None:
                 await distrust(wrong, name, path, self.cache, self._transport, offline=True)
             return FoundIndex(name, data, commit, path)
@@ -69,7 +69,7 @@ class WebPlace:
     async def look(self, name: str, commit: str | None) -> SourceFile:
         if self._offline:
             path = await self._find_offline(name, commit)
-            return await to_thread.run_sync(file_on_disk, name, path, commit, self.cache)
+            return await off_loop(lambda: file_on_disk(name, path, commit, self.cache))
         reply = await self._ask(name, limit=PREFIX_LIMIT, ranged=True)
         if size_of(reply.headers, reply.status) is None and reply.truncated:  # then its header must tell, all of it
             stop = PREFIX_BYTES + header_length(reply.body, file=name, file_size=sys.maxsize)
@@ -79,6 +79,9 @@ class WebPlace:
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it
+
+    async def listing(self, commit: str | None) -> None:
+        return  # a web server has none that all understand
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         if self._offline:
@@ -96,7 +99,7 @@ class WebPlace:
                     _name_by_hash(file, file.checksum)
             return State(at, {} if states.get(at) else wanted)
 
-        return await to_thread.run_sync(look_up)
+        return await off_loop(look_up)
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         target = file.target
@@ -113,7 +116,7 @@ class WebPlace:
     async def _find_offline(self, name: str, commit: str | None) -> Path:
         path = None
         if commit is not None:
-            path = await to_thread.run_sync(self.cache.find, commit, name)
+            path = await off_loop(partial(self.cache.find, commit, name))
         if path is None:
             raise OfflineError(str(self._source), name)
         return path

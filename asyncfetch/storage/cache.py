@@ -109,6 +109,13 @@ class RepoCache:
             return None
         return commit if is_commit(commit) else None
 
+    def resolved_at(self, revision: str) -> float | None:
+        """When `revision` was recorded, in seconds since 1970; None if it was not."""
+        try:
+            return (self.folder / "refs" / path_inside(revision)).stat().st_mtime
+        except OSError:
+            return None
+
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / _commit(commit)
 

@@ -33,7 +33,7 @@ from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
 
 from ..kit.canaries import TOKEN, shown
-from ..kit.fault_server import COMMIT, FaultServer
+from ..kit.fault_server import COMMIT, OK, FaultServer, Hangup, Truncate
 from ..kit.files import sharded, sharded_bytes
 from ..kit.zygote import zygote
 
@@ -518,6 +518,52 @@ def test_a_refused_connection_is_a_network_error() -> None:
         ran = command("download", REPO, "--endpoint", url, env={"ASYNCFETCH_ATTEMPTS": "2"})
     assert ran.code == 6
     assert "retry 1/2" in ran.err
+
+
+def test_a_folder_with_the_name_of_a_repository(hub: Server, tmp_path: Path) -> None:
+    """With @main the repository is loaded and listed, whatever lies here; without it, the folder is looked at."""
+    (tmp_path / REPO).mkdir(parents=True)
+    ran = command("load", f"{REPO}@main", cwd=tmp_path)
+    assert (ran.code, len(ran.out.splitlines())) == (0, 5)
+    ran = command("load", REPO, cwd=tmp_path)
+    assert ran.code == 3
+    assert f"hint: That is a folder here. For the repository of that name give {REPO}@main" in ran.err
+    write_model(tmp_path / "own" / "model")
+    ran = command("load", "own/model", cwd=tmp_path)
+    assert ran.code == 0
+    assert "warning: own/model is a folder here, which was used." in ran.err
+
+
+def test_the_cache_is_used_where_the_hub_cannot_be_asked() -> None:
+    """Nobody listens any more: exit code 0, the folder on stdout, one line of warning on stderr."""
+    with FaultServer() as server:
+        server.hub(REPO, sharded_bytes({"w": np.zeros(1000, np.uint8)}, 1))
+        first = command("download", REPO, "--endpoint", server.url, "--quiet")
+        server.go_away()
+        second = command("download", REPO, "--endpoint", server.url, "--quiet")
+    assert (first.code, first.err) == (0, "")
+    assert (second.code, second.out) == (0, first.out)
+    (line,) = second.err.splitlines()
+    assert line.startswith(f"warning: {REPO} could not be looked up (http://localhost:")
+    assert f"What is cached is used: commit {COMMIT}, last looked up on 20" in line
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_last_word_of_an_outage(as_json: bool) -> None:
+    """The network goes for good: how long it will go on, then exit code 6, and how to go on; which works."""
+    with FaultServer() as server:
+        files = sharded_bytes({"w": np.zeros(300_000, np.uint8)}, 1)
+        (path,) = server.hub(REPO, files).storage.values()
+        server.fault(path, OK, Truncate(100_000), Hangup, forever=True)
+        options = ["--endpoint", server.url, *(["--json"] if as_json else [])]
+        ran = command("download", REPO, *options, "--patience", "0.1s")
+        server.heal(path)
+        again = command("download", REPO, *options)
+    assert ran.code == 6
+    assert "Run the same command again to go on: 0.2 of 0.3 MB are kept." in (ran.out if as_json else ran.err)
+    assert as_json or "(for 0 s at most)" in ran.err
+    assert again.code == 0
+    assert (server.to(path)[-1].start or 0) >= 100_000
 
 
 def test_a_cache_that_cannot_be_written_is_a_storage_error(hub: Server, tmp_path: Path) -> None:

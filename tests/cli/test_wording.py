@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 
 import asyncfetch
+from asyncfetch.cli.options import policy_of
 from asyncfetch.cli.progress import ProgressState
 from asyncfetch.cli.wording import (
     Audience,
     announcement,
     fold_line,
+    hold_reasons,
     in_flags,
     look_up_line,
     row_status,
     summary_line,
     total_status,
 )
+from asyncfetch.errors import SourceError
 from asyncfetch.events import (
     Event,
     FileProgress,
@@ -63,6 +66,8 @@ def test_announcements() -> None:
             Retrying("a", "reset", 2, 5, 3.2),
             Retrying("a", "reset", 3, 5, 0.2),
             Retrying(None, "refused", 1, 5, 1.0),
+            Retrying("a", "reset", 1, 5, 3.2, 300.0),
+            Retrying("a", "reset", 9, 5, 0.0, 59.4),
             Waiting("a", f"{LIMITED}\n", 12.3),
             Waiting("b", "another process is downloading this file", None),
             FileVerified("a", 10**9, "sha256:x"),
@@ -78,6 +83,8 @@ def test_announcements() -> None:
         "a: retry 2/5 in 3 s: reset",
         "a: retry 3/5 now: reset",
         "source: retry 1/5 in 1 s: refused",
+        "a: retry in 3 s (for 5 min at most): reset",
+        "a: retry now (for 59 s at most): reset",
         f"a: waiting 12 s: {LIMITED}\\n",
         "b: waiting: another process is downloading this file",
         "a: verified",
@@ -193,6 +200,10 @@ def test_summary_line() -> None:
         ("Unset HF_HUB_OFFLINE or pass offline=False once.", "Unset HF_HUB_OFFLINE or pass --no-offline once."),
         ("if it is private, set HF_TOKEN or pass token=.", "if it is private, set HF_TOKEN."),
         ("may read it (HF_TOKEN or token=).", "may read it (HF_TOKEN)."),
+        (
+            "It is away. Call it again to go on: 1 of 2 MB.",
+            "It is away. Run the same command again to go on: 1 of 2 MB.",
+        ),
         ("Policy.connections must be positive, not 0.", "ASYNCFETCH_CONNECTIONS must be positive, not 0."),
         ("/data/dtype=f32/variant=a/x.safetensors: it is cut short.", None),
         ("no file 'revision=1'.", None),
@@ -229,3 +240,39 @@ def test_no_error_tells_the_command_line_of_keywords() -> None:
     texts = {text for text in said_by_errors() if keyword.search(text)}
     assert len(texts) > 10
     assert [text for text in texts if keyword.search(in_flags(text))] == ["token=True, and no token was found."]
+
+
+def test_patience_is_told_in_time_and_not_in_numbers() -> None:
+    """Where patience holds, no count of attempts is shown that begins anew with each bit of progress."""
+    state = ProgressState()
+    state.apply(Resolved("org/m", None, None, (FileState("s0", 100, 0, None), FileState("s1", 100, 0, None))), 0.0)
+    for file, left in (("s0", 250.0), ("s1", 241.0)):
+        state.apply(FileStarted(file, 100, 0), 0.0)
+        state.apply(Retrying(file, "reset", 1, 5, 4.0, left), 1.0)
+    rows = list(state.rows.values())
+    assert row_status(rows[0], 1.0) == ["retry in 4 s (for 5 min at most): reset", "retry in 4 s", "retry"]
+    assert hold_reasons(rows) == ["retry (for 5 min at most): reset"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("90", 90),
+        ("90s", 90),
+        ("5m", 300),
+        ("1.5h", 5400),
+        (" 2 m ", 120),
+        ("999999999h", 999_999_999 * 3600),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """A number of seconds, or one with its unit; the flag wins over the environment."""
+    assert policy_of(None, text).patience == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5", "5 min", "1e3", "nan", "inf", "5d", "1h30m", "٥"])
+def test_senseless_durations(text: str) -> None:
+    """Anything else is wrong usage, and says what is right."""
+    with pytest.raises(SourceError, match=r"--patience .* is not a time such as 90s, 5m or 2h"):
+        policy_of(None, text)

@@ -39,7 +39,13 @@ from .canaries import SIGNATURE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUICK = Policy(
-    backoff=0.01, max_backoff=0.05, read_timeout=0.4, connect_timeout=2, progress_unit=1 << 16, stall_window=5
+    backoff=0.01,
+    max_backoff=0.05,
+    patience=0,
+    read_timeout=0.4,
+    connect_timeout=2,
+    progress_unit=1 << 16,
+    stall_window=5,
 )
 
 
@@ -305,17 +311,29 @@ class FaultServer:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
+        self.go_away()
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(5)
+
+    def go_away(self) -> None:
+        """Cut all connections, and let new ones be refused."""
         for listener in self._listeners:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         with self._lock:
-            sockets, threads = list(self._sockets), list(self._threads)
+            sockets = list(self._sockets)
         for sock in sockets:
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        for thread in threads:
-            thread.join(5)
+
+    def come_back(self) -> None:
+        """Listen again at the same ports."""
+        ports = [int(url.rpartition(":")[2]) for url in (self.url, self.storage_url)]
+        self._listeners = [socket.create_server(("127.0.0.1", port), backlog=128) for port in ports]
+        self.__enter__()
 
     def fault(self, path: str, *faults: Fault | tuple[Fault, ...], forever: bool = False) -> None:
         """Script the next requests to `path`. `forever`: the last fault goes on."""

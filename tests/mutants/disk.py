@@ -474,8 +474,8 @@ MUTANTS = (
         "only-the-last-snapshot-offline",
         _FOLDER,
         "sources.web_finder:WebPlace.commits",
-        "return list(await to_thread.run_sync(known_states, self.cache, self._name))",
-        "return list(await to_thread.run_sync(known_states, self.cache, self._name))[:1]",
+        "return list(await off_loop(lambda: known_states(self.cache, self._name)))",
+        "return list(await off_loop(lambda: known_states(self.cache, self._name)))[:1]",
         (
             "sources/test_web_cache.py::test_a_part_that_changed",
             "sources/test_web_cache.py::test_parts_of_two_times_are_not_one_checkpoint",

@@ -271,8 +271,8 @@ MUTANTS = (
         "retries-for-ever",
         _STATUS,
         "network.retry:Budget.exhausted",
-        "return self.failures >= self.allowed(error) or asked",
-        "return asked",
+        "return self.failures >= self.allowed(error) and not self.left(error)",
+        "return False",
         ("network/test_retry.py::test_a_budget_is_exhausted_by_failures",),
     ),
     Mutant(
@@ -287,8 +287,8 @@ MUTANTS = (
         "retry-after-unbounded",
         _WAIT,
         "network.retry:Budget.exhausted",
-        "return self.failures >= self.allowed(error) or asked > self.policy.max_wait",
-        "return self.failures >= self.allowed(error)",
+        "asked > self.policy.max_wait or hopeless",
+        "hopeless",
         ("network/test_transport.py::test_too_long_a_wait",),
     ),
     Mutant(
@@ -415,8 +415,8 @@ MUTANTS = (
         "cached-file-of-the-told-size-alone",
         _SIZES,
         "sources.hub_finder:HubPlace.look",
-        "blob = await to_thread.run_sync(self.cache.whole_blob, found.etag)",
-        "blob = await to_thread.run_sync(self.cache.whole_blob, found.etag, found.size or 0)",
+        "blob = await off_loop(lambda: self.cache.whole_blob(found.etag))",
+        "blob = await off_loop(lambda: self.cache.whole_blob(found.etag, found.size or 0))",
         ("api/test_hash_decides.py::test_linked_sizes",),
     ),
     Mutant(

@@ -14,6 +14,9 @@ _LARGE = "a small answer that is large"
 _PORTAL = "a page of something that is no Hub"
 _PIN = "a branch that moves"
 _ABSENT = "a 404 of another moment than the commit"
+_NOTHING = "no checkpoint where it was looked for"
+_READINGS = "a source that can be read in two ways"
+_RECALL = "a source that cannot be asked, and all of it is cached"
 
 MUTANTS = (
     Mutant(
@@ -81,9 +84,139 @@ MUTANTS = (
         ("engine/test_transfer.py::test_one_of_many_connections_renews_the_link",),
     ),
     Mutant(
+        "path-of-the-endpoint-ignored",
+        _READINGS,
+        "sources.request:_url",
+        "_below(parts.path, urlsplit(endpoint).path) if origin == origin_of(endpoint) else None",
+        "parts.path if origin == origin_of(endpoint) else None",
+        (
+            "sources/test_source.py::test_the_path_of_an_endpoint_counts",
+            "sources/test_readings.py::test_an_endpoint_with_a_path",
+        ),
+    ),
+    Mutant(
+        "pull-request-taken-for-a-branch",
+        _READINGS,
+        "sources.request:_hub_page",
+        "named = long[0] if long else parts[cut + 1]",
+        "named = parts[cut + 1]",
+        ("sources/test_source.py::test_revisions_of_several_parts",),
+    ),
+    Mutant(
+        "shadow-not-told",
+        _READINGS,
+        "sources.finder:_shadowed",
+        "if not (isinstance(source, LocalSource) and source.shadows):",
+        "if True:",
+        ("sources/test_readings.py::test_a_folder_with_weights",),
+    ),
+    Mutant(
+        "every-folder-is-a-shadow",
+        _READINGS,
+        "sources.request:_local",
+        'text if isinstance(source, str) and _is_repo_id(text) else ""',
+        "text",
+        ("sources/test_source.py::test_what_could_be_a_repository_too",),
+    ),
+    Mutant(
+        "one-reading-of-an-empty-folder",
+        _READINGS,
+        "sources.advice:_readings",
+        "if isinstance(source, LocalSource) and source.shadows:",
+        "if False:",
+        ("sources/test_readings.py::test_a_folder_without_weights",),
+    ),
+    Mutant(
+        "not-found-without-looking",
+        _NOTHING,
+        "sources.finder:first_candidate",
+        "there = await place.listing(commit)",
+        "there = None",
+        ("sources/test_advice.py::test_pickles",),
+    ),
+    Mutant(
+        "advice-is-asked-for-again-and-again",
+        _NOTHING,
+        "sources.hub_finder:HubPlace.listing",
+        "with anyio.move_on_after(self._policy.connect_timeout), self._transport.hurry():",
+        "with anyio.move_on_after(self._policy.connect_timeout):",
+        ("sources/test_advice.py::test_a_hub_that_lists_nothing",),
+    ),
+    Mutant(
+        "address-without-its-folder",
+        _NOTHING,
+        "sources.advice:_subfolders",
+        "{_folder_of(name) for name in inside if",
+        '{_folder_of(name).rpartition("/")[2] for name in inside if',
+        ("sources/test_advice.py::test_subfolders_that_hold_one",),
+    ),
+    Mutant(
+        "never-recalls-what-is-cached",
+        _RECALL,
+        "sources.resolve:resolve",
+        "if place.cache is None or request.settings.offline:",
+        "if True:",
+        (
+            "sources/test_fallback.py::test_nobody_listens",
+            "cli/test_cli.py::test_the_cache_is_used_where_the_hub_cannot_be_asked",
+        ),
+    ),
+    Mutant(
+        "recalls-after-the-usual-attempts",
+        _RECALL,
+        "network.retry:Budget._too_long",
+        "return not answered or max(asked, self._clock() - self._since) > BRIEF",
+        "return False",
+        (
+            "sources/test_fallback.py::test_one_request_is_enough",
+            "network/test_retry.py::test_a_hurry_waits_for_nobody",
+        ),
+    ),
+    Mutant(
+        "recalls-what-a-refusal-denies",
+        _RECALL,
+        "sources.fallback:find_or_recall",
+        "except (NetworkError, RateLimitedError) as error:\n"
+        "    if hurry.over or not (is_away(error) or isinstance(error, RateLimitedError)):\n        raise",
+        "except AsyncfetchError as error:\n    pass",
+        ("sources/test_fallback.py::test_an_answer_is_a_fact",),
+    ),
+    Mutant(
+        "recalls-an-older-commit",
+        _RECALL,
+        "network.transport:Transport.open",
+        "self._hurry.over = True",
+        "pass",
+        ("sources/test_fallback.py::test_a_newer_commit_is_a_fact",),
+    ),
+    Mutant(
+        "waits-at-the-gate-although-all-is-cached",
+        _RECALL,
+        "network.transport:Transport._pass_gate",
+        "if not self._hurry.over and delay > BRIEF:",
+        "if False:",
+        ("sources/test_fallback.py::test_a_client_that_waits_for_a_quota",),
+    ),
+    Mutant(
+        "recalls-in-silence",
+        _RECALL,
+        "sources.fallback:_tell",
+        "if not transport.notify.heard:",
+        "if False:",
+        ("sources/test_fallback.py::test_who_has_no_reporter_is_warned_too",),
+    ),
+    Mutant(
+        "does-not-say-what-is-cached",
+        _RECALL,
+        "sources.fallback:find_or_recall",
+        'error.hint = f"{error.hint} {await _what_is_kept(kept, offline(request))}".strip()',
+        "pass",
+        ("sources/test_fallback.py::test_not_all_is_cached",),
+    ),
+    Mutant(
         "falls-back-on-any-failure",
         _FALLBACK,
-        "sources.finder:_first_candidate",
+        "sources.finder:first_candidate",
         "except EntryNotFoundError as error:\n    commit = commit or error.commit\n    missing.append(error)",
         "except Exception:\n    continue",
         ("sources/test_resolve.py::test_only_absence_falls_back", "engine/test_faults.py::test_index"),
@@ -95,14 +228,14 @@ MUTANTS = (
         "names = [found.name]\nreturn await _located(place, request, found, absent)",
         "try:\n    return await _located(place, request, found, absent)\nexcept EntryNotFoundError:\n"
         "    names = [name for name in names if not is_index_name(name)]\n"
-        "    found, absent = await _first_candidate(place, request, names, commit)\n"
+        "    found, absent = await first_candidate(place, request, names, commit)\n"
         "    return await _located(place, request, found, absent)",
         ("sources/test_resolve.py::test_a_missing_shard_is_no_reason_to_fall_back",),
     ),
     Mutant(
         "never-falls-back",
         _FALLBACK,
-        "sources.finder:_first_candidate",
+        "sources.finder:first_candidate",
         "missing.append(error)",
         "raise",
         ("sources/test_resolve.py::test_absence_falls_back",),

@@ -13,6 +13,9 @@ _SIBLINGS = "one of several fails"
 _MEMORY = "memory and connections are bounded"
 _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
+_STILL = "an interrupt while nothing moves"
+_STREAMS = "standard streams that are closed, full, or whose reader has left"
+_LEAVING = "leaving while a name is looked up"
 
 MUTANTS = (
     Mutant(
@@ -46,6 +49,113 @@ MUTANTS = (
         "seen, since = now, time.monotonic()",
         "seen = now",
         ("engine/test_transfer.py::test_a_lock_that_another_holds",),
+    ),
+    Mutant(
+        "waits-for-who-reads-no-more",
+        _STILL,
+        "cli.output:stdout_is_stuck",
+        "return not poll.poll(_FAREWELL * 1000)",
+        "return False",
+        ("cli/test_leaving.py::test_a_reader_that_reads_no_more",),
+    ),
+    Mutant(
+        "hashes-to-the-end",
+        _STILL,
+        "api.call:_verify_one",
+        "verify_file(path, checksum, file=name, check=from_thread.check_cancelled)",
+        "verify_file(path, checksum, file=name)",
+        ("cli/test_leaving.py::test_hashing_a_big_file",),
+    ),
+    Mutant(
+        "closed-streams-left-closed",
+        _STREAMS,
+        "cli.main:main",
+        "fill_closed_streams()",
+        "pass",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "closed-stdout-swallows",
+        _STREAMS,
+        "cli.output:fill_closed_streams",
+        "(1, os.O_RDONLY)",
+        "(1, os.O_WRONLY)",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "events-swallow-a-full-stdout",
+        _STREAMS,
+        "cli.output:json_reporter",
+        "print(_json_line(event_object(event)), file=stream or sys.stdout)",
+        "print_json(event_object(event), stream)",
+        ("cli/test_closed_streams.py::test_what_cannot_be_printed",),
+    ),
+    Mutant(
+        "help-that-cannot-be-printed-is-a-bug",
+        _STREAMS,
+        "cli.commands:run",
+        "with stdout_errors() if only_prints else nullcontext():",
+        "with nullcontext():",
+        ("cli/test_closed_streams.py::test_help_that_cannot_be_printed",),
+    ),
+    Mutant(
+        "two-full-stops",
+        _STREAMS,
+        "errors:AsyncfetchError.__init__",
+        'super().__init__(re.sub(r"(?<!\\.)(\\.|\\.{3}|[!?…])\\s*\\.$", r"\\1", message))',
+        "super().__init__(message)",
+        ("test_errors.py::test_others_sentences_have_one_end",),
+    ),
+    Mutant(
+        "looks-names-up-in-threads-of-the-loop",
+        _LEAVING,
+        "network.sockets:_connect",
+        "interleave(await addresses_of(host, port))",
+        "interleave(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))",
+        (
+            "network/test_names.py::test_an_interrupt_of_blocking_code",
+            "network/test_names.py::test_cancellation_on_each_loop",
+        ),
+    ),
+    Mutant(
+        "end-waits-for-threads-of-libraries",
+        _LEAVING,
+        "api.blocking:_run_loop.main",
+        "_LooseExecutor()",
+        "ThreadPoolExecutor()",
+        ("network/test_names.py::test_ctrl_c_of_the_command_line",),
+    ),
+    Mutant(
+        "look-ups-without-a-bound",
+        _LEAVING,
+        "network.names:_LookUps.of",
+        "if len(self._running) >= _MOST:",
+        "if False:",
+        ("network/test_names.py::test_who_leaves_leaves_nothing",),
+    ),
+    Mutant(
+        "each-connection-looks-the-name-up",
+        _LEAVING,
+        "network.names:_LookUps.of",
+        "if name in self._running:",
+        "if False:",
+        ("network/test_names.py::test_who_asks_for_the_same_shares",),
+    ),
+    Mutant(
+        "hashing-takes-all-threads",
+        _CANCEL,
+        "tasks:off_loop",
+        "_slow_threads if slow else _threads",
+        "_threads",
+        ("api/test_busy_threads.py::test_what_is_slow_holds_up_nothing_short",),
+    ),
+    Mutant(
+        "imports-in-threads-of-the-application",
+        _CANCEL,
+        "api.public:imported",
+        'return await off_loop(lambda: _import_quietly(f"asyncfetch.{module}"), slow=True)',
+        'return await anyio.to_thread.run_sync(lambda: _import_quietly(f"asyncfetch.{module}"))',
+        ("api/test_busy_threads.py::test_calls_need_no_thread_of_the_application",),
     ),
     Mutant(
         "waits-for-threads-of-the-application",

@@ -14,7 +14,87 @@ _CONNECT = "no name, no route, nobody listens, nobody answers"
 _CERTIFICATE = "a certificate that is not trusted"
 _FOREIGN = "an exception of a library, or of the system"
 
+_AWAY = "the network goes away for a while"
+
 MUTANTS = (
+    Mutant(
+        "patience-is-a-number-of-attempts",
+        _AWAY,
+        "network.retry:Budget.exhausted",
+        "self.failures >= self.allowed(error) and not self.left(error)",
+        "self.failures >= self.allowed(error)",
+        (
+            "network/test_retry.py::test_patience_is_time",
+            "engine/test_outages.py::test_an_outage_is_waited_for",
+        ),
+    ),
+    Mutant(
+        "patience-without-an-end",
+        _AWAY,
+        "network.retry:Budget.left",
+        "return max(self._since + self.policy.patience - self._clock(), 0.0)",
+        "return self.policy.patience",
+        ("network/test_retry.py::test_patience_is_time",),
+    ),
+    Mutant(
+        "patience-from-the-beginning",
+        _AWAY,
+        "network.retry:Budget.fail",
+        "if self.failures == 1:",
+        "if not self._since:",
+        ("network/test_retry.py::test_progress_refills_patience",),
+    ),
+    Mutant(
+        "patience-with-strangers",
+        _AWAY,
+        "network.retry:Budget.left",
+        "is_away(error) and self._knows(error) and self.policy.patience",
+        "is_away(error) and self.policy.patience",
+        (
+            "network/test_retry.py::test_attempts_where_patience_does_not_hold",
+            "engine/test_outages.py::test_a_first_contact_gets_attempts_alone",
+        ),
+    ),
+    Mutant(
+        "patience-with-who-breaks-the-rules",
+        _AWAY,
+        "network.retry:is_away",
+        "and error.transient and not isinstance(error, ProtocolError | LinkExpiredError)",
+        "and error.transient",
+        ("network/test_retry.py::test_attempts_where_patience_does_not_hold",),
+    ),
+    Mutant(
+        "a-bad-answer-is-a-good-one",
+        _AWAY,
+        "network.transport:Transport.open",
+        "self._raise_transient(body)\nself._met.add(origin_of(url))",
+        "self._met.add(origin_of(url))\nself._raise_transient(body)",
+        ("engine/test_outages.py::test_a_first_contact_gets_attempts_alone",),
+    ),
+    Mutant(
+        "mistyped-names-are-tried-again",
+        _AWAY,
+        "network.retry:Budget.exhausted",
+        "hopeless = _no_such_name(error) and not self._knows(error)",
+        "hopeless = False",
+        ("network/test_retry.py::test_a_name_that_does_not_exist",),
+    ),
+    Mutant(
+        "a-silent-resolver-knows-the-name",
+        _AWAY,
+        "network.retry:_no_such_name",
+        "return error.errno in _NO_SUCH_NAME",
+        "return True",
+        ("network/test_retry.py::test_a_name_that_does_not_exist",),
+    ),
+    Mutant(
+        "last-word-forgets-what-has-landed",
+        _AWAY,
+        "api.session:_tell_what_is_kept",
+        "state.size if state.file in landed else state.present",
+        "state.present",
+        ("engine/test_outages.py::test_the_last_word_counts_what_has_landed",),
+    ),
     Mutant(
         "trusts-the-end-of-a-body",
         _CLOSED,

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
 
-from asyncfetch.errors import CertificateError, NetworkError, ProtocolError, RateLimitedError, ServerError, SourceError
+from asyncfetch.errors import (
+    CertificateError,
+    LinkExpiredError,
+    NetworkError,
+    ProtocolError,
+    RateLimitedError,
+    ServerError,
+    SourceError,
+    StalledError,
+)
 from asyncfetch.events import Event, Notifier, Retrying
 from asyncfetch.network import retry as module
-from asyncfetch.network.retry import Budget, is_transient, retrying
+from asyncfetch.network.retry import BRIEF, Budget, Hurry, is_transient, retrying
 from asyncfetch.policy import Policy
 
 from ..kit.samples import ERRORS
@@ -22,7 +32,7 @@ T = TypeVar("T")
 URL = "http://host/"
 RESET = NetworkError("reset", url=URL)
 NUMBERS = [field.name for field in dataclasses.fields(Policy)]
-MAY_BE_ZERO = {"backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"}
+MAY_BE_ZERO = {"patience", "backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"}
 
 
 def test_is_transient_over_the_whole_tree() -> None:
@@ -104,7 +114,10 @@ class Naps:
 
 
 async def call(
-    budget: Budget, work: Callable[[], Awaitable[T]], sleep: Naps | None = None, notify: Notifier | None = None
+    budget: Budget,
+    work: Callable[[], Awaitable[T]],
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+    notify: Notifier | None = None,
 ) -> T:
     """`work` in the loop, as the engine writes it."""
     async for attempt in retrying(budget, notify or Notifier(None), file="x", sleep=sleep or Naps()):
@@ -247,3 +260,129 @@ async def test_a_timeout_around_a_retry_is_obeyed() -> None:
 
     with pytest.raises(TimeoutError):
         await limited()
+
+
+class Clock:
+    """Seconds that pass when they are slept."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await anyio.lowlevel.checkpoint()
+
+
+AWAY = [RESET, ServerError(503, url=URL), StalledError("silent", url=URL)]
+BROKEN = [
+    ProtocolError("a wrong range", url=URL, transient=True),
+    LinkExpiredError(403, url=URL),
+    RateLimitedError(URL, 0),
+]
+
+
+async def lasted(error: Exception, policy: Policy, **options: Any) -> tuple[int, float, list[Event]]:
+    """How many attempts, and how many seconds, until `error` ended it; and what was told."""
+    clock, attempts = Clock(), 0
+    told: list[Event] = []
+
+    async def work() -> None:
+        nonlocal attempts
+        attempts += 1
+        clock.now += 0.01
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await call(Budget(policy, clock=clock, **options), work, clock.sleep, Notifier(told.append))
+    assert caught.value is error
+    return attempts, clock.now - 100, told
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("patience", [7.0, 300.0, 3600.0])
+@pytest.mark.parametrize("error", AWAY, ids=lambda error: error.code)
+async def test_patience_is_time(error: Exception, patience: float) -> None:
+    """A server that answered before and is away is tried for so long, however fast the attempts fail; never longer
+    than one wait beyond it. Each wait tells how long it will go on."""
+    policy = Policy(patience=patience, attempts=2, backoff=0.5, max_backoff=2.0)
+    attempts, seconds, told = await lasted(error, policy, met=lambda _url: True)
+    assert attempts > 3
+    assert patience <= seconds <= patience + 2.1
+    left = [event.patience or 0.0 for event in told if isinstance(event, Retrying)]
+    assert left[0] == patience
+    assert left == sorted(left, reverse=True)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("met", [False, True])
+@pytest.mark.parametrize("error", [*AWAY, *BROKEN], ids=lambda error: error.code)
+async def test_attempts_where_patience_does_not_hold(error: Exception, met: bool) -> None:
+    """A server that was never reached, one that breaks the rules, and one that limits the rate: so many attempts."""
+    policy = Policy(attempts=3, patience=0 if met and error in AWAY else 300)
+    attempts, _, told = await lasted(error, policy, met=lambda _url: met)
+    assert attempts == (6 if isinstance(error, RateLimitedError) else 3)
+    assert all(event.patience is None for event in told if isinstance(event, Retrying))
+
+
+@pytest.mark.anyio
+async def test_attempts_come_first() -> None:
+    """A short patience takes no attempt away."""
+    attempts, _, _ = await lasted(RESET, Policy(attempts=4, patience=0.001), met=lambda _url: True)
+    assert attempts == 4
+
+
+def test_progress_refills_patience() -> None:
+    """What counts is the time since the first failure without progress, not since the work began."""
+    clock = Clock()
+    budget = Budget(Policy(attempts=1, patience=60), met=lambda _url: True, clock=clock)
+    clock.now += 1000  # all went well
+    for _ in range(5):
+        budget.fail()
+        assert not budget.exhausted(RESET)
+        clock.now += 59
+        budget.progress(budget.policy.progress_unit)
+    budget.fail()
+    clock.now += 61
+    assert budget.exhausted(RESET)
+
+
+def unknown_name(number: int) -> NetworkError:
+    """As it comes through the libraries."""
+    error = NetworkError("ConnectError", url=URL)
+    error.__cause__ = OSError("all attempts failed")
+    error.__cause__.__cause__ = socket.gaierror(number, "the resolver's words")
+    return error
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("number", "met", "expected"),
+    [(socket.EAI_NONAME, False, 1), (socket.EAI_AGAIN, False, 3), (socket.EAI_NONAME, True, 4)],
+    ids=["mistyped", "no resolver", "known before"],
+)
+async def test_a_name_that_does_not_exist(number: int, met: bool, expected: int) -> None:
+    """A name that never was reached and is not there ends it at once; a resolver that cannot be asked does not."""
+    attempts, _, _ = await lasted(unknown_name(number), Policy(attempts=3, patience=10), met=lambda _url: met)
+    assert attempts >= expected if met else attempts == expected
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [RESET, StalledError("silent", url=URL), unknown_name(socket.EAI_AGAIN)])
+async def test_a_hurry_waits_for_nobody(error: Exception) -> None:
+    """Who has something else to do gives up at the first failure of a server that does not answer."""
+    assert (await lasted(error, Policy(), met=lambda _url: True, hurry=Hurry()))[0] == 1
+    assert (await lasted(error, Policy(attempts=3, patience=0), hurry=Hurry(over=True)))[0] == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asked", [0.0, 2.0, 4.0, 90.0])
+@pytest.mark.parametrize("kind", [ServerError, RateLimitedError])
+async def test_a_hurry_waits_briefly_for_who_asks_to(kind: type, asked: float) -> None:
+    """A 429 or a 5xx is tried again within a few seconds, and given up where the server asks for more."""
+    error = RateLimitedError(URL, asked) if kind is RateLimitedError else ServerError(503, url=URL, retry_after=asked)
+    attempts, seconds, _ = await lasted(error, Policy(attempts=100), met=lambda _url: True, hurry=Hurry())
+    assert (attempts == 1) == (asked > BRIEF)
+    assert seconds <= 2 * BRIEF + 1

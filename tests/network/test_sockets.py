@@ -362,7 +362,7 @@ async def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(anyio, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(network, "addresses_of", getaddrinfo)
     async with Transport(QUICK) as transport:
         with pytest.raises(NetworkError, match="not known"):
             await transport.fetch("http://nowhere.invalid/", limit=10)
@@ -402,7 +402,7 @@ async def test_happy_eyeballs(
     port = int(server.url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", 0)) as closed:
         refusing = closed.getsockname()
-    monkeypatch.setattr(anyio, "getaddrinfo", resolver(refusing, black_hole, ("127.0.0.1", port)))
+    monkeypatch.setattr(network, "addresses_of", resolver(refusing, black_hole, ("127.0.0.1", port)))
     began = time.monotonic()
     stream = await Backend().connect_tcp("host", port, 2)
     assert 0.2 < time.monotonic() - began < 0.6

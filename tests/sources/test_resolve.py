@@ -172,7 +172,7 @@ async def test_nothing_there(place: Place, server: FaultServer) -> None:
     assert caught.value.candidates[:2] == (INDEX, SINGLE)
     assert len(caught.value.candidates) == 10
     if server.seen:
-        assert asked(server) == list(caught.value.candidates)
+        assert asked(server)[:10] == list(caught.value.candidates)
 
 
 @pytest.mark.parametrize(

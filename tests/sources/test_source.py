@@ -82,6 +82,50 @@ def test_pages_of_the_hub(source: str, expected: Source) -> None:
     assert parse(source) == expected
 
 
+@pytest.mark.parametrize("kind", ["tree", "blob", "resolve"])
+@pytest.mark.parametrize(
+    ("path", "revision", "folder"),
+    [
+        ("refs/pr/3", "refs/pr/3", ""),
+        ("refs%2Fpr%2F12", "refs/pr/12", ""),
+        ("refs/convert/parquet", "refs/convert/parquet", ""),
+        ("refs%2Fconvert%2Fparquet", "refs/convert/parquet", ""),
+        ("refs/pr/3/unet/deep", "refs/pr/3", "unet/deep"),
+        ("refs%2Fpr%2F3/pr/4", "refs/pr/3", "pr/4"),
+        ("refs/pr/x", "refs", "pr/x"),
+        ("refs/other/3", "refs", "other/3"),
+        ("refs", "refs", ""),
+    ],
+)
+@pytest.mark.parametrize("home", ["https://huggingface.co", "http://mirror:8000/hf"])
+def test_revisions_of_several_parts(home: str, kind: str, path: str, revision: str, folder: str) -> None:
+    """Pull requests and conversions, quoted or not; anything else is a branch, and folders in it."""
+    file = None if kind == "tree" else "x.safetensors"
+    url = f"{home}/org/name/{kind}/{path}" + (f"/{file}" if file else "")
+    assert parse(url, endpoint=home) == HubSource("org/name", revision, folder, file)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["https://host/hf", "https://host/hf/", "https://host:443/a/b%20c", "https://HOST/hf"]
+)
+def test_the_path_of_an_endpoint_counts(endpoint: str) -> None:
+    """What lies below it is a repository there; what lies beside it is a web folder, whatever it looks like."""
+    home = endpoint.rstrip("/")
+    assert parse(f"{home}/org/model", endpoint=endpoint) == HubSource("org/model", "main")
+    assert parse(f"{home}/gpt2/", endpoint=endpoint) == HubSource("gpt2", "main")
+    assert parse(f"{home}/org/model/tree/v1/a", endpoint=endpoint) == HubSource("org/model", "v1", "a")
+    assert parse(f"{home}/org/model/resolve/v1/x.safetensors?download=true", endpoint=endpoint) == HubSource(
+        "org/model", "v1", "", "x.safetensors"
+    )
+    for beside in ("https://host/other", "https://host/hfx/org/model", "https://host/a/b/c", "https://host/"):
+        assert isinstance(parse(beside, endpoint=endpoint), UrlSource)
+    assert parse(f"{HF}/org/model", endpoint=endpoint) == HubSource("org/model", "main")
+    with pytest.raises(SourceError, match="the Hub itself"):
+        parse(home, endpoint=endpoint)
+    with pytest.raises(SourceError):
+        parse(f"{home}/../other/x", endpoint=endpoint)
+
+
 def test_a_page_with_options() -> None:
     """revision= and subfolder= complete a page's URL; revision= may repeat what the URL says, not contradict it."""
     assert parse(f"{HF}/org/name", revision="v1", subfolder="a") == HubSource("org/name", "v1", "a")
@@ -205,6 +249,38 @@ def test_bad_local_paths(disk: Path, source: str | Path, options: dict[str, str]
     """A pickle, options that paths do not have, and paths at which there is nothing."""
     with pytest.raises(SourceError, match=says):
         parse_on(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "shadows"),
+    [
+        ("org/name", "org/name"),
+        ("org", "org"),
+        ("./org/name", ""),
+        ("org/name/", ""),
+        ("org/name/x.safetensors", ""),
+        (Path("org/name"), ""),
+        ("~/org/name", ""),
+    ],
+)
+def test_what_could_be_a_repository_too(disk: Path, source: str | Path, shadows: str) -> None:
+    """A folder that is written as a repository is told apart from one that is written as a path."""
+    found = parse_on(source)
+    assert isinstance(found, LocalSource)
+    assert found.shadows == shadows
+    assert parse_on("org/name@main") == HubSource("org/name", "main")
+
+
+def test_a_file_with_the_name_of_a_repository(disk: Path) -> None:
+    """It is no checkpoint, and the error tells how to say that the repository is meant; so with a revision."""
+    (disk / "gpt2").touch()
+    with pytest.raises(SourceError, match="is a file here") as caught:
+        parse_on("gpt2")
+    assert "gpt2@main" in caught.value.hint
+    with pytest.raises(SourceError, match="no revisions") as caught:
+        parse_on("org/name", revision="v2")
+    assert "org/name@v2" in caught.value.hint
+    assert "./org/name" in caught.value.hint
 
 
 @pytest.mark.parametrize("source", ["https://u:secret@web.example/\ud800/", "org/model@\udfff", "gpt2"])
