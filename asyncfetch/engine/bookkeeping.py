@@ -6,6 +6,7 @@ from ..errors import DiskFullError, storage_errors
 from ..events import FileState
 from ..sources.located import Located
 from ..storage.identities import write_identities
+from ..storage.listings import write_listing
 from ..storage.partial import spans_on_disk
 
 __all__ = ["file_states", "prepare_cache", "record"]
@@ -48,7 +49,11 @@ def prepare_cache(located: Located) -> None:
 def record(located: Located) -> None:
     """Write what the source does not have, and last of all what its revision resolved to."""
     cache = located.cache
-    if cache is None or located.commit is None or (located.ref is None and not located.absent):
+    if cache is None or located.commit is None:
+        return
+    if located.records is not None:
+        write_listing(cache.folder, located.commit, located.records)
+    if located.ref is None and not located.absent:
         return
     with storage_errors(cache.folder):
         if not cache.snapshot(located.commit).is_dir():

@@ -114,6 +114,8 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
         if await _already_there(job, file):
             unlock(lock)
             return None
+        if file.target is None:  # known by a listing alone: its first bytes come with the answer
+            await job.links.target(file, None)
         path = cache.partial(file.key)
         identity = file.identity if file.resumable else f"{file.identity}:{time.time_ns()}"
         partial = await off_loop(lambda: FilePartial(path, file.size, file.algorithm, identity=identity))

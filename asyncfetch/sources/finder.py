@@ -29,7 +29,7 @@ from ..format.index import Index, index_too_large, parse_index, select_tensors
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
 from ..tasks import each, plain_errors
-from .located import FoundIndex, Located, Origin, SourceFile, path_in
+from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
 from .request import Request, is_index_name, names_in
 
 __all__ = ["Place", "State", "file_on_disk", "find", "read_index"]
@@ -76,6 +76,13 @@ class Place(Origin, Protocol):
         """Whether there is such a file, None if that is not known. For advice only: no failure is raised.
 
         `ask` allows one request.
+        """
+        ...
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        """All files of a commit; None if the source lists none.
+
+        Without a commit: of the one that the source names now.
         """
         ...
 

@@ -7,10 +7,12 @@ token goes to the endpoint's origin only; what storage answers is never believed
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 from ..errors import (
     AccessError,
@@ -28,14 +30,19 @@ from ..format.index import index_too_large
 from ..network.ranges import Target, read_span, strong
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of, redirected
-from ..spans import Span
+from ..spans import MiB, Span
 from ..storage.cache import is_commit, path_inside
 from ..storage.checksums import Checksum, checksum_of_etag
+from ..storage.listings import Records
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = ["Hub", "HubFile", "size_of"]
 
+T = TypeVar("T", list[Any], dict[str, Any])
+
 _REDIRECTS = (301, 302, 303, 307, 308)
+_NO_API = (404, 405, 501)  # of a mirror that serves files alone
+_API_LIMIT = 32 * MiB  # bytes of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +122,56 @@ class Hub:
         if found.link is None or not found.size:
             return found, found.prefix
 
+        async def renew() -> Target:
+            again = await self.ask_again(file, found.commit, etag=found.etag, size=found.size)
+            return self.target_of(file, again)
+
         data = await read_span(
             self.transport,
             self.target_of(file, found),
             Span(0, found.size),
             file=file,
             size=found.size,
-            renew=lambda: self.target_anew(file, found.commit, etag=found.etag, size=found.size),
+            renew=renew,
         )
         return found, data
+
+    async def commit_of(self, revision: str) -> str | None:
+        """The commit that a branch or a tag names; None from a server that does not tell. Raises as `ask` does."""
+        path_inside(revision)
+        reply = await self._ask_api(f"revision/{quote(revision, safe='')}", revision)
+        if reply.status != 200:
+            return None
+        commit = _json_of(reply, dict).get("sha")
+        if not isinstance(commit, str) or not is_commit(commit):
+            raise ProtocolError("no commit in the answer, so this is not a Hub (or a proxy answered)", url=reply.url)
+        return commit
+
+    async def listing(self, commit: str) -> Records | None:
+        """All files of a commit; None from a server that lists none. Raises the errors of `ask`."""
+        query, asked = "recursive=true&expand=false", set[str]()
+        records: dict[str, Mapping[str, int | str]] = {}
+        while query not in asked:
+            asked.add(query)
+            reply = await self._ask_api(f"tree/{commit}?{query}", commit)
+            if reply.status != 200:
+                return None
+            records |= records_of(_json_of(reply, list), reply.url)
+            following = following_page(reply.headers.get("link", ""))
+            if following is None:
+                return records
+            query = following
+        raise ProtocolError("the pages of its listing lead in a circle", url=reply.url)
+
+    async def _ask_api(self, path: str, revision: str) -> Reply:
+        """An answer of the API about this repository. It is 200, or says that there is no such API."""
+        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/{path}"
+        reply = await self.transport.fetch(
+            url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
+        )
+        if reply.status not in _NO_API or reply.headers.get("x-error-code"):
+            self._raise_for(reply, path.partition("?")[0], revision)
+        return reply
 
     def target_of(self, file: str, found: HubFile) -> Target:
         """Where the bytes of a file are served, by what was found."""
@@ -132,12 +180,12 @@ class Hub:
         url = self.url(file, found.commit)
         return Target(url, self.headers(url), validator=found.validator)
 
-    async def target_anew(self, file: str, revision: str, *, etag: str, size: int) -> Target:
-        """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
-        again = await self.ask(file, revision, limit=1, told=file)
+    async def ask_again(self, file: str, revision: str, *, etag: str, size: int, limit: int = 1) -> HubFile:
+        """What the Hub says now of a file that is known, and a new link. ChangedError if it is another file by now."""
+        again = await self.ask(file, revision, limit=limit, told=file)
         if (again.etag, again.size) != (etag, size):
             raise ChangedError(file, "the Hub names another hash for it")
-        return self.target_of(file, again)
+        return again
 
     def _may_follow(self, here: str, target: str) -> bool:
         return origin_of(here) == origin_of(target) or origin_of(target) in self._trusted
@@ -196,6 +244,40 @@ class Hub:
             error = NetworkError(f"the server answered {status} {message}".rstrip(), url=reply.url)
             error.transient = False
         raise error
+
+
+def _json_of(reply: Reply, kind: type[T]) -> T:
+    """The document in an answer, which is of this kind. Raises ProtocolError."""
+    try:
+        document = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        document = None
+    if reply.truncated or not isinstance(document, kind):
+        raise ProtocolError("the answer is no JSON of the Hub's", url=reply.url)
+    return document
+
+
+def records_of(page: list[Any], url: str) -> dict[str, Mapping[str, int | str]]:
+    """The files on one page of a listing (https://huggingface.co/docs/hub/api, `/tree`)."""
+    records: dict[str, Mapping[str, int | str]] = {}
+    try:
+        for entry in page:
+            if entry["type"] == "file":
+                record: dict[str, int | str] = {"size": int(entry["size"]), "blob_id": str(entry["oid"])}
+                if lfs := entry.get("lfs"):
+                    record |= {"lfs_sha256": str(lfs["oid"]), "lfs_size": int(lfs["size"])}
+                records[str(entry["path"])] = record
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ProtocolError("the listing is none of the Hub's", url=url) from None
+    return records
+
+
+def following_page(link: str) -> str | None:
+    """The query of the next page that a Link header names (RFC 8288). The address is ours: a mirror's Link may
+    lead past the mirror.
+    """
+    match = re.search(r"<([^<>]*)>\s*;[^<]*\brel\s*=\s*\"?next\b", link, re.IGNORECASE)
+    return urlsplit(match[1]).query or None if match else None
 
 
 def clean_etag(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -15,9 +15,10 @@ from ..network.transport import Transport
 from ..spans import Span
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
+from ..storage.listings import TreeEntry, entries_of
 from .finder import State, file_on_disk, read_index
 from .hub import Hub
-from .located import PREFIX_LIMIT, FoundIndex, SourceFile, renewal
+from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile, renewal
 from .request import HubSource, Request
 
 __all__ = ["HubPlace"]
@@ -106,13 +107,48 @@ class HubPlace:
             pass  # only advice: what was asked for is there
         return None
 
+    async def listing(self, commit: str | None) -> Listing | None:
+        commit = commit or await self._hub.commit_of(self._revision)
+        if commit is None:
+            return None
+        entries, records = await to_thread.run_sync(self.cache.tree, commit), None
+        if entries is None and self._offline:
+            entries = await to_thread.run_sync(self.cache.present, commit)
+        elif entries is None:
+            records = await self._hub.listing(commit)
+            if records is None:
+                return None
+            entries = entries_of(records)
+        return Listing(await to_thread.run_sync(self._listed, entries, commit), records)
+
+    def _listed(self, entries: Mapping[str, TreeEntry], commit: str) -> dict[str, SourceFile]:
+        """The files of a listing, those that are here with their paths."""
+        return {name: self._file_of(name, entry, commit) for name, entry in entries.items()}
+
+    def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:
+        etag = entry.checksum.hex if entry.checksum else ""
+        file = SourceFile(
+            name, entry.size, entry.checksum, commit=commit, key=etag, blob=etag, identity=f"{etag}:{entry.size}"
+        )
+        path = self.cache.find(commit, name)
+        if path is not None and path.stat().st_size == entry.size:
+            file.path = path
+        elif etag and (blob := self.cache.whole_blob(etag, entry.size)) is not None:
+            file.in_blobs, file.path = True, blob
+        return file
+
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(commit)  # the Hub tells the hash of each file, so they were found by it when they were looked at
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         if file.target is None or renew:
-            revision = file.commit or self._revision
-            file.target = await self._hub.target_anew(file.name, revision, etag=file.key, size=file.size)
+            limit = PREFIX_LIMIT if file.target is None else 1  # of a small file the first answer brings the whole
+            again = await self._hub.ask_again(
+                file.name, file.commit or self._revision, etag=file.key, size=file.size, limit=limit
+            )
+            if file.target is None:
+                file.prefix, file.splittable = again.prefix, again.splittable
+            file.target = self._hub.target_of(file.name, again)
         return file.target
 
     async def _cached(self, name: str, commit: str | None) -> Path | None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from ..errors import EntryNotFoundError, ProtocolError
+from ..errors import EntryNotFoundError, ProtocolError, storage_errors
 from ..network.ranges import Target
 from .finder import State, file_on_disk, read_index
-from .located import FoundIndex, SourceFile
+from .located import FoundIndex, Listing, SourceFile
 from .request import LocalSource, Request
 
 __all__ = ["LocalPlace"]
@@ -40,6 +40,16 @@ class LocalPlace:
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return await to_thread.run_sync(Path(self._source.folder, name).is_file)
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        return Listing(await to_thread.run_sync(self._walked))
+
+    def _walked(self) -> dict[str, SourceFile]:
+        folder = Path(self._source.folder)
+        with storage_errors(folder):
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        return {name: file_on_disk(name, path) for name, path in zip(names, paths, strict=True)}
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)

@@ -16,6 +16,7 @@ from ..network.urls import origin_of
 from ..policy import Policy
 from ..storage.cache import path_inside
 from ..storage.checksums import Checksum
+from .listing import Chosen
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = [
@@ -265,6 +266,7 @@ class Request:
     variant: str | None = None
     select: Selector = None
     checksums: Mapping[str, Checksum] | None = None
+    chosen: Chosen | None = None  # None: what a load needs, and no more
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -13,6 +13,7 @@ from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
 from ..tasks import each
+from .files import add_companions, find_files
 from .finder import Place, find
 from .hub_finder import HubPlace
 from .local_finder import LocalPlace
@@ -31,9 +32,19 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     leaves the shards' headers unread.
     """
     place = _place_of(request, transport)
+    chosen = request.chosen
+    if chosen is not None and chosen.exact:
+        return await find_files(place, request, chosen)
     located = await find(place, request)
-    if not headers:
-        return located
+    if headers:
+        await _read_headers(located, request, transport, place)
+    if chosen is not None:
+        await add_companions(place, request, chosen, located)
+    return located
+
+
+async def _read_headers(located: Located, request: Request, transport: Transport, place: Place) -> None:
+    """Read the headers of all shards, and hold them against the index."""
 
     async def read(file: SourceFile) -> None:
         await read_header(file, transport, place)
@@ -48,7 +59,6 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
             if file.header is not None
         }
         located.warnings += check_index(located.index, by_shard)
-    return located
 
 
 def _place_of(request: Request, transport: Transport) -> Place:

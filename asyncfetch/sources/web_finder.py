@@ -30,7 +30,7 @@ from ..storage.checksums import Checksum, git_blob_id
 from ..storage.identities import commit_of, known_states
 from .finder import State, file_on_disk, read_index
 from .hub import size_of
-from .located import PREFIX_LIMIT, FoundIndex, SourceFile
+from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import Request, UrlSource
 
 __all__ = ["WebPlace"]
@@ -71,6 +71,9 @@ class WebPlace:
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        return None  # no protocol for it is common to web servers
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         if self._offline:

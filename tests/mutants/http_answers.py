@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "another-file-behind-a-new-link",
         _CHANGED,
-        "sources.hub:Hub.target_anew",
+        "sources.hub:Hub.ask_again",
         "if (again.etag, again.size) != (etag, size):",
         "if again.size != size:",
         ("engine/test_transfer.py::test_other_content_behind_a_new_link",),
