@@ -98,6 +98,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         sharded(root / name, tensors())
     (root / "org/model/text_encoder").mkdir()
     (root / "org/model/text_encoder/model.fp16.safetensors").write_bytes(safetensors_bytes(tensors()))
+    (root / "org/model/config.json").write_text("{}")
     (root / "org/linear").mkdir()
     linear = {"weight": np.ones((4, 8), np.float32), "bias": np.zeros(4, np.float32)}
     (root / "org/linear/model.safetensors").write_bytes(safetensors_bytes(linear))

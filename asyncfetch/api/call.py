@@ -119,12 +119,13 @@ class Call:
 
 
 def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
-    files = {name: where.path for name, where in landed.items() if where.path is not None}
+    files = {file.name: path for file in located.files if (path := landed[file.name].path) is not None}
     if located.index is not None and located.index_path is not None:
         files = {located.index.file: located.index_path, **files}
     if located.cache is not None and located.commit is not None:
         return Snapshot(located.cache.snapshot(located.commit), located.commit, files)
-    return Snapshot(next(iter(files.values())).parent, None, files)
+    name, path = next(iter(files.items()))
+    return Snapshot(path.parents[name.count("/")], None, files)
 
 
 def _inspection(located: Located) -> Inspection:

@@ -16,7 +16,7 @@ from anyio.lowlevel import RunVar
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import off_loop, plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
-from .options import Access, DTypeLike, Planned, Sought, Source, Storage, Wanted, spelled_out
+from .options import Access, DTypeLike, Fetched, Files, Foreseen, Planned, Sought, Source, Storage, Wanted, spelled_out
 from .public import imported, public, refuse_misfits, shortened, within
 
 if TYPE_CHECKING:
@@ -159,16 +159,16 @@ class Client:
         async with self._call(source, wanted, storage) as call:
             return await call.load(dtype)
 
-    @public(Wanted)
-    async def download(self, source: Source, **wanted: Unpack[Wanted]) -> Snapshot:
+    @public(Fetched)
+    async def download(self, source: Source, **wanted: Unpack[Fetched]) -> Snapshot:
         """As `asyncfetch.download_async`."""
-        async with self._call(source, wanted) as call:
+        async with self._call(source, wanted, files=wanted) as call:
             return await call.download()
 
-    @public(Planned)
-    async def dry_run(self, source: Source, **wanted: Unpack[Planned]) -> Resolved:
+    @public(Foreseen)
+    async def dry_run(self, source: Source, **wanted: Unpack[Foreseen]) -> Resolved:
         """As `asyncfetch.dry_run_async`."""
-        async with self._call(source, wanted) as call:
+        async with self._call(source, wanted, files=wanted) as call:
             return await call.dry_run()
 
     @public(Sought)
@@ -180,7 +180,7 @@ class Client:
     @public(Planned)
     async def verify(self, source: Source, **wanted: Unpack[Planned]) -> tuple[VerifiedFile, ...]:
         """As `asyncfetch.verify_async`."""
-        async with self._call(source, wanted, offline=True) as call:
+        async with self._call(source, wanted, files={}, offline=True) as call:
             return await call.verify()
 
     @public(Wanted)
@@ -258,10 +258,14 @@ class Client:
         wanted: Wanted | Planned | Sought,
         storage: Storage = "disk",
         *,
+        files: Files | None = None,
         offline: bool = False,
         token: object = None,
     ) -> AsyncIterator[Call]:
-        """One call, which runs until the block ends or `_ended(token)`. An error in it comes out plain, in no group."""
+        """One call, which runs until the block ends or `_ended(token)`. An error in it comes out plain, in no group.
+
+        `files`: it brings more, or other files than a load needs.
+        """
         token = token or object()
         self._running.add(token)
         try:
@@ -269,7 +273,7 @@ class Client:
                 code, environment, transport = await self._ready()
                 if offline:
                     environment = environment.offline()
-                yield code.Call(await code.begin(environment, transport, source, wanted, storage))
+                yield code.Call(await code.begin(environment, transport, source, wanted, storage, files))
         finally:
             self._ended(token)
 

@@ -16,7 +16,18 @@ from ..errors import SourceError
 from ..tasks import off_loop
 from .blocking import blocking, blocking_block
 from .client import Client, Opening, Streaming
-from .options import DTypeLike, InspectOptions, Options, PlanOptions, Source, Storage, VerifyOptions, spelled_out, split
+from .options import (
+    DownloadOptions,
+    DTypeLike,
+    InspectOptions,
+    Options,
+    PlanOptions,
+    Source,
+    Storage,
+    VerifyOptions,
+    spelled_out,
+    split,
+)
 from .public import imported, public, refuse_misfits
 
 if TYPE_CHECKING:
@@ -94,9 +105,14 @@ async def load_inspected_async(
         return await call.load_inspected(dtype)
 
 
-@public(Options)
-async def download_async(source: Source, **options: Unpack[Options]) -> Snapshot:
-    """Download the files of a checkpoint, index included, and return where they are.
+@public(DownloadOptions)
+async def download_async(source: Source, **options: Unpack[DownloadOptions]) -> Snapshot:
+    """Download a checkpoint and all beside it that holds no weights, and return where the files are.
+
+    So what `transformers` and the like need is there: config, tokenizer, templates, code. Each file is held
+    against its hash. Weights of other formats (.bin, .onnx, .gguf and so on) and copies of the same weights
+    are left out. `files=` and `include=` bring other files, whether there is a checkpoint or not. A plain web
+    server lists nothing: from there only the checkpoint comes, or what `files=` names.
 
     Args:
         source: as in `load_async`.
@@ -111,7 +127,7 @@ async def download_async(source: Source, **options: Unpack[Options]) -> Snapshot
 
 @public(PlanOptions)
 async def dry_run_async(source: Source, **options: Unpack[PlanOptions]) -> Resolved:
-    """What a download would do: every file with its size and the bytes that are here already.
+    """What `download` would do: every file with its size and the bytes that are here already.
 
     Nothing is written.
 

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, overload
 
 from ..policy import Policy
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Access",
     "DTypeLike",
+    "DownloadOptions",
+    "Fetched",
+    "Files",
+    "Foreseen",
     "HttpClient",
     "InspectOptions",
     "LocalAccess",
@@ -137,11 +141,38 @@ class Wanted(Planned, total=False):
     verify: Verify
 
 
+class Files(TypedDict, total=False):
+    """Which files a download brings: by default a checkpoint, and all beside it that holds no weights.
+
+    weights_only: the checkpoint alone, without config, tokenizer and the like.
+    files: exactly these files, by their names in the source, whatever they are.
+    include: a glob or several over all files, as huggingface_hub has them; `"*"` is everything.
+    exclude: a glob or several over files to leave out, of what `include` and `files` say, or beside the checkpoint.
+    """
+
+    weights_only: bool
+    files: str | Sequence[str] | None
+    include: str | Sequence[str] | None
+    exclude: str | Sequence[str] | None
+
+
+class Fetched(Wanted, Files, total=False):
+    """What differs from download to download."""
+
+
+class Foreseen(Planned, Files, total=False):
+    """What differs from plan to plan."""
+
+
 class Options(Wanted, Access, total=False):
     """What the functions take that download or read: a client for one call, and the call."""
 
 
-class PlanOptions(Planned, Access, total=False):
+class DownloadOptions(Wanted, Files, Access, total=False):
+    """What `download` takes."""
+
+
+class PlanOptions(Planned, Files, Access, total=False):
     """What `dry_run` takes."""
 
 
@@ -155,16 +186,18 @@ class VerifyOptions(Planned, LocalAccess, total=False):
 
 _DESCRIPTIONS = {
     name: text
-    for part in (LocalAccess, Access, Sought, Planned, Wanted)
+    for part in (LocalAccess, Access, Sought, Planned, Wanted, Files)
     for name, text in re.findall(r"^(\w+): (.+(?:\n    .+)*)", inspect.cleandoc(part.__doc__ or ""), re.MULTILINE)
 }
-_DEFAULTS: Mapping[str, object] = {"verify": "download"}  # of all others None
+_DEFAULTS: Mapping[str, object] = {"verify": "download", "weights_only": False}  # of all others None
 
 
 @overload
-def split(options: Options) -> tuple[Access, Wanted]: ...
+def split(options: DownloadOptions) -> tuple[Access, Fetched]: ...
 @overload
-def split(options: PlanOptions) -> tuple[Access, Planned]: ...
+def split(options: Options) -> tuple[Access, Wanted]: ...  # type: ignore[overload-overlap]
+@overload
+def split(options: PlanOptions) -> tuple[Access, Foreseen]: ...
 @overload
 def split(options: InspectOptions) -> tuple[Access, Sought]: ...  # type: ignore[overload-overlap]
 @overload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.finder import distrust
+from ..sources.listing import Chosen
 from ..sources.located import Landed, Located, SourceFile
 from ..sources.request import LocalSource, Request, parse_source
 from ..sources.resolve import resolve
@@ -35,7 +36,7 @@ from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
 from ..tasks import off_loop, plain_errors
-from .options import Access, Source, Storage, Verify, Wanted
+from .options import Access, Files, Source, Storage, Verify, Wanted
 
 __all__ = ["Environment", "Session", "begin"]
 
@@ -187,8 +188,11 @@ class Environment:
         """The same, for a call that sends nothing."""
         return replace(self, settings=replace(self.settings, offline=True, token=None))
 
-    def request(self, source: Source, wanted: Wanted) -> Request:
-        """What one call asks for. Looks at the disk: a path that exists is a local source. Raises SourceError."""
+    def request(self, source: Source, wanted: Wanted, files: Files | None = None) -> Request:
+        """What one call asks for; `files`: more or other files than a load needs.
+
+        Looks at the disk: a path that exists is a local source. Raises SourceError.
+        """
         select, root = wanted.get("select"), self.cache_root
         parsed = parse_source(
             source,
@@ -209,15 +213,40 @@ class Environment:
             wanted.get("variant"),
             None if select is None else selector(select),
             {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
+            None if files is None else _chosen(files),
         )
 
 
+def _chosen(files: Files) -> Chosen | None:
+    """Which files are wanted. Raises SourceError for options that contradict each other."""
+    names, include, exclude = (_texts(name, files.get(name)) for name in ("files", "include", "exclude"))
+    if files.get("weights_only"):
+        if names or include or exclude:
+            raise SourceError("weights_only= goes with none of files=, include= and exclude=.")
+        return None
+    return Chosen(bool(names or include), names, include, exclude)
+
+
+def _texts(option: str, value: object) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
+    if value is None:
+        return ()
+    if not all(isinstance(text, str) and text for text in texts):
+        raise SourceError(f"{option}= takes names or globs, not {value!r:.80}.")
+    return texts
+
+
 async def begin(
-    environment: Environment, transport: Transport, source: Source, wanted: Wanted, storage: Storage = "disk"
+    environment: Environment,
+    transport: Transport,
+    source: Source,
+    wanted: Wanted,
+    storage: Storage = "disk",
+    files: Files | None = None,
 ) -> Session:
     """The session of one call over a transport that others may share."""
     began = time.monotonic()
-    request = await off_loop(lambda: environment.request(source, wanted))
+    request = await off_loop(lambda: environment.request(source, wanted, files))
     notify = Notifier(wanted.get("report"))
     return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
 

@@ -21,7 +21,18 @@ from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
-from .options import FLAG, CommonFlags, Connections, FetchFlags, Patience, TensorFlags, noticing, policy_of, reporting
+from .options import (
+    FLAG,
+    CommonFlags,
+    Connections,
+    FetchFlags,
+    FileFlags,
+    Patience,
+    TensorFlags,
+    noticing,
+    policy_of,
+    reporting,
+)  # fmt: skip
 from .output import stdout_errors
 from .text import printable
 
@@ -70,7 +81,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
             raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
-COMMON, TENSORS, FETCH = CommonFlags(), TensorFlags(), FetchFlags()
+COMMON, TENSORS, FETCH, FILES = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags()
 Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
@@ -98,7 +109,7 @@ def load(
         check_output(output)
     arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
     if dry_run:
-        return _dry_run("load", source, arguments, flags, to_disk=not memory)
+        return _dry_run("load", source, arguments | {"weights_only": True}, flags, to_disk=not memory)
     with reporting(flags) as report:
         tensors, found = api.load_inspected(
             source,
@@ -117,15 +128,16 @@ def load(
 def download(
     source: Source,
     /,
-    *,
+    *files: Annotated[str, Parameter(help="Only these files, by their names in the source.")],
+    which: FileFlags = FILES,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
 ) -> None:
-    """Download a checkpoint into the cache and print the folder that holds it."""
-    arguments = flags.arguments() | wanted.arguments() | fetch.arguments()
+    """Download a checkpoint and what belongs to it into the cache, and print the folder that holds it."""
+    arguments = flags.arguments() | wanted.arguments() | fetch.arguments() | which.arguments(files)
     if dry_run:
         return _dry_run("download", source, arguments, flags)
     with reporting(flags) as report:

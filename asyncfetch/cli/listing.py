@@ -15,7 +15,7 @@ from ..api.results import Inspection, Snapshot, VerifiedFile
 from ..events import Resolved
 from ..format.writer import format_dtype, logical_shape
 from .output import flush_stdout, print_json, print_table, stdout_errors
-from .text import amount, printable, shards, size_text
+from .text import amount, files, printable, size_text
 
 __all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
 
@@ -82,7 +82,7 @@ def list_plan(
     print_table(columns, [(*row[:4], row[4] or "none") for row in rows], right=columns[1:4])
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
-        _aside(f"{shards(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}")
+        _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}")
     if free is not None and missing > free:
         _aside("warning: that is more than there is room for")
 

@@ -27,6 +27,7 @@ __all__ = [
     "CommonFlags",
     "Connections",
     "FetchFlags",
+    "FileFlags",
     "Patience",
     "TensorFlags",
     "noticing",
@@ -105,6 +106,33 @@ class FetchFlags:
         """These flags as the API takes them."""
         checksums = dict(map(_parse_checksum, self.checksum))
         return {"checksums": checksums or None, "policy": policy_of(self.connections, self.patience)}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileFlags:
+    """Which files of a source."""
+
+    weights_only: Annotated[bool, FLAG] = False
+    """The checkpoint alone, without config, tokenizer and the like."""
+    all: Annotated[bool, FLAG] = False
+    """Every file."""
+    include: Annotated[tuple[str, ...], FLAG] = ()
+    """Glob over all files, repeatable: only what matches."""
+    exclude: Annotated[tuple[str, ...], FLAG] = ()
+    """Glob over files to leave out, repeatable."""
+
+    def arguments(self, files: tuple[str, ...]) -> dict[str, Any]:
+        """These flags, and the names of files, as the API takes them."""
+        if self.all and (files or self.include):
+            raise SourceError("--all is every file: it goes with no names and no --include.")
+        include = ["*"] if self.all else list(self.include)
+        return {
+            "weights_only": self.weights_only,
+            "files": list(files) or None,
+            "include": include or None,
+            "exclude": list(self.exclude) or None,
+        }
 
 
 def policy_of(connections: int | None, patience: str | None) -> Policy:

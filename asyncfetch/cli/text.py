@@ -11,21 +11,21 @@ from collections.abc import Sequence
 __all__ = [
     "amount",
     "clock_text",
+    "files",
     "fit_names",
     "printable",
     "rate_text",
     "ratio",
     "seconds_text",
-    "shards",
     "size_text",
 ]
 
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
 
 
-def shards(count: int) -> str:
+def files(count: int) -> str:
     """`count` with its noun."""
-    return f"{count:,} shard" if count == 1 else f"{count:,} shards"
+    return f"{count:,} file" if count == 1 else f"{count:,} files"
 
 
 def ratio(part: int, whole: int) -> float:

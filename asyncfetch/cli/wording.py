@@ -14,7 +14,7 @@ from typing import assert_never
 
 from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
 from .progress import FileRow, Hold, ProgressState, RowState
-from .text import amount, clock_text, printable, rate_text, ratio, seconds_text, shards, size_text
+from .text import amount, clock_text, files, printable, rate_text, ratio, seconds_text, size_text
 
 __all__ = [
     "FLAGS",
@@ -80,11 +80,11 @@ def _resolved_line(event: Resolved) -> str:
     at = f" at {event.commit[:12]}" if event.commit else ""
     size, here = sum(file.size for file in event.files), sum(file.present for file in event.files)
     kept = f", {size_text(here)} already here" if here else ""
-    return f"{printable(event.source)}{at}: {shards(len(event.files))}, {size_text(size)}{kept}"
+    return f"{printable(event.source)}{at}: {files(len(event.files))}, {size_text(size)}{kept}"
 
 
 def _finished_line(event: Finished) -> str:
-    what = f"{shards(event.files)}, {size_text(event.nbytes)}"
+    what = f"{files(event.files)}, {size_text(event.nbytes)}"
     if not event.downloaded:
         return f"{what}: nothing to download"
     speed = f" ({rate_text(event.downloaded / event.seconds)})" if event.seconds > 0 else ""
@@ -164,13 +164,13 @@ def fold_line(state: ProgressState) -> str:
         (sum(row.state.active for row in state.rows.values()), "active"),
         (state.count(RowState.NOT_STARTED), "not started"),
     ]
-    verified = f"{state.count(RowState.VERIFIED)} of {shards(len(state.rows))} verified"
+    verified = f"{state.count(RowState.VERIFIED)} of {files(len(state.rows))} verified"
     return ", ".join([verified, *(f"{count} {word}" for count, word in parts if count)])
 
 
 def summary_line(state: ProgressState, now: float) -> str:
     """The state in one line, for output that has no table."""
-    done = f"{state.done} of {shards(len(state.rows))} done"
+    done = f"{state.done} of {files(len(state.rows))} done"
     parts = [f"{ratio(state.received, state.size):4.0%}", amount(state.received, state.size), done]
     return "  ".join([*parts, *filter(None, total_status(state, now)[:1])])
 

@@ -9,6 +9,7 @@ from ..events import FileState
 from ..sources.located import Located
 from ..storage.identities import write_identities
 from ..storage.journal import spans_on_disk
+from ..storage.listings import write_listing
 
 __all__ = ["file_states", "prepare_cache", "record"]
 
@@ -60,7 +61,12 @@ def record(located: Located) -> None:
     Not if a name in the snapshot could not be made, or was removed meanwhile: a ref promises that all is there.
     """
     cache = located.cache
-    if cache is None or located.commit is None or (located.ref is None and not located.absent):
+    if cache is None or located.commit is None:
+        return
+    if located.records is not None:
+        with cache.left_out("the listing of the commit"):
+            write_listing(cache.folder, located.commit, located.records)
+    if located.ref is None and not located.absent:
         return
     names = [file.name for file in located.files] + ([located.index_file[0]] if located.index_file else [])
     with cache.left_out("refs"):

@@ -119,6 +119,8 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
         if await _already_there(job, file):
             unlock(lock)
             return None
+        if file.target is None:  # known by a listing alone: its first bytes come with the answer
+            await job.links.target(file, None)
         partial = await off_loop(lambda: _stored_partial(cache, file))
     except BaseException:
         unlock(lock)

@@ -8,6 +8,7 @@ the source has given an answer: a refusal, an absence or another commit is a fac
 from __future__ import annotations
 
 import warnings
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,7 +17,7 @@ from ..format.index import select_tensors
 from ..network.retry import is_away
 from ..network.transport import Transport
 from ..tasks import off_loop
-from .finder import Place, find, first_candidate, parsed
+from .finder import Place, first_candidate, parsed
 from .located import FoundIndex, Located, path_in
 from .request import Request, names_in
 
@@ -28,10 +29,16 @@ def offline(request: Request) -> Request:
     return replace(request, settings=replace(request.settings, offline=True, token=None))
 
 
-async def find_or_recall(place: Place, kept: Place, request: Request, transport: Transport) -> Located:
-    """The checkpoint as `place` has it; or as `kept`, which asks nobody, where nobody can be asked.
+async def find_or_recall(
+    place: Place,
+    kept: Place,
+    request: Request,
+    transport: Transport,
+    find: Callable[[Place, Request], Awaitable[Located]],
+) -> Located:
+    """What `find` finds at `place`; or at `kept`, which asks nobody, where nobody can be asked.
 
-    Raises what `finder.find` raises; the network's errors say what of it is cached.
+    Raises what `find` raises; the network's errors say what of it is cached.
     """
     if not await _may_have_some(kept):
         return await find(place, request)

@@ -32,7 +32,7 @@ from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
 from ..tasks import each, off_loop, plain_errors
 from .advice import look_again
-from .located import FoundIndex, Located, Origin, SourceFile, path_in
+from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
 from .request import LocalSource, Request, Source, is_index_name, names_in
 
 __all__ = ["Place", "State", "distrust", "file_on_disk", "find", "read_cached_index", "read_index"]
@@ -82,8 +82,15 @@ class Place(Origin, Protocol):
         """
         ...
 
-    async def listing(self, commit: str | None) -> Sequence[str] | None:
-        """The files that there are; None where nobody tells. For advice only: no failure is raised."""
+    async def glance(self, commit: str | None) -> Sequence[str] | None:
+        """The names of files, as far as one answer tells; None where nobody tells. For advice only: it never fails."""
+        ...
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        """All files of a commit; None if the source lists none.
+
+        Without a commit: of the one that the source names now.
+        """
         ...
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
@@ -130,7 +137,7 @@ async def first_candidate(
     if request.settings.offline and place.cache is not None:
         raise OfflineError(str(request.source), "a checkpoint")
     nothing = CheckpointNotFoundError(str(request.source), names)
-    there = await place.listing(commit)
+    there = await place.glance(commit)
     raise nothing if there is None else look_again(nothing, there, request)
 
 

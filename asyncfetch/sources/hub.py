@@ -12,23 +12,28 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from urllib.parse import quote
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 from ..errors import AccessError, ChangedError, ProtocolError, RepositoryNotFoundError, redact_url
 from ..format.index import index_too_large
 from ..network.ranges import Target, read_all, read_span, strong
 from ..network.transport import Reply, Transport
 from ..network.urls import may_identify, no_downgrade, origin_of, redirected
-from ..spans import Span
+from ..spans import MiB, Span
 from ..storage.cache import is_commit, path_inside
 from ..storage.checksums import Checksum, checksum_of_etag, digest_of
+from ..storage.listings import Records
 from .refusals import Asked, refusal
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = ["Hub", "HubFile", "size_of"]
 
-_LISTING = 4 << 20  # bytes of a listing that are read
+T = TypeVar("T", list[Any], dict[str, Any])
+
 _REDIRECTS = (301, 302, 303, 307, 308)
+_NO_API = (404, 405, 501)  # of a mirror that serves files alone
+_API_LIMIT = 32 * MiB  # bytes of an answer
 _SET_ENDPOINT = "Set HF_ENDPOINT or pass endpoint= to the Hub that it leads to."
 _METADATA = ("x-repo-commit", "x-linked-etag", "x-linked-size")
 
@@ -117,7 +122,8 @@ class Hub:
             return found, found.prefix
 
         async def renew() -> Target:
-            return replace(await self.target_anew(file, found.commit, etag=found.etag), hashed=True)
+            again = await self.ask_again(file, found.commit, etag=found.etag)
+            return replace(self.target_of(file, again), hashed=True)
 
         target, size = replace(self.target_of(file, found), hashed=True), found.size
         if size is not None:
@@ -130,19 +136,49 @@ class Hub:
             raise index_too_large(file, limit)
         return found, data
 
-    async def listing(self, revision: str) -> list[str] | None:
-        """The names of its files, as far as one answer tells; None if it tells none that can be read."""
+    async def commit_of(self, revision: str) -> str | None:
+        """The commit that a branch or a tag names; None from a server that does not tell. Raises as `ask` does."""
         path_inside(revision)
-        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/tree/{quote(revision, safe='')}?recursive=true"
-        reply = await self.transport.fetch(url, limit=_LISTING, headers=self.headers(url), may_follow=self._may_follow)
-        if reply.status != 200 or reply.truncated:
+        reply = await self._ask_api(f"revision/{quote(revision, safe='')}", revision)
+        if reply.status != 200:
             return None
-        try:
-            entries = json.loads(reply.body)
-            names = [entry["path"] for entry in entries if entry["type"] == "file"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return [name for name in names if isinstance(name, str) and name.isprintable()]
+        commit = _json_of(reply, dict).get("sha")
+        if not isinstance(commit, str) or not is_commit(commit):
+            raise ProtocolError("no commit in the answer, so this is not a Hub (or a proxy answered)", url=reply.url)
+        return commit
+
+    async def listing(self, commit: str) -> Records | None:
+        """All files of a commit; None from a server that lists none. Raises the errors of `ask`."""
+        query, asked = "recursive=true&expand=false", set[str]()
+        records: dict[str, Mapping[str, int | str]] = {}
+        while query not in asked:
+            asked.add(query)
+            reply = await self._ask_api(f"tree/{commit}?{query}", commit)
+            if reply.status != 200:
+                return None
+            records |= records_of(_json_of(reply, list), reply.url)
+            following = following_page(reply.headers.get("link", ""))
+            if following is None:
+                return records
+            query = following
+        raise ProtocolError("the pages of its listing lead in a circle", url=reply.url)
+
+    async def glance(self, revision: str) -> list[str]:
+        """The names of its files on the first page of its listing. Raises the errors of `ask`."""
+        path_inside(revision)
+        reply = await self._ask_api(f"tree/{quote(revision, safe='')}?recursive=true", revision)
+        records = records_of(_json_of(reply, list), reply.url) if reply.status == 200 else {}
+        return [name for name in records if name.isprintable()]
+
+    async def _ask_api(self, path: str, revision: str) -> Reply:
+        """An answer of the API about this repository. It is 200, or says that there is no such API."""
+        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/{path}"
+        reply = await self.transport.fetch(
+            url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
+        )
+        if reply.status not in _NO_API or reply.headers.get("x-error-code"):
+            self._raise_for(reply, path.partition("?")[0], revision)
+        return reply
 
     def target_of(self, file: str, found: HubFile) -> Target:
         """Where the bytes of a file are served, by what was found."""
@@ -151,12 +187,12 @@ class Hub:
         url = self.url(file, found.commit)
         return Target(url, self.headers(url), validator=found.validator)
 
-    async def target_anew(self, file: str, revision: str, *, etag: str) -> Target:
-        """Where they are served now: a new link. Raises ChangedError if it is another file by now."""
-        again = await self.ask(file, revision, limit=1, told=file)
+    async def ask_again(self, file: str, revision: str, *, etag: str, limit: int = 1) -> HubFile:
+        """What the Hub says now of a file that is known, and a new link. ChangedError if it is another file by now."""
+        again = await self.ask(file, revision, limit=limit, told=file)
         if again.etag != etag:
             raise ChangedError(file, "the Hub names another hash for it")
-        return self.target_of(file, again)
+        return again
 
     def _may_follow(self, redirect: Reply, target: str) -> bool:
         """Within one site; and to wherever another Hub may be, as a mirror does that sends on to the official one.
@@ -231,6 +267,40 @@ def _metadata_of(reply: Reply) -> Mapping[str, str]:
         return reply.headers
     telling = next((headers for headers in reversed(reply.passed) if "x-repo-commit" in headers), {})
     return {**reply.headers, **{name: telling[name] for name in _METADATA if name in telling}}
+
+
+def _json_of(reply: Reply, kind: type[T]) -> T:
+    """The document in an answer, which is of this kind. Raises ProtocolError."""
+    try:
+        document = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        document = None
+    if reply.truncated or not isinstance(document, kind):
+        raise ProtocolError("the answer is no JSON of the Hub's", url=reply.url)
+    return document
+
+
+def records_of(page: list[Any], url: str) -> dict[str, Mapping[str, int | str]]:
+    """The files on one page of a listing (https://huggingface.co/docs/hub/api, `/tree`)."""
+    records: dict[str, Mapping[str, int | str]] = {}
+    try:
+        for entry in page:
+            if entry["type"] == "file":
+                record: dict[str, int | str] = {"size": int(entry["size"]), "blob_id": str(entry["oid"])}
+                if lfs := entry.get("lfs"):
+                    record |= {"lfs_sha256": str(lfs["oid"]), "lfs_size": int(lfs["size"])}
+                records[str(entry["path"])] = record
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ProtocolError("the listing is none of the Hub's", url=url) from None
+    return records
+
+
+def following_page(link: str) -> str | None:
+    """The query of the next page that a Link header names (RFC 8288). The address is ours: a mirror's Link may
+    lead past the mirror.
+    """
+    match = re.search(r"<([^<>]*)>\s*;[^<]*\brel\s*=\s*\"?next\b", link, re.IGNORECASE)
+    return urlsplit(match[1]).query or None if match else None
 
 
 def clean_etag(value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,12 @@ from ..network.ranges import Target
 from ..network.transport import Transport
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
+from ..storage.listings import TreeEntry, entries_of
 from ..tasks import off_loop
 from .finder import State, distrust, file_on_disk, read_cached_index
 from .headers import read_beginning
 from .hub import Hub
-from .located import PREFIX_LIMIT, FoundIndex, SourceFile
+from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import HubSource, Request
 
 __all__ = ["HubPlace"]
@@ -96,21 +97,53 @@ class HubPlace:
             pass  # only advice: what was asked for is there
         return None
 
-    async def listing(self, commit: str | None) -> Sequence[str] | None:
+    async def glance(self, commit: str | None) -> Sequence[str] | None:
         try:
             with anyio.move_on_after(self._policy.connect_timeout), self._transport.hurry():
-                return await self._hub.listing(commit or self._revision)
+                return await self._hub.glance(commit or self._revision)
         except AsyncfetchError:
             pass
         return None
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        commit = commit or await self._hub.commit_of(self._revision)
+        if commit is None:
+            return None
+        entries, records = await off_loop(lambda: self.cache.tree(commit)), None
+        if entries is None and self._offline:
+            entries = await off_loop(lambda: self.cache.present(commit))
+        elif entries is None:
+            records = await self._hub.listing(commit)
+            if records is None:
+                return None
+            entries = entries_of(records)
+        return Listing(await off_loop(lambda: self._listed(entries, commit)), records)
+
+    def _listed(self, entries: Mapping[str, TreeEntry], commit: str) -> dict[str, SourceFile]:
+        """The files of a listing, those that are here with their paths."""
+        return {name: self._file_of(name, entry, commit) for name, entry in entries.items()}
+
+    def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:
+        etag = entry.checksum.hex if entry.checksum else ""
+        file = SourceFile(name, entry.size, entry.checksum, commit=commit, key=etag, blob=etag, identity=etag)
+        path = self.cache.find(commit, name)
+        if path is not None and path.stat().st_size == entry.size:
+            file.path = path
+        elif etag and (blob := self.cache.whole_blob(etag, entry.size)) is not None:
+            file.in_blobs, file.path = True, blob
+        return file
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(commit)  # the Hub tells the hash of each file, so they were found by it when they were looked at
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         if file.target is None or renew:
-            revision = file.commit or self._revision
-            file.target = await self._hub.target_anew(file.name, revision, etag=file.key)
+            limit = PREFIX_LIMIT if file.target is None else 1  # of a small file the first answer brings the whole
+            again = await self._hub.ask_again(file.name, file.commit or self._revision, etag=file.key, limit=limit)
+            if file.target is None:
+                file.prefix, file.splittable = again.prefix, again.splittable
+                file.size = file.size if again.size is None else again.size
+            file.target = self._hub.target_of(file.name, again)
         return file.target
 
     async def _cached(self, name: str, commit: str | None) -> Path | None:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import EntryNotFoundError, ProtocolError
+from ..errors import EntryNotFoundError, ProtocolError, storage_errors
 from ..network.ranges import Target
 from ..tasks import off_loop
 from .finder import State, file_on_disk, read_index
-from .located import FoundIndex, SourceFile
+from .located import FoundIndex, Listing, SourceFile
 from .request import LocalSource, Request
 
 __all__ = ["LocalPlace"]
@@ -44,8 +44,18 @@ class LocalPlace:
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return await off_loop(Path(self._source.folder, name).is_file)
 
-    async def listing(self, commit: str | None) -> Sequence[str]:
+    async def glance(self, commit: str | None) -> Sequence[str]:
         return await off_loop(lambda: list(_files_in(Path(self._source.folder))))
+
+    async def listing(self, commit: str | None) -> Listing | None:
+        return Listing(await off_loop(self._walked))
+
+    def _walked(self) -> dict[str, SourceFile]:
+        folder = Path(self._source.folder)
+        with storage_errors(folder):
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        return {name: file_on_disk(name, path) for name, path in zip(names, paths, strict=True)}
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)

@@ -15,11 +15,13 @@ from ..network.ranges import Target, opaque
 from ..storage.boot import boot_id
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
+from ..storage.listings import Records
 
 __all__ = [
     "PREFIX_LIMIT",
     "FoundIndex",
     "Landed",
+    "Listing",
     "Located",
     "Origin",
     "SourceFile",
@@ -100,6 +102,17 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Listing:
+    """All files of a source, by their paths, those that are here with where they are.
+
+    `records` are what a server said of them, to be kept with the download.
+    """
+
+    files: Mapping[str, SourceFile]
+    records: Records | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FoundIndex:
     """An index that was found: its path in the source, its bytes, and the commit at which it was found.
 
@@ -121,7 +134,8 @@ class Located:
     known not to have. `folder` is the index's folder within the source: shard names count from it.
     `index` is None for a single file. `selected` is the index, or else the file's own tensors,
     narrowed to what is wanted; None where no header was read. `identities` are what `commit` was made
-    from and is to be recorded with, where the source has no commits of its own.
+    from and is to be recorded with, where the source has no commits of its own; `records` are the commit's
+    listing, to be recorded too.
     """
 
     source: str
@@ -136,6 +150,7 @@ class Located:
     index_file: tuple[str, bytes, str] | None = None  # name, bytes, etag: to be published
     index_path: Path | None = None
     identities: Mapping[str, str] = field(default_factory=dict)
+    records: Records | None = None
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

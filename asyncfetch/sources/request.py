@@ -17,6 +17,7 @@ from ..policy import Policy
 from ..storage.cache import path_inside
 from ..storage.checksums import Checksum
 from ..storage.wrong import WrongFiles
+from .listing import Chosen
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = [
@@ -328,6 +329,7 @@ class Request:
     variant: str | None = None
     select: Selector = None
     checksums: Mapping[str, Checksum] | None = None
+    chosen: Chosen | None = None  # None: what a load needs, and no more
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 

@@ -9,6 +9,7 @@ from ..format.index import Index, Selector, check_index, select_tensors
 from ..network.transport import Transport
 from ..tasks import each
 from .fallback import find_or_recall, offline
+from .files import add_companions, find_files
 from .finder import Place, distrust, find
 from .headers import read_header
 from .hub_finder import HubPlace
@@ -29,14 +30,32 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     source can be asked for it.
     """
     place = _place_of(request, transport)
+    chosen = request.chosen
+    exact = chosen if chosen is not None and chosen.exact else None
+
+    async def found(place: Place, request: Request) -> Located:
+        return await (find(place, request) if exact is None else find_files(place, request, exact))
+
     if place.cache is None or request.settings.offline:
-        located = await find(place, request)
+        located = await found(place, request)
     else:
-        located = await find_or_recall(place, _place_of(offline(request), transport), request, transport)
-    if not headers:
+        kept = _place_of(offline(request), transport)
+        located = await find_or_recall(place, kept, request, transport, found)
+        if located.origin is kept:
+            place, request = kept, offline(request)
+    if exact is not None:
         return located
-    while not await _read_headers(located, request, transport):
-        located = await find(place, request)
+    if headers:
+        while not await _read_headers(located, request, transport):
+            located = await found(place, request)
+        _select(located, request)
+    if chosen is not None:
+        await add_companions(place, request, chosen, located)
+    return located
+
+
+def _select(located: Located, request: Request) -> None:
+    """Hold the headers against the index, and narrow the tensors of a file that no index lists."""
     if located.index is None:
         located.selected = _select_in_file(located.files[0], request.select)
     elif located.selected is not None:
@@ -46,7 +65,6 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
             if file.header is not None
         }
         located.warnings += check_index(located.index, by_shard)
-    return located
 
 
 async def _read_headers(located: Located, request: Request, transport: Transport) -> bool:

@@ -80,8 +80,11 @@ class WebPlace:
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it
 
-    async def listing(self, commit: str | None) -> None:
+    async def glance(self, commit: str | None) -> None:
         return  # a web server has none that all understand
+
+    async def listing(self, commit: str | None) -> None:
+        return  # nor here
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         if self._offline:

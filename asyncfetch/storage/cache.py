@@ -11,6 +11,7 @@
         snapshots/<commit>/<path>              a relative link to the blob, or the file itself
         .no_exist/<commit>/<path>              empty: the source has no such file
         trees/<commit>.json                    huggingface_hub's listing of a commit; only read
+        listings/<commit>.json                 ours
         identities/<commit>.json               of a plain URL: what its commit was made from
 
 Published in this order: blob, link, and the ref last, so that a ref never names a hole that we
@@ -20,14 +21,12 @@ made. Correctness rests on unique names, hashes and rename; the lock only saves 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,9 +35,10 @@ from filelock import FileLock
 from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
 from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder, takes_any_order, write_synced
+from .listings import TreeEntry, read_listing
 from .wrong import WrongFiles
 
-__all__ = ["RepoCache", "TreeEntry", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
+__all__ = ["RepoCache", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
@@ -72,14 +72,6 @@ def expanded(text: str, *, variables: bool = True) -> Path | None:
 def is_commit(text: str) -> bool:
     """Whether `text` is a full commit hash: 40 lower-case hex digits."""
     return re.fullmatch(r"[0-9a-f]{40}", text, re.ASCII) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class TreeEntry:
-    """One file of a commit, as huggingface_hub's listing has it. `size` is bytes."""
-
-    size: int
-    checksum: Checksum | None
 
 
 class RepoCache:
@@ -135,21 +127,18 @@ class RepoCache:
         return tree is not None and file not in tree
 
     def tree(self, commit: str) -> dict[str, TreeEntry] | None:
-        """huggingface_hub's full listing of a commit; None if there is none that we can read."""
-        path = self.folder / "trees" / f"{_commit(commit)}.json"
-        try:
-            raw = json.loads(path.read_bytes())
-            if raw["format_version"] != 1:
-                return None
+        """The full listing of a commit; None if there is none that can be read."""
+        return read_listing(self.folder, _commit(commit))
+
+    def present(self, commit: str) -> dict[str, TreeEntry]:
+        """The files of a commit that are here."""
+        folder = self.snapshot(commit)
+        with storage_errors(folder):
+            files = [path for path in folder.rglob("*") if path.is_file()]
             return {
-                str(name): TreeEntry(
-                    int(entry.get("lfs_size") or entry["size"]),
-                    checksum_of_etag(str(entry.get("lfs_sha256") or entry["blob_id"])),
-                )
-                for name, entry in raw["files"].items()
+                path.relative_to(folder).as_posix(): TreeEntry(path.stat().st_size, self.checksum_of(path))
+                for path in files
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None
 
     def checksum_of(self, path: Path) -> Checksum | None:
         """What the name of the blob behind a snapshot path promises, or that of a blob; None if it is neither."""

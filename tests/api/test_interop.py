@@ -135,10 +135,12 @@ hf_hub_download("org/single", "model.safetensors")
 """
     paths = hub(code, theirs)
     left, right = tree(ours), tree(theirs)
-    assert left == right
+    kept = [name for name in left if "/listings" in name]  # which it passes over, as the next test shows
+    assert len(kept) == 2 * 3
+    assert {name: what for name, what in left.items() if name not in kept} == right
     assert [Path(path).relative_to(theirs) for path in paths] == [p.relative_to(ours) for p in snapshot.files.values()]
     assert len([name for name in left if "/snapshots/" in name and name.endswith(".safetensors")]) == 6
-    for name, what in left.items():
+    for name, what in right.items():
         if what != "dir" and not what.startswith("->"):
             assert (ours / name).stat().st_mode == (theirs / name).stat().st_mode, name
     ref = (ours / "models--org--sharded/refs/main").read_bytes()
@@ -173,7 +175,7 @@ result["nested"] = snapshot_download("org/nested", local_files_only=True)
 
 def test_huggingface_hub_downloads_only_what_we_did_not(tmp_path: Path, server: Server) -> None:
     """Its snapshot over ours fetches the other files of the repository and none of the shards."""
-    snapshot = asyncfetch.download("org/sharded")
+    snapshot = asyncfetch.download("org/sharded", weights_only=True)
     before = asked(server)
     path = hub("result = snapshot_download('org/sharded')", tmp_path / "hub")
     assert path == str(snapshot.path)

@@ -40,6 +40,7 @@ from ..kit.zygote import zygote
 ROOT = Path(__file__).parents[2]
 REPO = "org/model"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = "model.safetensors.index.json"
 
 
 def tensors() -> dict[str, dict[str, np.ndarray[Any, Any]]]:
@@ -64,7 +65,8 @@ def write_model(folder: Path) -> None:
         save_file(held, folder / shard, metadata={"format": "pt", "shard": shard})
         weight_map |= dict.fromkeys(held, shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +164,39 @@ def test_download_prints_the_folder_and_nothing_else(hub: Server) -> None:
     folder = Path(ran.out.removesuffix("\n"))
     assert {path.name for path in folder.iterdir()} >= set(SHARDS)
     assert f"{SHARDS[0]}: verified" in ran.err
-    assert "2 shards" in ran.err
+    assert "3 files" in ran.err
     assert "\x1b" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], [*SHARDS, INDEX, "config.json"]),
+        (["--weights-only"], [*SHARDS, INDEX]),
+        (["config.json"], ["config.json"]),
+        (["--include", "*.json", "--exclude", "config*"], [INDEX]),
+        (["--all"], [*SHARDS, INDEX, "config.json"]),
+    ],
+)
+def test_download_brings_what_is_asked_for(hub: Server, arguments: list[str], names: list[str]) -> None:
+    """The checkpoint and what belongs to it, or the files that are named."""
+    ran = command("download", REPO, *arguments)
+    assert {path.name for path in Path(ran.out.strip()).iterdir()} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["confg.json"], 3, "has no file 'confg.json'.\nhint: It has config.json"),
+        (["--include", "*.gguf"], 3, "has no file '*.gguf'"),
+        (["--all", "config.json"], 2, "--all is every file"),
+        (["--weights-only", "--include", "*"], 2, "weights_only="),
+    ],
+)
+def test_wrong_files(hub: Server, arguments: list[str], code: int, text: str) -> None:
+    ran = command("download", REPO, *arguments)
+    assert ran.code == code
+    assert text in ran.err
 
 
 def test_quiet_says_nothing(hub: Server) -> None:
@@ -214,11 +247,11 @@ def test_inspect_downloads_no_shard(hub: Server) -> None:
 
 def test_dry_run_has_real_numbers(hub: Server, models: Path) -> None:
     """--dry-run downloads nothing and knows every byte; after the download nothing is missing."""
-    size = sum((models / REPO / shard).stat().st_size for shard in SHARDS)
+    size, beside = (sum((models / REPO / name).stat().st_size for name in names) for names in (SHARDS, ["config.json"]))
     before = command("download", REPO, "--dry-run", "--json").lines[-1]
-    assert before["size"] == before["missing"] == size
+    assert before["size"] == before["missing"] == size + beside
     assert before["present"] == 0
-    assert [file["checksum"].startswith("sha256:") for file in before["files"]] == [True, True]
+    assert [file["checksum"].partition(":")[0] for file in before["files"]] == ["sha256", "sha256", "git-sha1"]
     assert before["disk_free"] > size
     assert not list(Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*/*.safetensors"))
     command("download", REPO)
@@ -400,9 +433,9 @@ def test_json_lines_of_a_download(hub: Server) -> None:
     assert lines[0]["event"] == "resolved"
     assert all(isinstance(file["size"], int) for file in lines[0]["files"])
     kinds = [line.get("event") for line in lines]
-    assert kinds.count("file_verified") == 2
+    assert kinds.count("file_verified") == 3
     assert lines[-1]["type"] == "result"
-    assert set(lines[-1]["files"]) >= set(SHARDS)
+    assert set(lines[-1]["files"]) == {*SHARDS, INDEX, "config.json"}
     assert re.fullmatch(r"[0-9a-f]{40}", lines[-1]["commit"])
 
 
@@ -727,7 +760,7 @@ def test_serve_takes_the_token_from_the_environment(models: Path) -> None:
 
 
 def test_a_table_on_a_terminal(hub: Server) -> None:
-    """On a terminal a download draws one row for each shard and a total, and hides the cursor no longer than that."""
+    """On a terminal a download draws one row for each file and a total, and hides the cursor no longer than that."""
     leader, follower = pty.openpty()
     process = start(
         "download", REPO, real=True, stderr=follower, env={"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "24"}
@@ -744,6 +777,6 @@ def test_a_table_on_a_terminal(hub: Server) -> None:
     assert Ran(process).code == 0
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn.decode())
     last = text[text.rindex("model-00001") :]
-    assert last.count("100%") == 3
-    assert last.count("verified") == 2
+    assert last.count("100%") == 4
+    assert last.count("verified") == 3
     assert drawn.rindex(b"\x1b[?25h") > drawn.rindex(b"\x1b[?25l")

@@ -100,7 +100,7 @@ def test_many_shards_are_folded() -> None:
     lines = drawn(busy(413), 80, 24)
     assert len(lines) == 8
     assert [line.split()[0] for line in lines[:4]] == [f"model-{i:05}-of-00413" for i in (3, 4, 5, 6)]
-    assert lines[4] == "1 of 413 shards verified, 1 cached, 4 active, 407 not started"
+    assert lines[4] == "1 of 413 files verified, 1 cached, 4 active, 407 not started"
     assert lines[5:7] == ["retry: connection reset by peer", "waiting: the server limits the request rate"]
     assert lines[7].startswith("total")
 
@@ -174,8 +174,8 @@ def test_plain_lines_without_a_terminal() -> None:
     out = report_all(Console(file=io.StringIO(), force_terminal=False, width=20))
     lines = out.splitlines()
     assert lines == [line for event in EVENTS if (line := announcement(event, Audience.LOG)) is not None]
-    assert lines[0] == "org/m at aaaaaaaaaaaa: 1 shard, 100 B, 40 B already here"
-    assert lines[-1] == "1 shard, 100 B: 60 B downloaded in 0.5 s (120 B/s)"
+    assert lines[0] == "org/m at aaaaaaaaaaaa: 1 file, 100 B, 40 B already here"
+    assert lines[-1] == "1 file, 100 B: 60 B downloaded in 0.5 s (120 B/s)"
 
 
 def test_plain_status_lines_are_five_seconds_apart() -> None:
@@ -278,4 +278,4 @@ def test_through_a_pty() -> None:
     last = ESCAPE.sub("", out[out.rindex("s0") :])
     assert last.count("verified") == 3
     assert "total" in last
-    assert last.rstrip().endswith("3 shards, 300 MB: 300 MB downloaded in 0.8 s (400 MB/s)")
+    assert last.rstrip().endswith("3 files, 300 MB: 300 MB downloaded in 0.8 s (400 MB/s)")

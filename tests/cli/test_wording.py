@@ -78,7 +78,7 @@ def test_announcements() -> None:
         )
     ]
     assert lines == [
-        "org/m at abababababab: 2 shards, 2.00 GB, 100 MB already here",
+        "org/m at abababababab: 2 files, 2.00 GB, 100 MB already here",
         "a: started, 1.00 GB, continues at 100 MB",
         "a: retry 2/5 in 3 s: reset",
         "a: retry 3/5 now: reset",
@@ -90,8 +90,8 @@ def test_announcements() -> None:
         "a: verified",
         "b: complete, the source gives no checksum",
         "warning: odd\\x1b",
-        "2 shards, 2.00 GB: 1.90 GB downloaded in 10 s (190 MB/s)",
-        "2 shards, 2.00 GB: nothing to download",
+        "2 files, 2.00 GB: 1.90 GB downloaded in 10 s (190 MB/s)",
+        "2 files, 2.00 GB: nothing to download",
     ]
 
 
@@ -176,7 +176,7 @@ def test_all_files_in_one_line() -> None:
     state.apply(FileVerified("s0", 100 * MB, None), 1.0)
     state.apply(FileVerified("s1", 100 * MB, "sha256:x"), 1.0)
     state.apply(Waiting("s2", LIMITED, 1.0), 1.0)
-    said = "1 of 5 shards verified, 1 cached, 1 done without a checksum, 1 active, 1 not started"
+    said = "1 of 5 files verified, 1 cached, 1 done without a checksum, 1 active, 1 not started"
     assert fold_line(state) == said
 
 
@@ -185,7 +185,7 @@ def test_summary_line() -> None:
     state = state_of(0, 100 * MB)
     state.apply(FileStarted("s0", 100 * MB, 0), 0.0)
     state.apply(FileProgress("s0", 50 * MB, 100 * MB), 1.0)
-    assert summary_line(state, 1.0) == " 75%  150/200 MB  1 of 2 shards done  50.0 MB/s, 0:01 left"
+    assert summary_line(state, 1.0) == " 75%  150/200 MB  1 of 2 files done  50.0 MB/s, 0:01 left"
 
 
 # Errors

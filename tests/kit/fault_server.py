@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import hashlib
+import json
 import re
 import socket
 import ssl
@@ -267,6 +268,19 @@ class Resource:
     signed: bool = False
 
 
+def _tree_entry(name: str, body: bytes) -> dict[str, object]:
+    """A file as the Hub's listing has it."""
+    git = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    lfs = {"lfs": {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}}
+    return {
+        "type": "file",
+        "path": name,
+        "size": len(body),
+        "oid": git,
+        **(lfs if name.endswith(".safetensors") else {}),
+    }
+
+
 @dataclass(frozen=True)
 class Repository:
     """A repository of the played Hub: the paths of its files, and where storage serves them."""
@@ -414,6 +428,30 @@ class FaultServer:
             )
         )
         return Repository(repo, dict(files), pages, storage)
+
+    def listing(
+        self, repository: Repository, *, commit: str = COMMIT, per_page: int = 1000, elsewhere: str = ""
+    ) -> str:
+        """Serve the API's listing of a repository, in pages, and what `main` is. Returns the path of the listing.
+
+        `elsewhere`: the origin that the links to the next pages name, as those of a mirror may.
+        """
+        names = sorted(repository.files)
+
+        def respond(seen: Seen) -> Answer:
+            begin = int((re.search(r"cursor=(\d+)", seen.query) or [0, 0])[1])
+            page = [_tree_entry(name, repository.files[name]) for name in names[begin : begin + per_page]]
+            headers = {"content-type": "application/json"}
+            if begin + per_page < len(names):
+                following = f"{elsewhere or self.url}{seen.path}?recursive=true&cursor={begin + per_page}"
+                headers["link"] = f'<{following}>; rel="next"'
+            return Answer(200, headers, json.dumps(page).encode())
+
+        api = f"/api/models/{repository.name}"
+        self.resources[f"{api}/tree/{commit}"] = Resource(respond=respond)
+        for revision in ("main", commit):
+            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps({"sha": commit}).encode())
+        return f"{api}/tree/{commit}"
 
     def _redirecting(self, path: str, commit: str, etag: str, size: int) -> Callable[[Seen], Answer]:
         def respond(_seen: Seen) -> Answer:

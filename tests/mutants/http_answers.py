@@ -174,7 +174,7 @@ MUTANTS = (
     Mutant(
         "another-file-behind-a-new-link",
         _CHANGED,
-        "sources.hub:Hub.target_anew",
+        "sources.hub:Hub.ask_again",
         "if again.etag != etag:",
         "if again.size is None:",
         ("engine/test_transfer.py::test_other_content_behind_a_new_link",),

@@ -1,0 +1,89 @@
+"""The files of a source that are no shards: the companions of a checkpoint, and what is named."""
+
+from __future__ import annotations
+
+from ..errors import OfflineError, SourceError
+from ..tasks import each, plain_errors
+from .finder import Place
+from .listing import Chosen, chosen_of, companions_of
+from .located import Located, SourceFile
+from .request import HubSource, Request
+
+__all__ = ["add_companions", "find_files"]
+
+_SHOWN = 3  # names in a warning
+
+
+async def add_companions(place: Place, request: Request, chosen: Chosen, located: Located) -> None:
+    """Add to a checkpoint the files beside it that hold no weights, by the listing of its commit.
+
+    What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
+    """
+    listed = await place.listing(located.commit)
+    if listed is None:
+        if isinstance(request.source, HubSource):
+            located.warnings.append(f"{located.source} lists no files: only weights and index were downloaded")
+        return
+    known = {file.name for file in located.files} | ({located.index.file} if located.index else set())
+    located.records = listed.records
+    files = listed.files
+    paths = [path for path in companions_of(files, located.folder, chosen.exclude) if path not in known]
+    missing = [path for path in paths if files[path].path is None] if request.settings.offline else []
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else "")
+        located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
+    located.files += [files[path] for path in paths if path not in missing]
+
+
+async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
+    """The files that are named, whether there is a checkpoint or not.
+
+    Raises EntryNotFoundError for a name or a glob without a file, SourceError for a glob where nothing is listed,
+    and the AccessError, NetworkError, OfflineError kinds.
+    """
+    missing: OfflineError | None = None
+    for commit in await place.commits():
+        try:
+            return await _files_at(place, request, chosen, commit)
+        except OfflineError as error:
+            missing = missing or error
+    raise missing or OfflineError(str(request.source), "such a file")
+
+
+async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str | None) -> Located:
+    source = str(request.source)
+    listed = await place.listing(commit)
+    if listed is not None:
+        files = [listed.files[path] for path in chosen_of(listed.files, chosen, source)]
+        for file in files:
+            if request.settings.offline and file.path is None:
+                raise OfflineError(source, file.name)
+    elif chosen.include or chosen.exclude:
+        raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
+    else:
+        files = await _looked_at(place, request, chosen.names, commit)
+    state = await place.recall(files, None, files[0].commit)
+    return Located(
+        source=source,
+        commit=state.commit,
+        ref=place.ref,
+        folder="",
+        index=None,
+        selected=None,
+        files=files,
+        cache=place.cache,
+        origin=place,
+        identities=state.identities,
+        records=listed.records if listed else None,
+    )
+
+
+async def _looked_at(place: Place, request: Request, names: tuple[str, ...], commit: str | None) -> list[SourceFile]:
+    found: dict[str, SourceFile] = {}
+
+    async def look(name: str) -> None:
+        found[name] = await place.look(name, commit)
+
+    with plain_errors():
+        await each(names, look, request.policy.connections)
+    return [found[name] for name in names]
