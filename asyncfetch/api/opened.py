@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Coroutine, Iterable, KeysView
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ..format.dtypes import DTYPES, Array, cast, dtype_of
 from ..format.header import TensorInfo
 from ..format.hostile import short_repr
 from ..format.index import Selector, select_tensors
+from ..format.near import near_name
 from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
 from ..sources.located import Located, SourceFile, aliases_of
 from ..storage.buffers import aligned_buffer
@@ -124,8 +124,8 @@ class _Contents:
         """The file of a tensor, its header's entry, and its first byte in the file."""
         shard = self._selected.weight_map.get(name) if isinstance(name, str) else None
         if shard is None:
-            close = difflib.get_close_matches(str(name), self.keys(), 1)
-            hint = f"Is it {short_repr(close[0])}?" if close else "keys() has the names."
+            close = near_name(str(name), self.keys())
+            hint = "keys() has the names." if close is None else f"Is it {short_repr(close)}?"
             raise SelectionError(f"{self._located.source} has no tensor {short_repr(name)}.", hint=hint)
         file = self._files[self._located.path_of(shard)]
         header = file.known_header

@@ -173,6 +173,7 @@ PHRASES = {  # what the library says, and what the command line says instead
     "offline=False": "--no-offline",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",
+    "Policy.max_index_bytes": "ASYNCFETCH_MAX_INDEX_BYTES",
     "Policy.connect_timeout": "HF_HUB_ETAG_TIMEOUT",
     "Policy.read_timeout": "HF_HUB_DOWNLOAD_TIMEOUT",
 }

@@ -91,7 +91,7 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
         raise InvalidIndexError(file, reason, tensor=tensor)
 
     if len(raw) > max_bytes:
-        fail(f"it has {len(raw):,} bytes, and max_index_bytes allows {max_bytes:,}")
+        raise index_too_large(file, max_bytes)
     top = _parse(raw, file)
     maps = [value for key, value in top if key == "weight_map"]
     if len(maps) != 1:
@@ -107,8 +107,10 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
 
 
 def index_too_large(file: str, limit: int) -> InvalidIndexError:
-    """The error for an index that is not even read."""
-    return InvalidIndexError(file, f"it has more bytes than the {limit:,} that max_index_bytes allows")
+    """The error for an index that is not even parsed, and of which no more than `limit` bytes were read."""
+    error = InvalidIndexError(file, f"it has more bytes than the {limit:,} that Policy.max_index_bytes allows")
+    error.hint = "If you trust its source, give Policy.max_index_bytes a larger number of bytes."
+    return error
 
 
 def _parse(raw: bytes, file: str) -> tuple[tuple[str, Any], ...]:
