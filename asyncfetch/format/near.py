@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, KeysView
+from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ _WRONG = 3  # words of a name that may be misspelt
 _LONGEST = 500  # characters: difflib's work grows with their square
 
 
-def near_name(name: str, names: KeysView[str]) -> str | None:
+def near_name(name: str, names: Collection[str]) -> str | None:
     """The one of `names` that is most like `name`, or None if none is.
 
     Many names are not compared one by one. They are made of few words between dots, which a sample shows:
@@ -31,10 +31,14 @@ def near_name(name: str, names: KeysView[str]) -> str | None:
     return close[0] if close else None
 
 
-def _respelled(name: str, names: KeysView[str]) -> Iterable[str]:
+def _respelled(name: str, names: Collection[str]) -> Iterable[str]:
     """Those of `names` that `name` becomes by words that it has wrong, too many or too few."""
     step = max(len(names) // _SAMPLE, 1)
-    sample = [*islice(names, _SAMPLE), *islice(reversed(names), _SAMPLE), *islice(names, 0, None, step)]
+    sample = [
+        *islice(names, _SAMPLE),
+        *islice(names, max(len(names) - _SAMPLE, 0), None),
+        *islice(names, 0, None, step),
+    ]
     known = [one.split(".") for one in sample if len(one) <= _LONGEST]
     words = _some(word for parts in known for word in parts if not word.isdecimal())
     heads = _some(tuple(parts[:length]) for parts in known for length in (1, 2))

@@ -25,7 +25,7 @@ from ..errors import (
     SourceError,
     storage_errors,
 )
-from ..format.index import Index, index_too_large, parse_index, select_tensors
+from ..format.index import Index, aliases_in, index_too_large, parse_index, select_tensors
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
 from ..tasks import each, plain_errors
@@ -131,7 +131,8 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
     listed = index = selected = None
     if isinstance(found, FoundIndex):
         listed, index = found, await _parsed(found, request)
-        selected = index if request.select is None else select_tensors(index, request.select)
+        tied = aliases_in([index.metadata], index.weight_map) if request.select is not None else None
+        selected = select_tensors(index, request.select, tied)
         files = await _look_at_shards(place, request, selected, found.commit)
     else:
         files = [found]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import SourceError
 from ..format.header import Header
-from ..format.index import Index
+from ..format.index import Index, aliases_in
 from ..network.ranges import Target
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
@@ -141,20 +141,10 @@ def renewal(origin: Origin | None, file: SourceFile) -> Callable[[], Awaitable[T
     return None if origin is None else lambda: origin.target(file, renew=True)
 
 
-def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
-    """Names that writers dropped because they were tied: {dropped name: name that was kept}.
-
-    safetensors' `save_model` records them in `__metadata__`, huggingface_hub's sharded writer in the
-    index's metadata. Other metadata is told apart by its value, which is no tensor's name.
-    """
-    pairs: dict[str, str] = {}
-    sources: list[Mapping[str, Any]] = [located.index.metadata] if located.index else []
-    sources += [file.header.metadata for file in located.files if file.header is not None]
-    for metadata in sources:
-        for dropped, kept in metadata.items():
-            if isinstance(kept, str) and kept in names and dropped not in names:
-                pairs[dropped] = kept
-    return pairs
+def aliases_of(located: Located, names: Container[str]) -> dict[str, str]:
+    """Names that writers dropped because they were tied: {dropped name: name that was kept}."""
+    headers = [file.header.metadata for file in located.files if file.header is not None]
+    return aliases_in([located.index.metadata if located.index else {}, *headers], names)
 
 
 @dataclass(frozen=True, slots=True)

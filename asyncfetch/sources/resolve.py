@@ -8,7 +8,7 @@ from anyio import to_thread
 
 from ..errors import EntryNotFoundError, storage_errors
 from ..format.header import PREFIX_BYTES, header_length, parse_header
-from ..format.index import Index, Selector, check_index, select_tensors
+from ..format.index import Index, Selector, aliases_in, check_index, select_tensors
 from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
@@ -63,8 +63,9 @@ def _place_of(request: Request, transport: Transport) -> Place:
 
 def _select_in_file(file: SourceFile, select: Selector) -> Index:
     """The wanted tensors of a file that no index lists, as an index of its own."""
-    names = file.header.tensors if file.header is not None else {}
-    return select_tensors(Index(file.name, dict.fromkeys(names, os.path.basename(file.name))), select)
+    names, metadata = (file.header.tensors, file.header.metadata) if file.header is not None else ({}, {})
+    index = Index(file.name, dict.fromkeys(names, os.path.basename(file.name)))
+    return select_tensors(index, select, aliases_in([metadata], names))
 
 
 async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:

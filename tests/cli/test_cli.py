@@ -422,7 +422,11 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
         (("load", REPO, "--checksum", f"x=sha256:{'0' * 64}"), {}, "--checksum names 'x'"),
         (("load", REPO), {"ASYNCFETCH_ATTEMPTS": "0"}, "ASYNCFETCH_ATTEMPTS must be positive"),
         (("load", REPO), {"ASYNCFETCH_CONNECTIONS": "0"}, "ASYNCFETCH_CONNECTIONS must be positive"),
-        (("load", REPO), {"ASYNCFETCH_MAX_INDEX_BYTES": "9"}, "give ASYNCFETCH_MAX_INDEX_BYTES a larger number of bytes"),
+        (
+            ("load", REPO),
+            {"ASYNCFETCH_MAX_INDEX_BYTES": "9"},
+            "give ASYNCFETCH_MAX_INDEX_BYTES a larger number of bytes",
+        ),
         (("load", REPO), {"HF_HUB_ETAG_TIMEOUT": "0"}, "HF_HUB_ETAG_TIMEOUT must be positive"),
         (("load", REPO), {"HF_HUB_DOWNLOAD_TIMEOUT": "0"}, "HF_HUB_DOWNLOAD_TIMEOUT must be positive"),
     ],

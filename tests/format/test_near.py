@@ -33,7 +33,7 @@ def counting() -> Iterator[Callable[[], int]]:
     """How many functions are called in the block, of Python and of C."""
     calls = 0
 
-    def count(frame: FrameType, event: str, argument: Any) -> None:  # noqa: ARG001
+    def count(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal calls
         calls += event in ("call", "c_call")
 
