@@ -11,6 +11,7 @@ from ..format.arrays import hollow_array
 from ..format.dtypes import Array
 from ..models.into import Loading, LoadReport
 from ..sources.located import Located, aliases_of
+from ..tensors.scaling import Scaling
 from .session import Session
 from .streaming import feeding
 
@@ -27,9 +28,9 @@ async def load_into(
     memory_limit: int | None,
 ) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
-    located = await session.locate_verified()
-    loading = await to_thread.run_sync(lambda: _judged(model, located, dtype, strict=strict, assign=assign))
-    async with feeding(session, located, dtype=dtype, memory_limit=memory_limit) as tensors:
+    located, scaling = await session.locate_values(dtype)
+    loading = await to_thread.run_sync(lambda: _judged(model, located, scaling, dtype, strict=strict, assign=assign))
+    async with feeding(session, located, scaling, dtype=dtype, memory_limit=memory_limit) as tensors:
         async for name, array in tensors:
             if loading.copies:
                 await to_thread.run_sync(loading.put, name, array)
@@ -38,9 +39,13 @@ async def load_into(
     return await to_thread.run_sync(loading.finish)
 
 
-def _judged(model: Any, located: Located, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool) -> Loading:
+def _judged(
+    model: Any, located: Located, scaling: Scaling | None, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool
+) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
     expected = _expected(located, dtype)
+    if scaling is not None:
+        expected = scaling.hollow(expected, dtype)
     return Loading(model, expected, strict=strict, assign=assign, aliases=aliases_of(located, expected))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
@@ -19,7 +20,9 @@ from ..format.slices import BasicIndex
 from ..sources.located import Located
 from ..tasks import plain_errors
 from ..tensors.gather import Gatherer
-from ..tensors.portions import Portion, portion_of
+from ..tensors.portions import portion_of
+from ..tensors.scaling import Scaling, cast_alone, scaled_in
+from .asked import Asked
 from .blocking import Handle, blocking_method
 from .contents import Contents, StoredTensor
 from .options import DTypeLike
@@ -48,9 +51,14 @@ class Checkpoint(Contents):
     """
 
     def __init__(
-        self, located: Located, gatherer: Gatherer, dtype: np.dtype[Any] | None, timeout: float | None = None
+        self,
+        located: Located,
+        gatherer: Gatherer,
+        dtype: np.dtype[Any] | None,
+        timeout: float | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__(located)
+        super().__init__(located, scaling)
         self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
@@ -80,7 +88,7 @@ class Checkpoint(Contents):
             raise SourceError(f"tensors() takes several names, not one: {short_repr(names)}.", hint="Use tensor().")
         kept = {name: self._find(name)[0] for name in names}
         stored = list(dict.fromkeys(kept.values()))
-        arrays = dict(zip(stored, await self._fetch([self._part(name) for name in stored], dtype), strict=True))
+        arrays = dict(zip(stored, await self._fetch([self._asked(name) for name in stored], dtype), strict=True))
         return {name: arrays[source] for name, source in kept.items()}
 
     async def slices(
@@ -102,7 +110,7 @@ class Checkpoint(Contents):
 
     async def state_dict(self, select: Selector = None, *, dtype: DTypeLike | None = None) -> StateDict:
         """All tensors, or those that `select` picks as in `load_async`, in the order of `keys()`."""
-        chosen = select_tensors(self._selected, select, self.aliases)
+        chosen = select_tensors(replace(self._selected, weight_map=self._names), select, self._tied())
         return StateDict(await self.tensors(chosen.weight_map, dtype=dtype))
 
     async def shard_of(
@@ -131,26 +139,38 @@ class Checkpoint(Contents):
         `plan_of` tells which. Raises SourceError when there is no such axis, rank or part, and where a part
         of a packed tensor (F4, F6) would begin or end within a byte.
         """
-        kept, file, info = self._find(name)
-        cut = cut_of_rank(info.shape, axis=axis, rank=rank, world_size=world_size, parts=parts, split=split)
-        return (await self._fetch([portion_of(kept, file, info, cut)], dtype))[0]
+        kept, _, info = self._find(name)
+        shape = self._shape(kept, info)
+        cut = cut_of_rank(shape, axis=axis, rank=rank, world_size=world_size, parts=parts, split=split)
+        return (await self._fetch([self._asked(kept, cut)], dtype))[0]
 
-    async def _fetch(self, parts: list[Portion], dtype: DTypeLike | None) -> list[Array]:
+    async def _fetch(self, asked: list[Asked], dtype: DTypeLike | None) -> list[Array]:
         self._check_open()
         target = self._dtype if dtype is None else dtype_of(dtype)
+        if target is not None and self._scaling is None:
+            for found in scaled_in(self._located, (one.name for one in asked)):
+                raise cast_alone(found, target)
         with plain_errors():
-            await self._gatherer.read([want for part in parts for want in part.wants()])
-        if target is None:
-            return [part.array(None) for part in parts]
+            await self._gatherer.read([want for one in asked for want in one.wants()])
+        if target is None and self._scaling is None:
+            return [one.array(None) for one in asked]
         arrays = []
-        for part in parts:
-            arrays.append(await to_thread.run_sync(part.array, target))
-            part.memory = memoryview(b"")  # so that both copies live for one tensor only
+        for one in asked:
+            arrays.append(await to_thread.run_sync(one.array, target))
+            one.drop()  # so that both copies live for one tensor only
         return arrays
 
-    def _part(self, name: str, index: BasicIndex = ...) -> Portion:
-        kept, file, info = self._find(name)
-        return portion_of(kept, file, info, None if index is ... else Cut(info.shape, (index,)))
+    def _part(self, name: str, index: BasicIndex = ...) -> Asked:
+        kept, _, info = self._find(name)
+        return self._asked(kept, None if index is ... else Cut(self._shape(kept, info), (index,)))
+
+    def _asked(self, kept: str, cut: Cut | None = None) -> Asked:
+        """What is fetched for a part of a stored tensor: just that, or a weight and its scales."""
+        scaling = self._scaling
+        if scaling is None or kept not in scaling.weights:
+            return Asked(kept, [portion_of(*self._stored(kept), cut)])
+        names = (kept, *scaling.weights[kept].scales)
+        return Asked(kept, [portion_of(*self._stored(name), None) for name in names], scaling, cut)
 
     def blocking(self, handle: Handle[Checkpoint]) -> BlockingCheckpoint:
         """The same for blocking code."""
@@ -186,7 +206,7 @@ class BlockingCheckpoint(Contents):
     """
 
     def __init__(self, handle: Handle[Checkpoint]) -> None:
-        super().__init__(handle.value._located)
+        super().__init__(handle.value._located, handle.value._scaling)
         self._handle = handle
 
     def _run(self, work: Callable[[Checkpoint], Coroutine[Any, Any, T]]) -> T:

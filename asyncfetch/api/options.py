@@ -30,6 +30,8 @@ __all__ = [
     "Options",
     "PlanOptions",
     "Planned",
+    "Read",
+    "ReadOptions",
     "Sought",
     "Source",
     "Storage",
@@ -137,8 +139,22 @@ class Wanted(Planned, total=False):
     verify: Verify
 
 
+class Read(Wanted, total=False):
+    """What differs from call to call where tensors come of it.
+
+    dequantize: give the true numbers of weights that are stored beside a scale (FP8, MXFP4, NVFP4), in `dtype`,
+        or float32 where that is None, and leave those scales out. Else a cast of such a weight is refused.
+    """
+
+    dequantize: bool
+
+
 class Options(Wanted, Access, total=False):
-    """What the functions take that download or read: a client for one call, and the call."""
+    """What the functions take that download: a client for one call, and the call."""
+
+
+class ReadOptions(Read, Access, total=False):
+    """What the functions take that give tensors."""
 
 
 class PlanOptions(Planned, Access, total=False):
@@ -155,12 +171,14 @@ class VerifyOptions(Planned, LocalAccess, total=False):
 
 _DESCRIPTIONS = {
     name: text
-    for part in (LocalAccess, Access, Sought, Planned, Wanted)
+    for part in (LocalAccess, Access, Sought, Planned, Wanted, Read)
     for name, text in re.findall(r"^(\w+): (.+(?:\n    .+)*)", inspect.cleandoc(part.__doc__ or ""), re.MULTILINE)
 }
-_DEFAULTS: Mapping[str, object] = {"verify": "download"}  # of all others None
+_DEFAULTS: Mapping[str, object] = {"verify": "download", "dequantize": False}  # of all others None
 
 
+@overload
+def split(options: ReadOptions) -> tuple[Access, Read]: ...
 @overload
 def split(options: Options) -> tuple[Access, Wanted]: ...
 @overload

@@ -6,7 +6,9 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from anyio import from_thread, to_thread
 
 from ..engine.bookkeeping import file_states
@@ -23,7 +25,8 @@ from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, parse_checksum, verify_file
-from .options import Access, Source, Storage, Verify, Wanted
+from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
+from .options import Access, Read, Source, Storage, Verify
 
 __all__ = ["Environment", "Session", "begin"]
 
@@ -55,6 +58,17 @@ class Session:
         if await self._verify_present(located):
             located = await self._resolve(headers=True)
         return located
+
+    async def locate_values(self, dtype: np.dtype[Any] | None) -> tuple[Located, Scaling | None]:
+        """As `locate_verified`, and what `dequantize` does to the tensors, which are to be cast to `dtype`.
+
+        Raises SourceError for scaled weights that would be cast without their scales.
+        """
+        located = await self.locate_verified()
+        if self.request.dequantize:
+            return located, await to_thread.run_sync(scaling_of, located)
+        await to_thread.run_sync(refuse_plain_cast, located, dtype)
+        return located, None
 
     async def fetch(self) -> tuple[Located, dict[str, Landed]]:
         """Download what is missing. Returns what was found, and where each file is, by name."""
@@ -126,7 +140,7 @@ class Environment:
         """The same, for a call that sends nothing."""
         return replace(self, settings=replace(self.settings, offline=True, token=None))
 
-    def request(self, source: Source, wanted: Wanted) -> Request:
+    def request(self, source: Source, wanted: Read) -> Request:
         """What one call asks for. Looks at the disk: a path that exists is a local source. Raises SourceError."""
         select = wanted.get("select")
         return Request(
@@ -143,11 +157,12 @@ class Environment:
             wanted.get("variant"),
             None if select is None else selector(select),
             {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
+            bool(wanted.get("dequantize")),
         )
 
 
 async def begin(
-    environment: Environment, transport: Transport, source: Source, wanted: Wanted, storage: Storage = "disk"
+    environment: Environment, transport: Transport, source: Source, wanted: Read, storage: Storage = "disk"
 ) -> Session:
     """The session of one call over a transport that others may share."""
     began = time.monotonic()

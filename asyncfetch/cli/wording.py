@@ -171,6 +171,7 @@ PHRASES = {  # what the library says, and what the command line says instead
     "Pass client= with the credentials that it wants": "Give a URL that carries its access signature",
     'numpy.float32, torch.float16 or "bfloat16"': "float32, float16 or bfloat16",
     "offline=False": "--no-offline",
+    "dequantize=True": "--dequantize",
     "Policy.attempts": "ASYNCFETCH_ATTEMPTS",
     "Policy.connections": "ASYNCFETCH_CONNECTIONS",
     "Policy.max_index_bytes": "ASYNCFETCH_MAX_INDEX_BYTES",

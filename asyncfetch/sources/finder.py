@@ -25,12 +25,13 @@ from ..errors import (
     SourceError,
     storage_errors,
 )
-from ..format.index import Index, aliases_in, index_too_large, parse_index, select_tensors
+from ..format.index import Index, index_too_large, parse_index
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_small
 from ..tasks import each, plain_errors
 from .located import FoundIndex, Located, Origin, SourceFile, path_in
 from .request import Request, is_index_name, names_in
+from .selecting import selected_by
 
 __all__ = ["Place", "State", "file_on_disk", "find", "read_index"]
 
@@ -129,10 +130,10 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
     """The checkpoint of which `found` is the index or the only file."""
     folder = os.path.dirname(found.name)
     listed = index = selected = None
+    companions: frozenset[str] = frozenset()
     if isinstance(found, FoundIndex):
         listed, index = found, await _parsed(found, request)
-        tied = aliases_in([index.metadata], index.weight_map) if request.select is not None else None
-        selected = select_tensors(index, request.select, tied)
+        selected, companions = selected_by(request, index, index.metadata)
         files = await _look_at_shards(place, request, selected, found.commit)
     else:
         files = [found]
@@ -151,6 +152,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
         index_file=(listed.name, listed.data, listed.etag) if listed and listed.path is None else None,
         index_path=listed.path if listed else None,
         identities=state.identities,
+        companions=companions,
         absent=absent,
         warnings=_unverifiable(files),
     )

@@ -101,7 +101,8 @@ class Located:
     known not to have. `folder` is the index's folder within the source: shard names count from it.
     `index` is None for a single file. `selected` is the index, or else the file's own tensors,
     narrowed to what is wanted; None where no header was read. `identities` are what `commit` was made
-    from and is to be recorded with, where the source has no commits of its own.
+    from and is to be recorded with, where the source has no commits of its own. `companions` are selected only
+    because they may scale what is wanted.
     """
 
     source: str
@@ -116,6 +117,7 @@ class Located:
     index_file: tuple[str, bytes, str] | None = None  # name, bytes, etag: to be published
     index_path: Path | None = None
     identities: Mapping[str, str] = field(default_factory=dict)
+    companions: frozenset[str] = frozenset()
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

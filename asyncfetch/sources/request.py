@@ -265,6 +265,7 @@ class Request:
     variant: str | None = None
     select: Selector = None
     checksums: Mapping[str, Checksum] | None = None
+    dequantize: bool = False  # what scales a selected tensor is wanted too
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -8,7 +8,7 @@ from anyio import to_thread
 
 from ..errors import EntryNotFoundError, storage_errors
 from ..format.header import PREFIX_BYTES, header_length, parse_header
-from ..format.index import Index, Selector, aliases_in, check_index, select_tensors
+from ..format.index import Index, check_index
 from ..network.ranges import read_span
 from ..network.transport import Transport
 from ..spans import Span
@@ -18,6 +18,7 @@ from .hub_finder import HubPlace
 from .local_finder import LocalPlace
 from .located import Located, Origin, SourceFile, renewal
 from .request import HubSource, LocalSource, Request, UrlSource
+from .selecting import selected_by
 from .web_finder import WebPlace
 
 __all__ = ["read_header", "resolve"]
@@ -40,7 +41,7 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
 
     await each(located.files, read, request.policy.connections)
     if located.index is None:
-        located.selected = _select_in_file(located.files[0], request.select)
+        located.selected, located.companions = _select_in_file(located.files[0], request)
     elif located.selected is not None:
         by_shard = {
             shard: file.header
@@ -61,11 +62,11 @@ def _place_of(request: Request, transport: Transport) -> Place:
             return LocalPlace(request, source)
 
 
-def _select_in_file(file: SourceFile, select: Selector) -> Index:
+def _select_in_file(file: SourceFile, request: Request) -> tuple[Index, frozenset[str]]:
     """The wanted tensors of a file that no index lists, as an index of its own."""
     names, metadata = (file.header.tensors, file.header.metadata) if file.header is not None else ({}, {})
     index = Index(file.name, dict.fromkeys(names, os.path.basename(file.name)))
-    return select_tensors(index, select, aliases_in([metadata], names))
+    return selected_by(request, index, metadata)
 
 
 async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
