@@ -91,9 +91,14 @@ def test_parsing_and_selecting_are_linear() -> None:
         assert many <= 11 * few
 
 
+def test_the_default_limit() -> None:
+    """It has room for the index of the largest models, and for names that are half as long again."""
+    raw = index_bytes({f"language_model.decoder.{name}_scale_inv": shard for name, shard in names_of(250_000).items()})
+    assert 30_000_000 < len(raw) < Policy().max_index_bytes
+
+
 def test_a_larger_index_says_what_to_raise(folder: Path) -> None:
     """The limit is named, and the limit of the call is the one that counts."""
     size = (folder / INDEX).stat().st_size
-    assert size < Policy().max_index_bytes
     with pytest.raises(InvalidIndexError, match=r"give Policy\.max_index_bytes a larger number of bytes"):
         asyncfetch.inspect(folder, policy=Policy(max_index_bytes=size - 1))

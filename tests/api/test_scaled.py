@@ -104,7 +104,7 @@ def source(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> di
 @ONE_LOOP
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 async def test_true_numbers_on_every_way(source: dict[str, Any], dtype: Any) -> None:
-    """load, stream in each of its forms, open and load_into give the same numbers, and no scales that went into them."""
+    """load, stream in each of its forms, open and load_into give the same numbers, without the scales in them."""
     target = None if dtype is None else BF16 if dtype == "bfloat16" else np.dtype(dtype)
     for storage in ("memory", "disk"):
         for early in (False, True):
@@ -131,7 +131,7 @@ async def test_true_numbers_on_every_way(source: dict[str, Any], dtype: Any) -> 
     model: Any = {name: np.zeros_like(array) for name, array in expected(target).items()}
     tree = asyncfetch.unflatten(model)
     report = await asyncfetch.load_into_async(tree, **source, dtype=dtype, dequantize=True)
-    assert not (report.missing or report.unexpected)
+    assert (report.missing, report.unexpected) == ((), ())
     same(asyncfetch.models.flatten(tree), target)
 
 
@@ -196,7 +196,7 @@ def test_what_is_cast_as_ever(source: dict[str, Any]) -> None:
     ],
 )
 def test_selected_weights_bring_their_scales(source: dict[str, Any], select: Any, names: list[str]) -> None:
-    """By the name of the result or of what is stored; the scales come along, and only that which was asked for is given."""
+    """By the name of the result or of what is stored; the scales come along, and only what was asked for is given."""
     results = {**STORED, **expected(None)}
     found = asyncfetch.load(**source, select=select, dequantize=True)
     assert sorted(found) == sorted(names)
