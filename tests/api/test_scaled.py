@@ -221,6 +221,20 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
         asyncfetch.load(path, dequantize="yes")  # type: ignore[arg-type]
 
 
+def test_blocking_readers(source: dict[str, Any]) -> None:
+    """The blocking twins give the same, and a stream that is left half-way closes."""
+    same(dict(asyncfetch.stream(**source, dequantize=True, dtype="bfloat16")), BF16)
+    with asyncfetch.stream(**source, dequantize=True) as tensors:
+        name, array = next(tensors)
+        equal(array, expected(None)[name])
+    with pytest.raises(SourceError, match="closed"):
+        next(tensors)
+    with asyncfetch.BlockingClient(endpoint=source["endpoint"], cache_dir=source["cache_dir"]) as client:
+        same(client.load(source["source"], dequantize=True), None)
+        with pytest.raises(SourceError, match="counts only times its scale"):
+            client.open(source["source"], dtype="bfloat16")
+
+
 def test_the_command_line(source: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dequantize writes the numbers; --dtype without it is refused in the words of the command line."""
     place = [source["source"], "--endpoint", source["endpoint"], "--cache-dir", str(source["cache_dir"])]
