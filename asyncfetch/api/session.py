@@ -67,7 +67,8 @@ class Session:
         located = await self.locate_verified()
         if self.request.dequantize:
             return located, await to_thread.run_sync(scaling_of, located)
-        await to_thread.run_sync(refuse_plain_cast, located, dtype)
+        if dtype is not None:
+            await to_thread.run_sync(refuse_plain_cast, located, dtype)
         return located, None
 
     async def fetch(self) -> tuple[Located, dict[str, Landed]]:

@@ -74,6 +74,7 @@ class _Form:
     second: str | None = None
     divisor: str | None = None
     grouped: bool = False  # the bytes of a group have an axis of their own
+    known: bool = True  # what is to be done with the scale
     transposed: bool = False
 
 
@@ -91,6 +92,9 @@ def _forms(weight: str) -> Iterator[_Form]:
         stem = plain.removesuffix("weight")
         yield _Form(plain, f"{stem}scale")
         yield _Form(plain, f"{stem}scale_weight")
+        # EETQ, bitsandbytes and others, of whose layouts nothing is known here
+        for other in ("weight_scales", "scales", "weight_scaler", "SCB", "weight.absmax"):
+            yield _Form(plain, f"{stem}{other}", known=False)
 
 
 def possible_scales(weight: str, names: Container[str]) -> list[str]:
@@ -123,13 +127,19 @@ def scaled_weight(weight: str, info: TensorInfo, names: Container[str], find: Fi
             continue
         second = next((one for one in (form.second, form.divisor) if one is not None and one in names), None)
         bare = ScaledWeight(form.name, weight, info.dtype, form.scale, second)
-        flaw = f"{form.name}_zero_point shifts it" if f"{form.name}_zero_point" in names else ""
-        read = {name: find(name) for name in bare.scales}
-        missing = next((name for name, entry in read.items() if entry is None), None)
-        if flaw or missing is not None:
-            return _flawed(bare, flaw or f"its scale {short_repr(missing)} was not read")
-        return _laid_out(bare, form, info, {name: entry for name, entry in read.items() if entry is not None})
+        read = {name: entry for name in bare.scales if (entry := find(name)) is not None}
+        flaw = _obstacle(form, weight, names) or ("" if len(read) == len(bare.scales) else "its scale is not at hand")
+        return _flawed(bare, flaw) if flaw else _laid_out(bare, form, info, read)
     return None
+
+
+def _obstacle(form: _Form, weight: str, names: Container[str]) -> str:
+    """What stands in the way of a weight of this form, whatever its shapes are; "" if nothing does."""
+    if not form.known:
+        return f"how {short_repr(form.scale)} scales it is not known"
+    if f"{form.name}_zero_point" in names:
+        return f"{short_repr(form.name + '_zero_point')} shifts it"
+    return f"there is a tensor {short_repr(form.name)} too" if form.name != weight and form.name in names else ""
 
 
 def _laid_out(bare: ScaledWeight, form: _Form, info: TensorInfo, read: dict[str, TensorInfo]) -> ScaledWeight:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,11 +21,10 @@ from ..tasks import off_loop, run_as_task
 __all__ = ["Reader", "ScaledReader", "Scaling", "cast_alone", "refuse_plain_cast", "scaled_in", "scaling_of"]
 
 
-def refuse_plain_cast(located: Located, target: np.dtype[Any] | None) -> None:
+def refuse_plain_cast(located: Located, target: np.dtype[Any]) -> None:
     """Raise SourceError if a selected tensor counts only times its scale, and is to be cast to `target`."""
-    if target is not None:
-        for found in scaled_in(located, located.wanted.weight_map):
-            raise cast_alone(found, target)
+    for found in scaled_in(located, located.wanted.weight_map):
+        raise cast_alone(found, target)
 
 
 def cast_alone(found: ScaledWeight, target: np.dtype[Any]) -> SourceError:
@@ -53,18 +52,30 @@ def scaling_of(located: Located) -> Scaling:
 def scaled_in(located: Located, names: Iterable[str]) -> Iterator[ScaledWeight]:
     """Those of the selected tensors `names` that something scales."""
     files = {file.name: file for file in located.files}
-    every = located.files[0].known_header.tensors if located.index is None else located.index.weight_map
+    listed = located.wanted.weight_map if located.index is None else located.index.weight_map
 
-    def find(name: str) -> TensorInfo | None:
-        shard = located.index.weight_map[name] if located.index is not None else located.wanted.shards[0]
-        file = files.get(located.path_of(shard))
-        return None if file is None or file.header is None else file.header.tensors.get(name)
+    def header_with(name: str) -> Mapping[str, TensorInfo]:
+        file = files.get(located.path_of(listed[name])) if name in listed else None
+        return {} if file is None else file.known_header.tensors
 
     for name in names:
-        info = find(name)
-        found = None if info is None else scaled_weight(name, info, every, find)
+        beside = header_with(name)  # a scale that no index lists, or that is not selected, is one all the same
+        info = beside.get(name)
+        found = None
+        if info is not None:
+            found = scaled_weight(name, info, _Either(listed, beside), lambda one: header_with(one).get(one))
         if found is not None:
             yield found
+
+
+class _Either(Container[str]):
+    """What is in one or the other."""
+
+    def __init__(self, one: Container[str], other: Container[str]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._one or name in self._other
 
 
 class Scaling:

@@ -172,6 +172,18 @@ def test_each_form_is_refused(source: dict[str, Any], weight: str) -> None:
         asyncfetch.load(**source, select=weight, dtype="float32")
 
 
+def test_a_scale_that_the_index_omits(tmp_path: Path) -> None:
+    """It is none of the tensors, and scales its weight all the same: neither a cast nor numbers of it are given."""
+    weight, scale = STORED["0.w"], STORED["0.w_scale_inv"]
+    (tmp_path / "0.safetensors").write_bytes(safetensors_bytes({"w": weight, "w_scale_inv": scale}))
+    (tmp_path / INDEX).write_bytes(index_bytes({"w": "0.safetensors"}))
+    with pytest.raises(SourceError, match="'w_scale_inv': cast to float16 alone"):
+        asyncfetch.load(tmp_path, dtype="float16")
+    with pytest.raises(SourceError, match=r"numbers of 'w' .*: its scale is not at hand"):
+        asyncfetch.load(tmp_path, dequantize=True)
+    equal(asyncfetch.load(tmp_path)["w"], weight)
+
+
 def test_what_is_cast_as_ever(source: dict[str, Any]) -> None:
     """Weights as they are stored, scales alone, and 8 bits that nothing scales."""
     stored = asyncfetch.load(**source)

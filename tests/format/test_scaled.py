@@ -228,6 +228,13 @@ def test_what_is_not_scaled(stored: Tensors) -> None:
         ({"w": bits(64, 64), "w_scale": np.abs(f8(64, 8))}, "the scale of that is missing"),
         ({"w": bits(64, 64), "w_scale": f8(64, 8), "w_scale_2": scales(2)}, "'w_scale_2' does not fit"),
         ({"a.weight": f8(4, 4), "a.weight_scale": scales(1), "a.weight_zero_point": bits(1)}, "shifts it"),
+        (
+            {"a.weight_packed": bits(9, 16), "a.weight": f8(9), "a.weight_scale": bits(9, 1)},
+            "there is a tensor 'a.weight'",
+        ),
+        ({"a.weight": f8(4, 4), "a.scales": scales(4)}, "how 'a.scales' scales it is not known"),
+        ({"a.weight": np.zeros((4, 4), np.int8), "a.SCB": scales(4)}, "how 'a.SCB' scales it is not known"),
+        ({"a.weight": bits(8, 1), "a.weight.absmax": scales(4)}, "is not known"),
     ],
 )
 def test_scaled_and_not_understood(stored: Tensors, flaw: str) -> None:
