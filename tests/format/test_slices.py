@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,20 @@ def test_direct_and_staged_pieces_together() -> None:
             sink.accept(view)
         assert sink.position == 2_000_020
         assert [bytes(memory) for _, memory in wanted] == [data[start:stop] for start, stop in pieces]
+
+
+@pytest.mark.parametrize("longest", [None, 8])
+def test_overlaps_begin_a_group(longest: int | None) -> None:
+    """A stretch of the file is read forwards: what lies before its end is another request's."""
+    pieces = [tensor_piece(start, nbytes) for start, nbytes in ((0, 10), (5, 10), (5, 10), (15, 5), (17, 1))]
+    groups = list(coalesce([(piece, None) for piece in pieces], 100, longest))
+    for group in groups:
+        for (before, _), (after, _) in itertools.pairwise(group):
+            assert before.stop <= after.start
+    found = sorted((piece.start, piece.stop) for group in groups for piece, _ in group)
+    assert {at for start, stop in found for at in range(start, stop)} == set(range(20))
+    if longest is None:
+        assert [len(group) for group in groups] == [1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("index", [5, -6, (0, 3), (0, 0, 0), (..., 4, ...), (slice(None), -4)])

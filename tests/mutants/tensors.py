@@ -100,7 +100,7 @@ MUTANTS = (
         "format.slices:coalesce",
         "not 0 <= part.start - group[-1][0].stop <= gap",
         "part.start - group[-1][0].stop > gap",
-        ("api/test_parts.py::test_several_parts_of_several_tensors",),
+        ("format/test_slices.py::test_overlaps_begin_a_group",),
     ),
     Mutant(
         "tied-names-unknown",
