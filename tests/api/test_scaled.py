@@ -29,6 +29,7 @@ INDEX = "model.safetensors.index.json"
 KINDS = ("DeepSeek 300 x 200", "rows (40, 1)", "gpt-oss", "NVFP4, compressed-tensors (1,)", "NVFP4, ModelOpt ()")
 PLAIN: dict[str, Any] = {
     "norm.weight": np.linspace(0, 1, 33, dtype=np.float32),
+    "norm.scale": np.ones(33, np.float32),  # beside a weight that is no scaled one
     "unscaled.weight": np.linspace(-3, 3, 40).astype(ml_dtypes.float8_e4m3fn).reshape(4, 10),
     "0.a.input_scale": scales(1),
     "ids": np.arange(5),
@@ -205,6 +206,7 @@ def test_what_is_cast_as_ever(source: dict[str, Any]) -> None:
         ("3.a.weight", ["3.a.weight"]),
         (["*.weight", "4*"], ["1.a.weight", "3.a.weight", "4.a.weight", "norm.weight", "unscaled.weight"]),
         (["1.a.weight", "0.w_scale_inv"], ["1.a.weight", "0.w_scale_inv"]),
+        ("norm.weight", ["norm.weight"]),
     ],
 )
 def test_selected_weights_bring_their_scales(source: dict[str, Any], select: Any, names: list[str]) -> None:
