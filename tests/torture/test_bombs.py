@@ -110,5 +110,5 @@ def test_index_that_goes_on(kind: str, framing: Fault | None, tmp_path: Path) ->
         outcome, seconds, mebibytes = json.loads(run("-c", LOAD, source, json.dumps(options)))
         assert server.sent(path) < INDEX_CAP + (24 << 20)  # and what was on its way, in the buffers of two sockets
     assert outcome.startswith(("InvalidIndexError", "ProtocolError"))
-    assert mebibytes < 128
+    assert mebibytes < 4 * INDEX_CAP / (1 << 20)
     assert seconds < 10
