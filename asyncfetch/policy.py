@@ -32,7 +32,8 @@ class Policy:
     never end it. Each `progress_unit` bytes that arrive refill both; a patience of 0 leaves attempts alone.
     Between two of them lies `backoff`, doubled each time up to `max_backoff`, or what the
     server asks for, at most `max_wait`. `min_split` is the least that a connection takes over from
-    another; less where connections are slow, down to 1 MiB. `max_index_bytes` is the largest index.
+    another; less where connections are slow, down to 1 MiB. `max_index_bytes` is the largest index: JSON grows
+    up to twentyfold in memory, and 250,000 names take some 30 MB.
     `lock_patience` is how long another process may hold a file and not go on with it.
     """
 
@@ -51,7 +52,7 @@ class Policy:
     min_split: int = 16 * MiB
     burst: int = MiB
     max_redirects: int = 10
-    max_index_bytes: int = 16 * MiB
+    max_index_bytes: int = 40 * MiB
     lock_patience: float = 30.0
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Policy:
 
         `HF_HUB_ETAG_TIMEOUT` sets `connect_timeout`, `HF_HUB_DOWNLOAD_TIMEOUT` sets `read_timeout`
         (both as in huggingface_hub); `ASYNCFETCH_CONNECTIONS`, `ASYNCFETCH_ATTEMPTS` and
-        `ASYNCFETCH_PATIENCE` (seconds) are ours.
+        `ASYNCFETCH_PATIENCE` (seconds) and `ASYNCFETCH_MAX_INDEX_BYTES` are ours.
         Raises SourceError on a value that is not a number.
         """
         environ = os.environ if environ is None else environ
@@ -91,6 +92,7 @@ class Policy:
             ("ASYNCFETCH_CONNECTIONS", "connections", int),
             ("ASYNCFETCH_ATTEMPTS", "attempts", int),
             ("ASYNCFETCH_PATIENCE", "patience", float),
+            ("ASYNCFETCH_MAX_INDEX_BYTES", "max_index_bytes", int),
         ):
             text = environ.get(variable, "").strip()
             if text:

@@ -51,7 +51,9 @@ def cases(source: Arrays) -> list[Case]:
     """What is asked for, in the order of the table."""
 
     def rank(axis: int) -> Case:
-        part = np.array_split(source[TENSOR], WORLD_SIZE, axis)[RANK]
+        size = source[TENSOR].shape[axis]
+        block = -(-size // WORLD_SIZE)  # as torch.chunk splits
+        part = np.split(source[TENSOR], range(block, size, block), axis)[RANK]
         return Case(
             f"rank {RANK} of {WORLD_SIZE} along axis {axis} of {TENSOR}",
             lambda c: {TENSOR: c.shard_of(TENSOR, axis, rank=RANK, world_size=WORLD_SIZE)},

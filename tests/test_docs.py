@@ -87,6 +87,7 @@ def tensors() -> dict[str, np.ndarray]:
     """A little of what a language model has."""
     shapes = {f"model.layers.{n}.{name}.weight": (8, 8) for n in range(4) for name in ("query", "key")}
     shapes |= {"embed.weight": (1200, 8), "norm.weight": (8,), "norm.bias": (8,), "lm_head.weight": (1200, 8)}
+    shapes["qkv.weight"] = (24, 8)
     return {name: np.full(shape, n, np.float32) for n, (name, shape) in enumerate(shapes.items())}
 
 

@@ -142,7 +142,7 @@ def test_texts(error: AsyncfetchError) -> None:
     """The message is a sentence and leads, the hint follows; neither text nor data holds the signature."""
     text = str(error)
     assert text.startswith(error.message)
-    assert error.message.endswith((".", "…"))
+    assert error.message.endswith((".", "…", "?"))
     assert text == (f"{error.message} {error.hint}" if error.hint else error.message)
     assert not shown(repr((text, error, error.args, error.__dict__)))
 

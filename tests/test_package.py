@@ -94,6 +94,7 @@ def test_load_takes_the_pinned_options() -> None:
         "offline": None,
         "checksums": None,
         "verify": "download",
+        "dequantize": False,
         "policy": None,
         "client": None,
         "report": None,

@@ -28,8 +28,11 @@ def test_from_env_reads_each_variable() -> None:
         "HF_HUB_DOWNLOAD_TIMEOUT": " 7.5 ",
         "ASYNCFETCH_CONNECTIONS": "4",
         "ASYNCFETCH_ATTEMPTS": "9",
+        "ASYNCFETCH_MAX_INDEX_BYTES": "77",
     }
-    expected = dataclasses.replace(Policy(), connect_timeout=3.0, read_timeout=7.5, connections=4, attempts=9)
+    expected = dataclasses.replace(
+        Policy(), connect_timeout=3.0, read_timeout=7.5, connections=4, attempts=9, max_index_bytes=77
+    )
     assert Policy.from_env(environ) == expected
     assert Policy.from_env({"HF_HUB_ETAG_TIMEOUT": "", "ASYNCFETCH_ATTEMPTS": "  "}) == Policy()
 
@@ -50,6 +53,7 @@ def test_from_env_reads_the_environment_of_the_call(monkeypatch: pytest.MonkeyPa
         ("ASYNCFETCH_CONNECTIONS", "1.5"),
         ("ASYNCFETCH_CONNECTIONS", "-1"),
         ("ASYNCFETCH_ATTEMPTS", "0"),
+        ("ASYNCFETCH_MAX_INDEX_BYTES", "64M"),
     ],
 )
 def test_from_env_refuses(variable: str, value: str) -> None:

@@ -20,11 +20,12 @@ from ..models.into import LoadReport, load_state_dict_into
 from ..network.transport import Transport
 from ..sources.headers import header_on_disk
 from ..sources.located import Landed, Located
-from ..sources.request import LocalSource, is_index_name
+from ..sources.request import LocalSource
 from ..storage.checksums import Checksum, verify_file
 from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
+from ..tensors.scaling import Scaling
 from .loading import load_into
 from .opened import Checkpoint
 from .options import DTypeLike
@@ -43,21 +44,23 @@ class Call:
 
     async def load(self, dtype: DTypeLike | None) -> StateDict:
         """Download what is missing, and merge it."""
-        return (await self._loaded(dtype))[1]
+        return (await self._loaded(dtype))[2]
 
     async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict, Inspection]:
         """The same, and what was loaded."""
-        located, tensors = await self._loaded(dtype)
-        return tensors, await off_loop(lambda: _inspection(located), slow=True)
+        located, scaling, tensors = await self._loaded(dtype)
+        return tensors, await off_loop(lambda: _inspection(located, scaling), slow=True)
 
-    async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, StateDict]:
+    async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None, StateDict]:
         target = dtype_or_none(dtype)
-        located, landed = await self.session.fetch()
-        return located, StateDict(await off_loop(lambda: state_dict(located, landed, dtype=target), slow=True))
+        located, scaling, landed = await self.session.fetch(target)
+        merged = await off_loop(lambda: state_dict(located, landed, dtype=target, scaling=scaling), slow=True)
+        return located, scaling, StateDict(merged)
 
     async def download(self) -> Snapshot:
         """Download what is missing."""
-        return _snapshot(*await self.session.fetch(named=True))
+        located, _, landed = await self.session.fetch(named=True)
+        return _snapshot(located, landed)
 
     async def dry_run(self) -> Resolved:
         """What a download would do."""
@@ -87,22 +90,27 @@ class Call:
     async def open(self, dtype: DTypeLike | None, timeout: float | None) -> Checkpoint:
         """The checkpoint, its headers read."""
         target = dtype_or_none(dtype)
-        located = await self.session.locate_verified()
+        located, scaling = await self.session.locate_values(target)
         gatherer = Gatherer(located, self.session.transport, self.session.request.policy)
-        return Checkpoint(located, gatherer, target, timeout)
+        return Checkpoint(located, gatherer, target, timeout, scaling)
 
-    async def locate(self, dtype: DTypeLike | None) -> Located:
+    async def locate(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None]:
         """The checkpoint that is about to be streamed in `dtype`, which makes sense."""
-        dtype_or_none(dtype)
-        return await self.session.locate_verified()
+        return await self.session.locate_values(dtype_or_none(dtype))
 
     def stream(
-        self, located: Located, *, dtype: DTypeLike | None, early: bool, memory_limit: int | None, timeout: float | None
+        self,
+        located: tuple[Located, Scaling | None],
+        *,
+        dtype: DTypeLike | None,
+        early: bool,
+        memory_limit: int | None,
+        timeout: float | None,
     ) -> AbstractAsyncContextManager[Tensors]:
         """The download of what was located beside a block, which reads its tensors."""
         return feeding(
             self.session,
-            located,
+            *located,
             dtype=dtype_or_none(dtype),
             early=early,
             memory_limit=memory_limit,
@@ -128,7 +136,7 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
     return Snapshot(path.parents[name.count("/")], None, files)
 
 
-def _inspection(located: Located) -> Inspection:
+def _inspection(located: Located, scaling: Scaling | None = None) -> Inspection:
     states = {state.file: state for state in file_states(located, "disk")}
     shards = [
         ShardInspection(file.name, file.size, states[file.name].present, file.known_header) for file in located.files
@@ -139,9 +147,10 @@ def _inspection(located: Located) -> Inspection:
     for shard in shards:
         metadata |= shard.header.metadata
     if located.selected is not None:
-        for name, shard_name in located.selected.weight_map.items():
-            path = located.path_of(shard_name)
-            tensors[name] = (path, by_name[path].header.tensors[name])
+        shard_of = located.selected.weight_map
+        for name, stored in scaling.names.items() if scaling is not None else zip(shard_of, shard_of, strict=True):
+            path = located.path_of(shard_of[stored])
+            tensors[name] = (path, by_name[path].header.tensors[stored])
         metadata |= located.selected.metadata
     index = located.index.file if located.index else None
     return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
@@ -154,7 +163,7 @@ def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFil
     try:
         if checksum is not None:
             verify_file(path, checksum, file=name, check=from_thread.check_cancelled)
-        elif not is_index_name(name):
+        elif name.endswith(".safetensors"):
             header_on_disk(path, name)
     except AsyncfetchError as wrong:
         error, checked = wrong.message, True

@@ -16,7 +16,20 @@ from anyio.lowlevel import RunVar
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import off_loop, plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
-from .options import Access, DTypeLike, Fetched, Files, Foreseen, Planned, Sought, Source, Storage, Wanted, spelled_out
+from .options import (
+    Access,
+    DTypeLike,
+    Fetched,
+    Files,
+    Foreseen,
+    Planned,
+    Read,
+    Sought,
+    Source,
+    Storage,
+    Wanted,
+    spelled_out,
+)  # fmt: skip
 from .public import imported, public, refuse_misfits, shortened, within
 
 if TYPE_CHECKING:
@@ -146,14 +159,14 @@ class Client:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    @public(Wanted)
+    @public(Read)
     async def load(
         self,
         source: Source,
         *,
         dtype: DTypeLike | None = None,
         storage: Storage = "disk",
-        **wanted: Unpack[Wanted],
+        **wanted: Unpack[Read],
     ) -> StateDict:
         """As `asyncfetch.load_async`."""
         async with self._call(source, wanted, storage) as call:
@@ -183,7 +196,7 @@ class Client:
         async with self._call(source, wanted, files={}, offline=True) as call:
             return await call.verify()
 
-    @public(Wanted)
+    @public(Read)
     async def load_into(
         self,
         model: object,
@@ -194,7 +207,7 @@ class Client:
         dtype: DTypeLike | None = None,
         storage: Storage = "disk",
         memory_limit: int | None = None,
-        **wanted: Unpack[Wanted],
+        **wanted: Unpack[Read],
     ) -> LoadReport:
         """As `asyncfetch.load_into_async`."""
         if isinstance(source, Mapping):
@@ -202,13 +215,13 @@ class Client:
         async with self._call(source, wanted, storage) as call:
             return await call.load_into(model, dtype=dtype, strict=strict, assign=assign, memory_limit=memory_limit)
 
-    @spelled_out(Wanted)
-    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Wanted]) -> Opening[Checkpoint]:
+    @spelled_out(Read)
+    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Read]) -> Opening[Checkpoint]:
         """As `asyncfetch.open_async`."""
         refuse_misfits("Client.open", _OPEN, (self, source), {"dtype": dtype, **wanted})
         return Opening(lambda: self._opened(source, dtype, wanted, AsyncExitStack()))
 
-    @spelled_out(Wanted)
+    @spelled_out(Read)
     def stream(
         self,
         source: Source,
@@ -217,7 +230,7 @@ class Client:
         storage: Storage = "disk",
         early: bool = False,
         memory_limit: int | None = None,
-        **wanted: Unpack[Wanted],
+        **wanted: Unpack[Read],
     ) -> Streaming:
         """As `asyncfetch.stream_async`."""
         own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
@@ -255,7 +268,7 @@ class Client:
     async def _call(
         self,
         source: Source,
-        wanted: Wanted | Planned | Sought,
+        wanted: Read | Wanted | Planned | Sought,
         storage: Storage = "disk",
         *,
         files: Files | None = None,
@@ -282,9 +295,7 @@ class Client:
         if not self._running:
             self._idle.set()
 
-    async def _opened(
-        self, source: Source, dtype: DTypeLike | None, wanted: Wanted, holds: AsyncExitStack
-    ) -> Checkpoint:
+    async def _opened(self, source: Source, dtype: DTypeLike | None, wanted: Read, holds: AsyncExitStack) -> Checkpoint:
         """Open a checkpoint, which holds what is in `holds` from then on."""
         timeout = wanted.get("timeout")
         try:
@@ -301,7 +312,7 @@ class Client:
     async def _streamed(
         self,
         source: Source,
-        wanted: Wanted,
+        wanted: Read,
         storage: Storage,
         holds: AsyncExitStack,
         *,
@@ -363,14 +374,14 @@ class BlockingClient:
     verify = blocking_method(Client.verify)
     load_into = blocking_method(Client.load_into)
 
-    @spelled_out(Wanted)
-    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Wanted]) -> BlockingCheckpoint:
+    @spelled_out(Read)
+    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Read]) -> BlockingCheckpoint:
         """As `asyncfetch.open`."""
         opening = self._handle.value.open(source, dtype=dtype, **wanted)
         handle = Handle(opening, self._handle.portal, own=False)
         return handle.value.blocking(handle)
 
-    @spelled_out(Wanted)
+    @spelled_out(Read)
     def stream(
         self,
         source: Source,
@@ -379,7 +390,7 @@ class BlockingClient:
         storage: Storage = "disk",
         early: bool = False,
         memory_limit: int | None = None,
-        **wanted: Unpack[Wanted],
+        **wanted: Unpack[Read],
     ) -> BlockingTensors:
         """As `asyncfetch.stream`."""
         streaming = self._handle.value.stream(

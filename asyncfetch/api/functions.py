@@ -20,8 +20,8 @@ from .options import (
     DownloadOptions,
     DTypeLike,
     InspectOptions,
-    Options,
     PlanOptions,
+    ReadOptions,
     Source,
     Storage,
     VerifyOptions,
@@ -60,9 +60,9 @@ __all__ = [
 ]
 
 
-@public(Options)
+@public(ReadOptions)
 async def load_async(
-    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[Options]
+    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[ReadOptions]
 ) -> StateDict:
     """Download a checkpoint and return its state dict: tensor names to numpy arrays.
 
@@ -92,9 +92,9 @@ async def load_async(
         return await client.load(source, dtype=dtype, storage=storage, **wanted)
 
 
-@public(Options)
+@public(ReadOptions)
 async def load_inspected_async(
-    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[Options]
+    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[ReadOptions]
 ) -> tuple[StateDict, Inspection]:
     """What `load_async` and `inspect_async` return, of one checkpoint that was located once.
 
@@ -176,7 +176,7 @@ async def verify_async(source: Source, **options: Unpack[VerifyOptions]) -> tupl
         return await client.verify(source, **wanted)
 
 
-@public(Options)
+@public(ReadOptions)
 async def load_into_async(
     model: object,
     source: Source | Mapping[str, Array],
@@ -186,7 +186,7 @@ async def load_into_async(
     dtype: DTypeLike | None = None,
     storage: Storage = "disk",
     memory_limit: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[ReadOptions],
 ) -> LoadReport:
     """Load a checkpoint, or a state dict that is here already, into a model.
 
@@ -242,8 +242,10 @@ async def _put(model: object, tensors: Mapping[str, Array], *, strict: bool, ass
     return report
 
 
-@spelled_out(Options)
-def open_async(source: Source, *, dtype: DTypeLike | None = None, **options: Unpack[Options]) -> Opening[Checkpoint]:
+@spelled_out(ReadOptions)
+def open_async(
+    source: Source, *, dtype: DTypeLike | None = None, **options: Unpack[ReadOptions]
+) -> Opening[Checkpoint]:
     """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
 
         async with asyncfetch.open_async("org/model") as checkpoint:
@@ -274,7 +276,7 @@ def open_async(source: Source, *, dtype: DTypeLike | None = None, **options: Unp
     return Opening(make)
 
 
-@spelled_out(Options)
+@spelled_out(ReadOptions)
 def stream_async(
     source: Source,
     *,
@@ -282,7 +284,7 @@ def stream_async(
     storage: Storage = "disk",
     early: bool = False,
     memory_limit: int | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[ReadOptions],
 ) -> Streaming:
     """The tensors of a checkpoint as pairs of name and array, while the rest is still downloaded.
 

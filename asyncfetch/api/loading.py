@@ -12,6 +12,7 @@ from ..format.dtypes import Array
 from ..models.into import Loading, LoadReport
 from ..sources.located import Located, aliases_of
 from ..tasks import off_loop
+from ..tensors.scaling import Scaling
 from .session import Session
 from .streaming import feeding
 
@@ -28,9 +29,9 @@ async def load_into(
     memory_limit: int | None,
 ) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
-    located = await session.locate_verified()
-    loading = await off_loop(lambda: _judged(model, located, dtype, strict=strict, assign=assign), slow=True)
-    async with feeding(session, located, dtype=dtype, memory_limit=memory_limit) as tensors:
+    located, scaling = await session.locate_values(dtype)
+    loading = await off_loop(lambda: _judged(model, located, scaling, dtype, strict=strict, assign=assign), slow=True)
+    async with feeding(session, located, scaling, dtype=dtype, memory_limit=memory_limit) as tensors:
         async for name, array in tensors:
             if loading.copies:
                 await off_loop(partial(loading.put, name, array), slow=True)
@@ -39,9 +40,13 @@ async def load_into(
     return await off_loop(loading.finish, slow=True)
 
 
-def _judged(model: Any, located: Located, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool) -> Loading:
+def _judged(
+    model: Any, located: Located, scaling: Scaling | None, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool
+) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
     expected = _expected(located, dtype)
+    if scaling is not None:
+        expected = scaling.hollow(expected, dtype)
     return Loading(model, expected, strict=strict, assign=assign, aliases=aliases_of(located, expected))
 
 

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Coroutine, Iterable, KeysView
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import numpy as np
 
-from ..errors import SelectionError, SourceError
-from ..format.arrays import tensor_view
-from ..format.dtypes import DTYPES, Array, cast, dtype_of
-from ..format.header import TensorInfo
+from ..errors import SourceError
+from ..format.dtypes import Array, dtype_of
 from ..format.hostile import short_repr
 from ..format.index import Selector, select_tensors
-from ..format.slices import BasicIndex, Selection, SlicePlan, plan_slice, rank_index, select_part, tensor_piece
-from ..sources.located import Located, SourceFile, aliases_of
-from ..storage.buffers import aligned_buffer
+from ..format.ranks import Cut, Parts, Split, cut_of_rank
+from ..format.slices import BasicIndex
+from ..sources.located import Located
 from ..tasks import off_loop, plain_errors
-from ..tensors.gather import Gatherer, Want
+from ..tensors.gather import Gatherer
+from ..tensors.portions import portion_of
+from ..tensors.scaling import Scaling, cast_alone, scaled_in
+from .asked import Asked
 from .blocking import Handle, blocking_method
+from .contents import Contents, StoredTensor
 from .options import DTypeLike
 from .public import within
 from .results import StateDict
@@ -34,134 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor is. `dtype` is the format's name; `shape` counts elements, also of F4 and F6.
-
-    Its `nbytes` bytes begin at byte `offset` of the file `shard`, a path in the source.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    shard: str
-    offset: int
-
-
-class _Contents:
-    """What both faces of an opened checkpoint tell without a request."""
-
-    def __repr__(self) -> str:
-        located = self._located
-        commit = f"@{located.commit[:12]}" if located.commit else ""
-        what = f"{len(self):,} tensors in {len(located.files):,} shards, {self.nbytes:,} bytes"
-        return f"<{type(self).__name__} of {located.source}{commit}: {what}>"
-
-    def __init__(self, located: Located) -> None:
-        self._located = located
-        self._selected = located.wanted
-        self._files = {file.name: file for file in located.files}
-
-    def keys(self) -> KeysView[str]:
-        """The names of the selected tensors, in the order of the index (a single file: of its data)."""
-        return self._selected.weight_map.keys()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._selected.weight_map
-
-    def __len__(self) -> int:
-        return len(self._selected.weight_map)
-
-    def info(self, name: str) -> StoredTensor:
-        """Dtype, shape, bytes and place of a tensor. Raises SelectionError for an unknown name."""
-        file, info, offset = self._find(name)
-        return StoredTensor(info.dtype, info.shape, info.nbytes, file.name, offset)
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The `__metadata__` of all shards in one, and over it the `metadata` of the index."""
-        merged: dict[str, Any] = {}
-        for file in self._located.files:
-            merged |= file.header.metadata if file.header is not None else {}
-        return merged | self._selected.metadata
-
-    @property
-    def aliases(self) -> dict[str, str]:
-        """Tied names that the writer dropped, as the metadata tells: {dropped name: name that was kept}."""
-        return aliases_of(self._located, self._selected.weight_map)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all selected tensors as they are stored."""
-        return sum(self._find(name)[1].nbytes for name in self.keys())
-
-    def plan_of(
-        self,
-        name: str,
-        index: BasicIndex = ...,
-        *,
-        axis: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> SlicePlan:
-        """How `tensor(name, index)` is fetched; or, with `rank` and `world_size`, `shard_of`.
-
-        The plan is that of a file of which nothing is here: cached shards answer without a request,
-        and so do the first bytes of a file, which came with its header.
-        """
-        _, info, offset = self._find(name)
-        if rank is not None or world_size is not None:
-            if index is not ... or rank is None or world_size is None:
-                raise SourceError("A plan is of an index, or else of a rank and a world_size.")
-            index = rank_index(info.shape, axis=axis, rank=rank, world_size=world_size)
-        if DTYPES[info.dtype].packed:
-            if index is not ...:
-                raise _packed(name, info)
-            return plan_slice((info.nbytes,), 1, offset=offset)
-        return plan_slice(info.shape, DTYPES[info.dtype].numpy.itemsize, index, offset=offset)
-
-    def _find(self, name: str) -> tuple[SourceFile, TensorInfo, int]:
-        """The file of a tensor, its header's entry, and its first byte in the file."""
-        shard = self._selected.weight_map.get(name) if isinstance(name, str) else None
-        if shard is None:
-            close = difflib.get_close_matches(str(name), self.keys(), 1)
-            hint = f"Is it {short_repr(close[0])}?" if close else "keys() has the names."
-            raise SelectionError(f"{self._located.source} has no tensor {short_repr(name)}.", hint=hint)
-        file = self._files[self._located.path_of(shard)]
-        header = file.known_header
-        info = header.tensors[name]
-        return file, info, header.data_start + info.begin
-
-
-def _packed(name: str, info: TensorInfo) -> SourceError:
-    return SourceError(
-        f"{short_repr(name)} is packed ({info.dtype}): a part of it has no bytes of its own.",
-        hint="Fetch the whole tensor and unpack() it, then slice.",
-    )
-
-
-@dataclass(eq=False, slots=True)
-class _Part:
-    """A tensor or a part of one, on its way. `selection` is None for a whole tensor."""
-
-    name: str
-    file: SourceFile
-    info: TensorInfo
-    selection: Selection | None
-    memory: memoryview
-    want: Want
-
-    def array(self, dtype: np.dtype[Any] | None) -> Array:
-        """The array on the part's memory, which is full; cast where `dtype` asks for it."""
-        shape = self.info.shape if self.selection is None else self.selection.shape
-        info = TensorInfo(self.info.dtype, shape, 0, len(self.memory))
-        array = tensor_view(self.memory, info, 0, file=self.file.name, tensor=self.name)
-        for axis in self.selection.reversed_axes if self.selection is not None else ():
-            array = np.flip(array, axis)
-        return array if dtype is None else cast(array, dtype)
-
-
-class Checkpoint(_Contents):
+class Checkpoint(Contents):
     """An opened checkpoint: `async with asyncfetch.open_async(source) as checkpoint`, or
     `checkpoint = await asyncfetch.open_async(source)`, and then `await checkpoint.aclose()`.
 
@@ -177,9 +51,14 @@ class Checkpoint(_Contents):
     """
 
     def __init__(
-        self, located: Located, gatherer: Gatherer, dtype: np.dtype[Any] | None, timeout: float | None = None
+        self,
+        located: Located,
+        gatherer: Gatherer,
+        dtype: np.dtype[Any] | None,
+        timeout: float | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__(located)
+        super().__init__(located, scaling)
         self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
@@ -191,64 +70,107 @@ class Checkpoint(_Contents):
 
         `index` is numpy's basic indexing: ints, slices with any step, Ellipsis, None, such as
         `np.s_[:10, ..., ::2]`. A single element comes as an array without dimensions. F4 and F6
-        come whole, as PackedArray. `dtype` casts as in `load_async`; None is that of `open_async`.
+        come as PackedArray; a part of one must begin and end with whole bytes, as rows mostly do.
+        `dtype` casts as in `load_async`; None is that of `open_async`. A tied name that was not
+        written (`aliases`) gives the tensor that was.
 
         Raises IndexError as numpy does, SelectionError for an unknown name, SourceError for what is
-        no basic index, ChangedError, and the network's errors after retries.
+        no basic index or has no bytes of its own, ChangedError, and the network's errors after retries.
         """
-        return (await self._fetch([(name, index)], dtype))[name]
+        return (await self._fetch([self._part(name, index)], dtype))[0]
 
     async def tensors(self, names: Iterable[str], *, dtype: DTypeLike | None = None) -> dict[str, Array]:
-        """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once."""
+        """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once.
+
+        Names that are tied get the same array.
+        """
         if isinstance(names, str):
             raise SourceError(f"tensors() takes several names, not one: {short_repr(names)}.", hint="Use tensor().")
-        return await self._fetch([(name, ...) for name in dict.fromkeys(names)], dtype)
+        kept = {name: self._find(name)[0] for name in names}
+        stored = list(dict.fromkeys(kept.values()))
+        arrays = dict(zip(stored, await self._fetch([self._asked(name) for name in stored], dtype), strict=True))
+        return {name: arrays[source] for name, source in kept.items()}
+
+    async def slices(
+        self, wanted: Mapping[str, Sequence[BasicIndex]], *, dtype: DTypeLike | None = None
+    ) -> dict[str, list[Array]]:
+        """Several parts of several tensors: `{name: [index, ...]}`, each part as `tensor(name, index)` gives it.
+
+        Neighbours are fetched in one range, and all ranges at once. Ranges of parts that overlap are
+        fetched for each of them.
+        """
+        for name, indices in wanted.items():
+            if not isinstance(indices, Sequence) or isinstance(indices, tuple | str):
+                given = f"{short_repr(indices)} for {short_repr(name)}"
+                hint = "Use tensor() for one part."
+                raise SourceError(f"slices() takes a list of indices for each name, not {given}.", hint=hint)
+        parts = [self._part(name, index) for name, indices in wanted.items() for index in indices]
+        arrays = iter(await self._fetch(parts, dtype))
+        return {name: [next(arrays) for _ in indices] for name, indices in wanted.items()}
 
     async def state_dict(self, select: Selector = None, *, dtype: DTypeLike | None = None) -> StateDict:
         """All tensors, or those that `select` picks as in `load_async`, in the order of `keys()`."""
-        chosen = select_tensors(self._selected, select)
-        return StateDict(await self._fetch([(name, ...) for name in chosen.weight_map], dtype))
+        chosen = select_tensors(replace(self._selected, weight_map=self._names), select, self._tied())
+        return StateDict(await self.tensors(chosen.weight_map, dtype=dtype))
 
     async def shard_of(
-        self, name: str, axis: int = 0, *, rank: int, world_size: int, dtype: DTypeLike | None = None
+        self,
+        name: str,
+        axis: int = 0,
+        *,
+        rank: int,
+        world_size: int,
+        parts: Parts = 1,
+        split: Split = "chunk",
+        dtype: DTypeLike | None = None,
     ) -> Array:
-        """The part of a tensor that `rank` of `world_size` holds: `numpy.array_split(full, world_size, axis)[rank]`.
+        """The part of a tensor that `rank` of `world_size` holds, split along `axis`.
+
+        `split="chunk"` is the rule of torch.chunk, DTensor's Shard and the inference engines: blocks of
+        ceil(size / world_size), of which the last ranks get less, or nothing (an empty array): 4 rows over
+        3 ranks are 2, 2, 0. `split="array_split"` is that of numpy.array_split: 4 rows over 3 ranks are 2, 1, 1.
+
+        `parts` splits each of the tensors that were fused along `axis` for itself, and joins what the rank
+        holds of each: their number where they are equal (`parts=3` for query, key and value, 2 for gate
+        and up), or else their sizes (`parts=(4096, 1024, 1024)` for grouped queries).
 
         Along axis 0 a rank fetches just its bytes. Along another axis it fetches its stretches in
         several ranges where that is cheaper, otherwise all rows, and keeps its columns only;
-        `plan_of` tells which. Raises SourceError when there is no such axis or rank.
+        `plan_of` tells which. Raises SourceError when there is no such axis, rank or part, and where a part
+        of a packed tensor (F4, F6) would begin or end within a byte.
         """
-        index = rank_index(self._find(name)[1].shape, axis=axis, rank=rank, world_size=world_size)
-        return (await self._fetch([(name, index)], dtype))[name]
+        kept, _, info = self._find(name)
+        shape = self._shape(kept, info)
+        cut = cut_of_rank(shape, axis=axis, rank=rank, world_size=world_size, parts=parts, split=split)
+        return (await self._fetch([self._asked(kept, cut)], dtype))[0]
 
-    async def _fetch(self, wanted: list[tuple[str, BasicIndex]], dtype: DTypeLike | None) -> dict[str, Array]:
+    async def _fetch(self, asked: list[Asked], dtype: DTypeLike | None) -> list[Array]:
         self._check_open()
         target = self._dtype if dtype is None else dtype_of(dtype)
-        parts = [self._part(name, index) for name, index in wanted]
+        if target is not None and self._scaling is None:
+            for found in scaled_in(self._located, (one.name for one in asked)):
+                raise cast_alone(found, target)
         with plain_errors():
-            await self._gatherer.read([part.want for part in parts])
-        if target is None:
-            return {part.name: part.array(None) for part in parts}
-        arrays: dict[str, Array] = {}
-        for part in parts:
-            arrays[part.name] = await off_loop(partial(part.array, target), slow=True)
-            part.memory = part.want = None  # type: ignore[assignment]  # so that both copies live for one tensor only
+            await self._gatherer.read([want for one in asked for want in one.wants()])
+        if target is None and self._scaling is None:
+            return [one.array(None) for one in asked]
+        arrays = []
+        for one in asked:
+            arrays.append(await off_loop(partial(one.array, target), slow=True))
+            one.drop()  # so that both copies live for one tensor only
         return arrays
 
-    def _part(self, name: str, index: BasicIndex) -> _Part:
-        file, info, offset = self._find(name)
-        selection = None
-        if index is ...:
-            nbytes = info.nbytes
-            pieces = [tensor_piece(offset, nbytes)] if nbytes else []
-        else:
-            if DTYPES[info.dtype].packed:
-                raise _packed(name, info)
-            selection = select_part(info.shape, DTYPES[info.dtype].numpy.itemsize, index, offset=offset)
-            nbytes = selection.nbytes
-            pieces = list(selection.pieces())
-        memory = aligned_buffer(nbytes, 0)
-        return _Part(name, file, info, selection, memory, Want(file, pieces, memory))
+    def _part(self, name: str, index: BasicIndex = ...) -> Asked:
+        kept, _, info = self._find(name)
+        return self._asked(kept, None if index is ... else Cut(self._shape(kept, info), (index,)))
+
+    def _asked(self, kept: str, cut: Cut | None = None) -> Asked:
+        """What is fetched for a part of a stored tensor: just that, or a weight and its scales."""
+        scaling = self._scaling
+        if scaling is None or kept not in scaling.weights:
+            return Asked(kept, [portion_of(*self._stored(kept), cut)])
+        names = (kept, *scaling.weights[kept].scales)
+        return Asked(kept, [portion_of(*self._stored(name), None) for name in names], scaling, cut)
 
     def blocking(self, handle: Handle[Checkpoint]) -> BlockingCheckpoint:
         """The same for blocking code."""
@@ -277,14 +199,14 @@ class Checkpoint(_Contents):
         self._holds = holds
 
 
-class BlockingCheckpoint(_Contents):
+class BlockingCheckpoint(Contents):
     """The blocking form of `Checkpoint`: `checkpoint = asyncfetch.open(source)`, or the same in a `with` block.
 
     Threads may share it. A process that is forked meanwhile may not use it (SourceError): it opens its own.
     """
 
     def __init__(self, handle: Handle[Checkpoint]) -> None:
-        super().__init__(handle.value._located)
+        super().__init__(handle.value._located, handle.value._scaling)
         self._handle = handle
 
     def _run(self, work: Callable[[Checkpoint], Coroutine[Any, Any, T]]) -> T:
@@ -294,6 +216,7 @@ class BlockingCheckpoint(_Contents):
 
     tensor = blocking_method(Checkpoint.tensor)
     tensors = blocking_method(Checkpoint.tensors)
+    slices = blocking_method(Checkpoint.slices)
     state_dict = blocking_method(Checkpoint.state_dict)
     shard_of = blocking_method(Checkpoint.shard_of)
 

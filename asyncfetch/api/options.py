@@ -34,6 +34,8 @@ __all__ = [
     "Options",
     "PlanOptions",
     "Planned",
+    "Read",
+    "ReadOptions",
     "Sought",
     "Source",
     "Storage",
@@ -164,8 +166,22 @@ class Foreseen(Planned, Files, total=False):
     """What differs from plan to plan."""
 
 
+class Read(Wanted, total=False):
+    """What differs from call to call where tensors come of it.
+
+    dequantize: give the true numbers of weights that are stored beside a scale (FP8, MXFP4, NVFP4), in `dtype`,
+        or float32 where that is None, and leave those scales out. Else a cast of such a weight is refused.
+    """
+
+    dequantize: bool
+
+
 class Options(Wanted, Access, total=False):
-    """What the functions take that download or read: a client for one call, and the call."""
+    """What the functions take that download: a client for one call, and the call."""
+
+
+class ReadOptions(Read, Access, total=False):
+    """What the functions take that give tensors."""
 
 
 class DownloadOptions(Wanted, Files, Access, total=False):
@@ -186,14 +202,20 @@ class VerifyOptions(Planned, LocalAccess, total=False):
 
 _DESCRIPTIONS = {
     name: text
-    for part in (LocalAccess, Access, Sought, Planned, Wanted, Files)
+    for part in (LocalAccess, Access, Sought, Planned, Wanted, Files, Read)
     for name, text in re.findall(r"^(\w+): (.+(?:\n    .+)*)", inspect.cleandoc(part.__doc__ or ""), re.MULTILINE)
 }
-_DEFAULTS: Mapping[str, object] = {"verify": "download", "weights_only": False}  # of all others None
+_DEFAULTS: Mapping[str, object] = {
+    "verify": "download",
+    "weights_only": False,
+    "dequantize": False,
+}  # of all others None
 
 
 @overload
-def split(options: DownloadOptions) -> tuple[Access, Fetched]: ...
+def split(options: DownloadOptions) -> tuple[Access, Fetched]: ...  # type: ignore[overload-overlap]
+@overload
+def split(options: ReadOptions) -> tuple[Access, Read]: ...  # type: ignore[overload-overlap]
 @overload
 def split(options: Options) -> tuple[Access, Wanted]: ...  # type: ignore[overload-overlap]
 @overload

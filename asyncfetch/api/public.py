@@ -108,6 +108,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "strict": (_is_flag, "True or False"),
     "assign": (_is_flag, "True or False"),
     "early": (_is_flag, "True or False"),
+    "dequantize": (_is_flag, "True or False"),
     "memory_limit": (lambda value: type(value) is int and value > 0, "a positive number of bytes, or None"),
 }
 _SECRET = frozenset({"token", "endpoint", "source"})  # whose values may have a password in them

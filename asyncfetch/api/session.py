@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from anyio import from_thread
 
 from ..engine.bookkeeping import file_states
@@ -36,7 +38,8 @@ from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
 from ..tasks import off_loop, plain_errors
-from .options import Access, Files, Source, Storage, Verify, Wanted
+from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
+from .options import Access, Files, Read, Source, Storage, Verify
 
 __all__ = ["Environment", "Session", "begin"]
 
@@ -71,8 +74,22 @@ class Session:
             located = await self._resolve(headers=True)
         return located
 
-    async def fetch(self, *, named: bool = False) -> tuple[Located, dict[str, Landed]]:
-        """Download what is missing. Returns what was found, and where each file is, by name.
+    async def locate_values(self, dtype: np.dtype[Any] | None) -> tuple[Located, Scaling | None]:
+        """As `locate_verified`, and what `dequantize` does to the tensors, which are to be cast to `dtype`.
+
+        Raises SourceError for scaled weights that would be cast without their scales.
+        """
+        located = await self.locate_verified()
+        if self.request.dequantize:
+            return located, await off_loop(lambda: scaling_of(located), slow=True)
+        if dtype is not None:
+            await off_loop(lambda: refuse_plain_cast(located, dtype), slow=True)
+        return located, None
+
+    async def fetch(
+        self, dtype: np.dtype[Any] | None = None, *, named: bool = False
+    ) -> tuple[Located, Scaling | None, dict[str, Landed]]:
+        """Download what is missing. Returns what `locate_values` found, and where each file is, by name.
 
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
         `named` is that of `download`.
@@ -81,11 +98,11 @@ class Session:
         while True:
             looks += 1
             try:
-                located = await self.locate_verified()
+                located, scaling = await self.locate_values(dtype)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:
-                    return located, landed
+                    return located, scaling, landed
                 hint = (
                     "Let nothing prune the cache meanwhile, or choose another folder with cache_dir= or HF_HUB_CACHE."
                 )
@@ -188,7 +205,7 @@ class Environment:
         """The same, for a call that sends nothing."""
         return replace(self, settings=replace(self.settings, offline=True, token=None))
 
-    def request(self, source: Source, wanted: Wanted, files: Files | None = None) -> Request:
+    def request(self, source: Source, wanted: Read, files: Files | None = None) -> Request:
         """What one call asks for; `files`: more or other files than a load needs.
 
         Looks at the disk: a path that exists is a local source. Raises SourceError.
@@ -213,6 +230,7 @@ class Environment:
             wanted.get("variant"),
             None if select is None else selector(select),
             {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
+            bool(wanted.get("dequantize")),
             None if files is None else _chosen(files),
         )
 
@@ -240,7 +258,7 @@ async def begin(
     environment: Environment,
     transport: Transport,
     source: Source,
-    wanted: Wanted,
+    wanted: Read,
     storage: Storage = "disk",
     files: Files | None = None,
 ) -> Session:

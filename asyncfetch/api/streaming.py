@@ -14,6 +14,7 @@ from ..format.dtypes import Array
 from ..sources.located import Located
 from ..tasks import off_loop, plain_errors
 from ..tensors.feed import Feed
+from ..tensors.scaling import Reader, ScaledReader, Scaling
 from .blocking import Handle
 from .public import shortened, within
 from .session import Session
@@ -26,7 +27,7 @@ P = ParamSpec("P")
 class Tensors(AsyncIterator[tuple[str, Array]]):
     """The reader's end of a feed. Not a generator: it owns nothing, so it may be left at any point."""
 
-    def __init__(self, feed: Feed, timeout: float | None) -> None:
+    def __init__(self, feed: Reader, timeout: float | None) -> None:
         self.feed = feed
         self.timeout = timeout  # seconds for each tensor
         self.download = anyio.CancelScope()
@@ -93,6 +94,7 @@ class BlockingTensors(Iterator[tuple[str, Array]]):
 async def feeding(
     session: Session,
     located: Located,
+    scaling: Scaling | None = None,
     *,
     dtype: np.dtype[Any] | None,
     early: bool = False,
@@ -101,14 +103,21 @@ async def feeding(
 ) -> AsyncIterator[Tensors]:
     """The download of `located` beside the block, which reads its tensors. It is cancelled when the block ends."""
     policy = session.request.policy
+    if scaling is not None:  # what is scaled waits for its scale
+        lenders = scaling.lenders(located)
+        located.files.sort(key=lambda file: file.name not in lenders)
     feed = await off_loop(
         lambda: Feed(
-            located, storage=session.storage, policy=policy, early=early, memory_limit=memory_limit, dtype=dtype
+            located,
+            storage=session.storage,
+            policy=policy,
+            early=early,
+            memory_limit=memory_limit,
+            dtype=None if scaling is not None else dtype,
         ),
         slow=True,
     )
-
-    tensors = Tensors(feed, timeout)
+    tensors = Tensors(feed if scaling is None else ScaledReader(feed, scaling, dtype), timeout)
 
     async def download() -> None:
         failure: Exception | None = None
@@ -129,4 +138,4 @@ async def feeding(
             finally:
                 group.cancel_scope.cancel()
     finally:
-        feed.close()
+        tensors.feed.close()

@@ -85,6 +85,9 @@ COMMON, TENSORS, FETCH, FILES = CommonFlags(), TensorFlags(), FetchFlags(), File
 Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
+Dequantize = Annotated[
+    bool, FLAG, Parameter(help="Give the true numbers of FP8, MXFP4 and NVFP4 weights, float32 without --dtype.")
+]
 Memory = Annotated[bool, FLAG, Parameter(help="Download into memory; write nothing to the cache.")]
 VerifyCache = Annotated[bool, FLAG, Parameter(help="Hash files that are already cached as well.")]
 DryRun = Annotated[bool, FLAG, Parameter(help="Download nothing; tell what would be downloaded.")]
@@ -97,6 +100,7 @@ def load(
     *,
     output: Output = None,
     dtype: DType = None,
+    dequantize: Dequantize = False,
     memory: Memory = False,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
@@ -115,6 +119,7 @@ def load(
             source,
             **arguments,
             dtype=dtype,
+            dequantize=dequantize,
             storage="memory" if memory else "disk",
             verify="always" if verify_cache else "download",
             report=report,

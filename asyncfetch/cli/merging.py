@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..api.results import Inspection
 from ..format.dtypes import Array
+from ..format.index import aliases_in
 from ..format.writer import write_safetensors
 from .text import printable, size_text
 
@@ -29,11 +30,7 @@ def merged_metadata(found: Inspection) -> dict[str, str]:
     A tied name is one that was not written because it is another name of a tensor that was. The rest of
     the index's metadata is about the index: its numbers, the tool that split the shards.
     """
-    tied = {
-        name: kept
-        for name, kept in found.metadata.items()
-        if isinstance(kept, str) and kept in found.tensors and name not in found.tensors
-    }
+    tied = aliases_in([found.metadata], found.tensors)
     metadata: dict[str, str] = {}
     disputed = set()
     for said in [*(shard.header.metadata for shard in found.shards), tied]:

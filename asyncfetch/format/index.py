@@ -19,7 +19,7 @@ import fnmatch
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Index",
     "Selector",
+    "aliases_in",
     "check_index",
     "check_shard_name",
     "check_tensors",
@@ -91,7 +92,7 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
         raise InvalidIndexError(file, reason, tensor=tensor)
 
     if len(raw) > max_bytes:
-        fail(f"it has {len(raw):,} bytes, and max_index_bytes allows {max_bytes:,}")
+        raise index_too_large(file, max_bytes)
     top = _parse(raw, file)
     maps = [value for key, value in top if key == "weight_map"]
     if len(maps) != 1:
@@ -107,8 +108,10 @@ def parse_index(raw: bytes, *, file: str, max_bytes: int, max_shards: int = 10_0
 
 
 def index_too_large(file: str, limit: int) -> InvalidIndexError:
-    """The error for an index that is not even read."""
-    return InvalidIndexError(file, f"it has more bytes than the {limit:,} that max_index_bytes allows")
+    """The error for an index that is not even parsed, and of which no more than `limit` bytes were read."""
+    error = InvalidIndexError(file, f"it has more bytes than the {limit:,} that Policy.max_index_bytes allows")
+    error.hint = "If you trust its source, give Policy.max_index_bytes a larger number of bytes."
+    return error
 
 
 def _parse(raw: bytes, file: str) -> tuple[tuple[str, Any], ...]:
@@ -255,12 +258,36 @@ def _globs(patterns: Iterable[object]) -> Iterable[str]:
         yield pattern
 
 
-def select_tensors(index: Index, select: Selector) -> Index:
-    """`index` narrowed to the tensors that `select` picks. Raises SelectionError if it picks none."""
+def aliases_in(sources: Iterable[Mapping[str, Any]], names: Container[str]) -> dict[str, str]:
+    """Names that writers dropped because they were tied: {dropped name: name of `names` that was kept}.
+
+    safetensors' `save_model` records them in `__metadata__`
+    (https://huggingface.co/docs/safetensors/torch_shared_tensors), huggingface_hub's sharded writer in the
+    index's metadata. Other metadata is told apart by its value, which is no tensor's name. A dropped name may
+    stand for another one.
+    """
+    said = {name: kept for metadata in sources for name, kept in metadata.items() if isinstance(kept, str)}
+    aliases: dict[str, str] = {}
+    for dropped in said:
+        kept, seen = dropped, {dropped}
+        while kept not in names and kept in said and said[kept] not in seen:
+            kept = said[kept]
+            seen.add(kept)
+        if kept != dropped and kept in names:
+            aliases[dropped] = kept
+    return aliases
+
+
+def select_tensors(index: Index, select: Selector, aliases: Mapping[str, str] | None = None) -> Index:
+    """`index` narrowed to the tensors that `select` picks, by their names or their `aliases`.
+
+    Raises SelectionError if it picks none.
+    """
     if select is None:
         return index
     wanted = selector(select)
-    weight_map = {tensor: shard for tensor, shard in index.weight_map.items() if wanted(tensor)}
+    tied = {kept for dropped, kept in (aliases or {}).items() if wanted(dropped)}
+    weight_map = {tensor: shard for tensor, shard in index.weight_map.items() if tensor in tied or wanted(tensor)}
     if not weight_map:
         some = ", ".join(short_repr(tensor) for tensor in list(index.weight_map)[:3])
         message = f"select matches none of the {len(index.weight_map):,} tensors of {index.file}."

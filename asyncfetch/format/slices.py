@@ -29,8 +29,9 @@ __all__ = [
     "Selection",
     "SlicePlan",
     "coalesce",
+    "expanded_index",
+    "plan_selections",
     "plan_slice",
-    "rank_index",
     "select_part",
     "tensor_piece",
 ]
@@ -187,14 +188,23 @@ def plan_slice(
     there is. Raises IndexError as numpy does, SourceError for what is no basic index.
     """
     selection = select_part(tuple(shape), itemsize, index, offset=offset)
-    wanted = ((piece, None) for piece in selection.pieces(request_cost))
+    return plan_selections([selection], selection.shape, request_cost=request_cost)
+
+
+def plan_selections(
+    selections: Sequence[Selection], shape: tuple[int, ...], *, request_cost: int = REQUEST_COST
+) -> SlicePlan:
+    """How all of `selections` are fetched, which together are a part of `shape`."""
+    pieces = [piece for selection in selections for piece in selection.pieces(request_cost)]
+    wanted = ((piece, None) for piece in sorted(pieces, key=lambda piece: piece.start))
     spans = tuple(Span(group[0][0].start, group[-1][0].stop) for group in coalesce(wanted, request_cost))
+    nbytes = sum(selection.nbytes for selection in selections)
     strategy: Literal["contiguous", "strided", "whole"]
     if len(spans) > 1:
         strategy = "strided"
     else:
-        strategy = "contiguous" if sum(span.nbytes for span in spans) == selection.nbytes else "whole"
-    return SlicePlan(strategy, spans, selection.nbytes, selection.shape)
+        strategy = "contiguous" if sum(span.nbytes for span in spans) == nbytes else "whole"
+    return SlicePlan(strategy, spans, nbytes, shape)
 
 
 def tensor_piece(offset: int, nbytes: int) -> Piece:
@@ -260,6 +270,11 @@ def _entries(index: object) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def expanded_index(index: BasicIndex, dimensions: int) -> list[int | slice]:
+    """One entry of `index` for each axis of a tensor. Raises SourceError for what is no basic index."""
+    return [entry for entry in _expanded(_entries(index), dimensions) if entry is not None]
+
+
 def _expanded(entries: tuple[Entry, ...], dimensions: int) -> Iterator[int | slice | None]:
     """The entries with one for each axis: the Ellipsis, or else the end, stands for those not named."""
     rest = [slice(None)] * (dimensions - sum(entry is not None and entry is not Ellipsis for entry in entries))
@@ -270,37 +285,20 @@ def _expanded(entries: tuple[Entry, ...], dimensions: int) -> Iterator[int | sli
             yield entry
 
 
-def rank_index(shape: Sequence[int], *, axis: int, rank: int, world_size: int) -> tuple[slice, ...]:
-    """The part of a tensor that `rank` of `world_size` holds, split along `axis` as numpy.array_split does.
-
-    The first `size % world_size` ranks hold one more. Raises SourceError when there is no such axis or rank.
-    """
-    for name, value in (("axis", axis), ("rank", rank), ("world_size", world_size)):
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise SourceError(f"{name}={value!r} is not a whole number.")
-    if not -len(shape) <= axis < len(shape):
-        raise SourceError(f"axis={axis} is no axis of a tensor with {len(shape)} dimensions.")
-    if not 0 <= rank < world_size:
-        raise SourceError(f"rank={rank} is none of {world_size} ranks, which count from 0.")
-    axis %= len(shape)
-    least, more = divmod(shape[axis], world_size)
-    start = rank * least + min(rank, more)
-    return (slice(None),) * axis + (slice(start, start + least + (rank < more)),)
-
-
 def coalesce(
     wanted: Iterable[tuple[Piece, T]], gap: float, longest: int | None = None
 ) -> Iterator[list[tuple[Piece, T]]]:
     """Groups of pieces that one request fetches: neighbours with at most `gap` bytes between them.
 
-    `wanted` is in the order of the file, without overlaps. With `longest`, no group is extended
-    beyond that many bytes and longer pieces are cut, so that several connections have something to do.
+    `wanted` is in the order of the file; what overlaps the piece before it begins a group. With `longest`,
+    no group is extended beyond that many bytes and longer pieces are cut, so that several connections have
+    something to do.
     """
     group: list[tuple[Piece, T]] = []
     for piece, tag in wanted:
         for part in (piece,) if longest is None else piece.cut(longest):
             if group and (
-                part.start - group[-1][0].stop > gap
+                not 0 <= part.start - group[-1][0].stop <= gap
                 or (longest is not None and part.stop - group[0][0].start > longest)
             ):
                 yield group

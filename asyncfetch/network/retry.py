@@ -14,10 +14,11 @@ Real progress refills both. Who has something else to do (`Hurry`) is not kept w
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import anyio
@@ -30,6 +31,7 @@ from ..policy import Policy
 __all__ = ["BRIEF", "Budget", "Hurry", "is_away", "is_transient", "may_pass", "retrying"]
 
 BRIEF = 3.0  # seconds that even who is in a hurry waits for a server that asks to come again
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 _NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
@@ -52,19 +54,31 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether the server cannot be reached, or cannot work for now: not one that answers and breaks the rules."""
-    return (
-        isinstance(error, NetworkError) and error.transient and not isinstance(error, ProtocolError | LinkExpiredError)
-    )
+    """Whether the server cannot be reached, or cannot work for now: not one that answers and breaks the rules.
+
+    Nor one that this process cannot ask, since it has too many files open.
+    """
+    if (
+        not isinstance(error, NetworkError)
+        or not error.transient
+        or isinstance(error, ProtocolError | LinkExpiredError)
+    ):
+        return False
+    return not any(isinstance(cause, OSError) and cause.errno in _NO_DESCRIPTOR for cause in _causes(error))
 
 
 def _no_such_name(error: BaseException | None) -> bool:
     """Whether the name of a host is known not to exist. A resolver that cannot be asked says something else."""
+    found = (cause for cause in _causes(error) if isinstance(cause, socket.gaierror))
+    return next((cause.errno in _NO_SUCH_NAME for cause in found), False)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     for _ in range(10):
-        if isinstance(error, socket.gaierror):
-            return error.errno in _NO_SUCH_NAME
-        error = None if error is None else error.__cause__ or error.__context__
-    return False
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @dataclass(eq=False, slots=True)

@@ -26,7 +26,7 @@ from ..errors import (
     storage_errors,
 )
 from ..events import Warned
-from ..format.index import Index, index_too_large, parse_index, select_tensors
+from ..format.index import Index, index_too_large, parse_index
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
@@ -34,6 +34,7 @@ from ..tasks import each, off_loop, plain_errors
 from .advice import look_again
 from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
 from .request import LocalSource, Request, Source, is_index_name, names_in
+from .selecting import selected_by
 
 __all__ = ["Place", "State", "distrust", "file_on_disk", "find", "read_cached_index", "read_index"]
 
@@ -145,9 +146,10 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
     """The checkpoint of which `found` is the index or the only file."""
     folder = os.path.dirname(found.name)
     listed = index = selected = None
+    scales: frozenset[str] = frozenset()
     if isinstance(found, FoundIndex):
         listed, index = found, await parsed(found, request)
-        selected = index if request.select is None else select_tensors(index, request.select)
+        selected, scales = selected_by(request, index, index.metadata)
         files = await _look_at_shards(place, request, selected, found.commit)
     else:
         files = [found]
@@ -166,6 +168,7 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
         index_file=(listed.name, listed.data, listed.etag) if listed and listed.path is None else None,
         index_path=listed.path if listed else None,
         identities=state.identities,
+        scales=scales,
         absent=absent,
         warnings=[*_shadowed(request.source), *_unverifiable(files)],
     )

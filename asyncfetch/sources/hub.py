@@ -163,12 +163,13 @@ class Hub:
             query = following
         raise ProtocolError("the pages of its listing lead in a circle", url=reply.url)
 
-    async def glance(self, revision: str) -> list[str]:
-        """The names of its files on the first page of its listing. Raises the errors of `ask`."""
+    async def glance(self, revision: str) -> list[str] | None:
+        """The names of its files on the first page of its listing, None if it has none. Raises as `ask` does."""
         path_inside(revision)
         reply = await self._ask_api(f"tree/{quote(revision, safe='')}?recursive=true", revision)
-        records = records_of(_json_of(reply, list), reply.url) if reply.status == 200 else {}
-        return [name for name in records if name.isprintable()]
+        if reply.status != 200:
+            return None
+        return [name for name in records_of(_json_of(reply, list), reply.url) if name.isprintable()]
 
     async def _ask_api(self, path: str, revision: str) -> Reply:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""

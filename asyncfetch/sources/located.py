@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..errors import SourceError
 from ..format.header import Header
-from ..format.index import Index
+from ..format.index import Index, aliases_in
 from ..network.ranges import Target, opaque
 from ..storage.boot import boot_id
 from ..storage.cache import RepoCache
@@ -135,7 +135,7 @@ class Located:
     `index` is None for a single file. `selected` is the index, or else the file's own tensors,
     narrowed to what is wanted; None where no header was read. `identities` are what `commit` was made
     from and is to be recorded with, where the source has no commits of its own; `records` are the commit's
-    listing, to be recorded too.
+    listing, to be recorded too. `scales` are selected only because they may scale what is wanted.
     """
 
     source: str
@@ -151,6 +151,7 @@ class Located:
     index_path: Path | None = None
     identities: Mapping[str, str] = field(default_factory=dict)
     records: Records | None = None
+    scales: frozenset[str] = frozenset()
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -176,20 +177,10 @@ def renewal(origin: Origin | None, file: SourceFile) -> Callable[[], Awaitable[T
     return None if origin is None else lambda: origin.target(file, renew=True)
 
 
-def aliases_of(located: Located, names: Mapping[str, Any]) -> dict[str, str]:
-    """Names that writers dropped because they were tied: {dropped name: name that was kept}.
-
-    safetensors' `save_model` records them in `__metadata__`, huggingface_hub's sharded writer in the
-    index's metadata. Other metadata is told apart by its value, which is no tensor's name.
-    """
-    pairs: dict[str, str] = {}
-    sources: list[Mapping[str, Any]] = [located.index.metadata] if located.index else []
-    sources += [file.header.metadata for file in located.files if file.header is not None]
-    for metadata in sources:
-        for dropped, kept in metadata.items():
-            if isinstance(kept, str) and kept in names and dropped not in names:
-                pairs[dropped] = kept
-    return pairs
+def aliases_of(located: Located, names: Container[str]) -> dict[str, str]:
+    """Names that writers dropped because they were tied: {dropped name: name that was kept}."""
+    headers = [file.header.metadata for file in located.files if file.header is not None]
+    return aliases_in([located.index.metadata if located.index else {}, *headers], names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,6 +329,7 @@ class Request:
     variant: str | None = None
     select: Selector = None
     checksums: Mapping[str, Checksum] | None = None
+    dequantize: bool = False  # what scales a selected tensor is wanted too
     chosen: Chosen | None = None  # None: what a load needs, and no more
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..errors import CorruptError
-from ..format.index import Index, Selector, check_index, select_tensors
+from ..format.index import Index, check_index
 from ..network.transport import Transport
 from ..tasks import each
 from .fallback import find_or_recall, offline
@@ -16,6 +16,7 @@ from .hub_finder import HubPlace
 from .local_finder import LocalPlace
 from .located import Located, SourceFile
 from .request import HubSource, LocalSource, Request, UrlSource
+from .selecting import selected_by
 from .web_finder import WebPlace
 
 __all__ = ["resolve"]
@@ -57,7 +58,7 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
 def _select(located: Located, request: Request) -> None:
     """Hold the headers against the index, and narrow the tensors of a file that no index lists."""
     if located.index is None:
-        located.selected = _select_in_file(located.files[0], request.select)
+        located.selected, located.scales = _select_in_file(located.files[0], request)
     elif located.selected is not None:
         by_shard = {
             shard: file.header
@@ -96,7 +97,8 @@ def _place_of(request: Request, transport: Transport) -> Place:
             return LocalPlace(request, source)
 
 
-def _select_in_file(file: SourceFile, select: Selector) -> Index:
+def _select_in_file(file: SourceFile, request: Request) -> tuple[Index, frozenset[str]]:
     """The wanted tensors of a file that no index lists, as an index of its own."""
-    names = file.header.tensors if file.header is not None else {}
-    return select_tensors(Index(file.name, dict.fromkeys(names, os.path.basename(file.name))), select)
+    names, metadata = (file.header.tensors, file.header.metadata) if file.header is not None else ({}, {})
+    index = Index(file.name, dict.fromkeys(names, os.path.basename(file.name)))
+    return selected_by(request, index, metadata)

@@ -22,6 +22,7 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.maps import map_file, on_network
+from .scaling import Scaling
 
 __all__ = ["state_dict"]
 
@@ -30,12 +31,15 @@ _READ_JOB = 16 * MiB
 _READ_THREADS = 2
 
 
-def state_dict(located: Located, landed: Mapping[str, Landed], *, dtype: object = None) -> dict[str, Array]:
+def state_dict(
+    located: Located, landed: Mapping[str, Landed], *, dtype: object = None, scaling: Scaling | None = None
+) -> dict[str, Array]:
     """All selected tensors by name, in the order of the index (a single file: of its data).
 
-    `landed` says where each file of `located` is. Arrays are writable views, 64-byte aligned per
-    shard in memory; a tensor whose address is no multiple of its item size is a copy. F4 and F6
-    tensors are PackedArray. Raises InvalidHeaderError, CorruptError, MissingTensorError.
+    `landed` says where each file of `located` is. With `scaling`, weights and their scales become numbers.
+    Arrays are writable views, 64-byte aligned per shard in memory; a tensor whose address is no multiple of
+    its item size is a copy. F4 and F6 tensors are PackedArray. Raises InvalidHeaderError, CorruptError,
+    MissingTensorError.
     """
     target, selected = dtype_or_none(dtype), located.wanted
     files = {file.name: file for file in located.files}
@@ -47,7 +51,9 @@ def state_dict(located: Located, landed: Mapping[str, Landed], *, dtype: object 
         check_tensors(names, header, shard=shard, index_file=selected.file)
         for name in names:
             view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
-            views[name] = view if target is None else cast(view, target)
+            views[name] = view if target is None or scaling is not None else cast(view, target)
+    if scaling is not None:
+        return scaling.merged(views, target)
     return {name: views[name] for name in selected.weight_map}
 
 

@@ -153,7 +153,8 @@ async def test_contents(tmp_path: Path) -> None:
         assert list(checkpoint.keys()) == list(TENSORS)
         assert len(checkpoint) == len(TENSORS)
         assert "rows" in checkpoint
-        assert "head" not in checkpoint
+        assert "head" in checkpoint
+        assert "headless" not in checkpoint
         assert checkpoint.metadata == {"head": "rows", "total_size": 1}
         assert checkpoint.aliases == {"head": "rows"}
         assert checkpoint.nbytes == sum(tensor.nbytes for tensor in TENSORS.values())
@@ -264,12 +265,13 @@ async def test_each_rank_fetches_its_share(server: Server, world_size: int) -> N
     async with asyncfetch.open_async("org/one", endpoint=server.url) as checkpoint:
         before = sent_by(server)
         for rank in range(world_size):
-            part = await checkpoint.shard_of("rows", rank=rank, world_size=world_size)
+            part = await checkpoint.shard_of("rows", rank=rank, world_size=world_size, split="array_split")
             equal(part, np.array_split(TENSORS["rows"], world_size)[rank])
         assert sent_by(server) - before == 720_000
         for name, axis in (("rows", 1), ("experts", 1), ("experts", -1), ("bias", 0)):
             parts = np.array_split(TENSORS[name], world_size, axis)
-            equal(await checkpoint.shard_of(name, axis, rank=world_size - 1, world_size=world_size), parts[-1])
+            last = {"rank": world_size - 1, "world_size": world_size}
+            equal(await checkpoint.shard_of(name, axis, **last, split="array_split"), parts[-1])
         plan = checkpoint.plan_of("experts", axis=1, rank=0, world_size=4)
         assert (plan.strategy, plan.transferred) == ("strided", TENSORS["experts"].nbytes // 4)
         before = sent_by(server)
@@ -309,7 +311,7 @@ async def test_selection(server: Server) -> None:
 
 @pytest.mark.anyio
 async def test_every_dtype(tmp_path: Path) -> None:
-    """All dtypes of the format come as `load` brings them; the packed ones whole, and only whole."""
+    """All dtypes come as `load` brings them; parts of the packed ones where they have bytes of their own."""
     shape = (6, 8)
     tensors = {name: (name, shape, RNG.bytes(48 * dtype.bits // 8)) for name, dtype in DTYPES.items()}
     tensors["BOOL"] = ("BOOL", shape, bytes([0, 1] * 24))
@@ -327,11 +329,22 @@ async def test_every_dtype(tmp_path: Path) -> None:
             equal(packed.unpack(), expected.unpack())
             assert checkpoint.info(name).shape == shape
             assert checkpoint.plan_of(name).transferred == len(tensors[name][2])
-            for refused in (checkpoint.tensor(name, np.s_[:2]), checkpoint.shard_of(name, rank=0, world_size=2)):
+            values = expected.unpack()
+            for index in (np.s_[:2], np.s_[-1], np.s_[::-2, 4:8], np.s_[5:2], (None, 3, ..., None), np.s_[1:3, :4]):
+                part = await checkpoint.tensor(name, index)
+                assert isinstance(part, PackedArray)
+                equal(part.unpack(), values[index])
+                assert checkpoint.plan_of(name, index).nbytes == part.nbytes
+            for axis in (0, 1):
+                for rank in range(2):
+                    part = await checkpoint.shard_of(name, axis, rank=rank, world_size=2)
+                    equal(part.unpack(), np.array_split(values, 2, axis)[rank])
+            equal(await checkpoint.shard_of(name, 1, rank=0, world_size=1), packed)
+            for refused in (checkpoint.tensor(name, np.s_[:, 3:6]), checkpoint.shard_of(name, 1, rank=0, world_size=3)):
                 with pytest.raises(SourceError, match="is packed"):
                     await refused
             with pytest.raises(SourceError, match="is packed"):
-                checkpoint.plan_of(name, np.s_[0])
+                checkpoint.plan_of(name, np.s_[0, 1])
 
 
 @pytest.mark.anyio

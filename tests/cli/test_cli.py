@@ -511,6 +511,11 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
         (("load", REPO, "--checksum", f"x=sha256:{'0' * 64}"), {}, "--checksum names 'x'"),
         (("load", REPO), {"ASYNCFETCH_ATTEMPTS": "0"}, "ASYNCFETCH_ATTEMPTS must be positive"),
         (("load", REPO), {"ASYNCFETCH_CONNECTIONS": "0"}, "ASYNCFETCH_CONNECTIONS must be positive"),
+        (
+            ("load", REPO),
+            {"ASYNCFETCH_MAX_INDEX_BYTES": "9"},
+            "give ASYNCFETCH_MAX_INDEX_BYTES a larger number of bytes",
+        ),
         (("load", REPO), {"HF_HUB_ETAG_TIMEOUT": "0"}, "HF_HUB_ETAG_TIMEOUT must be positive"),
         (("load", REPO), {"HF_HUB_DOWNLOAD_TIMEOUT": "0"}, "HF_HUB_DOWNLOAD_TIMEOUT must be positive"),
     ],
@@ -571,9 +576,9 @@ def test_the_cache_is_used_where_the_hub_cannot_be_asked() -> None:
     """Nobody listens any more: exit code 0, the folder on stdout, one line of warning on stderr."""
     with FaultServer() as server:
         server.hub(REPO, sharded_bytes({"w": np.zeros(1000, np.uint8)}, 1))
-        first = command("download", REPO, "--endpoint", server.url, "--quiet")
+        first = command("download", REPO, "--weights-only", "--endpoint", server.url, "--quiet")
         server.go_away()
-        second = command("download", REPO, "--endpoint", server.url, "--quiet")
+        second = command("download", REPO, "--weights-only", "--endpoint", server.url, "--quiet")
     assert (first.code, first.err) == (0, "")
     assert (second.code, second.out) == (0, first.out)
     (line,) = second.err.splitlines()

@@ -248,7 +248,7 @@ async def test_every_flipped_bit(server: FaultServer, tmp_path: Path) -> None:
         (Status(500), ServerError),
         (Status(403), AccessError),
         (Status(401, {"x-error-code": "RepoNotFound"}), RepositoryNotFoundError),
-        (Status(302, {"location": "https://localhost:1/login"}), ProtocolError),
+        (Status(302, {"location": "https://localhost:1/login"}), NetworkError),  # as a mirror does, and nobody is there
         (Truncate(10), NetworkError),
         (Gzip, ProtocolError),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from asyncfetch.format.slices import (
     Piece,
     coalesce,
     plan_slice,
-    rank_index,
     select_part,
     tensor_piece,
 )
@@ -190,6 +190,20 @@ def test_direct_and_staged_pieces_together() -> None:
         assert [bytes(memory) for _, memory in wanted] == [data[start:stop] for start, stop in pieces]
 
 
+@pytest.mark.parametrize("longest", [None, 8])
+def test_overlaps_begin_a_group(longest: int | None) -> None:
+    """A stretch of the file is read forwards: what lies before its end is another request's."""
+    pieces = [tensor_piece(start, nbytes) for start, nbytes in ((0, 10), (5, 10), (5, 10), (15, 5), (17, 1))]
+    groups = list(coalesce([(piece, None) for piece in pieces], 100, longest))
+    for group in groups:
+        for (before, _), (after, _) in itertools.pairwise(group):
+            assert before.stop <= after.start
+    found = sorted((piece.start, piece.stop) for group in groups for piece, _ in group)
+    assert {at for start, stop in found for at in range(start, stop)} == set(range(20))
+    if longest is None:
+        assert [len(group) for group in groups] == [1, 1, 2, 1]
+
+
 @pytest.mark.parametrize("index", [5, -6, (0, 3), (0, 0, 0), (..., 4, ...), (slice(None), -4)])
 def test_out_of_bounds_is_numpys_error(index: Any) -> None:
     """What numpy refuses is refused with numpy's own words."""
@@ -218,39 +232,3 @@ def test_a_shape_beyond_numpy() -> None:
     """A legal, empty tensor whose dimensions numpy cannot hold is an error of ours."""
     with pytest.raises(SourceError, match="does not fit into a numpy array"):
         plan_slice((0, 1 << 40, 1 << 40), 4, np.s_[:, 0])
-
-
-@settings(deadline=None)
-@given(hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=9), st.data())
-def test_ranks_split_as_numpy(shape: tuple[int, ...], data: st.DataObject) -> None:
-    """Each rank's part is that of numpy.array_split, uneven sizes and more ranks than rows included."""
-    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
-    world_size = data.draw(st.integers(1, 12))
-    full = numbered(shape)
-    parts = np.array_split(full, world_size, axis)
-    for rank in range(world_size):
-        np.testing.assert_array_equal(full[rank_index(shape, axis=axis, rank=rank, world_size=world_size)], parts[rank])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"axis": 2, "rank": 0, "world_size": 2}, "axis=2 is no axis"),
-        ({"axis": -3, "rank": 0, "world_size": 2}, "axis=-3 is no axis"),
-        ({"axis": 0, "rank": 2, "world_size": 2}, "rank=2 is none of 2 ranks"),
-        ({"axis": 0, "rank": -1, "world_size": 2}, "rank=-1 is none of 2 ranks"),
-        ({"axis": 0, "rank": 0, "world_size": 0}, "rank=0 is none of 0 ranks"),
-        ({"axis": 0, "rank": 0.5, "world_size": 2}, "rank=0.5 is not a whole number"),
-        ({"axis": True, "rank": 0, "world_size": 2}, "axis=True is not a whole number"),
-    ],
-)
-def test_no_such_rank(options: dict[str, Any], message: str) -> None:
-    """A rank or an axis that does not exist is an error that names it, not a wrong part."""
-    with pytest.raises(SourceError, match=message):
-        rank_index((5, 3), **options)
-
-
-def test_ranks_of_a_scalar() -> None:
-    """A tensor without dimensions cannot be split."""
-    with pytest.raises(SourceError, match="0 dimensions"):
-        rank_index((), axis=0, rank=0, world_size=1)

@@ -82,7 +82,18 @@ class Mutant:
 
 def every_mutant() -> tuple[Mutant, ...]:
     """All groups in the order of the catalogue."""
-    from . import content, disk, http_answers, http_origins, processes, reasons, repositories, secrets, transport
+    from . import (
+        content,
+        disk,
+        http_answers,
+        http_origins,
+        processes,
+        reasons,
+        repositories,
+        secrets,
+        tensors,
+        transport,
+    )
 
-    groups = (transport, http_answers, http_origins, content, repositories, disk, processes, secrets, reasons)
+    groups = (transport, http_answers, http_origins, content, tensors, repositories, disk, processes, secrets, reasons)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -277,7 +278,10 @@ class Clock:
 
 
 AWAY = [RESET, ServerError(503, url=URL), StalledError("silent", url=URL)]
+NO_DESCRIPTOR = NetworkError("too many open files", url=URL)
+NO_DESCRIPTOR.__cause__ = OSError(errno.EMFILE, "Too many open files")
 BROKEN = [
+    NO_DESCRIPTOR,
     ProtocolError("a wrong range", url=URL, transient=True),
     LinkExpiredError(403, url=URL),
     RateLimitedError(URL, 0),

@@ -19,11 +19,12 @@ from pathlib import Path
 from asyncfetch.errors import CorruptError
 from asyncfetch.format.header import parse_header
 from asyncfetch.format.index import parse_index
+from asyncfetch.policy import Policy
 
 from .fuzzing import peak_mebibytes
 
 GIB = 1 << 30
-INDEX_CAP = 1 << 24
+INDEX_CAP = Policy().max_index_bytes
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ INDEXES = {
     "of small metadata": Bomb(lambda n: index("1").replace('"x":1', f'"metadata":{{"y":{filled("[1],1234567", n)}}}')),
     "of entries": Bomb(lambda n: entries(n, 999)),
     "of shards": Bomb(lambda n: entries(n, n), "more than 10,000 shards"),
-    "of 1,000,000 entries": Bomb(lambda n: entries(34_000_000, 999), "max_index_bytes"),
+    "of 1,500,000 entries": Bomb(lambda n: entries(51_000_000, 999), "max_index_bytes"),
     "of spaces beyond the cap": Bomb(lambda n: index("1") + " " * INDEX_CAP, "max_index_bytes"),
     "of an object 90,000 deep": Bomb(lambda n: '{"a":' * 90_000, "nested too deeply"),
     "of an integer of 5,000 digits": Bomb(lambda n: index("9" * 5000), "thousands of digits"),

@@ -16,7 +16,14 @@ from ..kit.strace import ROOT
 
 __all__ = ["Forks", "Outcome", "Run", "forks"]
 
-FAST = {"backoff": 0.01, "max_backoff": 0.05, "read_timeout": 2.0, "connect_timeout": 2.0, "stall_window": 5.0}
+FAST = {
+    "backoff": 0.01,
+    "max_backoff": 0.05,
+    "read_timeout": 2.0,
+    "connect_timeout": 2.0,
+    "stall_window": 5.0,
+    "patience": 0.0,
+}
 ONE_LANE = {**FAST, "connections": 1, "burst": 64 * 1024}
 
 

@@ -39,6 +39,7 @@ FIRST_DATE, SECOND_DATE = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:
 HASTY = Policy(
     connections=4,
     attempts=5,
+    patience=0,
     backoff=0,
     max_backoff=0,
     max_wait=0.05,
@@ -51,7 +52,7 @@ HASTY = Policy(
     stall_bytes=2000,
     max_redirects=3,
 )
-PATIENT = Policy(connections=4, backoff=0.01, min_split=20_000)  # for the load after the faults
+PATIENT = Policy(connections=4, patience=0, backoff=0.01, min_split=20_000)  # for the load after the faults
 # httpcore leaves a socket to the garbage collector when a TLS handshake of the caller's client is cancelled.
 CLIENTS = [
     pytest.param("own", id="own"),

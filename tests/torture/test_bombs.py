@@ -32,7 +32,7 @@ def run(*command: str) -> str:
 
 
 def test_bombs(scale: Callable[[int, int], int], figure: Callable[[str], None]) -> None:
-    """At its largest, 30 MB of header or 16 MiB of index, none takes 512 MiB; a tenth of that takes a tenth."""
+    """At their largest, 30 MB of header take no 512 MiB, 40 MiB of index no 1 GiB; a tenth of that takes an eighth."""
     whole = scale(0, 1)
     groups = [[name] for name in BOMBS] if whole else [list(BOMBS)]  # each alone, for its memory to be its own
     for names in groups:
@@ -43,7 +43,7 @@ def test_bombs(scale: Callable[[int, int], int], figure: Callable[[str], None]) 
             if whole:
                 figure(f"{name}: {seconds:.2f} s, {mebibytes:.0f} MiB")
             assert BOMBS[name].outcome in outcome, name
-            assert mebibytes < 512 / scale(8, 1), name
+            assert mebibytes < (512 if name.startswith("header") else 1024) / scale(8, 1), name
             assert seconds < 30 / scale(8, 1), name
 
 
@@ -95,9 +95,9 @@ def chunked(answer: Answer) -> Answer:
 @pytest.mark.parametrize("framing", [None, chunked], ids=["length", "chunked"])
 @pytest.mark.parametrize("kind", ["hub", "web"])
 def test_index_that_goes_on(kind: str, framing: Fault | None, tmp_path: Path) -> None:
-    """Of an index of 64 MiB no more is received and held than the cap of 16 MiB."""
+    """Of an index of 128 MiB no more is received and held than the cap."""
     name = "model.safetensors.index.json"
-    files = {name: b'{"weight_map":{"a":"x.safetensors"}}'.ljust(64 << 20)}
+    files = {name: b'{"weight_map":{"a":"x.safetensors"}}'.ljust(128 << 20)}
     with FaultServer() as server:
         if kind == "hub":
             path = server.hub("org/model", files).pages[name].replace(COMMIT, "main")
@@ -110,5 +110,5 @@ def test_index_that_goes_on(kind: str, framing: Fault | None, tmp_path: Path) ->
         outcome, seconds, mebibytes = json.loads(run("-c", LOAD, source, json.dumps(options)))
         assert server.sent(path) < INDEX_CAP + (24 << 20)  # and what was on its way, in the buffers of two sockets
     assert outcome.startswith(("InvalidIndexError", "ProtocolError"))
-    assert mebibytes < 128
+    assert mebibytes < 4 * INDEX_CAP / (1 << 20)
     assert seconds < 10

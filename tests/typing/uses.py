@@ -32,6 +32,11 @@ async def functions(http: httpx.AsyncClient) -> None:
     async with asyncfetch.open_async("x", dtype=np.dtype("f4"), cache_dir="/tmp") as checkpoint:
         rows = await checkpoint.tensor("a", np.s_[:3])
         print(rows.shape, await checkpoint.shard_of("a", rank=0, world_size=2))
+        print(await checkpoint.shard_of("a", rank=0, world_size=2, parts=(4, 1, 1), split="array_split"))
+        several = await checkpoint.slices({"a": [np.s_[:3], np.s_[0, ::2]], "b": []}, dtype="bf16")
+        print([part.shape for part in several["a"]])
+        await checkpoint.shard_of("a", rank=0, world_size=2, split="shard")  # type: ignore[arg-type]
+        await checkpoint.slices({"a": 1.5})  # type: ignore[dict-item]
     other = await asyncfetch.open_async("x")
     await other.aclose()
     async with asyncfetch.stream_async("x", early=True, memory_limit=1 << 20) as tensors:
@@ -39,6 +44,9 @@ async def functions(http: httpx.AsyncClient) -> None:
             print(name.upper(), array.nbytes)
     found = await asyncfetch.load_into_async({"a": None}, "x", strict=False, dtype="fp16")
     print(found.loaded)
+    assert_type(await asyncfetch.load_async("x", dequantize=True, dtype="bfloat16"), StateDict)
+    await asyncfetch.load_async("x", dequantize="yes")  # type: ignore[arg-type]
+    await asyncfetch.download_async("x", dequantize=True)  # type: ignore[call-arg]
 
     await asyncfetch.load_async("x", selct="a")  # type: ignore[call-arg]
     await asyncfetch.load_async("x", storage="memroy")  # type: ignore[arg-type]

@@ -1,0 +1,209 @@
+"""Scaled weights on their way out of a checkpoint: refused where they would be cast alone, else given their numbers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import SourceError
+from ..format.dequantize import dequantized
+from ..format.dtypes import Array, cast
+from ..format.header import TensorInfo
+from ..format.hostile import short_repr
+from ..format.scaled import ScaledWeight, refuse_foreign, scaled_weight
+from ..sources.located import Located
+from ..tasks import off_loop, run_as_task
+
+__all__ = ["Reader", "ScaledReader", "Scaling", "cast_alone", "refuse_plain_cast", "scaled_in", "scaling_of"]
+
+
+def refuse_plain_cast(located: Located, target: np.dtype[Any]) -> None:
+    """Raise SourceError if a selected tensor counts only times its scale, and is to be cast to `target`."""
+    for found in scaled_in(located, located.wanted.weight_map):
+        raise cast_alone(found, target)
+
+
+def cast_alone(found: ScaledWeight, target: np.dtype[Any]) -> SourceError:
+    """The error for a weight that would be cast without its scale."""
+    return SourceError(
+        f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}: "
+        f"cast to {target.name} alone it would be wrong.",
+        hint="Pass dequantize=True for its numbers, or no dtype= for what is stored.",
+    )
+
+
+def scaling_of(located: Located) -> Scaling:
+    """What `dequantize=True` does to the selected tensors. Raises SourceError for what it cannot."""
+    weights = {found.weight: found for found in scaled_in(located, located.wanted.weight_map)}
+    for found in weights.values():
+        if found.flaw:
+            raise SourceError(
+                f"dequantize=True cannot tell the numbers of {short_repr(found.weight)} ({found.dtype}): {found.flaw}.",
+                hint="Load it as it is stored.",
+            )
+    refuse_foreign(located.wanted.weight_map, weights)
+    return Scaling(located, weights)
+
+
+def scaled_in(located: Located, names: Iterable[str]) -> Iterator[ScaledWeight]:
+    """Those of the selected tensors `names` that something scales."""
+    files = {file.name: file for file in located.files}
+    listed = located.wanted.weight_map if located.index is None else located.index.weight_map
+
+    def header_with(name: str) -> Mapping[str, TensorInfo]:
+        file = files.get(located.path_of(listed[name])) if name in listed else None
+        return {} if file is None else file.known_header.tensors
+
+    for name in names:
+        beside = header_with(name)  # a scale that no index lists, or that is not selected, is one all the same
+        info = beside.get(name)
+        found = None
+        if info is not None:
+            found = scaled_weight(name, info, _Either(listed, beside), lambda one: header_with(one).get(one))
+        if found is not None:
+            yield found
+
+
+class _Either(Container[str]):
+    """What is in one or the other."""
+
+    def __init__(self, one: Container[str], other: Container[str]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._one or name in self._other
+
+
+class Scaling:
+    """Which tensors of a checkpoint become which: `names` maps each result, in order, to the tensor it is made of.
+
+    `weights` are by their stored names, `uses` are those that a scale goes into. Such scales are no results.
+    """
+
+    def __init__(self, located: Located, weights: Mapping[str, ScaledWeight]) -> None:
+        self.weights = weights
+        self.uses: dict[str, list[ScaledWeight]] = {}
+        for found in weights.values():
+            for scale in found.scales:
+                self.uses.setdefault(scale, []).append(found)
+        self.names = {
+            weights[name].name if name in weights else name: name
+            for name in located.wanted.weight_map
+            if name not in self.uses and name not in located.scales
+        }
+
+    def lenders(self, located: Located) -> set[str]:
+        """The files with scales of weights that lie in others."""
+        shards = located.wanted.weight_map
+        return {
+            located.path_of(shards[scale])
+            for scale, found in self.uses.items()
+            if any(shards[weight.weight] != shards[scale] for weight in found)
+        }
+
+    def numbers(self, weight: str, stored: Mapping[str, Array], target: np.dtype[Any] | None) -> Array:
+        """A weight and its scales, as they are stored, made numbers of `target` (None: float32)."""
+        found = self.weights[weight]
+        second = None if found.second is None else stored[found.second]
+        return dequantized(found, stored[weight], stored[found.scale], second, target)
+
+    def merged(self, stored: Mapping[str, Array], target: np.dtype[Any] | None) -> dict[str, Array]:
+        """A state dict of what is stored, one tensor after another."""
+        return {
+            name: self.numbers(source, stored, target) if source in self.weights else _cast(stored[source], target)
+            for name, source in self.names.items()
+        }
+
+    def hollow(self, stored: Mapping[str, Array], target: np.dtype[Any] | None) -> dict[str, Array]:
+        """What `merged` will give, without memory, of arrays without memory."""
+        one = np.zeros((), np.float32 if target is None else target)
+        return {
+            name: np.broadcast_to(one, self.weights[source].result) if source in self.weights else stored[source]
+            for name, source in self.names.items()
+        }
+
+
+def _cast(array: Array, target: np.dtype[Any] | None) -> Array:
+    return array if target is None else cast(array, target)
+
+
+class Reader(Protocol):
+    """What a stream's reader asks: the next tensor, until there is none."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    async def next(self) -> tuple[str, Array] | None: ...
+
+    def next_at_hand(self) -> tuple[str, Array] | None: ...
+
+    def close(self) -> None: ...
+
+
+class ScaledReader:
+    """A reader of tensors as they are stored, which gives numbers. What comes before its scale waits for it.
+
+    A weight that waits is memory beside that of the stream's limit; where files are mapped it is none.
+    """
+
+    def __init__(self, reader: Reader, scaling: Scaling, target: np.dtype[Any] | None) -> None:
+        self._reader = reader
+        self._scaling = scaling
+        self._target = target
+        self._stored: dict[str, Array] = {}  # what has come, and is not made or still goes into something
+        self._due: deque[str] = deque()  # of these what can be made now
+        self._left = {scale: len(found) for scale, found in scaling.uses.items()}
+
+    @property
+    def closed(self) -> bool:
+        return self._reader.closed
+
+    async def next(self) -> tuple[str, Array] | None:
+        """The next tensor, as that of the reader below."""
+        while True:
+            if self._due:  # not taken from here before it is made: a wait for it may be cancelled
+                made = await run_as_task(partial(off_loop, partial(self._made, self._due[0])))
+                return self._handed_out(self._due.popleft(), made)
+            found = await self._reader.next()
+            if found is None:
+                return None
+            self._take(*found)
+
+    def next_at_hand(self) -> tuple[str, Array] | None:
+        """None: each takes work that is not the reader's."""
+        return None
+
+    def close(self) -> None:
+        self._stored.clear()
+        self._due.clear()
+        self._reader.close()
+
+    def _take(self, name: str, array: Array) -> None:
+        """Keep what is stored until it is of no use, and see what can be made of it."""
+        found = self._scaling.weights.get(name)
+        for weight in [found] if found is not None else self._scaling.uses.get(name, ()):
+            self._stored[name] = array
+            if all(one in self._stored for one in (weight.weight, *weight.scales)):
+                self._due.append(weight.weight)
+        if self._scaling.names.get(name) == name and found is None:
+            self._stored[name] = array
+            self._due.append(name)
+
+    def _made(self, name: str) -> Array:
+        if name in self._scaling.weights:
+            return self._scaling.numbers(name, self._stored, self._target)
+        return _cast(self._stored[name], self._target)
+
+    def _handed_out(self, name: str, array: Array) -> tuple[str, Array]:
+        """What was made of the stored tensor `name`, under its name."""
+        del self._stored[name]
+        found = self._scaling.weights.get(name)
+        for scale in found.scales if found is not None else ():
+            self._left[scale] -= 1
+            if not self._left[scale]:
+                del self._stored[scale]
+        return name if found is None else found.name, array
