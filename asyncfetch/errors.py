@@ -366,26 +366,27 @@ class TimedOutError(AsyncfetchError, TimeoutError):
 class ModelMismatchError(AsyncfetchError):
     """The state dict does not fit the model, which was not changed.
 
-    `missing` and `unexpected` are tensor names; `shapes` maps a name to (the model's shape, the checkpoint's shape).
+    `missing`, `unexpected`: names; `shapes`, `dtypes`: {name: (the model's, the checkpoint's)}; `reasons`: sentences.
     """
 
     code = "model_mismatch"
-    hint = "Pass strict=False to load what fits."
 
     def __init__(
-        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Mapping[str, Any] | None = None
-    ) -> None:
-        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
-        self.shapes = dict(shapes or {})
+        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Mapping[str, Any] | None = None,
+        dtypes: Mapping[str, Any] | None = None, reasons: Sequence[str] = (), hint: str | None = None,
+    ) -> None:  # fmt: skip
+        self.missing, self.unexpected, self.reasons = tuple(missing), tuple(unexpected), tuple(reasons)
+        self.shapes, self.dtypes = dict(shapes or {}), dict(dtypes or {})
         parts = [
-            f"{len(names)} {label} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+            f"{len(names):,} {label} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
             for label, names in (("missing", self.missing), ("unexpected", self.unexpected))
             if names
         ]
-        for name, (model, checkpoint) in list(self.shapes.items())[:5]:
-            parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
-        message = f"The state dict does not fit the model: {'; '.join(parts)}."
-        super().__init__(message, hint="" if self.shapes else None)
+        for found in (self.shapes, self.dtypes):
+            told = [f"{name} is {own} in the model and {its} in the checkpoint" for name, (own, its) in found.items()]
+            parts += [*told[:8], *[f"{len(told):,} such in all"] * (len(told) > 8)]
+        parts += [*self.reasons[:5], *["…"] * (len(self.reasons) > 5)]
+        super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .public import imported, public, refuse_misfits, shortened, within
 if TYPE_CHECKING:
     from ..events import Resolved
     from ..format.dtypes import Array
+    from ..models.into import Rename, Skip, Strict
     from .call import Call, Environment, LoadReport, Transport
     from .opened import BlockingCheckpoint, Checkpoint
     from .results import Inspection, Snapshot, StateDict, VerifiedFile
@@ -190,9 +191,11 @@ class Client:
         model: object,
         source: Source | Mapping[str, Array],
         *,
-        strict: bool = True,
+        strict: Strict = True,
         assign: bool = True,
         dtype: DTypeLike | None = None,
+        rename: Rename = None,
+        skip: Skip = (),
         storage: Storage = "disk",
         memory_limit: int | None = None,
         **wanted: Unpack[Wanted],
@@ -201,7 +204,8 @@ class Client:
         if isinstance(source, Mapping):
             raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
         async with self._call(source, wanted, storage) as call:
-            return await call.load_into(model, dtype=dtype, strict=strict, assign=assign, memory_limit=memory_limit)
+            wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
+            return await call.load_into(model, memory_limit=memory_limit, **wishes)
 
     @spelled_out(Wanted)
     def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Wanted]) -> Opening[Checkpoint]:

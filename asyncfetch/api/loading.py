@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anyio import to_thread
 
 from ..format.arrays import hollow_array
 from ..format.dtypes import Array
-from ..models.into import Loading, LoadReport
+from ..models.into import Loading, LoadReport, Rename, Skip, Strict, cast_target
 from ..sources.located import Located, aliases_of
 from .session import Session
 from .streaming import feeding
 
-__all__ = ["load_into"]
+if TYPE_CHECKING:
+    from .options import DTypeLike
+
+__all__ = ["Wishes", "load_into"]
 
 
-async def load_into(
-    model: object,
-    session: Session,
-    *,
-    dtype: np.dtype[Any] | None,
-    strict: bool,
-    assign: bool,
-    memory_limit: int | None,
-) -> LoadReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the caller of load_into asks for, as `asyncfetch.models.load_state_dict_into` tells."""
+
+    strict: Strict
+    assign: bool
+    dtype: DTypeLike | None
+    rename: Rename
+    skip: Skip
+
+
+async def load_into(model: object, session: Session, wishes: Wishes, *, memory_limit: int | None) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
+    dtype = cast_target(wishes.dtype)
     located = await session.locate_verified()
-    loading = await to_thread.run_sync(lambda: _judged(model, located, dtype, strict=strict, assign=assign))
+    loading = await to_thread.run_sync(_judged, model, located, wishes)
     async with feeding(session, located, dtype=dtype, memory_limit=memory_limit) as tensors:
         async for name, array in tensors:
             if loading.copies:
@@ -38,10 +46,19 @@ async def load_into(
     return await to_thread.run_sync(loading.finish)
 
 
-def _judged(model: Any, located: Located, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool) -> Loading:
+def _judged(model: Any, located: Located, wishes: Wishes) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
-    expected = _expected(located, dtype)
-    return Loading(model, expected, strict=strict, assign=assign, aliases=aliases_of(located, expected))
+    expected = _expected(located, cast_target(wishes.dtype))
+    return Loading(
+        model,
+        expected,
+        strict=wishes.strict,
+        assign=wishes.assign,
+        dtype=wishes.dtype,
+        rename=wishes.rename,
+        skip=wishes.skip,
+        aliases=aliases_of(located, expected),
+    )
 
 
 def _expected(located: Located, dtype: np.dtype[Any] | None) -> dict[str, Array]:
