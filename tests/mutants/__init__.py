@@ -82,7 +82,7 @@ class Mutant:
 
 def every_mutant() -> tuple[Mutant, ...]:
     """All groups in the order of the catalogue."""
-    from . import content, disk, http_answers, http_origins, processes, secrets, transport
+    from . import content, disk, http_answers, http_origins, models, processes, secrets, transport
 
-    groups = (transport, http_answers, http_origins, content, disk, processes, secrets)
+    groups = (transport, http_answers, http_origins, content, models, disk, processes, secrets)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)
