@@ -81,6 +81,7 @@ from .errors import (
 from .policy import Policy, __version__
 
 if TYPE_CHECKING:
+    from . import models as models
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten

@@ -43,7 +43,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .reasons import NO_ROOM, blamed, hint_of, reason_of
-from .words import quoted, redact_url, some_of
+from .words import quoted, redact_url, some_of, unlike
 
 __all__ = [
     "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
@@ -370,23 +370,22 @@ class TimedOutError(AsyncfetchError, TimeoutError):
 class ModelMismatchError(AsyncfetchError):
     """The state dict does not fit the model, which was not changed.
 
-    `missing` and `unexpected` are tensor names; `shapes` maps a name to (the model's shape, the checkpoint's shape).
+    `missing`, `unexpected`: names; `shapes`, `dtypes`: {name: (the model's, the checkpoint's)}; `reasons`: sentences.
     """
 
     code = "model_mismatch"
-    hint = "Pass strict=False to load what fits."
 
     def __init__(
-        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Mapping[str, Any] | None = None
-    ) -> None:
-        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
-        self.shapes = dict(shapes or {})
-        absent = (("missing", self.missing), ("unexpected", self.unexpected))
-        parts = [f"{len(names)} {label} ({some_of(names, 5)})" for label, names in absent if names]
-        for name, (model, checkpoint) in list(self.shapes.items())[:5]:
-            parts.append(f"{name} is {model} in the model and {checkpoint} in the checkpoint")
-        what = f"The state dict does not fit the model: {'; '.join(parts)}."
-        super().__init__(what, hint="" if self.shapes else None)
+        self, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), shapes: Mapping[str, Any] | None = None,
+        dtypes: Mapping[str, Any] | None = None, reasons: Sequence[str] = (), hint: str | None = None,
+    ) -> None:  # fmt: skip
+        self.missing, self.unexpected, self.reasons = tuple(missing), tuple(unexpected), tuple(reasons)
+        self.shapes, self.dtypes = dict(shapes or {}), dict(dtypes or {})
+        named = {"missing": self.missing, "unexpected": self.unexpected}
+        parts = [f"{len(names):,} {label} ({some_of(names, 5)})" for label, names in named.items() if names]
+        parts += [part for found in (self.shapes, self.dtypes) for part in unlike(found)]
+        parts += [*self.reasons[:5], *["…"] * (len(self.reasons) > 5)]
+        super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["fit_to_show", "quoted", "redact_url", "some_of"]
+__all__ = ["fit_to_show", "quoted", "redact_url", "some_of", "unlike"]
 
 
 def redact_url(url: str) -> str:
@@ -37,3 +38,9 @@ def quoted(said: str) -> str:
 def some_of(names: Sequence[str], most: int) -> str:
     """The first `most` names, and whether there are more."""
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
+
+
+def unlike(found: Mapping[str, tuple[Any, Any]], most: int = 8) -> list[str]:
+    """In what tensors of a model and of a checkpoint differ, by their names; the first `most` of them."""
+    told = [f"{name} is {own} in the model and {its} in the checkpoint" for name, (own, its) in found.items()]
+    return [*told[:most], *([f"{len(told):,} such in all"] if len(told) > most else [])]

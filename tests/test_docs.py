@@ -11,6 +11,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -26,6 +27,7 @@ from asyncfetch.server import Server
 
 from .kit.files import safetensors_bytes, sharded
 from .kit.structure import ROOT, tables
+from .kit.tiny_models import outputs, save_tiny
 from .mutants.places import source_of
 
 RUNNABLE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -112,6 +114,8 @@ def prepared(snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: py
     for framework in snippet.lacks():
         pytest.skip(f"{snippet} DID NOT RUN: {framework} is not installed")
     sharded(folder / "checkpoint", tensors())
+    if "org/bert" in snippet.text:  # a folder of that name is what both libraries then read
+        save_tiny(import_module("transformers"), import_module("torch"), "bert", folder / "org/bert")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_ENDPOINT", urls["hub"])
     names = {"anyio": anyio, "asyncfetch": asyncfetch, "np": np, "__name__": "snippet"}
@@ -133,6 +137,21 @@ async def test_async_snippets_run(
 ) -> None:
     """Each piece of Python that awaits runs, on each event loop."""
     await prepared(snippet, urls, tmp_path, monkeypatch)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_the_recipe_for_transformers(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the README writes gives the numbers of the library's own load, and takes memory once."""
+    torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
+    (recipe,) = (snippet for snippet in SNIPPETS if "parameters_on_meta" in snippet.text)
+    kind = save_tiny(transformers, torch, family, tmp_path / "org/bert")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.AutoModel, "from_config", kind._from_config)  # the class that was saved
+    names: dict[str, Any] = {"asyncfetch": asyncfetch}
+    exec(recipe.compiled(), names)
+    reference = kind.from_pretrained(tmp_path / "org/bert")
+    assert torch.equal(outputs(torch, names["model"]), outputs(torch, reference))
 
 
 def test_there_are_snippets() -> None:

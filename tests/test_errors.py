@@ -163,10 +163,21 @@ def test_data_is_kept() -> None:
     assert "'d'" not in str(missing)
 
 
-def test_mismatched_shapes_have_no_loose_way_out() -> None:
-    """strict=False is offered for missing and unexpected names, not for shapes that differ."""
-    assert "strict=False" in str(ModelMismatchError(missing=["a"]))
-    assert "strict=False" not in str(ModelMismatchError(missing=["a"], shapes={"c": ((1,), (2,))}))
+def test_a_model_mismatch_is_told_in_bounds() -> None:
+    """All of it is data; of what is many, a few are shown, and how many there are. No way out is known here."""
+    shapes = {f"s{n}": ((n,), (n + 1,)) for n in range(20)}
+    error = ModelMismatchError(
+        missing=[f"m{n}" for n in range(1200)],
+        shapes=shapes,
+        dtypes={"d": ("float32", "bfloat16")},
+        reasons=["so be it"],
+    )
+    assert (error.shapes, error.dtypes, error.reasons) == (shapes, {"d": ("float32", "bfloat16")}, ("so be it",))
+    assert "1,200 missing (m0, m1, m2, m3, m4, …)" in str(error)
+    assert "s7 is (7,) in the model and (8,) in the checkpoint; 20 such in all; d is float32 in the" in str(error)
+    assert "s8" not in str(error)
+    assert str(error).endswith("; so be it.")
+    assert error.hint == ""
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from ..tensors.scaling import Scaling
-from .loading import load_into
+from .loading import Wishes, load_into
 from .opened import Checkpoint
 from .options import DTypeLike
 from .results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
@@ -117,13 +117,9 @@ class Call:
             timeout=timeout,
         )
 
-    async def load_into(
-        self, model: object, *, dtype: DTypeLike | None, strict: bool, assign: bool, memory_limit: int | None
-    ) -> LoadReport:
-        """Stream the checkpoint into a model."""
-        return await load_into(
-            model, self.session, dtype=dtype_or_none(dtype), strict=strict, assign=assign, memory_limit=memory_limit
-        )
+    async def load_into(self, model: object, *, memory_limit: int | None, **wishes: Any) -> LoadReport:
+        """Stream the checkpoint into a model. `wishes` are those of `Wishes`."""
+        return await load_into(model, self.session, Wishes(**wishes), memory_limit=memory_limit)
 
 
 def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:

@@ -6,9 +6,9 @@ What a call needs is imported when the first one begins, in a thread: this file 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, Self, TypeVar, Unpack
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -16,6 +16,7 @@ from anyio.lowlevel import RunVar
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import off_loop, plain_errors, run_as_task
 from .blocking import Handle, Portal, blocking_method
+from .blocks import Opening, Streaming
 from .options import (
     Access,
     DTypeLike,
@@ -35,21 +36,16 @@ from .public import imported, public, refuse_misfits, shortened, within
 if TYPE_CHECKING:
     from ..events import Resolved
     from ..format.dtypes import Array
+    from ..models.into import Rename, Skip, Strict
     from .call import Call, Environment, LoadReport, Transport
     from .opened import BlockingCheckpoint, Checkpoint
     from .results import Inspection, Snapshot, StateDict, VerifiedFile
     from .streaming import BlockingTensors, Tensors
 
-__all__ = ["BlockingClient", "Client", "Opening", "Streaming"]
+__all__ = ["BlockingClient", "Client"]
 
 T = TypeVar("T")
 
-
-class _Closable(Protocol):
-    async def aclose(self) -> None: ...
-
-
-C = TypeVar("C", bound=_Closable)
 
 _loop: RunVar[object] = RunVar("asyncfetch_loop")  # another object in each event loop
 
@@ -60,49 +56,6 @@ def _this_loop() -> object:
     except LookupError:
         _loop.set(found := object())
         return found
-
-
-class Opening(Generic[C]):
-    """What is opened by `await`, or for as long as an `async with` block."""
-
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, C]]) -> None:
-        self._make = make
-        self._opened: C | None = None
-
-    def __await__(self) -> Generator[Any, None, C]:
-        return self._make().__await__()
-
-    async def __aenter__(self) -> C:
-        self._opened = await self._make()
-        return self._opened
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._opened is not None:
-            await self._opened.aclose()
-
-
-class Streaming(AbstractAsyncContextManager["Tensors"]):
-    """A stream of tensors, whose download runs beside an `async with` block."""
-
-    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors]]) -> None:
-        self._enter = enter
-        self._holds = AsyncExitStack()
-
-    async def __aenter__(self) -> Tensors:
-        async with AsyncExitStack() as holds:
-            tensors = await self._enter(holds)
-            self._holds = holds.pop_all()
-        return tensors
-
-    async def __aexit__(self, *_: object) -> None:
-        # Nothing of what is raised in the block is told to the download: it passes through unchanged.
-        await self._holds.aclose()
-
-    def __aiter__(self) -> NoReturn:
-        raise SourceError(
-            "The tensors of stream_async() are read in its block.",
-            hint="Write `async with ... as tensors`, and in it `async for name, array in tensors`.",
-        )
 
 
 class Client:
@@ -202,9 +155,11 @@ class Client:
         model: object,
         source: Source | Mapping[str, Array],
         *,
-        strict: bool = True,
+        strict: Strict = True,
         assign: bool = True,
         dtype: DTypeLike | None = None,
+        rename: Rename = None,
+        skip: Skip = (),
         storage: Storage = "disk",
         memory_limit: int | None = None,
         **wanted: Unpack[Read],
@@ -213,7 +168,8 @@ class Client:
         if isinstance(source, Mapping):
             raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
         async with self._call(source, wanted, storage) as call:
-            return await call.load_into(model, dtype=dtype, strict=strict, assign=assign, memory_limit=memory_limit)
+            wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
+            return await call.load_into(model, memory_limit=memory_limit, **wishes)
 
     @spelled_out(Read)
     def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Read]) -> Opening[Checkpoint]:

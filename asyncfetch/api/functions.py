@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect as signatures
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..errors import SourceError
 from ..tasks import off_loop
 from .blocking import blocking, blocking_block
-from .client import Client, Opening, Streaming
+from .blocks import Opening, Streaming
+from .client import Client
 from .options import (
     DownloadOptions,
     DTypeLike,
@@ -33,6 +34,7 @@ from .public import imported, public, refuse_misfits
 if TYPE_CHECKING:
     from ..events import Resolved
     from ..format.dtypes import Array
+    from ..models.into import Rename, Skip, Strict
     from .call import LoadReport
     from .opened import Checkpoint
     from .results import Inspection, Snapshot, StateDict, VerifiedFile
@@ -181,9 +183,11 @@ async def load_into_async(
     model: object,
     source: Source | Mapping[str, Array],
     *,
-    strict: bool = True,
+    strict: Strict = True,
     assign: bool = True,
     dtype: DTypeLike | None = None,
+    rename: Rename = None,
+    skip: Skip = (),
     storage: Storage = "disk",
     memory_limit: int | None = None,
     **options: Unpack[ReadOptions],
@@ -191,23 +195,25 @@ async def load_into_async(
     """Load a checkpoint, or a state dict that is here already, into a model.
 
     `model` is a `torch.nn.Module`, or nested dicts and lists of numpy arrays with the same names
-    joined by dots. See `asyncfetch.models.load_state_dict_into` for strict, assign, meta devices and
-    tied weights.
+    joined by dots. `asyncfetch.models` has `parameters_on_meta`, for a model that takes no memory until
+    it is loaded, and `load_state_dict_into`, which tells all that is judged.
 
-    Names, shapes and dtypes are known from the headers: what does not fit is refused before the
-    first shard is downloaded. The tensors are then streamed in, so that what is downloaded never
-    exists twice. With `assign=True` the model takes over the arrays in the end, all or none. With
-    `assign=False` each is copied, in a worker thread, when its shard is verified, and dropped: a
-    download that fails half-way leaves a model of which a part has its new values. Where only the
-    values can tell whether all fits (a module with load hooks of its own, several names in the
-    checkpoint of what is one tensor in the model), the state dict is collected and judged as a whole.
+    Names, shapes and dtypes are known from the headers: what does not fit, or would have no values
+    afterwards, is refused before the first shard is downloaded. The tensors are then streamed in, so
+    that what is downloaded never exists twice. With `assign=True` the model takes over the arrays in the
+    end, all or none. With `assign=False` each is copied, in a worker thread, when its shard is verified:
+    a download that fails half-way leaves a model of which a part has its new values. Where only the
+    values can tell whether all fits (a module with load hooks of its own, several names of what is one
+    tensor in the model), the state dict is collected and judged as a whole.
 
     Args:
         model: what is filled.
-        source: as in `load_async`, or a state dict, which takes no options but strict and assign.
-        strict: a missing or an unexpected name is an error.
+        source: as in `load_async`, or a state dict, which takes only the five options that follow.
+        strict: a missing or an unexpected name is an error; `"missing"`: a missing one alone.
         assign: whether the model takes over the arrays, or their values are copied.
-        dtype: as in `load_async`.
+        dtype: as in `load_async`, or `"auto"` for the dtypes of the checkpoint; None keeps those of the model.
+        rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function.
+        skip: tensors of the model that keep what they hold: a glob, several, or a predicate over names.
         storage: as in `load_async`.
         memory_limit: as in `stream_async`.
         **options
@@ -215,11 +221,10 @@ async def load_into_async(
     Raises ModelMismatchError, SourceError, and the errors of `load_async`.
     """
     if isinstance(source, Mapping):
-        given = {"dtype": dtype, "memory_limit": memory_limit, **options}
-        extra = next((name for name, value in given.items() if value is not None), None)
-        if extra is not None:
-            raise SourceError(f"A state dict takes no options such as {extra}=.")
-        return await _put(model, source, strict=strict, assign=assign)
+        given = {"memory_limit": memory_limit, **options}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise SourceError(f"A state dict takes no options such as {extra[0]}=.")
+        return await _put(model, source, strict=strict, assign=assign, dtype=dtype, rename=rename, skip=skip)
     access, wanted = split(options)
     async with Client(**access) as client:
         return await client.load_into(
@@ -228,17 +233,17 @@ async def load_into_async(
             strict=strict,
             assign=assign,
             dtype=dtype,
+            rename=rename,
+            skip=skip,
             storage=storage,
             memory_limit=memory_limit,
             **wanted,
         )
 
 
-async def _put(model: object, tensors: Mapping[str, Array], *, strict: bool, assign: bool) -> LoadReport:
+async def _put(model: object, tensors: Mapping[str, Array], **wishes: Any) -> LoadReport:
     models = await imported("models.into")
-    report: LoadReport = await off_loop(
-        lambda: models.load_state_dict_into(model, tensors, strict=strict, assign=assign), slow=True
-    )
+    report: LoadReport = await off_loop(lambda: models.load_state_dict_into(model, tensors, **wishes), slow=True)
     return report
 
 

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..format.arrays import hollow_array
 from ..format.dtypes import Array
-from ..models.into import Loading, LoadReport
+from ..models.into import Loading, LoadReport, Rename, Skip, Strict, cast_target
 from ..sources.located import Located, aliases_of
 from ..tasks import off_loop
 from ..tensors.scaling import Scaling
 from .session import Session
 from .streaming import feeding
 
-__all__ = ["load_into"]
+if TYPE_CHECKING:
+    from .options import DTypeLike
+
+__all__ = ["Wishes", "load_into"]
 
 
-async def load_into(
-    model: object,
-    session: Session,
-    *,
-    dtype: np.dtype[Any] | None,
-    strict: bool,
-    assign: bool,
-    memory_limit: int | None,
-) -> LoadReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the caller of load_into asks for, as `asyncfetch.models.load_state_dict_into` tells."""
+
+    strict: Strict
+    assign: bool
+    dtype: DTypeLike | None
+    rename: Rename
+    skip: Skip
+
+
+async def load_into(model: object, session: Session, wishes: Wishes, *, memory_limit: int | None) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
+    dtype = cast_target(wishes.dtype)
     located, scaling = await session.locate_values(dtype)
-    loading = await off_loop(lambda: _judged(model, located, scaling, dtype, strict=strict, assign=assign), slow=True)
+    loading = await off_loop(lambda: _judged(model, located, scaling, wishes), slow=True)
     async with feeding(session, located, scaling, dtype=dtype, memory_limit=memory_limit) as tensors:
         async for name, array in tensors:
             if loading.copies:
@@ -40,14 +48,22 @@ async def load_into(
     return await off_loop(loading.finish, slow=True)
 
 
-def _judged(
-    model: Any, located: Located, scaling: Scaling | None, dtype: np.dtype[Any] | None, *, strict: bool, assign: bool
-) -> Loading:
+def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishes) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
-    expected = _expected(located, dtype)
+    target = cast_target(wishes.dtype)
+    expected = _expected(located, target)
     if scaling is not None:
-        expected = scaling.hollow(expected, dtype)
-    return Loading(model, expected, strict=strict, assign=assign, aliases=aliases_of(located, expected))
+        expected = scaling.hollow(expected, target)
+    return Loading(
+        model,
+        expected,
+        strict=wishes.strict,
+        assign=wishes.assign,
+        dtype=wishes.dtype,
+        rename=wishes.rename,
+        skip=wishes.skip,
+        aliases=aliases_of(located, expected),
+    )
 
 
 def _expected(located: Located, dtype: np.dtype[Any] | None) -> dict[str, Array]:

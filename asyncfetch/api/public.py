@@ -7,7 +7,7 @@ import gc
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
@@ -105,8 +105,9 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
     "verify": (lambda value: value in ("download", "always"), '"download" or "always"'),
     "storage": (lambda value: value in ("disk", "memory"), '"disk" or "memory"'),
-    "strict": (_is_flag, "True or False"),
+    "strict": (lambda value: _is_flag(value) or value == "missing", 'True, False or "missing"'),
     "assign": (_is_flag, "True or False"),
+    "skip": (lambda value: isinstance(value, Iterable) or callable(value), "a glob, several globs or a predicate"),
     "early": (_is_flag, "True or False"),
     "dequantize": (_is_flag, "True or False"),
     "memory_limit": (lambda value: type(value) is int and value > 0, "a positive number of bytes, or None"),

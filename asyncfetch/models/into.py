@@ -3,70 +3,134 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import SourceError
-from .fit import Array, Filler, LoadReport, StateDict, kind_of
-from .torch_module import judge_module, load_module
+from ..errors import ModelMismatchError, SourceError
+from ..format.arrays import PackedArray
+from ..format.dtypes import cast, dtype_or_none
+from ..format.index import selector
+from .fit import Array, Filler, LoadReport, Skip, StateDict, Strict, Terms, kind_of
+from .meta import parameters_on_meta
+from .names import Rename, proposal, renamed, renaming
+from .places import has_own_loading_code
+from .torch_module import judge_module, load_module, shapes_of_module
 from .torch_tensors import to_torch
-from .tree import flatten, judge_tree, load_tree, unflatten
+from .tree import flatten, is_tree, judge_tree, load_tree, shapes_of_tree, unflatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-__all__ = ["LoadReport", "Loading", "StateDict", "flatten", "load_state_dict_into", "to_torch", "unflatten"]
+
+__all__ = [
+    "LoadReport",
+    "Loading",
+    "Rename",
+    "Skip",
+    "StateDict",
+    "Strict",
+    "cast_target",
+    "flatten",
+    "load_state_dict_into",
+    "parameters_on_meta",
+    "to_torch",
+    "unflatten",
+]
 
 
 def load_state_dict_into(
     model: object,
     state_dict: StateDict,
     *,
-    strict: bool = True,
+    strict: Strict = True,
     assign: bool = True,
+    dtype: object = None,
+    rename: Rename = None,
+    skip: Skip = (),
     aliases: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Put the arrays of `state_dict` into `model`, or change nothing and raise.
 
     `model` is a `torch.nn.Module`, or dicts and lists of arrays nested to any depth; the names of a
     tree are its keys joined by dots (`{"encoder": [{"w": a}]}` has `encoder.0.w`). A leaf is a
-    numpy array or scalar, None, or anything with a shape and a dtype (such as
-    `jax.ShapeDtypeStruct`); with None any shape fits.
+    numpy array or scalar, None (any fits), or what has a shape and a dtype (`jax.ShapeDtypeStruct`).
 
-    `strict`: a missing or an unexpected name is an error. A wrong shape always is.
+    `strict`: a missing or an unexpected name is an error; `"missing"`: a missing one alone; False:
+    neither. A wrong shape always is one, as is a state dict of which nothing fits.
 
-    `assign=True`: the model takes over the memory of the arrays, without a copy and in the dtype of
-    the checkpoint, so meta parameters become real. A read-only array is copied for torch, which
-    would write to it regardless. The parameters are then in host memory: move the module to its
-    device, and create the optimizer, afterwards. `requires_grad` stays as it was, but is False for
-    integers and for floats of 8 bits and less. `assign=False`: the values are copied into the
-    existing tensors, which keep dtype and device; float to integer is refused.
+    `rename`: {name: name in the model}; a pair of prefixes of which the second takes the place of the
+    first, such as `("module.", "")`, or several, of which the first that matches counts; or a function.
+    A new name of None leaves the tensor out. `skip`: tensors of the model that keep what they hold,
+    whatever there is for them: a glob, several, or a predicate over names.
+
+    `assign=True`: the model takes over the memory of the arrays, without a copy, so meta parameters
+    become real; on another device than the CPU it gets a copy there. A read-only array is copied for
+    torch, which would write to it regardless. Create the optimizer afterwards. `requires_grad` stays
+    as it was, but is False for integers and for floats of 8 bits and less. `assign=False`: the values
+    are copied into the existing tensors, which keep dtype and device; float to integer is refused.
+
+    `dtype`: with `assign=True` arrays of another dtype than the model's are refused, on meta too, unless
+    it is given: a floating dtype, to which floats are cast, or `"auto"`, which takes each as it is.
 
     Tied tensors (one object, or one memory, under several names) need one of the names and stay
-    tied. If the state dict holds several of them with different values, the model is not the one
-    that was saved: an error if `strict`, else the first wins and the others are `unexpected`.
+    tied. Several of them with different values are an error if `strict`: the model is not the one
+    that was saved. Else the first wins and the others are `unexpected`.
     `aliases` maps a name that was dropped on saving to the one that was kept (safetensors'
     `save_model` writes this to the metadata): it fills a name that is absent. Slots that are not
     tied never share memory.
 
-    The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured.
-    Hooks that run after the load cannot forgive a missing name: that is judged before it.
-    Non-persistent buffers are in no checkpoint; those on the meta device stay there, with a
-    UserWarning that names them.
+    The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured; hooks
+    that run after the load cannot forgive a missing name.
+    Non-persistent buffers are filled where the state dict holds them, in the shape and dtype that they
+    have. Refused is what would be on the meta device afterwards, for which there is `parameters_on_meta`,
+    and what is no plain tensor (DTensor, quantised weights of torchao and bitsandbytes).
 
-    Raises ModelMismatchError (missing, unexpected, shapes, dtypes) and SourceError (a model of
-    another kind, a leaf that cannot be filled, a meta parameter without `assign`, a dtype that
-    torch lacks). The model is then as it was.
+    Raises ModelMismatchError, and SourceError (a model of another kind, a leaf that cannot be filled,
+    a meta parameter without `assign`, a dtype that torch lacks). The model is then as it was.
     """
     for name, array in state_dict.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise SourceError(f"A state dict maps names to numpy arrays, but {name!r} is {kind_of(array)}.")
+        _check_named_array(name, array)
     torch = _torch_of(model)
+    terms = _terms(strict, assign, dtype, skip, aliases or {}, rename)
+    target = cast_target(dtype)
+    given = {new: state_dict[old] for old, new in renamed(state_dict, rename).items()}
+    if target is not None:
+        given = {name: cast(array, target) for name, array in given.items()}
+    with _names_explained(torch, model, state_dict, given, terms):
+        return _load(torch, model, given, terms)
+
+
+def cast_target(dtype: object) -> np.dtype[Any] | None:
+    """The dtype that floating arrays are cast to; None where each is taken as it is, or must be the model's."""
+    return None if isinstance(dtype, str) and dtype == "auto" else dtype_or_none(dtype)
+
+
+def _check_named_array(name: object, array: object) -> None:
+    if not isinstance(name, str) or not isinstance(array, np.ndarray):
+        raise SourceError(f"A state dict maps names to numpy arrays, but {name!r} is {kind_of(array)}.")
+
+
+def _load(torch: ModuleType | None, model: object, state_dict: StateDict, terms: Terms) -> LoadReport:
     if torch is not None:
-        return load_module(torch, model, state_dict, strict, assign, aliases or {})
-    return load_tree(model, state_dict, strict, assign, aliases or {})
+        return load_module(torch, model, state_dict, terms)
+    return load_tree(model, state_dict, terms)
+
+
+def _terms(
+    strict: Strict, assign: bool, dtype: object, skip: Skip, aliases: Mapping[str, str], rename: Rename
+) -> Terms:
+    new = renaming(rename)
+    pairs = {new(dropped): new(kept) for dropped, kept in aliases.items()}
+    return Terms(
+        strict=strict,
+        assign=assign,
+        dtypes="kept" if dtype is None else "stored" if cast_target(dtype) is None else "cast",
+        skip=selector(skip or ()),
+        aliases={dropped: kept for dropped, kept in pairs.items() if dropped is not None and kept is not None},
+    )
 
 
 def _torch_of(model: object) -> ModuleType | None:
@@ -75,7 +139,7 @@ def _torch_of(model: object) -> ModuleType | None:
     module_type = getattr(getattr(torch, "nn", None), "Module", None)
     if module_type is not None and isinstance(model, module_type):
         return torch
-    if isinstance(model, dict | list | tuple):
+    if is_tree(model):
         return None
     raise SourceError(
         f"Cannot load into {kind_of(model)}: only into a torch.nn.Module or nested dicts and lists of arrays.",
@@ -84,41 +148,89 @@ def _torch_of(model: object) -> ModuleType | None:
     )
 
 
+@contextmanager
+def _names_explained(
+    torch: ModuleType | None, model: object, state_dict: StateDict, given: StateDict, terms: Terms
+) -> Iterator[None]:
+    """Where names do not fit, look whether others would, and say so instead of all else about names.
+
+    `state_dict` has the names of the checkpoint, `given` what rename= made of them. Without `strict` too: what a
+    checkpoint has under another name is not what the caller wanted to do without.
+    """
+    own = shapes_of_module(model) if torch is not None else shapes_of_tree(model)
+    own = {name: shape for name, shape in own.items() if not terms.skip(name)}
+    missing = [name for name in own if name not in given]
+    unexpected = [name for name in given if name not in own]
+
+    def hint(saved: StateDict) -> str:
+        return proposal(own, {name: _shape_of(array) for name, array in saved.items()}, module=torch is not None)
+
+    own_code = torch is not None and any(map(has_own_loading_code(torch), model.modules()))  # type: ignore[attr-defined]
+    if terms.strict is False and missing and unexpected and not own_code and hint(given):
+        raise ModelMismatchError(missing=missing, unexpected=unexpected, hint=hint(state_dict))
+    try:
+        yield
+    except ModelMismatchError as error:
+        if error.missing:
+            error.hint = hint(state_dict) or error.hint
+        raise
+
+
+def _shape_of(array: Array) -> tuple[int, ...]:
+    packed = array.logical_shape if isinstance(array, PackedArray) else None
+    return tuple(array.shape) if packed is None else packed
+
+
 class Loading:
     """A load whose arrays are still to come, judged by their dtypes and shapes: raises as `load_state_dict_into`.
 
-    `expected` is the state dict in its order; its values are not read. `copies`: what is put is
-    copied into the model at once, and need not be kept. Otherwise the model stays as it is until
+    `expected` is the state dict in its order, cast already; its values are not read. `copies`: what is
+    put is copied into the model at once, and need not be kept. Otherwise the model stays as it is until
     `finish`, which may still find in the values, or with the help of the model's own loading code,
     that they do not fit.
     """
 
     def __init__(
-        self, model: object, expected: StateDict, *, strict: bool, assign: bool, aliases: Mapping[str, str]
+        self,
+        model: object,
+        expected: StateDict,
+        *,
+        strict: Strict,
+        assign: bool,
+        aliases: Mapping[str, str],
+        dtype: object = None,
+        rename: Rename = None,
+        skip: Skip = (),
     ) -> None:
-        self._model, self._order = model, list(expected)
-        self._strict, self._assign, self._aliases = strict, assign, aliases
+        self._torch, self._model, self._expected = _torch_of(model), model, expected
+        self._terms = _terms(strict, assign, dtype, skip, aliases, rename)
+        self._names = renamed(expected, rename)
         self._held: dict[str, Array] = {}
-        torch = _torch_of(model)
-        self._filler: Filler | None
-        if torch is not None:
-            self._filler = judge_module(torch, model, expected, strict, assign, aliases)
-        else:
-            self._filler = judge_tree(model, expected, strict, assign, aliases)
+        given = {new: expected[old] for old, new in self._names.items()}
+        with _names_explained(self._torch, model, expected, given, self._terms):
+            self._filler: Filler | None
+            if self._torch is not None:
+                self._filler = judge_module(self._torch, model, given, self._terms)
+            else:
+                self._filler = judge_tree(model, given, self._terms)
 
     @property
     def copies(self) -> bool:
         return self._filler is not None
 
     def put(self, name: str, array: Array) -> None:
+        new = self._names.get(name)
+        if new is None or self._terms.skip(new):
+            return
         if self._filler is not None:
-            self._filler.put(name, array)
+            self._filler.put(new, array)
         else:
-            self._held[name] = array
+            self._held[new] = array
 
     def finish(self) -> LoadReport:
         """All arrays were put: what became of each name."""
         if self._filler is not None:
             return self._filler.report()
-        held = {name: self._held[name] for name in self._order}
-        return load_state_dict_into(self._model, held, strict=self._strict, assign=self._assign, aliases=self._aliases)
+        held = {new: self._held[new] for new in self._names.values() if new in self._held}
+        with _names_explained(self._torch, self._model, self._expected, held, self._terms):
+            return _load(self._torch, self._model, held, self._terms)

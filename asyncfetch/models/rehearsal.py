@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .fit import Verdict
@@ -9,12 +10,17 @@ from .fit import Verdict
 __all__ = ["rehearse"]
 
 
-def rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdict: Verdict) -> None:
+def rehearse(
+    torch: Any, module: Any, state: dict[str, Any], prefix: str, verdict: Verdict, stop: Callable[[Any], bool]
+) -> None:
     """Load into stand-ins without memory, as Module.load_state_dict walks, to hear what torch says.
 
     Only this knows what the module's own hooks rename, accept and default. The tensors are real,
-    since some hooks read values; nothing is copied and nothing reaches the module.
+    since some hooks read values; nothing is copied and nothing reaches the module. Where `stop` says
+    so of a module, nothing is said of it and what is below it.
     """
+    if stop(module):
+        return
     stand_in = _stand_in(torch, module)
     errors: list[str] = []
     local = {"assign_to_params_buffers": True}
@@ -24,31 +30,23 @@ def rehearse(torch: Any, module: Any, state: dict[str, Any], prefix: str, verdic
         name, given = prefix + leaf, state.get(prefix + leaf)
         held = stand_in._parameters.get(leaf, stand_in._buffers.get(leaf))
         if held is None or not held.is_meta:
-            verdict.filled[name] = None
+            verdict.filled[name] = None if held is None else held.dtype
         elif errors and isinstance(given, torch.Tensor) and given.shape != tensor.shape:
             shapes[name] = (tuple(tensor.shape), tuple(given.shape))
-        elif tensor.is_meta:
-            _judge_meta(name, given, errors, verdict)
+        elif tensor.is_meta and given is None:
+            verdict.missing.append(name)
     verdict.shapes.update(shapes)
     verdict.reasons.extend(() if shapes else errors)
     parts = _by_child(state, prefix)
     for leaf, child in stand_in._modules.items():  # a loader may have replaced some
         if child is not None:
-            rehearse(torch, child, parts.get(leaf, {}), f"{prefix}{leaf}.", verdict)
+            rehearse(torch, child, parts.get(leaf, {}), f"{prefix}{leaf}.", verdict, stop)
 
 
 def _persistent(module: Any) -> list[tuple[str, Any]]:
     """The module's own parameters and buffers that a checkpoint may hold."""
     own, left_out = (*module._parameters.items(), *module._buffers.items()), module._non_persistent_buffers_set
     return [(leaf, tensor) for leaf, tensor in own if tensor is not None and leaf not in left_out]
-
-
-def _judge_meta(name: str, given: Any, errors: list[str], verdict: Verdict) -> None:
-    """A tensor without memory that the rehearsal left as it was."""
-    if given is None:
-        verdict.missing.append(name)
-    elif not errors:
-        verdict.reasons.append(f"{name} would stay on the meta device: its module's own loading code skips it")
 
 
 def _by_child(state: dict[str, Any], prefix: str) -> dict[str, dict[str, Any]]:

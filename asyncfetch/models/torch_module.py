@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from .fit import (
     Filler,
     LoadReport,
     StateDict,
+    Terms,
     Verdict,
     choose_among_ties,
     find_supply,
@@ -20,6 +20,7 @@ from .fit import (
     tied_names,
     unshare,
 )
+from .places import Place, attributes_on_meta, has_own_loading_code, obstacle, places_of
 from .rehearsal import rehearse
 from .torch_tensors import hollow_tensor, to_torch
 
@@ -27,55 +28,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
 
 
-__all__ = ["judge_module", "load_module"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a module holds a parameter or a buffer."""
-
-    owner: Any
-    leaf: str
-    tensor: Any
-    persistent: bool
-
-    @property
-    def table(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.owner._parameters if self.leaf in self.owner._parameters else self.owner._buffers
-        return found
-
-    def identity(self, torch: Any) -> Hashable:
-        """Equal for the same tensor and for tensors on the same memory (what save_model drops)."""
-        tensor = self.tensor
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)  # others need not have an address
-        if plain and not tensor.is_meta and tensor.numel():
-            return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        return id(tensor)
-
-
-def _places(module: Any) -> dict[str, _Place]:
-    """Each parameter and buffer by name; a tied one under each of its names."""
-    found = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False):
-        for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
-            if tensor is not None:
-                name = f"{prefix}.{leaf}" if prefix else leaf
-                found[name] = _Place(owner, leaf, tensor, leaf not in owner._non_persistent_buffers_set)
-    return found
+__all__ = ["judge_module", "load_module", "shapes_of_module"]
 
 
 @dataclass(frozen=True, slots=True)
 class _ModuleFit:
     """How a state dict fills a module: `supply` says from which of its names, `losers` which differ from it.
 
-    `tensors` are under the names of both.
+    `tensors` are under the names of both. `skipped` are names of the module that keep what they hold.
     """
 
-    places: dict[str, _Place]
+    places: dict[str, Place]
     slots: dict[str, Hashable]
     supply: dict[str, str]
     losers: dict[str, str]
     tensors: dict[str, Any]
+    skipped: tuple[str, ...]
     verdict: Verdict
 
     def report(self, module: Any, present: Collection[str]) -> LoadReport:
@@ -85,36 +53,48 @@ class _ModuleFit:
             missing=tuple(self.verdict.missing),
             unexpected=tuple(self.verdict.unexpected),
             tied=tied,
-            on_meta=_still_on_meta(module),
+            on_meta=tuple(name for name, place in places_of(module).items() if place.tensor.is_meta),
+            skipped=self.skipped,
         )
 
 
-def load_module(
-    torch: Any, module: Any, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
-) -> LoadReport:
+def shapes_of_module(module: Any) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each parameter and persistent buffer, None where it has none yet."""
+    named = places_of(module).items()
+    return {name: _shape_or_none(place.tensor) for name, place in named if place.persistent}
+
+
+def _shape_or_none(tensor: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(tensor.shape)
+    except RuntimeError:  # a lazy one
+        return None
+
+
+def load_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms) -> LoadReport:
     """`load_state_dict_into` for a `torch.nn.Module`; `torch` is the imported package."""
-    fit = _fit_module(torch, module, state_dict, assign, aliases)
-    fit.verdict.enforce(fit.losers, strict=strict)
-    if assign:
+    fit = _fit_module(torch, module, state_dict, terms)
+    fit.verdict.enforce(fit.losers, terms.strict)
+    if terms.assign:
         unshare(fit.tensors, fit.slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
-    _fill(torch, module, fit.places, fit.tensors, assign)
+    _fill(torch, module, fit, terms.assign)
     return fit.report(module, state_dict.keys())
 
 
-def judge_module(
-    torch: Any, module: Any, expected: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
-) -> Filler | None:
+def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> Filler | None:
     """Judge a state dict that is still to come by its dtypes and shapes: raise as `load_module` would.
 
-    Returns what copies its tensors one by one, or None where the whole state dict must be seen:
-    with `assign`, with loading code that is not torch's own, and where one tensor of the module
-    has several names in the state dict, whose values must be equal.
+    Returns what copies its tensors one by one, or None where the whole state dict must be seen: with
+    `assign`, with loading code that is not torch's own, and where one tensor of the module
+    has several names in the state dict, whose values must be equal. What such code has no part in is
+    judged all the same.
     """
-    if not _ordinary(torch, module):
-        return None
-    fit = _fit_module(torch, module, expected, assign, aliases, hollow=True)
-    fit.verdict.enforce({}, strict=strict)
-    return None if assign or fit.losers else _ModuleFiller(torch, module, fit, expected)
+    own_code = has_own_loading_code(torch)
+    fit = _fit_module(torch, module, expected, terms, hollow=True)
+    fit.verdict.enforce({}, terms.strict)
+    whole = any(own_code(owner) or owner._load_state_dict_post_hooks for owner in module.modules())
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    return None if terms.assign or fit.losers or whole or swaps else _ModuleFiller(torch, module, fit, expected)
 
 
 class _ModuleFiller:
@@ -127,60 +107,59 @@ class _ModuleFiller:
     def put(self, name: str, array: Array) -> None:
         with self._torch.no_grad():
             for own in self._targets.get(name, {}).values():
-                given = to_torch(array)
-                # As torch does it: a tensor without dimensions may be saved with one.
-                own.copy_(given[0] if own.dim() == 0 and given.dim() == 1 else given)
+                _copy(own, to_torch(array))
 
     def report(self) -> LoadReport:
         return self._fit.report(self._module, self._expected.keys())
 
 
-def _ordinary(torch: Any, module: Any) -> bool:
-    """Whether only torch's own code takes part in loading, so that tensors may come one by one."""
-    base = torch.nn.Module
-    if torch.__future__.get_swap_module_params_on_conversion():
-        return False
-    for owner in module.modules():
-        kind = type(owner)
-        loader = kind._load_from_state_dict
-        if (
-            (loader is not base._load_from_state_dict and loader.__module__ != "torch.nn.modules.batchnorm")
-            or kind.load_state_dict is not base.load_state_dict
-            or kind.set_extra_state is not base.set_extra_state
-            or {"_load_from_state_dict", "load_state_dict"} & owner.__dict__.keys()
-            or owner._load_state_dict_pre_hooks
-            or owner._load_state_dict_post_hooks
-        ):
-            return False
-    plain = (torch.Tensor, torch.nn.Parameter)
-    return all(type(place.tensor) in plain for place in _places(module).values())
+def _copy(own: Any, given: Any) -> None:
+    own.copy_(_reshaped(own, given))
 
 
-def _fit_module(
-    torch: Any, module: Any, state_dict: StateDict, assign: bool, aliases: Mapping[str, str], *, hollow: bool = False
-) -> _ModuleFit:
-    """Hold a module against a state dict; with `hollow`, whose arrays have no memory, no values are read."""
-    places = {name: place for name, place in _places(module).items() if place.persistent}
+def _reshaped(own: Any, given: Any) -> Any:
+    """As torch does it: a tensor without dimensions may be saved with one."""
+    return given[0] if own.dim() == 0 and tuple(given.shape) == (1,) else given
+
+
+def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *, hollow: bool = False) -> _ModuleFit:
+    """Hold a module against a state dict; with `hollow`, whose arrays have no memory, no values are read.
+
+    Modules with loading code of their own are then not judged, nor what is below them.
+    """
+    places = places_of(module)
     for name, place in places.items():
         if torch.nn.parameter.is_lazy(place.tensor) or isinstance(place.owner, torch.jit.ScriptModule):
             raise SourceError(
                 f"{name} has no shape yet, or belongs to a TorchScript module.",
                 hint="Call a lazy model once with an input before loading; load before scripting.",
             )
+    present = {name: array for name, array in state_dict.items() if not terms.skip(name)}
     slots = {name: place.identity(torch) for name, place in places.items()}
-    supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = choose_among_ties(slots, supply, state_dict, (lambda _a, _b: False) if hollow else same_bytes)
-    tensors, refused = _tensors(state_dict, supply, partial(hollow_tensor, torch) if hollow else to_torch)
+    supply = find_supply(slots, present.keys(), terms.aliases)
+    losers = choose_among_ties(slots, supply, present, (lambda _a, _b: False) if hollow else same_bytes)
+    tensors, refused = _tensors(present, supply, partial(hollow_tensor, torch) if hollow else to_torch)
 
+    own_code = has_own_loading_code(torch)
+    stop = own_code if hollow else lambda _: False
     verdict = Verdict()
     with torch.no_grad():
-        rehearse(torch, module, dict(tensors), "", verdict)
+        rehearse(torch, module, dict(tensors), "", verdict, stop)
+    _judge_temporary(places, tensors, supply, verdict)
     used = set(supply) | set(supply.values()) | losers.keys()
-    verdict.missing = list(dict.fromkeys(verdict.missing))
+    verdict.missing = [name for name in dict.fromkeys(verdict.missing) if not terms.skip(name)]
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
-    for name in verdict.filled if not assign else ():
-        _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
-    return _ModuleFit(places, slots, supply, losers, tensors, verdict)
+    verdict.fits_nothing = not verdict.filled and len(verdict.unexpected) == len(present) and bool(places or present)
+    filled = [name for name in places if name in supply or name in verdict.filled]
+    if _all_plain(torch, places, filled, verdict):
+        for name in filled:
+            if terms.assign:
+                _judge_dtype(name, places[name].tensor.dtype, terms, verdict)
+            else:
+                _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
+    _judge_bare(module, places, _below(module, own_code) if hollow else frozenset(), verdict)
+    skipped = tuple(name for name in places if terms.skip(name) and name not in verdict.filled)
+    return _ModuleFit(places, slots, supply, losers, tensors, skipped, verdict)
 
 
 def _tensors(
@@ -200,6 +179,69 @@ def _tensors(
     return converted | {name: converted[source] for name, source in supply.items()}, refused
 
 
+def _below(module: Any, own_code: Callable[[Any], bool]) -> frozenset[str]:
+    """The prefixes of all modules that have loading code of their own, or stand below one that has."""
+    found: set[str] = set()
+    for prefix, owner in module.named_modules(remove_duplicate=False):  # a module comes before what is in it
+        if own_code(owner) or (prefix and prefix.rpartition(".")[0] in found):
+            found.add(prefix)
+    return frozenset(found)
+
+
+def _judge_temporary(
+    places: Mapping[str, Place], tensors: Mapping[str, Any], supply: dict[str, str], verdict: Verdict
+) -> None:
+    """Buffers that are no part of a state dict of today, and that a checkpoint may hold nevertheless.
+
+    torch leaves them alone and calls their names unexpected. Where they have no values they are filled
+    like any other; where they have, only with what is of the same shape and dtype: what the module
+    computed is otherwise the better.
+    """
+    left = set(verdict.unexpected)
+    for name in [name for name in supply if not places[name].persistent]:
+        own, given = places[name].tensor, _reshaped(places[name].tensor, tensors[name])
+        same = own.shape == given.shape
+        if name not in left or not (own.is_meta or (same and own.dtype == given.dtype)):
+            del supply[name]  # its module's own code took it, or it does not fit
+        elif same:
+            verdict.filled[name] = given.dtype
+        else:
+            verdict.shapes[name] = (tuple(own.shape), tuple(given.shape))
+
+
+def _all_plain(torch: Any, places: Mapping[str, Place], filled: Collection[str], verdict: Verdict) -> bool:
+    """Whether all that is filled may be filled with plain values."""
+    obstacles = [obstacle(torch, name, places[name]) for name in filled]
+    found = [reason for reason in obstacles if reason is not None]
+    if found:
+        verdict.reasons.extend(found)
+        verdict.hints.append(
+            "Load before the model is sharded, quantised or offloaded (fully_shard, distribute_tensor, quantize_); "
+            "for the rows of one rank there is open_async() and its shard_of()."
+        )
+    return not found
+
+
+def _judge_dtype(name: str, own: Any, terms: Terms, verdict: Verdict) -> None:
+    """Whether what takes the place of a tensor has its dtype, or may have another."""
+    given = verdict.filled.get(name)
+    if given not in (None, own) and not terms.allow(own.is_floating_point, given.is_floating_point):
+        verdict.dtypes[name] = (_name_of(own), _name_of(given))
+
+
+def _name_of(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _judge_bare(module: Any, places: Mapping[str, Place], unknown: Collection[str], verdict: Verdict) -> None:
+    """What would have no values after the load. Of modules that are `unknown` their own code may see to that."""
+    known = {id(place.tensor) for place in places.values()}
+    names = [name for name, place in places.items() if place.tensor.is_meta and name not in verdict.filled]
+    names = [name for name in names if name not in verdict.shapes] + list(attributes_on_meta(module, known))
+    verdict.bare = [name for name in names if name.rpartition(".")[0] not in unknown]
+    verdict.bare_parameters = any(name in places and places[name].is_parameter for name in verdict.bare)
+
+
 def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:
     """Whether copying `given`, None if a hook makes it, into `own` can work and keeps its meaning."""
     if own.is_meta:
@@ -216,17 +258,25 @@ def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -
         verdict.reasons.append(f"{name} is {own.dtype} in the model and {given.dtype} in the checkpoint")
 
 
-def _fill(torch: Any, module: Any, places: Mapping[str, _Place], tensors: dict[str, Any], assign: bool) -> None:
+def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
+    places, tensors = fit.places, fit.tensors
     if assign:
+        _moved(fit)
         for name in [name for name in places if name in tensors]:
             dtype = tensors[name].dtype
             if places[name].tensor.requires_grad and (dtype.itemsize < 2 or not _differentiable(dtype)):
                 places[name].tensor.requires_grad_(False)  # torch carries the flag over, and refuses integers with it
     with torch.no_grad():
         module.load_state_dict(tensors, strict=False, assign=assign)
+        for name in [name for name in fit.supply if not places[name].persistent]:
+            place, given = places[name], _reshaped(places[name].tensor, tensors[name])
+            if assign:
+                place.table[place.leaf] = given
+            else:
+                place.tensor.copy_(given)
     if not assign:
         return
-    groups: dict[int, list[_Place]] = {}
+    groups: dict[int, list[Place]] = {}
     for place in places.values():
         groups.setdefault(id(place.tensor), []).append(place)
     for group in groups.values():
@@ -235,18 +285,17 @@ def _fill(torch: Any, module: Any, places: Mapping[str, _Place], tensors: dict[s
             place.table[place.leaf] = kept
 
 
+def _moved(fit: _ModuleFit) -> None:
+    """Have what takes the place of a tensor on another device than the CPU on that device."""
+    there: dict[tuple[int, Any], Any] = {}
+    for name in fit.supply:
+        device, tensor = fit.places[name].tensor.device, fit.tensors[name]
+        if device.type not in ("cpu", "meta"):
+            key = (id(tensor), device)
+            if key not in there:
+                there[key] = tensor.to(device)
+            fit.tensors[name] = there[key]
+
+
 def _differentiable(dtype: Any) -> bool:
     return bool(dtype.is_floating_point or dtype.is_complex)
-
-
-def _still_on_meta(module: Any) -> tuple[str, ...]:
-    places = {name: place for name, place in _places(module).items() if place.tensor.is_meta}
-    temporary = [name for name, place in places.items() if not place.persistent]
-    if temporary:
-        warnings.warn(
-            f"These buffers are no part of the state dict and have no values: they are on the meta device. "
-            f"Compute them before the first forward pass, which is wrong without them: {', '.join(temporary)}.",
-            UserWarning,
-            stacklevel=5,
-        )
-    return tuple(places)

@@ -15,6 +15,7 @@ from .fit import (
     Filler,
     LoadReport,
     StateDict,
+    Terms,
     Verdict,
     choose_among_ties,
     find_supply,
@@ -25,9 +26,9 @@ from .fit import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Hashable, Iterator
 
-__all__ = ["flatten", "judge_tree", "load_tree", "unflatten"]
+__all__ = ["flatten", "is_tree", "judge_tree", "load_tree", "shapes_of_tree", "unflatten"]
 
 
 def flatten(tree: object) -> dict[str, Array]:
@@ -78,6 +79,25 @@ class _Leaf:
         return None if self.value is None else _shape(self.value)
 
 
+def is_tree(node: object) -> bool:
+    """Whether `node` is a dict, a list or a tuple, and no more than that.
+
+    A module of another framework may be a dict too (mlx.nn.Module): what can be called, or has
+    parameters to give or a way to load them, is no container of arrays.
+    """
+    kind = type(node)
+    modular = callable(node) or any(callable(getattr(kind, name, None)) for name in _OF_MODULES)
+    return isinstance(node, dict | list | tuple) and not modular
+
+
+_OF_MODULES = ("parameters", "load_weights", "load_state_dict", "state_dict")
+
+
+def shapes_of_tree(tree: object) -> dict[str, tuple[int, ...] | None]:
+    """The shape of each leaf, None where any will do."""
+    return {name: leaf.shape() for name, leaf in _leaves(tree).items()}
+
+
 def _leaves(tree: object) -> dict[str, _Leaf]:
     found: dict[str, _Leaf] = {}
     for name, leaf in _walk(tree, "", ()):
@@ -88,7 +108,7 @@ def _leaves(tree: object) -> dict[str, _Leaf]:
 
 
 def _walk(node: Any, prefix: str, parents: tuple[int, ...]) -> Iterator[tuple[str, _Leaf]]:
-    if not isinstance(node, dict | list | tuple):
+    if not is_tree(node):
         raise SourceError(f"A tree is made of dicts, lists and tuples, not of {kind_of(node)}.")
     if id(node) in parents:
         raise SourceError(f"The tree contains itself at {prefix!r}.")
@@ -96,7 +116,7 @@ def _walk(node: Any, prefix: str, parents: tuple[int, ...]) -> Iterator[tuple[st
         if not isinstance(key, str | int):
             raise SourceError(f"The key {key!r} at {prefix!r} is neither a string nor an integer.")
         name = f"{prefix}{key}"
-        if isinstance(value, dict | list | tuple):
+        if is_tree(value):
             yield from _walk(value, f"{name}.", (*parents, id(node)))
         elif value is None or (
             hasattr(value, "shape") and hasattr(value, "dtype") and not type(value).__module__.startswith("torch")
@@ -105,7 +125,8 @@ def _walk(node: Any, prefix: str, parents: tuple[int, ...]) -> Iterator[tuple[st
         else:
             raise SourceError(
                 f"The leaf {name!r} is {kind_of(value)}, not an array.",
-                hint="Use None for an array that does not exist yet; for torch pass the module itself.",
+                hint="Use None for an array that does not exist yet; for torch pass the module itself, "
+                "for MLX and the like load with the module's own functions.",
             )
 
 
@@ -117,6 +138,7 @@ class _TreeFit:
     slots: dict[str, Hashable]
     supply: dict[str, str]
     losers: dict[str, str]
+    skipped: tuple[str, ...]
     verdict: Verdict
 
     def report(self, present: Collection[str]) -> LoadReport:
@@ -126,37 +148,34 @@ class _TreeFit:
             missing=tuple(self.verdict.missing),
             unexpected=tuple(self.verdict.unexpected),
             tied=tied,
+            skipped=self.skipped,
         )
 
 
-def load_tree(
-    tree: object, state_dict: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
-) -> LoadReport:
+def load_tree(tree: object, state_dict: StateDict, terms: Terms) -> LoadReport:
     """`load_state_dict_into` for nested dicts, lists and tuples."""
-    fit = _fit_tree(tree, state_dict, assign, aliases, same_bytes)
-    fit.verdict.enforce(fit.losers, strict=strict)
+    fit = _fit_tree(tree, state_dict, terms, same_bytes)
+    fit.verdict.enforce(fit.losers, terms.strict)
     arrays = {name: state_dict[source] for name, source in fit.supply.items()}
-    if assign:
+    if terms.assign:
         unshare(arrays, fit.slots, lambda array: array.ctypes.data if array.size else 0, lambda array: array.copy())
     for name, array in arrays.items():
-        if assign:
+        if terms.assign:
             fit.leaves[name].container[fit.leaves[name].key] = array
         else:
             _copy(array, fit.leaves[name])
     return fit.report(state_dict.keys())
 
 
-def judge_tree(
-    tree: object, expected: StateDict, strict: bool, assign: bool, aliases: Mapping[str, str]
-) -> Filler | None:
+def judge_tree(tree: object, expected: StateDict, terms: Terms) -> Filler | None:
     """Judge a state dict that is still to come by its dtypes and shapes: raise as `load_tree` would.
 
     Returns what copies its arrays one by one, or None where the whole state dict must be seen: with
     `assign`, and where one array of the tree has several names in the state dict.
     """
-    fit = _fit_tree(tree, expected, assign, aliases, lambda _a, _b: False)
-    fit.verdict.enforce({}, strict=strict)
-    return None if assign or fit.losers else _TreeFiller(fit, expected)
+    fit = _fit_tree(tree, expected, terms, lambda _a, _b: False)
+    fit.verdict.enforce({}, terms.strict)
+    return None if terms.assign or fit.losers else _TreeFiller(fit, expected)
 
 
 class _TreeFiller:
@@ -178,38 +197,40 @@ def _copy(array: Array, leaf: _Leaf) -> None:
     np.copyto(leaf.value, array.astype(leaf.value.dtype, copy=False))
 
 
-def _fit_tree(
-    tree: object,
-    state_dict: StateDict,
-    assign: bool,
-    aliases: Mapping[str, str],
-    same: Callable[[Array, Array], bool],
-) -> _TreeFit:
+def _fit_tree(tree: object, state_dict: StateDict, terms: Terms, same: Callable[[Array, Array], bool]) -> _TreeFit:
     """Hold a tree against a state dict; of the values only `same` sees anything."""
     leaves = _leaves(tree)
+    present = {name: array for name, array in state_dict.items() if not terms.skip(name)}
     slots = {name: leaf.identity() for name, leaf in leaves.items()}
-    supply = find_supply(slots, state_dict.keys(), aliases)
-    losers = choose_among_ties(slots, supply, state_dict, same)
+    supply = find_supply(slots, present.keys(), terms.aliases)
+    losers = choose_among_ties(slots, supply, present, same)
     used = set(supply.values()) | set(supply) | losers.keys()
+    bare = [name for name in leaves if name not in supply]
+    skipped = tuple(filter(terms.skip, bare))
     verdict = Verdict(
-        missing=[name for name in leaves if name not in supply],
-        unexpected=[name for name in state_dict if name not in used],
+        missing=[name for name in bare if not terms.skip(name)],
+        unexpected=[name for name in present if name not in used],
+        filled=dict.fromkeys(supply),
+        fits_nothing=not supply and bool(leaves or present),
     )
     for name, source in supply.items():
-        shape, array = leaves[name].shape(), state_dict[source]
+        shape, array = leaves[name].shape(), present[source]
         if shape is not None and shape != _shape(array):
             verdict.shapes[name] = (shape, _shape(array))
-        _judge_leaf(name, leaves[name], array, assign, verdict)
-    return _TreeFit(leaves, slots, supply, losers, verdict)
+        _judge_leaf(name, leaves[name], array, terms, verdict)
+    return _TreeFit(leaves, slots, supply, losers, skipped, verdict)
 
 
-def _judge_leaf(name: str, leaf: _Leaf, array: Array, assign: bool, verdict: Verdict) -> None:
+def _judge_leaf(name: str, leaf: _Leaf, array: Array, terms: Terms, verdict: Verdict) -> None:
     own = leaf.value
-    if assign:
+    if terms.assign:
         if isinstance(leaf.container, tuple):
             raise SourceError(
                 f"{name} is in a tuple, which cannot take another array.", hint="Use a list, or assign=False."
             )
+        ours, theirs = ("", "") if own is None else (_dtype_name(own), _dtype_name(array))
+        if ours != theirs and not terms.allow(_is_float(ours), _is_float(theirs)):
+            verdict.dtypes[name] = (ours, theirs)
     elif not isinstance(own, np.ndarray) or not own.flags.writeable:
         raise SourceError(
             f"{name} is {'read-only' if isinstance(own, np.ndarray) else kind_of(own)}, "
@@ -228,9 +249,18 @@ def _shape(array: Any) -> tuple[int, ...]:
     return tuple(array.shape) if packed is None else packed
 
 
-def _dtype_name(array: Array) -> str:
-    packed = array.safetensors_dtype if isinstance(array, PackedArray) else None
-    return array.dtype.name if packed is None else packed
+def _dtype_name(value: Any) -> str:
+    """As numpy calls it; for a leaf of another library, the last part of what that calls it."""
+    if isinstance(value, PackedArray) and value.safetensors_dtype is not None:
+        return value.safetensors_dtype
+    try:
+        return str(np.dtype(value.dtype).name)
+    except TypeError:
+        return str(value.dtype).rpartition(".")[2]
+
+
+def _is_float(name: str) -> bool:
+    return name.startswith(("float", "bfloat"))
 
 
 def _breadth(dtype: np.dtype[Any]) -> int:

@@ -143,6 +143,41 @@ def test_two_names_of_one_tensor(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.parametrize("form", ["meta", "parameters", "assign", "copy"])
+@storages
+def test_names_buffers_and_a_head_of_ones_own(tmp_path: Path, form: str, storage: Any) -> None:
+    """Renamed, with a buffer that is not persistent and a head that is skipped: streamed as a state dict would go."""
+
+    def net() -> Any:
+        made = Net()
+        made.register_buffer("positions", torch.arange(6), persistent=False)
+        return made
+
+    original = net()
+    tensors = {f"module.{name}": tensor.detach().numpy().copy() for name, tensor in original.state_dict().items()}
+    tensors["module.positions"] = np.arange(6)[::-1].copy()
+    sharded(tmp_path / "models" / "org" / "net", tensors, shards=3)
+    if form == "parameters":
+        with asyncfetch.models.parameters_on_meta():
+            module = net()
+    else:
+        with torch.device("meta" if form == "meta" else "cpu"):
+            module = net()
+    module.head = nn.Linear(8, 3, bias=False)
+    head = module.head.weight
+    with Server(tmp_path / "models") as server:
+        report = asyncfetch.load_into(
+            module, "org/net", rename=("module.", ""), skip="head.*", strict="missing", storage=storage,
+            assign=form != "copy", endpoint=server.url, cache_dir=tmp_path / "cache",
+        )  # fmt: skip
+    assert module.positions.tolist() == [5, 4, 3, 2, 1, 0]
+    assert module.head.weight is head
+    assert torch.equal(module.mlp.weight, original.mlp.weight)
+    assert report.skipped == ("head.weight",)
+    assert len(report.loaded) == len(tensors) - 1
+    assert (report.missing, report.unexpected, report.on_meta) == ((), (), ())
+
+
 def test_packed_and_scalar_stand_ins(tmp_path: Path) -> None:
     """F4 is judged in torch's form; a scalar may come with one dimension, as torch allows."""
     float4 = getattr(torch, "float4_e2m1fn_x2", None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.models import load_state_dict_into
+from asyncfetch.models import load_state_dict_into, parameters_on_meta, to_torch
 
 
 class Transformer:
@@ -49,10 +49,10 @@ def test_a_tree_is_loaded_without_importing_torch() -> None:
 
 def test_a_missing_torch_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint says what to install."""
-    from asyncfetch.models import to_torch
-
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SourceError, match=r"asyncfetch\[torch\]"):
         to_torch(np.zeros(1))
+    with pytest.raises(SourceError, match=r"asyncfetch\[torch\]"), parameters_on_meta():
+        pass
     with pytest.raises(SourceError, match="Cannot load into"):
         load_state_dict_into(Transformer(), {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -14,13 +13,12 @@ from asyncfetch.format.arrays import PackedArray
 from asyncfetch.format.header import TensorInfo
 from asyncfetch.models import load_state_dict_into, to_torch
 
+from ..kit.torch_or_not import needs_torch, nn, torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-torch = pytest.importorskip(
-    "torch", reason="NOT TESTED: loading into torch modules. Install the extra: pip install 'asyncfetch[torch]'"
-)
-nn = torch.nn
+pytestmark = needs_torch
 
 
 class Net(nn.Module):
@@ -178,7 +176,7 @@ def test_assign_takes_the_memory_and_the_dtype_of_the_checkpoint() -> None:
     state["norm.weight"] = state["norm.weight"].astype(np.int32)
     net = Net()
     net.norm.bias.requires_grad_(False)
-    load_state_dict_into(net, state)
+    load_state_dict_into(net, state, dtype="auto")
     for name, tensor in net.state_dict().items():
         assert tensor.data_ptr() == address(state[name]), name
     assert net.emb.weight.dtype is torch.bfloat16
@@ -251,8 +249,11 @@ def test_tied_weights_with_no_name_at_all_are_missing() -> None:
     with pytest.raises(ModelMismatchError) as caught:
         load_state_dict_into(net, state)
     assert set(caught.value.missing) == {"emb.weight", "lm_head.weight"}
+    with pytest.raises(ModelMismatchError, match=r"2 would have no values.*emb\.weight, lm_head\.weight"):
+        load_state_dict_into(net, state, strict=False)
+    net = Net(tied=True)
     report = load_state_dict_into(net, state, strict=False)
-    assert set(report.on_meta) == set(report.missing) == {"emb.weight", "lm_head.weight"}
+    assert set(report.missing) == {"emb.weight", "lm_head.weight"}
     assert net.emb.weight is net.lm_head.weight
 
 
@@ -400,20 +401,46 @@ class Rotary(nn.Module):
         self.register_buffer("inv_freq", torch.ones(2), persistent=False)
 
 
-def test_a_non_persistent_buffer_on_meta_is_seen() -> None:
-    """It cannot come from the checkpoint: a warning at the caller and the report name it."""
+@pytest.mark.parametrize("strict", [True, "missing", False])
+def test_a_buffer_that_would_stay_on_meta_is_refused(strict: Any) -> None:
+    """It cannot come from the checkpoint, and without it the forward pass is wrong or fails: nothing changes."""
     with torch.device("meta"):
         net = Rotary()
-    with pytest.warns(UserWarning, match="inv_freq") as caught:
-        report = load_state_dict_into(net, arrays(Rotary()))
-    assert report.on_meta == ("inv_freq",)
-    assert report.missing == ()
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_state_dict_into(Rotary(), arrays(Rotary()))
+    with pytest.raises(ModelMismatchError, match=r"1 would have no values.*\(inv_freq\)") as caught:
+        load_state_dict_into(net, arrays(Rotary()), strict=strict)
+    assert "parameters_on_meta()" in caught.value.hint
+    assert net.linear.weight.is_meta
+    assert load_state_dict_into(Rotary(), arrays(Rotary()), strict=strict).on_meta == ()
+
+
+@pytest.mark.parametrize("form", ["real", "meta", "copied"])
+def test_a_non_persistent_buffer_is_filled_where_the_checkpoint_holds_it(form: str) -> None:
+    """As older checkpoints do (position_ids of BERT); torch alone would call it unexpected."""
+    with torch.device("meta" if form == "meta" else "cpu"):
+        net = Rotary()
+    state = {**arrays(Rotary()), "inv_freq": np.array([3, 4], np.float32)}
+    report = load_state_dict_into(net, state, assign=form != "copied")
+    assert net.inv_freq.tolist() == [3, 4]
+    assert set(report.loaded) == set(state)
+    assert (report.missing, report.unexpected, report.on_meta) == ((), (), ())
+    assert "inv_freq" not in net.state_dict(), "it stays out of what is saved"
+    assert (net.inv_freq.data_ptr() == address(state["inv_freq"])) is (form != "copied")
+
+
+@pytest.mark.parametrize("value", [np.ones(3, np.float32), np.ones(2, np.float16)])
+def test_a_computed_buffer_is_not_replaced_by_another_kind(value: np.ndarray[Any, Any]) -> None:
+    """What the module computed is better than a rounded one, or one of another length; on meta there is none."""
+    state = {**arrays(Rotary()), "inv_freq": value}
     with pytest.raises(ModelMismatchError, match=r"1 unexpected \(inv_freq\)"):
-        load_state_dict_into(Rotary(), {**arrays(Rotary()), "inv_freq": np.ones(2, np.float32)})
+        load_state_dict_into(Rotary(), state)
+    net = Rotary()
+    report = load_state_dict_into(net, state, strict="missing")
+    assert report.unexpected == ("inv_freq",)
+    assert net.inv_freq.tolist() == [1, 1]
+    with torch.device("meta"):
+        net = Rotary()
+    with pytest.raises(ModelMismatchError, match="inv_freq is"):
+        load_state_dict_into(net, state, strict="missing")
 
 
 class Renamed(nn.Module):
@@ -530,7 +557,7 @@ def test_a_module_that_would_stay_on_meta_is_refused() -> None:
     """Its own loading code copies, which does nothing on meta, and reports success."""
     with torch.device("meta"):
         net = Stateful(skip=True)
-    with pytest.raises(ModelMismatchError, match="weight would stay on the meta device"):
+    with pytest.raises(ModelMismatchError, match=r"1 would have no values, being on the meta device \(weight\)"):
         load_state_dict_into(net, {"weight": np.ones(2, np.float32)}, strict=False)
     with pytest.raises(SourceError, match="no shape yet"):
         load_state_dict_into(nn.LazyLinear(2), {"weight": np.ones((2, 2), np.float32)})

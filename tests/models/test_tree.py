@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -32,7 +33,7 @@ class Pair(NamedTuple):
 def test_assign_puts_the_very_arrays_into_nested_dicts_and_lists() -> None:
     """Names are keys joined by dots, integers included, and no array is copied."""
     state = {"encoder.0.w": floats(2, 2), "encoder.1.w": floats(2, 2, start=9), "7": floats(3)}
-    tree: dict[Any, Any] = {"encoder": [{"w": floats(2, 2)}, {"w": None}], 7: np.float64(0) + floats(3)}
+    tree: dict[Any, Any] = {"encoder": [{"w": floats(2, 2)}, {"w": None}], 7: 1 + floats(3)}
     report = load_state_dict_into(tree, state)
     assert tree["encoder"][0]["w"] is state["encoder.0.w"]
     assert tree["encoder"][1]["w"] is state["encoder.1.w"]
@@ -113,7 +114,7 @@ def test_placeholders_take_any_array_of_their_shape() -> None:
         shape, dtype = (2,), np.dtype(np.float32)
 
     spec = Spec()
-    tree: dict[str, Any] = {"a": spec, "b": None, "c": spec, "d": np.float32(1)}
+    tree: dict[str, Any] = {"a": spec, "b": None, "c": spec, "d": np.float64(1)}
     state = {"a": floats(2), "b": floats(3, 3), "c": floats(2, start=5), "d": np.array(2.0)}
     load_state_dict_into(tree, state)
     assert all(tree[name] is state[name] for name in state)
@@ -177,7 +178,9 @@ def test_packed_arrays_have_their_logical_shape() -> None:
     tree: dict[str, Any] = {"a": np.zeros((2, 4), np.float32)}
     with pytest.raises(ModelMismatchError, match="a is float32 in the model and F4 in the checkpoint"):
         load_state_dict_into(tree, {"a": given}, assign=False)
-    load_state_dict_into(tree, {"a": given})
+    with pytest.raises(ModelMismatchError, match="a is float32 in the model and F4 in the checkpoint"):
+        load_state_dict_into(tree, {"a": given}, dtype="bfloat16")
+    load_state_dict_into(tree, {"a": given}, dtype="auto")
     assert tree["a"] is given
     own = packed("F4", (2, 4), 4)
     own[:] = 0
@@ -258,3 +261,70 @@ def test_any_names_round_trip_or_are_refused(names: set[str]) -> None:
             unflatten(state)
     else:
         assert flatten(unflatten(state)) == state
+
+
+def test_a_tree_keeps_its_dtypes() -> None:
+    """None takes any; an array or a stand-in has one."""
+    tree = {"a": np.zeros(2, np.float32), "b": None}
+    given = {"a": np.ones(2, ml_dtypes.bfloat16), "b": np.ones(1, ml_dtypes.bfloat16)}
+    with pytest.raises(ModelMismatchError, match="a is float32 in the model and bfloat16 in the checkpoint"):
+        load_state_dict_into(tree, given)
+    load_state_dict_into(tree, given, dtype="float32")
+    assert {array.dtype.name for array in tree.values() if array is not None} == {"float32"}
+    load_state_dict_into(tree := {"a": np.zeros(2, np.float32)}, given, dtype="auto", strict="missing")
+    assert tree["a"] is given["a"]
+
+
+# -- modules of other frameworks that are dicts ---------------------------------------------------
+
+
+class Framework(dict[str, Any]):
+    """A module that keeps its parameters as a dict, as mlx.nn.Module does."""
+
+    def __init__(self) -> None:
+        super().__init__(weight=np.zeros((3, 2), np.float32))
+
+    def parameters(self) -> dict[str, Any]:
+        return dict(self)
+
+
+class Layers(list[Any]):
+    """A list that can be called."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+@pytest.mark.parametrize(
+    "model", [Framework(), Layers([np.zeros((3, 2))]), {"a": Framework()}, [Framework()], ({"a": [Layers()]},)]
+)
+def test_a_module_that_is_a_dict_is_no_tree(model: Any) -> None:
+    """It would have numpy arrays where it needs its own: refused, also inside of a tree."""
+    with pytest.raises(SourceError, match=r"Framework|Layers"):
+        load_state_dict_into(model, {"weight": floats(3, 2)}, strict=False)
+
+
+@pytest.mark.filterwarnings("default")
+def test_mlx() -> None:
+    """The real one: its forward pass still works afterwards."""
+    layers = pytest.importorskip("mlx.nn")
+    core = pytest.importorskip("mlx.core")
+    linear = layers.Linear(3, 2)
+    for model in (linear, layers.Sequential(linear), {"a": linear}, [linear]):
+        with pytest.raises(SourceError, match=r"mlx\.nn"):
+            load_state_dict_into(model, {"weight": floats(2, 3), "bias": floats(2)}, strict=False)
+    assert linear(core.ones((1, 3))).shape == (1, 2)
+
+
+def test_dicts_of_all_kinds_are_trees() -> None:
+    """What holds arrays and does no more: a subclass for order or defaults, a named tuple with any field."""
+
+    class State(NamedTuple):
+        parameters: Any
+        step: Any
+
+    for make in (OrderedDict, lambda pairs: defaultdict(dict, pairs), dict):
+        tree = make({"a": State({"w": None}, {"n": None})})
+        given = {"a.0.w": np.ones(2), "a.1.n": np.ones(1)}
+        load_state_dict_into(tree, given)
+        assert tree["a"].parameters["w"] is given["a.0.w"]

@@ -87,6 +87,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         disk,
         http_answers,
         http_origins,
+        models,
         processes,
         reasons,
         repositories,
@@ -95,5 +96,6 @@ def every_mutant() -> tuple[Mutant, ...]:
         transport,
     )
 
-    groups = (transport, http_answers, http_origins, content, tensors, repositories, disk, processes, secrets, reasons)
+    of_bytes = (transport, http_answers, http_origins, content, repositories, disk, processes, secrets, reasons)
+    groups = (*of_bytes, tensors, models)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -47,6 +47,12 @@ async def functions(http: httpx.AsyncClient) -> None:
     assert_type(await asyncfetch.load_async("x", dequantize=True, dtype="bfloat16"), StateDict)
     await asyncfetch.load_async("x", dequantize="yes")  # type: ignore[arg-type]
     await asyncfetch.download_async("x", dequantize=True)  # type: ignore[call-arg]
+    with asyncfetch.models.parameters_on_meta():
+        model: dict[str, None] = {"a": None}
+    await asyncfetch.load_into_async(model, "x", strict="missing", dtype="auto", rename=("module.", ""), skip="head.*")
+    await asyncfetch.load_into_async(model, {}, rename=[("a.", "b."), ("c.", None)], skip=["a", "b"])
+    await asyncfetch.load_into_async(model, "x", rename={"a": "b", "c": None}, skip=lambda name: name == "a")
+    await asyncfetch.load_into_async(model, "x", rename=lambda name: None if name == "a" else name.upper())
 
     await asyncfetch.load_async("x", selct="a")  # type: ignore[call-arg]
     await asyncfetch.load_async("x", storage="memroy")  # type: ignore[arg-type]
@@ -59,6 +65,8 @@ async def functions(http: httpx.AsyncClient) -> None:
     await asyncfetch.inspect_async("x", checksums={})  # type: ignore[call-arg]
     await asyncfetch.verify_async("x", token="t")  # type: ignore[call-arg]
     await asyncfetch.load_into_async({}, "x", mmap=True)  # type: ignore[call-arg]
+    await asyncfetch.load_into_async({}, "x", strict="unexpected")  # type: ignore[arg-type]
+    await asyncfetch.load_into_async({}, "x", rename=3)  # type: ignore[arg-type]
     print(asyncfetch.lode)  # type: ignore[attr-defined]
 
 

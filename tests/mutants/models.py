@@ -1,0 +1,248 @@
+"""Breaks of what is refused when a state dict goes into a model."""
+
+from __future__ import annotations
+
+from . import Mutant
+
+_SUBCLASSES = "a tensor of a model that is not its values"
+_DICTS = "a module of another framework that is a dict"
+_BARE = "values that would be on the meta device"
+_ON_META = "parameters on meta beside real buffers"
+_DTYPES = "a dtype that nobody asked for"
+_NOTHING = "a load of which nothing fits"
+_PREFIXES = "names that differ by a prefix"
+_RENAMED = "two tensors of one name"
+_SKIPPED = "a head of another size"
+
+MUTANTS = (
+    Mutant(
+        "subclasses-filled",
+        _SUBCLASSES,
+        "models.places:obstacle",
+        "if type(inner) not in plain:",
+        "if inner is None:",
+        ("models/test_refusals.py::test_what_is_no_plain_tensor_is_refused",),
+    ),
+    Mutant(
+        "sparse-filled",
+        _SUBCLASSES,
+        "models.places:obstacle",
+        "tensor.layout is not torch.strided or tensor.is_quantized",
+        "tensor.is_quantized",
+        ("models/test_refusals.py::test_what_is_no_plain_tensor_is_refused",),
+    ),
+    Mutant(
+        "offloaded-filled",
+        _SUBCLASSES,
+        "models.places:obstacle",
+        'getattr(place.owner, "_hf_hook", None) is not None',
+        "place.owner is None",
+        ("models/test_refusals.py::test_what_accelerate_has_offloaded_is_refused",),
+    ),
+    Mutant(
+        "own-code-hides-the-rest",
+        _SUBCLASSES,
+        "models.torch_module:judge_module",
+        "fit.verdict.enforce({}, terms.strict)",
+        "if not any(map(own_code, module.modules())):\n    fit.verdict.enforce({}, terms.strict)",
+        ("models/test_refusals.py::test_loading_code_of_its_own_does_not_put_the_refusal_off",),
+    ),
+    Mutant(
+        "modules-as-trees",
+        _DICTS,
+        "models.tree:is_tree",
+        "return isinstance(node, dict | list | tuple) and not modular",
+        "return isinstance(node, dict | list | tuple)",
+        ("models/test_tree.py::test_a_module_that_is_a_dict_is_no_tree",),
+    ),
+    Mutant(
+        "named-tuples-as-modules",
+        _DICTS,
+        "models.tree:is_tree",
+        "callable(getattr(kind, name, None))",
+        "hasattr(kind, name)",
+        ("models/test_tree.py::test_dicts_of_all_kinds_are_trees",),
+    ),
+    Mutant(
+        "bare-values-let-through",
+        _BARE,
+        "models.torch_module:_judge_bare",
+        'verdict.bare = [name for name in names if name.rpartition(".")[0] not in unknown]',
+        "verdict.bare = []",
+        (
+            "models/test_torch_module.py::test_a_buffer_that_would_stay_on_meta_is_refused",
+            "models/test_refusals.py::test_what_cannot_be_right_is_refused_before_the_download",
+        ),
+    ),
+    Mutant(
+        "attributes-on-meta-unseen",
+        _BARE,
+        "models.torch_module:_judge_bare",
+        "list(attributes_on_meta(module, known))",
+        "[]",
+        ("models/test_meta.py::test_a_tensor_that_is_no_buffer_is_seen_on_meta",),
+    ),
+    Mutant(
+        "temporary-buffers-left-alone",
+        _BARE,
+        "models.torch_module:_judge_temporary",
+        "if name not in left or",
+        "if left or",
+        ("models/test_torch_module.py::test_a_non_persistent_buffer_is_filled_where_the_checkpoint_holds_it",),
+    ),
+    Mutant(
+        "computed-buffers-rounded",
+        _BARE,
+        "models.torch_module:_judge_temporary",
+        "(same and own.dtype == given.dtype)",
+        "same",
+        ("models/test_torch_module.py::test_a_computed_buffer_is_not_replaced_by_another_kind",),
+    ),
+    Mutant(
+        "ties-cut-on-meta",
+        _ON_META,
+        "models.meta:_without_memory",
+        "if parameter not in stand_ins:",
+        "if parameter is not None:",
+        ("models/test_meta.py::test_parameters_have_no_memory_and_buffers_are_real",),
+    ),
+    Mutant(
+        "on-meta-for-ever",
+        _ON_META,
+        "models.meta:parameters_on_meta",
+        "_stand_ins.reset(token)",
+        "token = None",
+        ("models/test_meta.py::test_it_ends_with_the_block_and_with_its_error",),
+    ),
+    Mutant(
+        "on-meta-until-an-error",
+        _ON_META,
+        "models.meta:parameters_on_meta",
+        "try:\n    yield\nfinally:\n    _stand_ins.reset(token)",
+        "yield\n_stand_ins.reset(token)",
+        ("models/test_meta.py::test_it_ends_with_the_block_and_with_its_error",),
+    ),
+    Mutant(
+        "flags-lost-on-meta",
+        _ON_META,
+        "models.meta:_without_memory",
+        "torch.nn.Parameter(bare, requires_grad=parameter.requires_grad)",
+        "torch.nn.Parameter(bare)",
+        ("models/test_meta.py::test_parameters_have_no_memory_and_buffers_are_real",),
+    ),
+    Mutant(
+        "dtypes-taken-over",
+        _DTYPES,
+        "models.torch_module:_judge_dtype",
+        "verdict.dtypes[name] = (_name_of(own), _name_of(given))",
+        "pass",
+        ("models/test_refusals.py::test_a_module_keeps_its_dtype",),
+    ),
+    Mutant(
+        "dtypes-of-a-tree-taken-over",
+        _DTYPES,
+        "models.tree:_judge_leaf",
+        "verdict.dtypes[name] = (ours, theirs)",
+        "pass",
+        ("models/test_tree.py::test_a_tree_keeps_its_dtypes",),
+    ),
+    Mutant(
+        "integers-cast",
+        _DTYPES,
+        "models.fit:Terms.allow",
+        'self.dtypes == "cast" and own_is_float and given_is_float',
+        'self.dtypes == "cast"',
+        ("models/test_refusals.py::test_dtype_casts_floats_alone",),
+    ),
+    Mutant(
+        "eight-bits-cast-by-a-hint",
+        _DTYPES,
+        "models.fit:Verdict._about_dtypes",
+        "if not own | its <= _FLOATS:",
+        "if not own <= _FLOATS:",
+        ("models/test_refusals.py::test_no_cast_is_advised_for_floats_of_eight_bits_and_integers",),
+    ),
+    Mutant(
+        "nothing-fits-a-module",
+        _NOTHING,
+        "models.torch_module:_fit_module",
+        "verdict.fits_nothing = not verdict.filled",
+        "verdict.fits_nothing = False",
+        ("models/test_refusals.py::test_a_load_that_fits_nothing_is_an_error",),
+    ),
+    Mutant(
+        "nothing-fits-a-tree",
+        _NOTHING,
+        "models.tree:_fit_tree",
+        "fits_nothing=not supply and bool(leaves or present)",
+        "fits_nothing=False",
+        (
+            "models/test_names.py::test_a_prefix_is_recognised",
+            "models/test_refusals.py::test_a_load_that_fits_nothing_is_an_error",
+        ),
+    ),
+    Mutant(
+        "another-name-is-not-strict",
+        _PREFIXES,
+        "models.into:_names_explained",
+        "terms.strict is False and missing",
+        "terms.strict is None and missing",
+        ("models/test_names.py::test_a_wrapper_in_the_middle_is_recognised",),
+    ),
+    Mutant(
+        "a-hint-for-other-shapes",
+        _PREFIXES,
+        "models.names:_count",
+        "found[to] = model[to] in (None, shape)",
+        "found[to] = True",
+        ("models/test_names.py::test_a_proposal_counts_what_has_the_same_shape",),
+    ),
+    Mutant(
+        "a-hint-that-loses-names",
+        _PREFIXES,
+        "models.names:_count",
+        "if name in model:\n    return None",
+        "pass",
+        ("models/test_names.py::test_nothing_is_proposed_that_was_not_seen_to_fit",),
+    ),
+    Mutant(
+        "heads-that-look-alike",
+        _PREFIXES,
+        "models.names:_common_pair",
+        "max(4, 0.9 * least)",
+        "0.9 * least",
+        ("models/test_names.py::test_nothing_is_proposed_that_was_not_seen_to_fit",),
+    ),
+    Mutant(
+        "scales-left-out-by-a-hint",
+        _PREFIXES,
+        "models.fit:_about_names",
+        "if beside:",
+        "if not unexpected:",
+        ("models/test_names.py::test_no_hint_leads_to_random_parameters",),
+    ),
+    Mutant(
+        "the-last-of-one-name-wins",
+        _RENAMED,
+        "models.names:renamed",
+        "if new in origin:",
+        "if name in found:",
+        ("models/test_names.py::test_two_tensors_of_one_name_are_refused",),
+    ),
+    Mutant(
+        "skipped-and-filled",
+        _SKIPPED,
+        "models.tree:_fit_tree",
+        "if not terms.skip(name)}",
+        "if name}",
+        ("models/test_names.py::test_skip",),
+    ),
+    Mutant(
+        "skipped-and-filled-in-a-module",
+        _SKIPPED,
+        "models.torch_module:_fit_module",
+        "present = {name: array for name, array in state_dict.items() if not terms.skip(name)}",
+        "present = dict(state_dict)",
+        ("models/test_refusals.py::test_what_is_no_plain_tensor_may_stay_as_it_is",),
+    ),
+)
