@@ -13,7 +13,7 @@ from ..format.dtypes import Array
 from ..models.into import Loading, LoadReport, Rename, Skip, Strict, cast_target
 from ..sources.located import Located, aliases_of
 from ..tasks import off_loop
-from ..tensors.scaling import Scaling
+from ..tensors.scaling import Scaling, refuse_plain_copy
 from .session import Session
 from .streaming import feeding
 
@@ -50,6 +50,8 @@ async def load_into(model: object, session: Session, wishes: Wishes, *, memory_l
 
 def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishes) -> Loading:
     """The load, of which nothing is here yet; raises if the headers show that it cannot be."""
+    if not wishes.assign and scaling is None:
+        refuse_plain_copy(located)
     target = cast_target(wishes.dtype)
     expected = _expected(located, target)
     if scaling is not None:

@@ -18,13 +18,32 @@ from ..format.scaled import ScaledWeight, refuse_foreign, scaled_weight
 from ..sources.located import Located
 from ..tasks import off_loop, run_as_task
 
-__all__ = ["Reader", "ScaledReader", "Scaling", "cast_alone", "refuse_plain_cast", "scaled_in", "scaling_of"]
+__all__ = [
+    "Reader",
+    "ScaledReader",
+    "Scaling",
+    "cast_alone",
+    "refuse_plain_cast",
+    "refuse_plain_copy",
+    "scaled_in",
+    "scaling_of",
+]
 
 
 def refuse_plain_cast(located: Located, target: np.dtype[Any]) -> None:
     """Raise SourceError if a selected tensor counts only times its scale, and is to be cast to `target`."""
     for found in scaled_in(located, located.wanted.weight_map):
         raise cast_alone(found, target)
+
+
+def refuse_plain_copy(located: Located) -> None:
+    """Raise SourceError if a selected tensor counts only times its scale, and is to be copied into a model's dtypes."""
+    for found in scaled_in(located, located.wanted.weight_map):
+        raise SourceError(
+            f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}: "
+            "copied alone into a model of another dtype it would be wrong.",
+            hint="Pass dequantize=True for its numbers, or assign=True for a model that takes what is stored.",
+        )
 
 
 def cast_alone(found: ScaledWeight, target: np.dtype[Any]) -> SourceError:

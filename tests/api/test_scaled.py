@@ -146,6 +146,9 @@ async def test_a_plain_cast_is_refused(source: dict[str, Any], server: Server) -
         await asyncfetch.load_async(**source, dtype="bfloat16")
     with pytest.raises(SourceError, match=words):
         await asyncfetch.load_into_async({}, **source, dtype="bfloat16", strict=False)
+    model = {"0": {"w": np.zeros((2, 2), BF16)}}
+    with pytest.raises(SourceError, match=r"'0\.w' \(F8_E4M3\) counts only times .* copied alone into a model"):
+        await asyncfetch.load_into_async(model, **source, assign=False, strict=False)
     with pytest.raises(SourceError, match=words):
         async with asyncfetch.stream_async(**source, dtype="bfloat16"):
             pass

@@ -135,6 +135,14 @@ MUTANTS = (
         ("api/test_scaled.py::test_a_plain_cast_is_refused",),
     ),
     Mutant(
+        "plain-copies-pass",
+        _SCALED,
+        "api.loading:_judged",
+        "refuse_plain_copy(located)",
+        "pass",
+        ("api/test_scaled.py::test_a_plain_cast_is_refused",),
+    ),
+    Mutant(
         "plain-casts-of-one-tensor-pass",
         _SCALED,
         "api.opened:Checkpoint._fetch",
