@@ -107,7 +107,7 @@ def test_an_interrupted_download_to_a_bucket(server: FaultServer, tmp_path: Path
     repository = server.hub("org/model", FILES)
     names = list(repository.storage)
     server.fault(repository.storage[names[1]], OK, Truncate(30_000), *[Truncate(0)] * 20)
-    policy = asyncfetch.Policy(connections=1, attempts=2, backoff=0.01)
+    policy = asyncfetch.Policy(connections=1, attempts=2, patience=0, backoff=0.01)
     with odd_mount(tmp_path, *BUCKET) as cache:
         options = {"endpoint": server.url, "cache_dir": cache, "token": False}
         with pytest.raises(NetworkError):

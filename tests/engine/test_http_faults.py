@@ -351,7 +351,7 @@ _SCARCE = """
 import os
 endpoint, cache, room = sys.argv[1:]
 def load():
-    policy = asyncfetch.Policy(attempts=2, backoff=0.01, connections=16, min_split=20_000)
+    policy = asyncfetch.Policy(attempts=2, patience=0, backoff=0.01, connections=16, min_split=20_000)
     return asyncfetch.load("org/model", endpoint=endpoint, cache_dir=cache, token=False, policy=policy)
 try:
     asyncfetch.load("org/none", endpoint=endpoint, cache_dir=cache, token=False)  # imports what comes late

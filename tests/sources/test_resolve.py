@@ -575,7 +575,7 @@ async def test_a_checkpoint_that_is_gone_from_the_web(server: FaultServer, tmp_p
     """Offline, the last state of a URL is loaded; another URL is not there."""
     url = server.web("/models", FILES)
     async with open_session(url, cache_dir=tmp_path, policy=FAST) as session:
-        online, _ = await session.fetch()
+        online, _, _ = await session.fetch()
     requests = len(server.seen)
     offline = await find(url, cache=tmp_path, offline=True)
     assert offline.commit == online.commit
@@ -592,7 +592,7 @@ async def test_a_checkpoint_that_is_gone_from_the_web(server: FaultServer, tmp_p
 
 async def download(server: FaultServer, cache: Path, **options: Any) -> Located:
     async with open_session("org/model", endpoint=server.url, cache_dir=cache, policy=FAST, **options) as session:
-        located, _ = await session.fetch()
+        located, _, _ = await session.fetch()
         return located
 
 
