@@ -21,7 +21,7 @@ __all__ = ["addresses_of"]
 
 _MOST = 32  # look-ups at a time, those that were left alone included
 
-_Name = tuple[str, int]
+_Name = tuple[str | bytes, int]
 _Addresses = list[tuple[Any, ...]]
 
 
@@ -99,12 +99,14 @@ if hasattr(os, "register_at_fork"):
 
 async def addresses_of(host: str, port: int) -> _Addresses:
     """The addresses of `host`, as `socket.getaddrinfo` tells them. Raises OSError. A cancellation leaves at once."""
+    # For text Python loads a codec, which CPython 3.13 cannot do where the working directory is gone.
+    name = host.encode("ascii") if host.isascii() else host
     try:
         with suppress(socket.gaierror):  # an address needs no look-up, and no thread
-            return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+            return list(socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
     except UnicodeError as error:  # labels that are empty, or too long
         raise socket.gaierror(socket.EAI_NONAME, "this is no name of a host") from error
-    look_up = _look_ups.of((host, port))
+    look_up = _look_ups.of((name, port))
     wake = _Wake()
     look_up.add_done_callback(wake.give)  # at once, in this thread, if it is done by now
     await wake.wait()

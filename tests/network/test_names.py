@@ -108,12 +108,12 @@ class Resolver:
         self._real = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self)
 
-    def __call__(self, host: str, port: int, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, host: bytes, port: int, *arguments: Any, **options: Any) -> Any:
         if options.get("flags"):
             return self._real(host, port, *arguments, **options)
-        self.asked.append(host)
+        self.asked.append(host.decode())
         assert self.answer.wait(30)
-        if host.startswith("none"):
+        if host.startswith(b"none"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return self._real("127.0.0.1", port, *arguments, **options)
 
