@@ -249,7 +249,8 @@ class Run:
         may_see = self.place.trusted and is_home(self.server, seen)
         assert may_see or TOKEN not in f"{target} {seen.headers}", f"the token went to {seen}"
         if self.place.stays is not None and not seen.second:
-            assert re.match(self.place.stays, target, re.ASCII), f"outside of the repository: {target!r}"
+            as_file = re.sub(r"^/api/models(/.*?)/(tree|revision)/", r"\1/resolve/", target)  # a listing, by a commit
+            assert re.match(self.place.stays, as_file, re.ASCII), f"outside of the repository: {target!r}"
             parts = unquote(target).split("/")[1:]
             assert not {"", ".", ".."} & set(parts), f"not a plain path: {target!r}"
             assert not re.search(r"[\\\x00-\x20\x7f]", target), f"not a plain path: {target!r}"
