@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["fit_to_show", "quoted", "redact_url", "some_of", "unlike"]
+__all__ = ["counted", "fit_to_show", "quoted", "redact_url", "some_of", "unlike"]
 
 
 def redact_url(url: str) -> str:
@@ -38,6 +38,12 @@ def quoted(said: str) -> str:
 def some_of(names: Sequence[str], most: int) -> str:
     """The first `most` names, and whether there are more."""
     return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
+
+
+def counted(shown: Sequence[str], total: int) -> str:
+    """Names of which `shown` are the first of `total`, and how many more there are."""
+    more = total - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
 
 
 def unlike(found: Mapping[str, tuple[Any, Any]], most: int = 8) -> list[str]:

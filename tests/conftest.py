@@ -135,6 +135,14 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return lambda text: request.node.user_properties.append((FIGURE, text))
 
 
+@pytest.fixture(params=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the cache may make symbolic links."""
+    if request.param == "no links":
+        monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
+    return request.param == "links"
+
+
 @pytest.fixture(params=BACKENDS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
     """Each async test runs on asyncio, on asyncio with uvloop and on trio."""

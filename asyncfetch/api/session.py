@@ -246,9 +246,9 @@ def _chosen(files: Files) -> Chosen | None:
 
 
 def _texts(option: str, value: object) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (value,)
     if value is None:
         return ()
+    texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not all(isinstance(text, str) and text for text in texts):
         raise SourceError(f"{option}= takes names or globs, not {value!r:.80}.")
     return texts

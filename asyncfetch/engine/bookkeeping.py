@@ -9,7 +9,6 @@ from ..events import FileState
 from ..sources.located import Located
 from ..storage.identities import write_identities
 from ..storage.journal import spans_on_disk
-from ..storage.listings import write_listing
 
 __all__ = ["file_states", "prepare_cache", "record"]
 
@@ -64,8 +63,7 @@ def record(located: Located) -> None:
     if cache is None or located.commit is None:
         return
     if located.records is not None:
-        with cache.left_out("the listing of the commit"):
-            write_listing(cache.folder, located.commit, located.records)
+        cache.keep_listing(located.commit, located.records)
     if located.ref is None and not located.absent:
         return
     names = [file.name for file in located.files] + ([located.index_file[0]] if located.index_file else [])

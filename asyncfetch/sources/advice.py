@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from ..errors import CheckpointNotFoundError, redact_url
+from ..words import counted
 from .located import path_in
 from .request import HubSource, LocalSource, Request, Source, candidates, is_index_name
 
@@ -39,8 +40,7 @@ def look_again(error: CheckpointNotFoundError, names: Sequence[str], request: Re
 def _listed(names: Sequence[str]) -> str:
     weights = [name for name in names if name.endswith((".safetensors", *_PICKLED)) or is_index_name(name)]
     ranked = [*weights, *(name for name in names if name not in set(weights))]
-    more = len(ranked) - _SHOWN
-    return ", ".join(ranked[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return counted(ranked[:_SHOWN], len(ranked))
 
 
 def _folder_of(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import OfflineError, SourceError
-from ..tasks import each, plain_errors
+from ..tasks import each, off_loop, plain_errors
+from ..words import counted
 from .finder import Place
 from .listing import Chosen, chosen_of, companions_of
 from .located import Located, SourceFile
@@ -27,10 +28,11 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     known = {file.name for file in located.files} | ({located.index.file} if located.index else set())
     located.records = listed.records
     files = listed.files
-    paths = [path for path in companions_of(files, located.folder, chosen.exclude) if path not in known]
+    companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
+    paths = [path for path in companions if path not in known]
     missing = [path for path in paths if files[path].path is None] if request.settings.offline else []
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else "")
+        shown = counted(missing[:_SHOWN], len(missing))
         located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
     located.files += [files[path] for path in paths if path not in missing]
 
@@ -54,7 +56,8 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     source = str(request.source)
     listed = await place.listing(commit)
     if listed is not None:
-        files = [listed.files[path] for path in chosen_of(listed.files, chosen, source)]
+        paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
+        files = [listed.files[path] for path in paths]
         for file in files:
             if request.settings.offline and file.path is None:
                 raise OfflineError(source, file.name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import EntryNotFoundError, SelectionError
+from ..words import counted
 
 __all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights"]
 
@@ -108,7 +109,6 @@ def _nothing(name: str, paths: Collection[str], source: str) -> EntryNotFoundErr
     first = sorted(paths, key=lambda path: (path.count("/"), path))[:_COMPARED]
     shown = difflib.get_close_matches(name, first, _SHOWN // 2, 0.5)
     shown += [path for path in first if path not in shown][: _SHOWN - len(shown)]
-    more = len(paths) - len(shown)
     error = EntryNotFoundError(name, source)
-    error.hint = f"It has {', '.join(shown)}{f' and {more:,} more' if more else ''}." if shown else "It is empty."
+    error.hint = f"It has {counted(shown, len(paths))}." if shown else "It is empty."
     return error

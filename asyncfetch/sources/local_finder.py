@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ..errors import EntryNotFoundError, ProtocolError, storage_errors
@@ -45,7 +46,7 @@ class LocalPlace:
         return await off_loop(Path(self._source.folder, name).is_file)
 
     async def glance(self, commit: str | None) -> Sequence[str]:
-        return await off_loop(lambda: list(_files_in(Path(self._source.folder))))
+        return await off_loop(lambda: list(islice(_files_in(Path(self._source.folder), _DEPTH), _MOST)))
 
     async def listing(self, commit: str | None) -> Listing | None:
         return Listing(await off_loop(self._walked))
@@ -53,9 +54,8 @@ class LocalPlace:
     def _walked(self) -> dict[str, SourceFile]:
         folder = Path(self._source.folder)
         with storage_errors(folder):
-            paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        return {name: file_on_disk(name, path) for name, path in zip(names, paths, strict=True)}
+            names = sorted(name for name in _files_in(folder) if (folder / name).is_file())
+        return {name: file_on_disk(name, folder / name) for name in names}
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)
@@ -70,14 +70,9 @@ class LocalPlace:
         return path
 
 
-def _files_in(folder: Path) -> Iterator[str]:
-    """The files in a folder and in those below it, as far as it is quick to look."""
-    seen = 0
+def _files_in(folder: Path, depth: int | None = None) -> Iterator[str]:
+    """The files in a folder, and in those below it, down to a depth."""
     for path, folders, files in os.walk(folder):
         below = Path(path).relative_to(folder)
-        folders[:] = sorted(folders) if len(below.parts) < _DEPTH else []
-        for name in sorted(files):
-            seen += 1
-            if seen > _MOST:
-                return
-            yield (below / name).as_posix()
+        folders[:] = sorted(folders) if depth is None or len(below.parts) < depth else []
+        yield from ((below / name).as_posix() for name in sorted(files))

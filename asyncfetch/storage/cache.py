@@ -35,7 +35,7 @@ from filelock import FileLock
 from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
 from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder, takes_any_order, write_synced
-from .listings import TreeEntry, read_listing
+from .listings import Records, TreeEntry, listing_text, read_listing
 from .wrong import WrongFiles
 
 __all__ = ["RepoCache", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
@@ -298,6 +298,15 @@ class RepoCache:
                 write_synced(temporary, content)
                 rename(temporary, ref)
             sync_folder(ref.parent)
+
+    def keep_listing(self, commit: str, records: Records) -> None:
+        """Keep the full listing of a commit, where that can be written. Else it is asked for again next time."""
+        path = self.folder / "listings" / f"{_commit(commit)}.json"
+        with self.left_out("the listing of the commit"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._temporary(commit) as temporary:
+                write_synced(temporary, listing_text(records))
+                rename(temporary, path)
 
     def drop_wrong(self) -> None:
         """Remove what is known to be wrong. Others may have it mapped: nothing is written to.

@@ -8,17 +8,14 @@ tells what a commit does not have.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checksums import Checksum, checksum_of_etag
-from .files import rename, write_synced
 
-__all__ = ["Records", "TreeEntry", "entries_of", "read_listing", "write_listing"]
+__all__ = ["Records", "TreeEntry", "entries_of", "listing_text", "read_listing"]
 
 _VERSION = 1
 
@@ -57,15 +54,6 @@ def read_listing(folder: Path, commit: str) -> dict[str, TreeEntry] | None:
     return None
 
 
-def write_listing(folder: Path, commit: str, records: Records) -> None:
-    """Keep the full listing of a commit. Raises OSError, StorageError; then it is asked for again next time."""
-    text = json.dumps({"format_version": _VERSION, "files": records}, indent=1, sort_keys=True)
-    temporary = folder / "blobs" / f"{commit}.{secrets.token_hex(4)}.incomplete"  # which `hf cache prune` finds
-    for parent in (folder / "listings", folder / "blobs"):
-        parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write_synced(temporary, text.encode())
-        rename(temporary, folder / "listings" / f"{commit}.json")
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def listing_text(records: Records) -> bytes:
+    """The file that holds a listing."""
+    return json.dumps({"format_version": _VERSION, "files": records}, indent=1, sort_keys=True).encode()

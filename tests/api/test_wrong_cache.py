@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import asyncfetch
 from asyncfetch.errors import CorruptError, OfflineError
 from asyncfetch.events import Event, FileVerified, Warned
 
+from ..kit import mounts
 from ..kit.fault_server import COMMIT, FaultServer
 from ..kit.files import safetensors_bytes
 from ..kit.small_model import CALM, FILES, INDEX, ONE_FILE, ONE_LOOP, SHARD, SINGLE, TENSORS, same
@@ -92,14 +92,6 @@ GONE = {"folder": folder, "dangling": dangling, "dangling blob": dangling_blob, 
 DAMAGE = {**WRONG, **GONE}
 SOURCES = ["sharded", "single", "pinned", "web sharded", "web single"]
 FEW = ["pinned", "web single"]  # which differ most: no request, or one for each file; where all damages are tried
-
-
-@pytest.fixture(params=["links", "no links"])
-def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the cache may make symbolic links."""
-    if request.param == "no links":
-        monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
-    return request.param == "links"
 
 
 @pytest.fixture
@@ -321,13 +313,8 @@ async def test_a_wrong_index(kind: str, damage: str, server: FaultServer, tmp_pa
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounts.tiny_disk(tmp_path / "tiny", "1m") as folder:
+        yield folder
 
 
 async def test_room_for_one_alone(tiny_disk: Path, server: FaultServer) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote
 
 import httpx
+import numpy as np
 
 from asyncfetch.network.transport import Transport
 from asyncfetch.policy import Policy
@@ -373,12 +374,16 @@ class FaultServer:
 
         What a connection takes over from another, which had it in its socket, counts once.
         """
-        counted = bytearray(len(self.resources[path].body))
+        return int((self.times_sent(path, since) > 0).sum())
+
+    def times_sent(self, path: str, since: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """How often each byte of `path` was sent, by requests from `seen[since]` on."""
+        counts = np.zeros(len(self.resources[path].body), dtype=np.int64)
         for seen in self.seen[since:]:
             if seen.path == path:
                 begin = seen.start or 0
-                counted[begin : begin + seen.sent] = b"\1" * seen.sent
-        return counted.count(1)
+                counts[begin : begin + seen.sent] += 1
+        return counts
 
     @property
     def connections(self) -> int:

@@ -30,14 +30,6 @@ NEW = sharded_bytes({f"layer.{n}.weight": np.full(50, -n, np.float32) for n in r
 FIRST, SECOND = {"select": "layer.[02].*"}, {"select": "layer.[13].*"}  # what lies in A, and in B
 
 
-@pytest.fixture(params=["links", "no links"])
-def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the cache may make symbolic links."""
-    if request.param == "no links":
-        monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
-    return request.param == "links"
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Path]:
     """The cache's folder, in which the Hub's tools find nothing to complain of, before and after a prune."""

@@ -33,6 +33,7 @@ from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.checksums import new_hash
 from asyncfetch.storage.partial import FilePartial, MemoryPartial, Partial, spans_on_disk
 
+from ..kit import mounts
 from ..kit.strace import strace
 from ..kit.users import as_nobody, public_folder
 
@@ -699,13 +700,8 @@ def test_another_users_partial_is_left_alone() -> None:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounts.tiny_disk(tmp_path / "tiny", "256k") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_said_and_what_landed_is_kept(tmp_path: Path, tiny_disk: Path) -> None:

@@ -14,22 +14,13 @@ import numpy as np
 from ..kit.fault_server import Drip, FaultServer, Flip, Status
 from ..kit.files import sharded_bytes
 
-__all__ = ["Hub", "hub_process", "model", "times_sent"]
+__all__ = ["Hub", "hub_process", "model"]
 
 
 def model(seed: int, nbytes: int, shards: int = 3) -> dict[str, np.ndarray]:
     """`shards` * 2 tensors of random bytes, together about `nbytes`."""
     source = np.random.default_rng(seed)
     return {f"layer.{n}": source.integers(0, 255, nbytes // shards // 2, dtype=np.uint8) for n in range(2 * shards)}
-
-
-def times_sent(server: FaultServer, path: str) -> np.ndarray:
-    """How often each byte of a file was sent."""
-    counts = np.zeros(len(server.resources[path].body), dtype=np.int64)
-    for seen in server.to(path):
-        begin = seen.start or 0
-        counts[begin : begin + seen.sent] += 1
-    return counts
 
 
 class Hub:

@@ -19,7 +19,6 @@ from asyncfetch.sources.located import PREFIX_LIMIT
 from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Repository
 from ..kit.files import sharded_bytes
 from .loaders import Job, Loader, digest_of
-from .served import times_sent
 
 PROCESSES = 8
 _RANDOM = np.random.default_rng(17)
@@ -133,7 +132,7 @@ def test_at_once(server: FaultServer, tmp_path: Path, scale: Scale, figure: Figu
         assert (watch.blobs, watch.replaced) == (len(FILES), 0)
         assert not leftovers(cache)
         for path in storage_of(repository):
-            counts = times_sent(server, path)
+            counts = server.times_sent(path)
             assert (counts[PREFIX_LIMIT:] == 1).all()
             assert counts[:PREFIX_LIMIT].max() <= PROCESSES
     figure(f"{rounds} rounds of {PROCESSES} processes: all right, each byte beyond the prefixes was sent once")
@@ -224,7 +223,7 @@ def test_a_holder_that_is_killed(server: FaultServer, tmp_path: Path, scale: Sca
             assert waiter.result(10) == RIGHT
             assert time.monotonic() - began < PATIENT.lock_patience / 2
         assert not leftovers(cache)
-        twice = sum(int((times_sent(server, path)[PREFIX_LIMIT:] - 1).sum()) for path in sizes)
+        twice = sum(int((server.times_sent(path)[PREFIX_LIMIT:] - 1).sum()) for path in sizes)
         journalled = sum(seen.start or 0 for path in sizes for seen in server.to(path)[3:])
         assert journalled > len(sizes) * PREFIX_LIMIT, "the waiter goes on beyond the prefix"
         again.append(twice)

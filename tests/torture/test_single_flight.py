@@ -20,7 +20,6 @@ from asyncfetch.sources.located import PREFIX_LIMIT
 from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Stall
 from ..kit.files import sharded_bytes
 from .loaders import digest_of
-from .served import times_sent
 
 _RANDOM = np.random.default_rng(29)
 TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 600_000, dtype=np.uint8) for n in range(3)}
@@ -47,7 +46,7 @@ def sent_twice(server: FaultServer) -> int:
     """Bytes beyond the prefixes that were sent more than once. Each was sent at least once."""
     twice = 0
     for path in storage(server):
-        counts = times_sent(server, path)
+        counts = server.times_sent(path)
         assert counts.min() >= 1
         twice += int((counts[PREFIX_LIMIT:] - 1).sum())
     return twice
