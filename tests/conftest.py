@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import signal
 import ssl
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,18 @@ BACKENDS = [
     pytest.param(("trio", {}), id="trio"),
 ]
 
+_LOOP = re.compile(rf"(?<=[\[-])({'|'.join(str(one.id) for one in BACKENDS)})(?=[\]-])")  # in the name of a test
+
 FIGURE = "figure"  # what a test measured travels with its report, as the process that runs it may be another
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long` is what scripts/torture runs; `--seed` repeats what a random test did; `--note` is for .ci/run."""
+    """`--long` is what scripts/torture runs; `--seed` repeats what a random test did; `--note` is for .ci/run.
+
+    `--loops one` takes a third of the time: see `one_loop_each`.
+    """
     parser.addoption("--long", action="store_true", help="run tests/torture in full (an hour or two)")
+    parser.addoption("--loops", choices=["all", "one"], default="all", help="on which loops each async test runs")
     parser.addoption("--note", action="append", default=[], help="say this below the results: what is not tested")
     parser.addoption("--seed", type=int, help="of the random tests: 0 unless told, and a new one with --long")
 
@@ -46,6 +54,15 @@ def pytest_configure(config: pytest.Config) -> None:
         drawn = random.randrange(10**9) if config.option.long else 0
         config.option.seed = getattr(config, "workerinput", {}).get("seed", drawn)
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what `--loops one` does not run."""
+    if config.option.loops == "one":
+        kept = one_loop_each(items, config.option.seed)
+        left_out = [item for item in items if item not in kept]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item in kept]
 
 
 @pytest.hookimpl(trylast=True)
@@ -102,6 +119,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(line)
     for note in config.option.note:
         terminalreporter.section(note, sep="!", red=True)
+
+
+def one_loop_each(items: list[pytest.Item], seed: int) -> set[pytest.Item]:
+    """All items, but of those that differ by the loop alone one, drawn by name and seed: each loop is used."""
+    same: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        loops = "anyio_backend" in getattr(getattr(item, "callspec", None), "params", ())
+        same.setdefault(_LOOP.sub("", item.nodeid, 1) if loops else item.nodeid, []).append(item)
+    return {some[zlib.crc32(f"{seed} {name}".encode()) % len(some)] for name, some in same.items()}
 
 
 @pytest.fixture

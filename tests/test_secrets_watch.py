@@ -155,21 +155,29 @@ def test_that_does_not_say_why():
 @pytest.mark.parametrize("number", range(4))
 def test_that_measures(number, figure, seed):
     figure(f"{number * 7} of {seed}")
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("word", ["trio", "duo"])
+async def test_that_waits(anyio_backend_name, word):
+    assert anyio_backend_name
 """
 
 
-@pytest.mark.parametrize("processes", [0, 2], ids=["one process", "workers"])
+@pytest.mark.parametrize(
+    ("processes", "loops", "passed"), [(0, "all", 11), (2, "one", 9)], ids=["one process", "workers"]
+)
 @pytest.mark.shows_secrets(reason="its child prints a canary, and pytest shows that")
-def test_a_run_of_its_own(tmp_path: Path, processes: int) -> None:
-    """In one process and in several: what leaks, what was measured, and one seed for all.
+def test_a_run_of_its_own(tmp_path: Path, processes: int, loops: str, passed: int) -> None:
+    """In one process and in several: what leaks, what was measured, one seed for all, and how often an async test runs.
 
     An error where a test leaks, none where its marker allows it, and the marker needs a reason.
     """
     (tmp_path / "test_suite.py").write_text(_SUITE)
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--rootdir", str(ROOT), "-n", str(processes)]
     command += ["--long", "-c", str(ROOT / "pyproject.toml"), str(tmp_path / "test_suite.py")]  # which draws a seed
+    command += ["--loops", loops]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert "7 passed, 2 errors" in run.stdout, run.stdout + run.stderr
+    assert f"{passed} passed, 2 errors" in run.stdout, run.stdout + run.stderr
     assert "secrets were shown:\ncaptured stdout: " in run.stdout
     (seed,) = re.findall(r"^seed: (\d+)$", run.stdout, re.MULTILINE)
     figures = run.stdout.partition(" figures ")[2]

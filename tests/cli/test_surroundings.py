@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import asyncfetch
+
 from ..kit.canaries import PASSWORD, TOKEN
 from ..kit.fault_server import Answer, FaultServer, Resource
 from ..kit.files import safetensors_bytes
@@ -28,6 +30,16 @@ WRONG = {
     "certificates": {"SSL_CERT_FILE": "/nowhere/ca.pem", "HF_ENDPOINT": "https://127.0.0.1:9"},
     "folder": {"SSL_CERT_DIR": "/nowhere", "SSL_CERT_FILE": "", "HF_ENDPOINT": "https://127.0.0.1:9"},
 }
+
+
+_WHERE_NOTHING_IS = """
+import os, sys
+from asyncfetch.cli.main import main
+_, gone, *sys.argv[1:] = sys.argv
+os.chdir(gone)
+os.rmdir(gone)
+sys.exit(main())
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,12 +64,20 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds org/model."""
+    folder = tmp_path_factory.mktemp("cache")
+    with FaultServer() as server:
+        server.hub("org/model", FILES)
+        asyncfetch.download("org/model", endpoint=server.url, cache_dir=folder, token=False)
+    return folder
+
+
 @pytest.mark.parametrize("wrong", WRONG)
-def test_no_network_is_needed(server: FaultServer, model: Path, tmp_path: Path, wrong: str) -> None:
+def test_no_network_is_needed(cache: Path, model: Path, wrong: str) -> None:
     """A folder, what is cached with --offline, and verify: the same as ever."""
-    server.hub("org/model", FILES)
-    cached = ("org/model", "--cache-dir", tmp_path / "cache")
-    assert command("download", *cached, HF_ENDPOINT=server.url).returncode == 0
+    cached = ("org/model", "--cache-dir", cache)
     for arguments in (("load", model), ("inspect", model), ("load", *cached, "--offline"), ("verify", *cached)):
         ran = command(*arguments, **WRONG[wrong])
         assert ran.returncode == 0, ran.stderr
@@ -106,8 +126,11 @@ def test_a_working_directory_that_is_gone(
     gone = tmp_path / "gone"
     gone.mkdir()
     named = [argument.format(model=model, folder=tmp_path) for argument in arguments]
-    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
-    run = ["sh", "-c", script, "sh", str(gone), sys.executable, "-m", "asyncfetch", *named]
+    if code:
+        run = [*PYTHON, "-c", _WHERE_NOTHING_IS, str(gone), *named]
+    else:  # Python itself begins there
+        script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+        run = ["sh", "-c", script, "sh", str(gone), sys.executable, "-m", "asyncfetch", *named]
     environ = {**os.environ, "HF_ENDPOINT": server.url, "PYTHONPATH": str(ROOT), "ASYNCFETCH_ATTEMPTS": "1"}
     ran = subprocess.run(run, capture_output=True, text=True, env=environ, timeout=50)
     assert ran.returncode == code, ran.stderr

@@ -1,19 +1,26 @@
 """A client in a process of its own, for what is measured by the process: its memory, its descriptors.
 
-The fault server stays in the tests' process, so that it is not measured too.
+The fault server stays in the tests' process, so that it is not measured too. A child is a fork of one process that
+has imported what it needs, which is there until the tests end.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 from .users import ROOT
+from .zygote import zygote
+
+_IMPORTED = ("safetensors.numpy", "asyncfetch.api.functions", "asyncfetch.api.loading", "anyio._backends._asyncio")
 
 _PREAMBLE = """
 import json, resource, sys
@@ -33,10 +40,18 @@ def tell(**values):
 """
 
 
+@cache
+def _python() -> list[str]:
+    """The begin of a command that runs Python."""
+    until_the_end = ExitStack()
+    atexit.register(until_the_end.close)
+    return until_the_end.enter_context(zygote(*_IMPORTED))
+
+
 def in_child(code: str, *arguments: object, seconds: float = 50) -> dict[str, Any]:
     """Run `code`, in which `arguments` are sys.argv[1:], and return what it tells last."""
     done = subprocess.run(
-        [sys.executable, "-c", _PREAMBLE + code, *map(str, arguments)],
+        [*_python(), "-c", _PREAMBLE + code, *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
