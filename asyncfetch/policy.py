@@ -19,7 +19,8 @@ __version__ = "0.1.0"  # read by pyproject.toml too
 class Policy:
     """How a load behaves. Times are seconds, sizes are bytes, rates are bytes a second.
 
-    Of the connections, and so of a client with all its calls: `connections` at a time and
+    Of the connections, and so of a client with all its calls: `connections` at a time, of which a load opens
+    as many as bring more (16, which aria2 too does not exceed for one server, is what servers are used to), and
     `bandwidth_limit` for all together (None is none); `connect_timeout` and `read_timeout` for each
     wait; `stall_bytes` in `stall_window` is the floor below which a connection is dropped and resumed
     elsewhere; `max_redirects`; `burst`, what is received at once.
@@ -32,7 +33,7 @@ class Policy:
     never end it. Each `progress_unit` bytes that arrive refill both; a patience of 0 leaves attempts alone.
     Between two of them lies `backoff`, doubled each time up to `max_backoff`, or what the
     server asks for, at most `max_wait`. `min_split` is the least that a connection takes over from
-    another; less where connections are slow, down to 1 MiB. `max_index_bytes` is the largest index: JSON grows
+    another; less where connections are slow, down to 256 KiB. `max_index_bytes` is the largest index: JSON grows
     up to twentyfold in memory, and 250,000 names take some 30 MB.
     `lock_patience` is how long another process may hold a file and not go on with it.
     """

@@ -12,8 +12,10 @@ from typing import Generic, TypeVar
 
 from ..spans import Span
 
-__all__ = ["Board", "Growth", "Lease"]
+__all__ = ["LEAST_CUT", "Board", "Growth", "Lease", "least_cut"]
 
+
+LEAST_CUT = 256 * 1024  # bytes that are worth a request however slow a connection is
 
 K = TypeVar("K", bound=Hashable)
 
@@ -49,10 +51,10 @@ def least_cut(rate: float, connections: int, min_split: int) -> int:
     """The fewest bytes that a connection takes from another, where all of them bring `rate` bytes a second.
 
     What takes one a tenth of a second is worth a request: so slow connections end together. Never
-    more than `min_split`, which holds while the rate is not known; never less than 1 MiB or that.
+    more than `min_split`, which holds while the rate is not known; never less than LEAST_CUT or that.
     """
     each = int(rate / 10 / connections)
-    return min(max(each, 1 << 20), min_split) if each else min_split
+    return min(max(each, LEAST_CUT), min_split) if each else min_split
 
 
 class Growth:

@@ -29,7 +29,7 @@ from ..tasks import off_loop
 from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
 from .receiving import Job, Receiving, begin
-from .schedule import Lease, least_cut
+from .schedule import LEAST_CUT, Lease, least_cut
 from .signals import Signal
 
 __all__ = ["Landed", "Transfer"]
@@ -107,8 +107,8 @@ class Transfer:
         job, limits = self._job, self._job.transport.limits
         self._done = anyio.Event()
         threads = int(limits.threads.total_tokens)
-        spans = sum(max(file.size // job.policy.min_split, 1) for file in self._waiting)
-        most = min(job.policy.connections, spans)
+        pieces = sum(max(file.size // LEAST_CUT, 1) for file in self._waiting)
+        most = min(job.policy.connections, pieces)
         self._wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
         async with anyio.create_task_group() as job.group:
             while not self._done.is_set():

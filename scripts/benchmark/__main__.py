@@ -34,7 +34,7 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "scale"], default="peers")
+    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale"], default="peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
@@ -51,7 +51,7 @@ def main() -> None:
     if options.mode == "scale":
         scale.main(options)
         return
-    rows = peers(options) if options.mode == "peers" else latency(options)
+    rows = {"peers": peers, "latency": latency, "slow": slow}[options.mode](options)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -120,6 +120,24 @@ def latency(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows = _run(entries, shapes, origin, options)
     for row in rows:
         row["of_limit"] = row["nbytes"] / row["seconds"] / line.total_rate
+    return rows
+
+
+def slow(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A small checkpoint where each connection brings little, and many of them bring more."""
+    shapes = checkpoints.shapes(options.gib)
+    data = options.work / "slow"
+    checkpoints.make(data, shapes["small"])
+    rows = []
+    for rate in (2e6, 200e3):
+        entries = [Entry("asyncfetch, disk (verified)", "asyncfetch", "http", "small", {"storage": "disk"})]
+        for split in (4, 16):  # for each of four files
+            how = {"split": split, "piece": "1M", "download_only": True}
+            entries.append(Entry(f"aria2c, {4 * split} connections", "aria2", "http", "small", how))
+        with Line(0.02, rate) as line, Origin(data, options.work / "nginx", data_port=line.port) as origin:
+            line.connect(origin.ports["http_data"])
+            measured = _run(entries, shapes, origin, options)
+        rows += [{**row, "shape": f"small, {rate / 1e3:.0f} kB/s a connection"} for row in measured]
     return rows
 
 

@@ -31,12 +31,13 @@ class Shape:
 
 
 def shapes(gib: float) -> dict[str, Shape]:
-    """The three shapes of `gib` GiB: 4 shards, one file, and half as much in shards of 16 MiB."""
+    """The shapes of `gib` GiB: 4 shards, one file, and half as much in shards of 16 MiB; and one that is small."""
     mib = int(gib * 1024)
     return {
         "four": Shape("four", 4, mib // 4),
         "one": Shape("one", 1, mib),
         "many": Shape("many", mib // 32, 16),
+        "small": Shape("small", 4, 22),
     }
 
 

@@ -173,7 +173,17 @@ def huggingface_hub(job: Job, target: Path) -> dict[str, Any]:
 def aria2(job: Job, target: Path) -> dict[str, Any]:
     urls = "\n".join(job["urls"]) + "\n"
     split = str(job.get("split", 4))
-    command = ["aria2c", "-q", "-j16", f"-x{split}", f"-s{split}", "-k16M", "--file-allocation=none", f"-d{target}"]
+    piece = job.get("piece", "16M")
+    command = [
+        "aria2c",
+        "-q",
+        "-j16",
+        f"-x{split}",
+        f"-s{split}",
+        f"-k{piece}",
+        "--file-allocation=none",
+        f"-d{target}",
+    ]
     return _command([*command, f"--ca-certificate={job['ca']}", "-i-"], urls, job, target)
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 
 CHUNK = 1024 * 1024  # the size of a pipe too: its default of 64 KiB made the line the bottleneck
+_LEAST_CHUNK = 8 * 1024
+_STEPS = 50  # in so many a second comes what a slow connection brings
 
 
 class Line:
@@ -28,6 +30,7 @@ class Line:
         self.port: int = self._listener.getsockname()[1]
         self._target = 0
         self._all = Bucket(total_rate)
+        self._chunk = max(min(CHUNK, int(rate / _STEPS)), _LEAST_CHUNK)
 
     def __enter__(self) -> Line:
         return self
@@ -66,12 +69,11 @@ class Line:
     def _hold(self, nbytes: int) -> None:  # noqa: ARG002
         time.sleep(self.delay)
 
-    @staticmethod
-    def _forward(source: socket.socket, sink: socket.socket, before: Callable[[int], None]) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, before: Callable[[int], None]) -> None:
         read, write = os.pipe()
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, CHUNK)
         try:
-            while moved := os.splice(source.fileno(), write, CHUNK):
+            while moved := os.splice(source.fileno(), write, self._chunk):
                 before(moved)
                 while moved:
                     moved -= os.splice(read, sink.fileno(), moved)

@@ -268,11 +268,12 @@ def test_less_is_taken_where_less_is_worth_while() -> None:
         (600 * MiB, 4, 15),
         (6000 * MiB, 4, 16),
         (400 * MiB, 16, 2.5),
-        (1 * MiB, 16, 1),
+        (60 * MiB, 16, 0.375),
+        (1 * MiB, 16, 0.25),
     ],
 )
 def test_slow_connections_take_less(rate: int, connections: int, least: float) -> None:
-    """A tenth of a second's worth, within the policy's least cut and 1 MiB."""
+    """A tenth of a second's worth, within the policy's least cut and a quarter of a MiB."""
     assert least_cut(rate, connections, 16 * MiB) == least * MiB
     assert least_cut(rate, connections, 1000) == 1000
 

@@ -298,6 +298,19 @@ async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
 
 
 @pytest.mark.anyio
+async def test_small_shards_over_many_slow_connections(server: FaultServer, tmp_path: Path) -> None:
+    """Where each brings little, even small shards are shared among as many as bring more, with few requests."""
+    tensors = {name: BIG["w"][:1_500_000] for name in "ab"}
+    paths = server.hub("org/model", sharded_bytes(tensors, 2)).storage.values()
+    for path in paths:
+        server.fault(path, OK, Drip(8_192, 0.02), forever=True)
+    assert same(await load(server, tmp_path, policy=replace(QUICK, min_split=16 << 20, connections=8)), tensors)
+    asked = [seen for path in paths for seen in bodies(server, path)]
+    assert len({seen.connection for seen in asked}) >= 6
+    assert len(asked) <= 16
+
+
+@pytest.mark.anyio
 async def test_a_limited_rate_makes_no_connection_look_slow(server: FaultServer, tmp_path: Path) -> None:
     """What a connection has in its socket is not fetched twice to share what the limit holds back anyway."""
     tensors = {"a": BIG["w"].repeat(5), **dict.fromkeys("bcd", BIG["w"])}

@@ -283,6 +283,14 @@ MUTANTS = (
         ("network/test_transport.py::test_a_drip_is_a_stall", "network/test_ranges.py::test_slow_drip"),
     ),
     Mutant(
+        "small-files-not-shared",
+        "each connection is slow",
+        "engine.transfer:Transfer._run_lanes",
+        "file.size // LEAST_CUT",
+        "file.size // job.policy.min_split",
+        ("engine/test_transfer.py::test_small_shards_over_many_slow_connections",),
+    ),
+    Mutant(
         "slow-end-is-a-stall",
         _DRIP,
         "network.body:Body.pull",
