@@ -300,7 +300,7 @@ async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
 @pytest.mark.anyio
 async def test_small_shards_over_many_slow_connections(server: FaultServer, tmp_path: Path) -> None:
     """Where each brings little, even small shards are shared among as many as bring more, with few requests."""
-    tensors = {name: BIG["w"][:1_500_000] for name in "ab"}
+    tensors = dict.fromkeys("ab", BIG["w"][:1_500_000])
     paths = server.hub("org/model", sharded_bytes(tensors, 2)).storage.values()
     for path in paths:
         server.fault(path, OK, Drip(8_192, 0.02), forever=True)
