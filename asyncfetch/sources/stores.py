@@ -371,7 +371,8 @@ def _translated(error: BaseException | None, store: Store) -> AsyncfetchError:
         return NotFoundError(f"There is no bucket {source.bucket!r}.", hint="Check its name.")
     if status and (known := refusal(store, f"The listing of {listing}", number, code, said)) is not None:
         return known
-    if kind == "UnauthenticatedError" or "redential" in text or "oken request" in text:
+    foreign = type(error).__module__.partition(".")[0] not in ("obstore", "builtins")  # of who gives credentials
+    if foreign or kind == "UnauthenticatedError" or "redential" in text or "oken request" in text:
         return AccessError(f"No credentials for {listing}: {_reason(error)}.", hint=_HINTS[source.scheme])
     if status or "Error performing" in text:
         failed = NetworkError(f"the store failed: {_reason(error)}", url=source.endpoint or source.address)

@@ -63,6 +63,7 @@ def test_addresses(text: str, options: dict[str, str], parts: tuple[object, ...]
         ("s3://b/a.safetensors", {"subfolder": "x"}, "goes with a folder"),
         ("ftp://b/a", {}, "s3://, gs://, az://"),
     ],
+    ids=["no bucket", "arn", "empty part", "dots", "keys", "signature", "pickle", "revision", "subfolder", "scheme"],
 )
 def test_no_addresses(text: str, options: dict[str, str], said: str) -> None:
     """Refused before anything is asked, without what they hold of secrets."""

@@ -328,6 +328,27 @@ def test_anonymous(relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytes
     assert not any(one.query for one in read)
 
 
+def test_a_profile_that_wants_boto3(relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What obstore does not know of AWS's settings boto3 does, checksums included; without it the error names it."""
+    told = json.dumps({"Version": 1, "AccessKeyId": "AKIAPROCESS", "SecretAccessKey": "of no use"})
+    (tmp_path / "told").write_text(told)
+    (tmp_path / "settings").write_text(f"[profile mine]\ncredential_process = cat {tmp_path}/told\n")
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "settings"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    events: list[Event] = []
+    assert same(asyncfetch.load(bucket, cache_dir=tmp_path / "cache", report=events.append))
+    assert {keys_of(one)["X-Amz-Credential"].split("/")[0] for one in relay.asked} == {"AKIAPROCESS"}
+    assert not [event for event in events if isinstance(event, Warned)]
+    (tmp_path / "told").unlink()
+    with pytest.raises(AccessError, match=r"No credentials for s3://bucket/models/a b\+c/"):
+        asyncfetch.load(bucket, cache_dir=tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(SourceError, match=r"the AWS profile 'mine' is used\. Run: pip install boto3"):
+        asyncfetch.load(bucket, cache_dir=tmp_path / "cache")
+
+
 def test_places_of_the_same_name(
     relay: Relay, port: int, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
