@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,8 +58,9 @@ def endpoint_of(source: BucketSource, environ: Mapping[str, str]) -> str:
             endpoint = f"http://{endpoint}" if endpoint and "://" not in endpoint else endpoint
         case _:
             endpoint = _azure_endpoint(source, environ)
-    if endpoint and not endpoint.lower().startswith(("http://", "https://")):
-        raise SourceError(f"The endpoint {redact_url(endpoint)!r} of {source} is no http(s) URL.")
+    if endpoint and not re.fullmatch(r"https?://[^\s@?#]+", endpoint, re.IGNORECASE | re.ASCII):
+        hint = "Write it as https://host:port, without credentials."
+        raise SourceError(f"The endpoint {redact_url(endpoint)!r} of {source} is no plain http(s) URL.", hint=hint)
     return endpoint.rstrip("/")
 
 
@@ -104,11 +106,13 @@ def _way_to_aws(environ: Mapping[str, str]) -> Way:
             return Way("static", found, config | {name: key for name, key in keys.items() if key})
         if keys["access_key_id"] or keys["secret_access_key"]:
             raise SourceError("Of the AWS credentials one half is set: an access key id and a secret go together.")
-    by_obstore = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-                  "AWS_CONTAINER_CREDENTIALS_FULL_URI")  # fmt: skip
-    for name in by_obstore:
+    for name in ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
         if environ.get(name):
             return Way("chain", f"{name} is used", config)
+    if environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
+        known = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")  # obstore asks there with such a token alone
+        found = "AWS_CONTAINER_CREDENTIALS_FULL_URI is used"
+        return Way("chain", found, config) if known else Way("library", found, config, library="boto3")
     if any(name.startswith("sso_") or name in ("role_arn", "credential_process") for name in profile):
         return Way("library", _named(environ), config, library="boto3")
     if _is_true(environ, "AWS_EC2_METADATA_DISABLED"):

@@ -20,7 +20,15 @@ from email.utils import parsedate_to_datetime
 
 import anyio
 
-from ..errors import AsyncfetchError, ChangedError, EntryNotFoundError, ProtocolError, SourceError
+from ..errors import (
+    AccessError,
+    AsyncfetchError,
+    ChangedError,
+    EntryNotFoundError,
+    NetworkError,
+    ProtocolError,
+    SourceError,
+)
 from ..format.index import index_too_large
 from ..network.ranges import Target, opaque, strong
 from ..network.retry import retrying
@@ -91,7 +99,7 @@ class StorePlace:
             return Listing({name: await self._kept.look(name, commit) for name in entries})
         async for attempt in retrying(self._transport.budget(), self._transport.notify):
             with attempt:
-                listed = await self._listed(None)
+                listed = await self._listed_anywhere()
         return Listing(await off_loop(lambda: self._files_of(listed)))
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
@@ -177,6 +185,19 @@ class StorePlace:
                 async with self._transport.open(link.url, method="HEAD", headers=link.headers, file=name) as body:
                     return _sha256_in(body.headers) if body.status == 200 else None
         raise AssertionError("unreachable: the last attempt raises")
+
+    async def _listed_anywhere(self) -> list[Listed]:
+        """All objects of the folder. Where the bucket lies in another region, an object's refusal tells which."""
+        try:
+            return await self._listed(None)
+        except (NetworkError, AccessError):
+            known = self._store.region
+            if self._source.scheme == "s3":
+                with suppress(AsyncfetchError):
+                    await self._ask("config.json", limit=1, ranged=True)
+            if self._store.region == known:
+                raise
+            return await self._listed(None)
 
     async def _listed(self, most: int | None) -> list[Listed]:
         """All objects of the folder, or the first so many."""

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..errors import AccessError, AsyncfetchError, NetworkError, NotFoundError, SourceError
+from ..network.retry import may_pass
 from ..policy import Policy
 from ..words import fit_to_show
 from .bucket import BucketSource
@@ -85,6 +86,11 @@ class Store:
         return self._known.way.found if self._known is not None else ""
 
     @property
+    def region(self) -> str | None:
+        """Where the store said that the bucket is."""
+        return self._region
+
+    @property
     def anonymous(self) -> bool:
         """Whether nobody's credentials go along."""
         return self._known is not None and self._known.way.kind == "anonymous"
@@ -136,8 +142,8 @@ class Store:
     def list(self, prefix: str) -> Iterator[list[Listed]]:
         """All objects below a prefix, page by page."""
         opened = self._open()
-        pages = self._asked(lambda: _obstore().list(opened.store, prefix or None))
-        while page := self._asked(lambda: next(pages, None)):
+        pages = self._asked(lambda: _obstore().list(opened.store, prefix or None), listing=True)
+        while page := self._asked(lambda: next(pages, None), listing=True):
             yield [Listed(one["path"], one["size"], one["e_tag"] or "") for one in page]
 
     def move_to(self, region: str) -> bool:
@@ -189,7 +195,7 @@ class Store:
             config["skip_signature"] = True
         options = {
             "client_options": {
-                "allow_http": endpoint.startswith("http://") or way.kind in ("chain", "library"),
+                "allow_http": endpoint.lower().startswith("http://"),
                 "connect_timeout": timedelta(seconds=self._policy.connect_timeout),
                 "timeout": timedelta(seconds=self._policy.read_timeout),
             },
@@ -223,8 +229,8 @@ class Store:
             self._unsigned = self._opened_by(Way("static", "", nobody)).store
         return _sign(self._unsigned, "GET", key).partition("?")[0]
 
-    def _asked(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns; what it raises is told as errors of ours."""
+    def _asked(self, work: Callable[[], Any], *, listing: bool = False) -> Any:
+        """What `work` returns; what it raises is told as errors of ours: of a listing, or of who is to ask."""
         error: BaseException | None = None
         try:
             return work()
@@ -232,7 +238,9 @@ class Store:
             raise
         except Exception as raised:
             error = raised
-        raise _translated(error, self) from None  # its text shows URLs and answers: so it is no cause of ours
+        raise (_of_listing if listing else _of_credentials)(
+            error, self
+        ) from None  # its text shows URLs and answers: so it is no cause of ours
 
 
 def _obstore() -> Any:
@@ -361,21 +369,26 @@ def _reason(error: BaseException | None) -> str:
     return fit_to_show(re.sub(r"^Generic \w+ error: ", "", text)).rstrip(".")
 
 
-def _translated(error: BaseException | None, store: Store) -> AsyncfetchError:
-    """An error of ours for one of obstore's, or of a provider of credentials."""
+def _of_credentials(error: BaseException | None, store: Store) -> AsyncfetchError:
+    """An error of ours for one that kept us from asking: of settings that make no sense, or of who gives credentials."""
+    text, source = str(error), store.source
+    home = source.at("")
+    foreign = type(error).__module__.partition(".")[0] not in ("obstore", "builtins")
+    if foreign or type(error).__name__ == "UnauthenticatedError" or "redential" in text or "Error performing" in text:
+        return AccessError(f"No credentials for {home}: {_reason(error)}.", hint=_HINTS[source.scheme])
+    return SourceError(f"{home} cannot be asked: {_reason(error)}.")
+
+
+def _of_listing(error: BaseException | None, store: Store) -> AsyncfetchError:
+    """An error of ours for one of a listing."""
     text, kind, source = str(error), type(error).__name__, store.source
     status, (code, said) = re.search(r"status code: (\d{3})", text), words_in(text)
     number = int(status[1]) if status else {"PermissionDeniedError": 403, "UnauthenticatedError": 401}.get(kind, 0)
-    listing = f"{source.scheme}://{source.bucket}/{source.folder}"
-    if isinstance(error, FileNotFoundError) and not code:
-        return NotFoundError(f"There is no bucket {source.bucket!r}.", hint="Check its name.")
-    if status and (known := refusal(store, f"The listing of {listing}", number, code, said)) is not None:
+    known = refusal(store, f"The listing of {source.at('')}", number, code, said)
+    if known is None and isinstance(error, FileNotFoundError):
+        known = NotFoundError(f"There is no bucket {source.bucket!r}.", hint="Check its name.")
+    if known is not None:
         return known
-    foreign = type(error).__module__.partition(".")[0] not in ("obstore", "builtins")  # of who gives credentials
-    if foreign or kind == "UnauthenticatedError" or "redential" in text or "oken request" in text:
-        return AccessError(f"No credentials for {listing}: {_reason(error)}.", hint=_HINTS[source.scheme])
-    if status or "Error performing" in text:
-        failed = NetworkError(f"the store failed: {_reason(error)}", url=source.endpoint or source.address)
-        failed.transient = not status or number >= 500 or number in (408, 429)
-        return failed
-    return SourceError(f"{listing} cannot be asked: {_reason(error)}.")
+    failed = NetworkError(f"the listing failed: {_reason(error)}", url=source.endpoint or source.address)
+    failed.transient = not number or may_pass(number)
+    return failed

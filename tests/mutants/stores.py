@@ -153,6 +153,6 @@ MUTANTS = (
         "sources.files:add_companions",
         "located.commit, located.identities = state.commit, state.identities",
         "pass",
-        ("sources/test_stores.py::test_download",),
+        ("sources/test_stores.py::test_a_companion_that_changes",),
     ),
 )

@@ -140,6 +140,20 @@ def test_download(relay: Relay, bucket: str, tmp_path: Path) -> None:
         asyncfetch.download(bucket, cache_dir=tmp_path, include="nothing*")
 
 
+def test_a_companion_that_changes(relay: Relay, port: int, tmp_path: Path) -> None:
+    """It is fetched again, and alone, into a snapshot of its own: nothing is ever added to one that is there."""
+    put(port, "changes", FILES | {"config.json": b"old"})
+    old = Path(asyncfetch.download("s3://changes", cache_dir=tmp_path).path)
+    fetched = len(relay.of("config.json"))
+    assert Path(asyncfetch.download("s3://changes", cache_dir=tmp_path).path) == old
+    assert len(relay.of("config.json")) == fetched
+    put(port, "changes", {"config.json": b"new"})
+    new = Path(asyncfetch.download("s3://changes", cache_dir=tmp_path).path)
+    assert [path.joinpath("config.json").read_bytes() for path in (old, new)] == [b"old", b"new"]
+    assert asyncfetch.download("s3://changes", cache_dir=tmp_path, offline=True).path == new
+    assert sum(sent for _, sent in bodies(relay, A)) == len(FILES[A]) + 2 * 65_536  # twice more its beginning alone
+
+
 def test_a_listing_for_others_alone(relay: Relay, bucket: str, tmp_path: Path) -> None:
     """Who may read and not list gets the checkpoint, and is told; a glob cannot be answered then."""
     home = f"/{bucket.split('/')[2]}"
@@ -289,6 +303,17 @@ def test_another_region(relay: Relay, bucket: str, tmp_path: Path, status: int) 
     assert (regions[0], set(regions[1:])) == ("eu-west-1", {"us-west-2"})
 
 
+def test_a_listing_in_another_region(relay: Relay, bucket: str, tmp_path: Path) -> None:
+    """obstore does not tell which region; what an object's refusal says counts for the listing too."""
+    elsewhere = Reply(301, "", {"x-amz-bucket-region": "us-west-2"})
+    relay.script["/bucket"].append(elsewhere)
+    relay.script[f"/{bucket[5:]}/config.json"].append(elsewhere)
+    path = Path(asyncfetch.download(bucket, cache_dir=tmp_path, include="*.json").path)
+    assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*.json")) == [
+        "1_Pooling/config.json", "config.json", INDEX,
+    ]  # fmt: skip
+
+
 def test_command_line(
     relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,6 +353,28 @@ def test_anonymous(relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytes
     assert not any(one.query for one in read)
 
 
+def test_credentials_that_obstore_asks_for(
+    relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a container: links are signed with them, and what their secret would sign besides is not asked for."""
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text("a token")
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{relay.url}/role")
+    monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(tmp_path / "token"))
+    told = {"AccessKeyId": "AKIAROLE", "SecretAccessKey": TOKEN, "Token": TOKEN, "Expiration": "2099-01-01T00:00:00Z"}
+    relay.script["/role"].append(Reply(200, json.dumps(told)))
+    events: list[Event] = []
+    assert same(asyncfetch.load(bucket, cache_dir=tmp_path, report=events.append))
+    read = [keys_of(one) for one in relay.asked if one.path.startswith("/bucket/")]
+    assert all(fields["X-Amz-Credential"].startswith("AKIAROLE/") for fields in read)
+    assert all(shown(fields["X-Amz-Security-Token"]) for fields in read)
+    assert len([event for event in events if isinstance(event, Warned)]) == 2  # no hash is known
+    relay.script["/role"].append(Reply(403, TOKEN))
+    with pytest.raises(AccessError, match=r"No credentials for s3://bucket/models/a b\+c/: answered 403\."):
+        asyncfetch.load(bucket, cache_dir=tmp_path)
+
+
 def test_a_profile_that_wants_boto3(relay: Relay, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What obstore does not know of AWS's settings boto3 does, checksums included; without it the error names it."""
     told = json.dumps({"Version": 1, "AccessKeyId": "AKIAPROCESS", "SecretAccessKey": "of no use"})
@@ -358,7 +405,7 @@ def test_places_of_the_same_name(
     with pytest.raises(asyncfetch.OfflineError):
         asyncfetch.load(bucket, cache_dir=tmp_path, offline=True)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:1")
-    with pytest.raises(SourceError, match=r"is no http\(s\) URL"):
+    with pytest.raises(SourceError, match=r"is no plain http\(s\) URL"):
         asyncfetch.load(bucket, cache_dir=tmp_path)
 
 
