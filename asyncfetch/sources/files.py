@@ -20,10 +20,11 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
 
     What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
     """
-    listed = await _listing(place, located.commit)
+    listed, why = await _listing(place, located.commit)
     if listed is None:
         if not isinstance(request.source, UrlSource):
-            located.warnings.append(f"{located.source} lists no files: only weights and index were downloaded")
+            missed = f"{located.source} lists no files: only weights and index were downloaded"
+            located.warnings.append(f"{missed} ({why})" if why else missed)
         return
     known = {file.name for file in located.files} | ({located.index.file} if located.index else set())
     located.records = listed.records
@@ -40,12 +41,12 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     located.commit, located.identities = state.commit, state.identities
 
 
-async def _listing(place: Place, commit: str | None) -> Listing | None:
-    """The listing; None where there is none, or for others alone. What is read by its name needs none."""
+async def _listing(place: Place, commit: str | None) -> tuple[Listing | None, str]:
+    """The listing; None where there is none, for this caller or at all, and why. What is named needs none."""
     try:
-        return await place.listing(commit)
-    except AccessError:
-        return None
+        return await place.listing(commit), ""
+    except (AccessError, SourceError) as error:
+        return None, error.message.rstrip(".")
 
 
 async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
@@ -66,7 +67,7 @@ async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
 async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str | None) -> Located:
     source = str(request.source)
     globs = chosen.include or chosen.exclude
-    listed = await (place.listing(commit) if globs else _listing(place, commit))
+    listed = await place.listing(commit) if globs else (await _listing(place, commit))[0]
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
         files = [listed.files[path] for path in paths]

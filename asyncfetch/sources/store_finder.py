@@ -30,7 +30,7 @@ from ..errors import (
     SourceError,
 )
 from ..format.index import index_too_large
-from ..network.ranges import Target, opaque, strong
+from ..network.ranges import Target, differ, opaque, strong, version_of
 from ..network.retry import retrying
 from ..network.transport import Reply, Transport
 from ..storage.cache import RepoCache, path_inside, url_repo_id
@@ -41,12 +41,10 @@ from .finder import State
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import Request
-from .stores import Link, Listed, Store, refusal, words_in
+from .stores import PAGE, Link, Listed, Store, refusal, words_in
 from .unversioned import Kept
 
 __all__ = ["StorePlace"]
-
-_GLANCE = 1000  # names: a page
 
 
 class StorePlace:
@@ -77,7 +75,7 @@ class StorePlace:
         if self._offline:
             return await self._kept.look(name, commit)
         file = await self._looked_at(name, PREFIX_LIMIT)
-        file.checksum = await self._checksum_of(name)
+        file.checksum = await self._checksum_of(file)
         return file
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
@@ -90,7 +88,7 @@ class StorePlace:
 
     async def glance(self, commit: str | None) -> Sequence[str] | None:
         with suppress(AsyncfetchError), anyio.move_on_after(self._policy.connect_timeout):
-            return [one.key.removeprefix(self._source.folder) for one in await self._listed(_GLANCE)]
+            return [one.key.removeprefix(self._source.folder) for one in await self._listed(PAGE)]
         return None
 
     async def listing(self, commit: str | None) -> Listing:
@@ -145,19 +143,30 @@ class StorePlace:
             key=key,
             identity=identity,
             resumable=bool(etag),
-            target=Target(link.url, link.headers, signed=True, validator=etag, until=link.until),
+            target=Target(
+                link.url,
+                link.headers,
+                signed=True,
+                validator=etag,
+                version=("", "") if etag else version_of(reply.headers),
+                until=link.until,
+            ),
             prefix=reply.body if reply.status != 416 else b"",
             splittable=reply.status != 200,
         )
 
-    async def _ask(self, name: str, *, limit: int, ranged: bool = False) -> tuple[Reply, Link]:
-        """The beginning of a file, and the link that led there. Raises what the store's refusal means."""
-        link = await self._link(name)
+    async def _ask(self, name: str, *, limit: int, ranged: bool = False, moved: bool = False) -> tuple[Reply, Link]:
+        """The beginning of a file, and the link that led there. Raises what the store's refusal means.
+
+        `moved`: it was asked in another region before, which said that it is in this one.
+        """
+        here, link = self._store.region, await self._link(name)
         headers = dict(link.headers) | ({"range": f"bytes=0-{limit - 1}"} if ranged else {})
         reply = await self._transport.fetch(link.url, limit=limit, headers=headers, file=name)
         region = reply.headers.get("x-amz-bucket-region") or _region_in(reply)
-        if reply.status in (301, 307, 400, 403) and region and self._store.move_to(region):
-            return await self._ask(name, limit=limit, ranged=ranged)
+        if reply.status in (301, 307, 400, 403) and region not in ("", here) and not moved:
+            self._store.move_to(region)
+            return await self._ask(name, limit=limit, ranged=ranged, moved=True)
         if reply.status not in (200, 206, 416):
             raise self._refused(name, reply)
         return reply, link
@@ -171,19 +180,23 @@ class StorePlace:
         words = " ".join(filter(None, [code, said]))
         return known or ProtocolError(f"unexpected status {reply.status} {words}".rstrip(), url=reply.url)
 
-    async def _checksum_of(self, name: str) -> Checksum | None:
+    async def _checksum_of(self, file: SourceFile) -> Checksum | None:
         """The SHA-256 of a whole object of S3, if it was uploaded with one: asked of its head, which alone tells it.
 
         Of an object that was uploaded in parts S3 tells a hash of their hashes, which no reader of the whole can use.
         """
-        key = self._source.key(name)
+        name, key = file.name, self._source.key(file.name)
         link = await off_loop(lambda: self._store.checksum_link(key), abandon=True)
         if link is None:
             return None
         async for attempt in retrying(self._transport.budget(), self._transport.notify, file=name):
             with attempt:
                 async with self._transport.open(link.url, method="HEAD", headers=link.headers, file=name) as body:
-                    return _sha256_in(body.headers) if body.status == 200 else None
+                    if body.status != 200:
+                        return None
+                    if differ(file.version, version_of(body.headers)):
+                        raise ChangedError(name, "its ETag or its Last-Modified is another one")
+                    return _sha256_in(body.headers)
         raise AssertionError("unreachable: the last attempt raises")
 
     async def _listed_anywhere(self) -> list[Listed]:

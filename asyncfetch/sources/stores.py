@@ -27,8 +27,9 @@ from .bucket import BucketSource
 from .signature import for_blob, with_header
 from .store_env import Way, way_to
 
-__all__ = ["Link", "Listed", "Store", "refusal", "words_in"]
+__all__ = ["PAGE", "Link", "Listed", "Store", "refusal", "words_in"]
 
+PAGE = 1000  # objects: those that one request lists
 LIFETIME = 3600.0  # seconds for which a link is signed: as long as Azure's and Google's shortest-lived tokens
 _MARGIN = 60.0  # seconds before its end at which another one is made
 _PROBE = 1.0  # seconds for the machine itself to say that it has credentials: it is on the machine
@@ -142,16 +143,15 @@ class Store:
     def list(self, prefix: str) -> Iterator[list[Listed]]:
         """All objects below a prefix, page by page."""
         opened = self._open()
-        pages = self._asked(lambda: _obstore().list(opened.store, prefix or None), listing=True)
+        pages = self._asked(lambda: _obstore().list(opened.store, prefix or None, chunk_size=PAGE), listing=True)
         while page := self._asked(lambda: next(pages, None), listing=True):
             yield [Listed(one["path"], one["size"], one["e_tag"] or "") for one in page]
 
-    def move_to(self, region: str) -> bool:
-        """Ask in another region from now on. False if that is where it was asked already."""
+    def move_to(self, region: str) -> None:
+        """Ask in another region from now on."""
         with self._lock:
-            moved, self._region, self._known = region != self._region, region, None
-            self._unsigned = None
-        return moved
+            if region != self._region:
+                self._region, self._known, self._unsigned = region, None, None
 
     def _open(self) -> _Opened:
         with self._lock:
@@ -370,7 +370,7 @@ def _reason(error: BaseException | None) -> str:
 
 
 def _of_credentials(error: BaseException | None, store: Store) -> AsyncfetchError:
-    """An error of ours for one that kept us from asking: of settings that make no sense, or of who gives credentials."""
+    """An error of ours for one that kept us from asking: of settings, or of who gives credentials."""
     text, source = str(error), store.source
     home = source.at("")
     foreign = type(error).__module__.partition(".")[0] not in ("obstore", "builtins")
@@ -389,6 +389,9 @@ def _of_listing(error: BaseException | None, store: Store) -> AsyncfetchError:
         known = NotFoundError(f"There is no bucket {source.bucket!r}.", hint="Check its name.")
     if known is not None:
         return known
+    if kind == "InvalidPathError":
+        hint = "Rename it, or name the files that you want."
+        return SourceError(f"{source.at('')} has an object whose key is no path: {_reason(error)}.", hint=hint)
     failed = NetworkError(f"the listing failed: {_reason(error)}", url=source.endpoint or source.address)
     failed.transient = not number or may_pass(number)
     return failed
