@@ -8,7 +8,7 @@ from ..words import counted
 from .finder import Place
 from .listing import Chosen, chosen_of, companions_of
 from .located import FoundIndex, Listing, Located, SourceFile
-from .request import Request, UrlSource
+from .request import BucketSource, Request, UrlSource
 
 __all__ = ["add_companions", "find_files"]
 
@@ -20,7 +20,7 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
 
     What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
     """
-    listed, why = await _listing(place, located.commit)
+    listed, why = await _listing(place, request, located.commit)
     if listed is None:
         if not isinstance(request.source, UrlSource):
             missed = f"{located.source} lists no files: only weights and index were downloaded"
@@ -41,11 +41,13 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     located.commit, located.identities = state.commit, state.identities
 
 
-async def _listing(place: Place, commit: str | None) -> tuple[Listing | None, str]:
-    """The listing; None where there is none, for this caller or at all, and why. What is named needs none."""
+async def _listing(place: Place, request: Request, commit: str | None) -> tuple[Listing | None, str]:
+    """The listing, or None and why: a bucket may be listed by others than who may read it. What is named needs none."""
     try:
         return await place.listing(commit), ""
     except (AccessError, SourceError) as error:
+        if not isinstance(request.source, BucketSource):
+            raise
         return None, error.message.rstrip(".")
 
 
@@ -67,7 +69,7 @@ async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
 async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str | None) -> Located:
     source = str(request.source)
     globs = chosen.include or chosen.exclude
-    listed = await place.listing(commit) if globs else (await _listing(place, commit))[0]
+    listed = await place.listing(commit) if globs else (await _listing(place, request, commit))[0]
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
         files = [listed.files[path] for path in paths]

@@ -22,6 +22,8 @@ from ..kit.canaries import PASSWORD
 from ..kit.files import safetensors_bytes, sharded_bytes
 from ..kit.relay import Relay, Stall, relaying
 
+pytestmark = pytest.mark.timeout(150)  # Azurite takes ten seconds to start, and several times as many on a busy machine
+
 TENSORS = {f"layer.{n}.weight": np.arange(n, n + 40_000, dtype=np.float32) for n in range(4)}
 FILES = sharded_bytes(TENSORS, 2) | {"config.json": b"{}"}
 SHARD, BIG_FILE = "model-00002-of-00002.safetensors", "model.safetensors"
