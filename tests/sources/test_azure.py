@@ -51,14 +51,19 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def relay(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """In front of Azurite: the endpoint of the account that the environment names."""
+def relay(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Relay]:
+    """In front of Azurite: the endpoint of the account that the environment names. No signature is logged or kept."""
     without_stores(monkeypatch, tmp_path)
     with relaying(port) as relay:
         parts = {"AccountName": ACCOUNT, "AccountKey": DEVELOPMENT["account_key"]}
         parts["BlobEndpoint"] = f"{relay.url}/{ACCOUNT}"
         monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", ";".join("=".join(pair) for pair in parts.items()))
         yield relay
+    assert "sig=" not in caplog.text
+    small = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 1 << 20]
+    assert not [path for path in small if b"sig=" in path.read_bytes()]
 
 
 @pytest.mark.anyio
