@@ -62,7 +62,7 @@ enter_venv() {
     fi
     echo "Installing asyncfetch and its group '$1' into $venv; the first time takes a minute or two." >&2
     make_venv
-    pip_install -e '.[cli,serve]' --group "$1"
+    pip_install -e '.[cli,cloud,serve]' --group "$1"
     [ "$1" = check ] || install_model
     echo "$state" >"$stamp"
 }

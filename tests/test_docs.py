@@ -25,7 +25,8 @@ import asyncfetch
 from asyncfetch.cli.commands import app
 from asyncfetch.server import Server
 
-from .kit.files import safetensors_bytes, sharded
+from .kit.buckets import KEYS, moto, put, without_stores
+from .kit.files import safetensors_bytes, sharded, sharded_bytes
 from .kit.structure import ROOT, tables
 from .kit.tiny_models import outputs, save_tiny
 from .mutants.places import source_of
@@ -109,6 +110,20 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield {"hub": hub.url, WEB_FOLDER: f"{web.url}/org/model/resolve/main/"}
 
 
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The bucket of the documents, for a snippet that names it."""
+    if "s3://bucket/" not in request.getfixturevalue("snippet").text:
+        yield
+        return
+    without_stores(monkeypatch, tmp_path)
+    with moto() as port:
+        put(port, "bucket", {f"models/tiny/{name}": content for name, content in sharded_bytes(tensors(), 2).items()})
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+            monkeypatch.setenv(name, value)
+        yield
+
+
 def prepared(snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `snippet` gives when it is evaluated, in a folder with a checkpoint and with the hub of the documents."""
     for framework in snippet.lacks():
@@ -123,6 +138,7 @@ def prepared(snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("snippet", [one for one in SNIPPETS if not one.awaits()], ids=str)
+@pytest.mark.usefixtures("bucket")
 def test_blocking_snippets_run(
     snippet: Block, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +247,7 @@ def test_commands_exist(line: str) -> None:
         ("asyncfetch lode org/model", "lode"),
         ("asyncfetch load org/model --outptu x", "--outptu"),
         ("asyncfetch load", "SOURCE"),
-        ("pip install 'asyncfetch[cli,cloud]'", "no extra cloud"),
+        ("pip install 'asyncfetch[cli,clowd]'", "no extra clowd"),
         ("pip install asyncfecth", "asyncfecth is not ours"),
         ("scripts/tset", "no scripts/tset"),
         ("scripts/venv.sh", "cannot be run"),

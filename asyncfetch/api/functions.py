@@ -75,7 +75,7 @@ async def load_async(
 
     Args:
         source: `"owner/name"` or `"owner/name@revision"` on the Hub; an http(s) URL of a folder, an
-            index or a .safetensors file; or a local path of the same three.
+            index or a .safetensors file; the same three in a bucket (s3://, gs://, az://); or a local path of them.
         dtype: cast floating tensors to this floating dtype, one at a time: a dtype of numpy, ml_dtypes or
             torch, or its name, such as `"bfloat16"` or `"fp16"`.
         storage: `"disk"` keeps shards in the Hugging Face cache and returns views on a private map

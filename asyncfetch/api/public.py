@@ -90,7 +90,7 @@ def _is_flag(value: object) -> bool:
 
 # What is not here is looked at where it is used: dtypes, globs and the text of a source.
 _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL or a path"),
+    "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL, a bucket or a path"),
     "cache_dir": (_is_path, "a path"),
     "endpoint": (_is_text, "a URL"),
     "policy": (lambda value: isinstance(value, Policy), "a Policy"),

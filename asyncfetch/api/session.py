@@ -31,9 +31,10 @@ from ..policy import Policy
 from ..sources.finder import distrust
 from ..sources.listing import Chosen
 from ..sources.located import Landed, Located, SourceFile
-from ..sources.request import LocalSource, Request, parse_source
+from ..sources.request import BucketSource, LocalSource, Request, parse_source
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
+from ..sources.store_env import endpoint_of
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
@@ -218,6 +219,8 @@ class Environment:
             endpoint=self.settings.endpoint,
             kind_of=_kind_of,
         )
+        if isinstance(parsed, BucketSource):
+            parsed = replace(parsed, endpoint=endpoint_of(parsed, os.environ))
         if isinstance(root, SourceError):
             if not isinstance(parsed, LocalSource):
                 raise root

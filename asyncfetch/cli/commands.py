@@ -82,7 +82,9 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
 
 
 COMMON, TENSORS, FETCH, FILES = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags()
-Source = Annotated[str, Parameter(help="org/model, org/model@revision, an https:// URL, or a local path.")]
+Source = Annotated[
+    str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
+]
 Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
 Dequantize = Annotated[

@@ -32,17 +32,17 @@ _FLUSH_AFTER = 0.5  # seconds that slow bytes may wait for company before they a
 class Body:
     """The body of one answer, received piece by piece in worker threads.
 
-    `length` is what the answer announces, None if it does not.
+    `length` is what the answer announces, None if it does not. `head`: the request was a HEAD.
     """
 
-    def __init__(self, response: Any, url: str, policy: Policy, limits: Limits) -> None:
+    def __init__(self, response: Any, url: str, policy: Policy, limits: Limits, *, head: bool = False) -> None:
         self.url = url
         self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
         length = self.headers.get("content-length", "")
         chunked = "transfer-encoding" in self.headers
         self.length = int(length) if re.fullmatch(r"[0-9]{1,18}", length) and not chunked else None
-        if self.status in _NO_BODY:
+        if self.status in _NO_BODY or head:
             self.length = 0
         codings = re.split(r"[\s,]+", self.headers.get("content-encoding", "").lower())
         self.encoded = not _COMPRESSIONS.isdisjoint(codings)

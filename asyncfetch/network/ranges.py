@@ -56,6 +56,7 @@ class Target:
     the strong ETag that the bytes had when the file was first seen, None where there is none. `version` is
     what is left then to tell a changed file: its weak ETag and its Last-Modified, each empty if not known.
     `hashed`: who reads holds the whole file against a hash, so these and the lengths of answers decide nothing.
+    `until` is when the link ends, by `time.monotonic`, None if that is not known.
     """
 
     url: str = field(repr=False)
@@ -65,6 +66,7 @@ class Target:
     validator: str | None = None
     version: tuple[str, str] = ("", "")
     hashed: bool = False
+    until: float | None = None
 
 
 @asynccontextmanager

@@ -123,7 +123,7 @@ class Transport:
         await self._pass_gate(url, file)
         async with self.limits.connections.hold(self):
             response = await self._send(url, method, headers or {}, neutral)
-            body = Body(response, url, self.policy, self.limits)
+            body = Body(response, url, self.policy, self.limits, head=method == "HEAD")
             try:
                 self._raise_transient(body)
                 self._met.add(origin_of(url))

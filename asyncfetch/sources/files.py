@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..errors import OfflineError, SourceError
+from ..errors import AccessError, OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
 from .listing import Chosen, chosen_of, companions_of
-from .located import Located, SourceFile
-from .request import HubSource, Request
+from .located import FoundIndex, Listing, Located, SourceFile
+from .request import BucketSource, Request, UrlSource
 
 __all__ = ["add_companions", "find_files"]
 
@@ -20,10 +20,11 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
 
     What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
     """
-    listed = await place.listing(located.commit)
+    listed, why = await _listing(place, request, located.commit)
     if listed is None:
-        if isinstance(request.source, HubSource):
-            located.warnings.append(f"{located.source} lists no files: only weights and index were downloaded")
+        if not isinstance(request.source, UrlSource):
+            missed = f"{located.source} lists no files: only weights and index were downloaded"
+            located.warnings.append(f"{missed} ({why})" if why else missed)
         return
     known = {file.name for file in located.files} | ({located.index.file} if located.index else set())
     located.records = listed.records
@@ -35,6 +36,19 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
         shown = counted(missing[:_SHOWN], len(missing))
         located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
     located.files += [files[path] for path in paths if path not in missing]
+    name, data, etag = located.index_file or ("", b"", "")
+    state = await place.recall(located.files, FoundIndex(name, data, etag=etag) if name else None, located.commit)
+    located.commit, located.identities = state.commit, state.identities
+
+
+async def _listing(place: Place, request: Request, commit: str | None) -> tuple[Listing | None, str]:
+    """The listing, or None and why: a bucket may be listed by others than who may read it. What is named needs none."""
+    try:
+        return await place.listing(commit), ""
+    except (AccessError, SourceError) as error:
+        if not isinstance(request.source, BucketSource):
+            raise
+        return None, error.message.rstrip(".")
 
 
 async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
@@ -54,14 +68,15 @@ async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
 
 async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str | None) -> Located:
     source = str(request.source)
-    listed = await place.listing(commit)
+    globs = chosen.include or chosen.exclude
+    listed = await place.listing(commit) if globs else (await _listing(place, request, commit))[0]
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
         files = [listed.files[path] for path in paths]
         for file in files:
             if request.settings.offline and file.path is None:
                 raise OfflineError(source, file.name)
-    elif chosen.include or chosen.exclude:
+    elif globs:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
         files = await _looked_at(place, request, chosen.names, commit)

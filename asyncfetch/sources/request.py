@@ -1,4 +1,4 @@
-"""What the user named: a Hub repository, a URL or a local path. Pure: one look at the disk is passed in."""
+"""What the user named: a Hub repository, a URL, a bucket or a local path. Pure: a look at the disk is passed in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -17,10 +17,12 @@ from ..policy import Policy
 from ..storage.cache import path_inside
 from ..storage.checksums import Checksum
 from ..storage.wrong import WrongFiles
+from .bucket import BucketSource, bucket_of, is_bucket
 from .listing import Chosen
 from .settings import DEFAULT_ENDPOINT, Settings
 
 __all__ = [
+    "BucketSource",
     "HubSource",
     "LocalSource",
     "Request",
@@ -116,7 +118,7 @@ class LocalSource:
         return os.path.join(self.folder, self.file or "")
 
 
-Source = HubSource | UrlSource | LocalSource
+Source = HubSource | UrlSource | BucketSource | LocalSource
 
 
 def is_index_name(name: str) -> bool:
@@ -136,7 +138,8 @@ def parse_source(
 
     `kind_of(path)` says "file", "folder" or None. What exists on disk is a path, also where it could be a
     repository; a URL below the endpoint, or of the Hub's own pages, is the repository there, and any other
-    a web folder; anything else without a scheme is a repository id, with `@revision` or `revision=`.
+    a web folder; s3://, gs:// and az:// name buckets; anything else without a scheme is a repository id, with
+    `@revision` or `revision=`.
     Raises SourceError.
     """
     text = os.fspath(source)
@@ -152,9 +155,12 @@ def parse_source(
     sub = _folder(subfolder or "")
     if re.match(r"https?://", text, re.IGNORECASE):
         return _url(text, revision, sub, endpoint)
+    if is_bucket(text):
+        return _bucket(text, revision, sub)
     if "://" in text:
         raise SourceError(
-            f"{text.split('://')[0]}:// is not supported.", hint="Give an http(s) URL, a path or a repository."
+            f"{text.split('://')[0]}:// is not supported.",
+            hint="Give an http(s) URL, a bucket (s3://, gs://, az://), a path or a repository.",
         )
     repo_id, _, at = text.partition("@")
     if at and revision and at != revision:
@@ -213,6 +219,21 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
     if file:
         path_inside(unquote(file))
     return UrlSource(folder, unquote(file) or None, parts.query)
+
+
+def _bucket(text: str, revision: str | None, subfolder: str) -> BucketSource:
+    bucket, path = bucket_of(text)
+    folder, _, file = path.rpartition("/")
+    if file and not _is_readable(file):
+        if re.search(r"\.(bin|pt|pth|ckpt|json|gguf|zip)$", file):
+            _check_file(file)
+        folder, file = path.rstrip("/"), ""
+    if revision:
+        raise SourceError(f"{bucket} is a bucket, which has no revisions.")
+    if subfolder and file:
+        raise SourceError("subfolder= goes with a folder, not with a file.")
+    folder = _folder("/".join(part for part in (folder, subfolder) if part))
+    return replace(bucket, folder=f"{folder}/" if folder else "", file=file or None)
 
 
 def _below(path: str, home: str) -> str | None:

@@ -15,8 +15,9 @@ from .headers import read_header
 from .hub_finder import HubPlace
 from .local_finder import LocalPlace
 from .located import Located, SourceFile
-from .request import HubSource, LocalSource, Request, UrlSource
+from .request import BucketSource, HubSource, LocalSource, Request, UrlSource
 from .selecting import selected_by
+from .store_finder import StorePlace
 from .web_finder import WebPlace
 
 __all__ = ["resolve"]
@@ -93,6 +94,8 @@ def _place_of(request: Request, transport: Transport) -> Place:
             return HubPlace(request, source, transport)
         case UrlSource() as source:
             return WebPlace(request, source, transport)
+        case BucketSource() as source:
+            return StorePlace(request, source, transport)
         case LocalSource() as source:
             return LocalPlace(request, source)
 

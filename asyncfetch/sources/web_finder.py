@@ -1,10 +1,8 @@
 """A checkpoint in a folder of any web server.
 
-Such a server has no commits. The identity of a file is made from its name, its size and its validator
-(ETag or Last-Modified), and that of a snapshot from its files, so a file that changed is fetched again
-and one that did not is found in the cache, whichever selection brought it. Hashes come from
-`checksums=` or a Repr-Digest header (RFC 9530); where there is neither, size and header are all that
-can be checked, and that is said.
+Such a server has no commits: what stands for them, `unversioned` says. A validator is an ETag or a Last-Modified.
+Hashes come from `checksums=` or a Repr-Digest header (RFC 9530); where there is neither, size and header are all
+that can be checked, and that is said.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 
-from ..errors import AccessError, ChangedError, EntryNotFoundError, OfflineError, ProtocolError, redact_url
+from ..errors import AccessError, ChangedError, EntryNotFoundError, ProtocolError, redact_url
 from ..format.header import PREFIX_BYTES, header_length, parse_header
 from ..format.index import index_too_large
 from ..network.ranges import Target, strong, version_of
@@ -26,13 +22,12 @@ from ..network.urls import no_downgrade, origin_of
 from ..network.wall import words_of
 from ..storage.cache import RepoCache, url_repo_id
 from ..storage.checksums import Checksum, git_blob_id
-from ..storage.identities import commit_of, known_states
-from ..tasks import off_loop
 from ..words import quoted
-from .finder import State, distrust, file_on_disk, read_cached_index
+from .finder import State
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, SourceFile
 from .request import Request, UrlSource
+from .unversioned import Kept
 
 __all__ = ["WebPlace"]
 
@@ -42,25 +37,19 @@ class WebPlace:
 
     def __init__(self, request: Request, source: UrlSource, transport: Transport) -> None:
         self.cache = RepoCache(request.cache_root, url_repo_id(source.folder, source.selecting), wrong=request.wrong)
-        self._name = source.file or "main"
-        self.ref = None if request.settings.offline else self._name
+        name = source.file or "main"
+        self.ref = None if request.settings.offline else name
+        self._kept = Kept(request, self.cache, name, transport)
         self._source, self._offline = source, request.settings.offline
         self._max_index_bytes = request.policy.max_index_bytes
         self._transport = transport
 
     async def commits(self) -> Sequence[str | None]:
-        """Offline, all snapshots of the folder: each load left one that is whole, for its own selection."""
-        if not self._offline:
-            return [None]
-        return list(await off_loop(lambda: known_states(self.cache, self._name)))
+        return await self._kept.commits() if self._offline else [None]
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
         if self._offline:
-            path = await self._find_offline(name, commit)
-            data, wrong = await off_loop(lambda: read_cached_index(self.cache, name, path, self._max_index_bytes))
-            if wrong is not None:
-                await distrust(wrong, name, path, self.cache, self._transport, offline=True)
-            return FoundIndex(name, data, commit, path)
+            return await self._kept.read(name, commit)
         reply = await self._ask(name, limit=self._max_index_bytes)
         if reply.truncated:
             raise index_too_large(name, self._max_index_bytes)
@@ -68,8 +57,7 @@ class WebPlace:
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
         if self._offline:
-            path = await self._find_offline(name, commit)
-            return await off_loop(lambda: file_on_disk(name, path, commit, self.cache))
+            return await self._kept.look(name, commit)
         reply = await self._ask(name, limit=PREFIX_LIMIT, ranged=True)
         if size_of(reply.headers, reply.status) is None and reply.truncated:  # then its header must tell, all of it
             stop = PREFIX_BYTES + header_length(reply.body, file=name, file_size=sys.maxsize)
@@ -92,17 +80,7 @@ class WebPlace:
         wanted = {file.name: file.key for file in files}
         if index is not None:
             wanted[index.name] = index.etag
-
-        def look_up() -> State:
-            states = known_states(self.cache, self._name)
-            at = _commit_for(wanted, states if all(file.resumable for file in files) else {})
-            for file in files:
-                self._find_cached(file, at, states)
-                if file.checksum is not None:
-                    _name_by_hash(file, file.checksum)
-            return State(at, {} if states.get(at) else wanted)
-
-        return await off_loop(look_up)
+        return await self._kept.recall(files, wanted)
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
         target = file.target
@@ -115,14 +93,6 @@ class WebPlace:
         if target is None:
             raise ProtocolError("the file is served nowhere", url=self._source.url(file.name))
         return target
-
-    async def _find_offline(self, name: str, commit: str | None) -> Path:
-        path = None
-        if commit is not None:
-            path = await off_loop(partial(self.cache.find, commit, name))
-        if path is None:
-            raise OfflineError(str(self._source), name)
-        return path
 
     async def _ask(self, name: str, *, limit: int, ranged: bool = False, told: str | None = None) -> Reply:
         headers = {"want-repr-digest": "sha-256=10"}
@@ -141,42 +111,9 @@ class WebPlace:
             raise ProtocolError(f"unexpected status {reply.status}", url=url)
         return reply
 
-    def _find_cached(self, file: SourceFile, commit: str, states: Mapping[str, Mapping[str, str]]) -> None:
-        """Set the path of a file that its snapshot has, or of its blob, which only needs a link then.
-
-        Its hash is told by the source, the caller, or the link of another snapshot that has the same file.
-        """
-        path = self.cache.find(commit, file.name) if file.resumable else None
-        if path is not None and (file.checksum is None or self.cache.checksum_of(path) in (None, file.checksum)):
-            file.path = path
-            return
-        hashes = [file.checksum] if file.checksum else []
-        if file.checksum is None and file.resumable:
-            same = (other for other, keys in states.items() if keys.get(file.name) == file.key)
-            links = (self.cache.find(other, file.name) for other in same)
-            hashes = [known for link in links if link and (known := self.cache.checksum_of(link))]
-        blobs = (self.cache.whole_blob(known.hex) for known in hashes)
-        file.path = next((blob for blob in blobs if blob), None)
-        file.in_blobs = file.path is not None
-
 
 def _may_follow(redirect: Reply, target: str) -> bool:
     return no_downgrade(redirect.url, target)
-
-
-def _commit_for(wanted: Mapping[str, str], states: Mapping[str, Mapping[str, str]]) -> str:
-    """The first snapshot that was made of all that is wanted and perhaps more, or else one of its own.
-
-    What was not looked at may have changed since, so nothing is ever added to a snapshot: its files
-    were all seen at one time, and offline they are loaded together.
-    """
-    joined = (commit for commit, keys in states.items() if wanted.items() <= keys.items())
-    return next(joined, commit_of(wanted))
-
-
-def _name_by_hash(file: SourceFile, checksum: Checksum) -> None:
-    """Another run goes on with what is here of a file by its hash, whichever node of a site serves it then."""
-    file.key, file.identity, file.resumable = checksum.hex, checksum.hex, True
 
 
 def _file_of(source: UrlSource, name: str, reply: Reply, known: int | None = None) -> SourceFile:

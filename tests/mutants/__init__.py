@@ -92,10 +92,11 @@ def every_mutant() -> tuple[Mutant, ...]:
         reasons,
         repositories,
         secrets,
+        stores,
         tensors,
         transport,
     )
 
-    of_bytes = (transport, http_answers, http_origins, content, repositories, disk, processes, secrets, reasons)
+    of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
     groups = (*of_bytes, tensors, models)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -458,14 +458,14 @@ MUTANTS = (
         "one-name-for-all-of-a-folder",
         _FOLDER,
         "sources.web_finder:WebPlace.__init__",
-        'self._name = source.file or "main"',
-        'self._name = "main"',
+        'name = source.file or "main"',
+        'name = "main"',
         ("sources/test_web_cache.py::test_one_file_after_the_other",),
     ),
     Mutant(
         "a-snapshot-for-each-selection",
         _FOLDER,
-        "sources.web_finder:_commit_for",
+        "sources.unversioned:_commit_for",
         "return next(joined, commit_of(wanted))",
         "return commit_of(wanted)",
         ("sources/test_web_cache.py::test_a_part_of_what_is_here",),
@@ -473,7 +473,7 @@ MUTANTS = (
     Mutant(
         "only-the-last-snapshot-offline",
         _FOLDER,
-        "sources.web_finder:WebPlace.commits",
+        "sources.unversioned:Kept.commits",
         "return list(await off_loop(lambda: known_states(self.cache, self._name)))",
         "return list(await off_loop(lambda: known_states(self.cache, self._name)))[:1]",
         (
@@ -484,8 +484,8 @@ MUTANTS = (
     Mutant(
         "another-snapshots-file-by-its-name-alone",
         _FOLDER,
-        "sources.web_finder:WebPlace._find_cached",
-        "keys.get(file.name) == file.key",
+        "sources.unversioned:Kept._find_cached",
+        "keys.get(file.name) == key",
         "file.name in keys",
         ("sources/test_web_cache.py::test_one_file_changes",),
     ),
@@ -500,7 +500,7 @@ MUTANTS = (
     Mutant(
         "parts-of-two-times-put-together",
         _FOLDER,
-        "sources.web_finder:_commit_for",
+        "sources.unversioned:_commit_for",
         "if wanted.items() <= keys.items()",
         "if all(keys.get(name, key) == key for name, key in wanted.items())",
         ("sources/test_web_cache.py::test_parts_of_two_times_are_not_one_checkpoint",),
@@ -508,7 +508,7 @@ MUTANTS = (
     Mutant(
         "joined-without-a-validator",
         _FOLDER,
-        "sources.web_finder:WebPlace.recall",
+        "sources.unversioned:Kept.recall.look_up",
         "states if all(file.resumable for file in files) else {}",
         "states",
         ("sources/test_web_cache.py::test_a_file_without_a_validator",),

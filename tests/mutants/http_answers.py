@@ -374,7 +374,7 @@ MUTANTS = (
     Mutant(
         "partial-named-by-a-node",
         _HASHED,
-        "sources.web_finder:WebPlace.recall",
+        "sources.unversioned:Kept.recall.look_up",
         "_name_by_hash(file, file.checksum)",
         "pass",
         ("api/test_hash_decides.py::test_a_partial_is_found_by_its_hash",),

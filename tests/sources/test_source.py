@@ -312,7 +312,7 @@ def test_half_of_a_surrogate_pair(source: str) -> None:
         ("org/name\n", {}),
         ("org\\name", {}),
         ("C:\\models\\x", {}),
-        ("s3://bucket/key", {}),
+        ("ftp://bucket/key", {}),
         ("file:///etc/passwd", {}),
         ("org/name@a..b/../c", {}),
         ("org/name@/main", {}),
