@@ -150,12 +150,17 @@ class Files(TypedDict, total=False):
     files: exactly these files, by their names in the source, whatever they are.
     include: a glob or several over all files, as huggingface_hub has them; `"*"` is everything.
     exclude: a glob or several over files to leave out, of what `include` and `files` say, or beside the checkpoint.
+    local_dir: put the files into this folder too, as the source has them; what is there already is not fetched.
+        A file that was changed there is an error.
+    overwrite: replace what was changed in `local_dir`.
     """
 
     weights_only: bool
     files: str | Sequence[str] | None
     include: str | Sequence[str] | None
     exclude: str | Sequence[str] | None
+    local_dir: Source | None
+    overwrite: bool
 
 
 class Fetched(Wanted, Files, total=False):
@@ -208,6 +213,7 @@ _DESCRIPTIONS = {
 _DEFAULTS: Mapping[str, object] = {
     "verify": "download",
     "weights_only": False,
+    "overwrite": False,
     "dequantize": False,
 }  # of all others None
 

@@ -34,12 +34,14 @@ from ..sources.located import Landed, Located, SourceFile
 from ..sources.request import LocalSource, Request, parse_source
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
-from ..storage.cache import cache_root
+from ..storage.cache import cache_root, expanded
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
+from ..storage.folders import LocalFolder
 from ..tasks import off_loop, plain_errors
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
 from .options import Access, Files, Read, Source, Storage, Verify
+from .placing import Placing
 
 __all__ = ["Environment", "Session", "begin"]
 
@@ -56,10 +58,13 @@ class Session:
     storage: Storage
     verify: Verify
     began: float
+    placing: Placing | None = None  # the folder that it fills
 
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
         located = await self._resolve(headers)
+        if self.placing is not None:
+            await self.placing.look(located)
         files = await off_loop(lambda: file_states(located, self.storage))
         index = located.index.file if located.index else None
         self.notify(Resolved(located.source, located.commit, index, files))
@@ -72,6 +77,8 @@ class Session:
         located = await self.locate()
         if await self._verify_present(located):
             located = await self._resolve(headers=True)
+            if self.placing is not None:
+                await self.placing.look(located)
         return located
 
     async def locate_values(self, dtype: np.dtype[Any] | None) -> tuple[Located, Scaling | None]:
@@ -123,6 +130,8 @@ class Session:
         `named`: files are wanted by their names in the snapshot, not for their tensors alone.
         """
         policy = self.request.policy
+        if self.placing is not None:
+            await self.placing.make_room(located)
         transfer = Transfer(located, self.transport, policy, self.notify, self.storage, consumer, named=named)
         try:
             with plain_errors():
@@ -158,15 +167,17 @@ class Session:
     def _in_doubt(self, located: Located) -> list[tuple[SourceFile, Path, Checksum]]:
         """What is to be hashed: all on disk by verify="always", else that for which no blob's name vouches.
 
-        Where the source gives no hash, that name is what is known of it.
+        Where the source gives no hash, that name is what is known of it; of a file in a user's folder, its record.
+        What the caller says of a local file is always held against it.
         """
-        always = self.verify == "always" or isinstance(self.request.source, LocalSource)
+        always, local = self.verify == "always", isinstance(self.request.source, LocalSource)
         found = []
         for file in located.files:
             if file.path is not None:
-                named = located.cache.checksum_of(file.path) if located.cache else None
+                named = file.vouched or (located.cache.checksum_of(file.path) if located.cache else None)
                 checksum = file.checksum or named
-                if checksum is not None and (always or named != checksum):
+                given = local and file.checksum is not None
+                if checksum is not None and (always or given or named != checksum):
                     found.append((file, file.path, checksum))
         return found
 
@@ -218,10 +229,13 @@ class Environment:
             endpoint=self.settings.endpoint,
             kind_of=_kind_of,
         )
+        folder = None if files is None else _folder_of(files)
+        if folder is not None and isinstance(parsed, LocalSource):
+            raise SourceError(f"{parsed} is here already, so there is nothing to download.", hint="Copy it.")
         if isinstance(root, SourceError):
-            if not isinstance(parsed, LocalSource):
+            if not isinstance(parsed, LocalSource) and folder is None:
                 raise root
-            root = Path(os.devnull)  # never asked for
+            root = Path(os.devnull) if folder is None else folder.own_cache  # the former is never asked for
         return Request(
             parsed,
             self.settings,
@@ -245,6 +259,22 @@ def _chosen(files: Files) -> Chosen | None:
     return Chosen(bool(names or include), names, include, exclude)
 
 
+def _folder_of(files: Files) -> LocalFolder | None:
+    """The folder that is to be filled. Raises SourceError for one in a home folder that is not known."""
+    given = files.get("local_dir")
+    path = None if given is None else expanded(os.fspath(given), variables=False)
+    if given is not None and path is None:
+        raise SourceError(f"{os.fspath(given)!r} is in a home folder that is not known.", hint="Give its path.")
+    if path is None and files.get("overwrite"):
+        raise SourceError("overwrite= goes with local_dir=.")
+    return None if path is None else LocalFolder(path)
+
+
+def _placing(files: Files) -> Placing | None:
+    folder = _folder_of(files)
+    return None if folder is None else Placing(folder, bool(files.get("overwrite")))
+
+
 def _texts(option: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -266,7 +296,8 @@ async def begin(
     began = time.monotonic()
     request = await off_loop(lambda: environment.request(source, wanted, files))
     notify = Notifier(wanted.get("report"))
-    return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
+    verify, placing = wanted.get("verify", "download"), None if files is None else _placing(files)
+    return Session(request, transport.for_call(notify), notify, storage, verify, began, placing)
 
 
 def _tell_what_is_kept(error: AsyncfetchError, located: Located, landed: Collection[str]) -> None:

@@ -121,6 +121,10 @@ class FileFlags:
     """Glob over all files, repeatable: only what matches."""
     exclude: Annotated[tuple[str, ...], FLAG] = ()
     """Glob over files to leave out, repeatable."""
+    local_dir: Path | None = None
+    """Put the files into this folder too. What was changed there is not replaced."""
+    overwrite: Annotated[bool, FLAG] = False
+    """Replace what was changed in the folder of --local-dir."""
 
     def arguments(self, files: tuple[str, ...]) -> dict[str, Any]:
         """These flags, and the names of files, as the API takes them."""
@@ -132,6 +136,8 @@ class FileFlags:
             "files": list(files) or None,
             "include": include or None,
             "exclude": list(self.exclude) or None,
+            "local_dir": self.local_dir,
+            "overwrite": self.overwrite,
         }
 
 

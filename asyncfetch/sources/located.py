@@ -49,7 +49,8 @@ class SourceFile:
     source has commits. `key` names its partial and its lock, `blob` its blob (empty: its sha256,
     known once it is here); `identity` is what a resumed partial must still be.
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
-    missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
+    missing; `vouched` is the hash that a record of the folder which it is in promises, if nobody touched it
+    since. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
     `sized` is false while nothing has told the size; then `size` is 0. `splittable` is false where the
     server is known to answer a range with the whole file.
@@ -70,6 +71,7 @@ class SourceFile:
     splittable: bool = True
     path: Path | None = None
     in_blobs: bool = False
+    vouched: Checksum | None = None
     raw_header: bytes = b""
     header: Header | None = None
 

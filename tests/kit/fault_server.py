@@ -454,8 +454,9 @@ class FaultServer:
 
         api = f"/api/models/{repository.name}"
         self.resources[f"{api}/tree/{commit}"] = Resource(respond=respond)
+        told = {"id": repository.name, "sha": commit, "siblings": [{"rfilename": name} for name in names]}
         for revision in ("main", commit):
-            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps({"sha": commit}).encode())
+            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps(told).encode())
         return f"{api}/tree/{commit}"
 
     def _redirecting(self, path: str, commit: str, etag: str, size: int) -> Callable[[Seen], Answer]:
@@ -581,6 +582,8 @@ class FaultServer:
         return answer.ending == "keep"
 
     def _send_body(self, sock: socket.socket, answer: Answer, seen: Seen) -> None:
+        if seen.method == "HEAD":
+            return
         body = memoryview(answer.body)[: answer.cut]
         step, pause = answer.pace or (65536, 0.0)
         for at in range(0, len(body), step):

@@ -6,6 +6,8 @@ from . import Mutant
 
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
+_FOLDER = "a folder that a download fills"
+_STAYS = "api/test_local_dir.py::test_what_the_user_changed_stays"
 
 MUTANTS = (
     Mutant(
@@ -87,5 +89,72 @@ MUTANTS = (
         "path.stat().st_size == entry.size",
         "True",
         ("api/test_downloads.py::test_a_cached_companion_that_is_wrong",),
+    ),
+    Mutant(
+        "changed-files-overwritten",
+        _FOLDER,
+        "api.placing:Placing._refuse",
+        "if changed and not self.overwrite:",
+        "if changed and self.overwrite is None:",
+        (_STAYS,),
+    ),
+    Mutant(
+        "dates-alone-tell",
+        _FOLDER,
+        "storage.folders:_touched",
+        "max(status.st_mtime, status.st_ctime)",
+        "status.st_mtime",
+        (_STAYS,),
+    ),
+    Mutant(
+        "records-outlast-edits",
+        _FOLDER,
+        "storage.folders:LocalFolder.standing",
+        "if digests[checksum.algorithm] == checksum.hex:",
+        "if digests[checksum.algorithm]:",
+        (_STAYS,),
+    ),
+    Mutant(
+        "edits-meanwhile-overwritten",
+        _FOLDER,
+        "api.placing:Placing.fill",
+        "if self._states[name] != self.folder.state(name)",
+        "if name not in self._states",
+        ("api/test_local_dir.py::test_edited_while_it_is_fetched",),
+    ),
+    Mutant(
+        "links-out-followed",
+        _FOLDER,
+        "storage.folders:LocalFolder._holds",
+        "os.path.commonpath([home, os.path.realpath(path)]) == home",
+        "bool(home)",
+        ("api/test_local_dir.py::test_links_that_lead_out", "api/test_local_dir.py::test_a_file_that_is_a_link"),
+    ),
+    Mutant(
+        "case-counts",
+        _FOLDER,
+        "storage.folders:refuse_collisions",
+        'unicodedata.normalize("NFC", part).casefold()',
+        "part",
+        ("api/test_local_dir.py::test_names_that_cannot_be",),
+    ),
+    Mutant(
+        "folder-linked-to-the-cache",
+        _FOLDER,
+        "api.placing:Placing.fill",
+        "link=own",
+        "link=True",
+        ("api/test_local_dir.py::test_the_tree_is_there",),
+    ),
+    Mutant(
+        "folder-fetched-twice",
+        _FOLDER,
+        "api.placing:Placing.look",
+        "if file.path is None and",
+        "if file.path and",
+        (
+            "api/test_local_dir.py::test_both_ways_with_huggingface_hub",
+            "api/test_local_dir.py::test_no_second_download",
+        ),
     ),
 )
