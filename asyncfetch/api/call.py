@@ -88,8 +88,11 @@ class Call:
 
     async def verify(self) -> tuple[VerifiedFile, ...]:
         """Each cached file, hashed again."""
+        session, chosen = self.session, self.session.request.chosen
+        if chosen is not None:
+            session = replace(session, request=replace(session.request, chosen=replace(chosen, kept=True)))
         try:
-            located = await self.session.locate(headers=False)
+            located = await session.locate(headers=False)
         except (OfflineError, CorruptError) as error:  # it asks nobody, so what they advise is not for it
             if not isinstance(self.session.request.source, LocalSource):
                 error.hint = "verify() sends nothing: fetch it with download(source, offline=False)."

@@ -36,6 +36,7 @@ __all__ = [
     "Planned",
     "Read",
     "ReadOptions",
+    "RepoType",
     "Sought",
     "Source",
     "Storage",
@@ -51,6 +52,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Source = str | os.PathLike[str]
 Storage = Literal["disk", "memory"]
 Verify = Literal["download", "always"]
+RepoType = Literal["model", "dataset"]
 
 
 class HttpClient(Protocol):
@@ -146,6 +148,7 @@ class Wanted(Planned, total=False):
 class Files(TypedDict, total=False):
     """Which files a download brings: by default a checkpoint, and all beside it that holds no weights.
 
+    repo_type: `"dataset"` for a repository of data, of which all files come; `"datasets/owner/name"` says it too.
     weights_only: the checkpoint alone, without config, tokenizer and the like.
     files: exactly these files, by their names in the source, whatever they are.
     include: a glob or several over all files, as huggingface_hub has them; `"*"` is everything.
@@ -155,6 +158,7 @@ class Files(TypedDict, total=False):
     overwrite: replace what was changed in `local_dir`.
     """
 
+    repo_type: RepoType | None
     weights_only: bool
     files: str | Sequence[str] | None
     include: str | Sequence[str] | None

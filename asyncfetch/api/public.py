@@ -94,6 +94,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "cache_dir": (_is_path, "a path"),
     "local_dir": (_is_path, "a path"),
     "overwrite": (_is_flag, "True or False"),
+    "repo_type": (lambda value: value in ("model", "dataset"), '"model" or "dataset"'),
     "endpoint": (_is_text, "a URL"),
     "policy": (lambda value: isinstance(value, Policy), "a Policy"),
     "token": (lambda value: isinstance(value, str | bool), "a token, True, False or None"),

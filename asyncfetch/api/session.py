@@ -30,8 +30,9 @@ from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.finder import distrust
 from ..sources.listing import Chosen
-from ..sources.located import Landed, Located, SourceFile
-from ..sources.request import LocalSource, Request, parse_source
+from ..sources.located import Landed, Located, SourceFile, path_in
+from ..sources.request import HubSource, LocalSource, Request, parse_source
+from ..sources.request import Source as ParsedSource
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..storage.cache import cache_root, expanded
@@ -226,6 +227,7 @@ class Environment:
             source,
             revision=wanted.get("revision"),
             subfolder=wanted.get("subfolder"),
+            repo_type=None if files is None else files.get("repo_type"),
             endpoint=self.settings.endpoint,
             kind_of=_kind_of,
         )
@@ -245,18 +247,21 @@ class Environment:
             None if select is None else selector(select),
             {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
             bool(wanted.get("dequantize")),
-            None if files is None else _chosen(files),
+            None if files is None else _chosen(files, parsed),
         )
 
 
-def _chosen(files: Files) -> Chosen | None:
-    """Which files are wanted. Raises SourceError for options that contradict each other."""
+def _chosen(files: Files, source: ParsedSource) -> Chosen | None:
+    """Which files are wanted: of a dataset all. Raises SourceError for options that contradict each other."""
     names, include, exclude = (_texts(name, files.get(name)) for name in ("files", "include", "exclude"))
     if files.get("weights_only"):
         if names or include or exclude:
             raise SourceError("weights_only= goes with none of files=, include= and exclude=.")
         return None
-    return Chosen(bool(names or include), names, include, exclude)
+    exact = bool(names or include)
+    if not exact and isinstance(source, HubSource) and source.repo_type == "dataset":
+        exact, names = True, (path_in(source.subfolder, source.file),) if source.file else ()
+    return Chosen(exact, names, include, exclude)
 
 
 def _folder_of(files: Files) -> LocalFolder | None:

@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from ..api.options import RepoType
 from ..errors import SourceError
 from ..events import Event, Reporter
 from ..policy import Policy
@@ -113,6 +114,8 @@ class FetchFlags:
 class FileFlags:
     """Which files of a source."""
 
+    repo_type: RepoType | None = None
+    """dataset: a repository of data, of which all files come. Also: datasets/ORG/NAME."""
     weights_only: Annotated[bool, FLAG] = False
     """The checkpoint alone, without config, tokenizer and the like."""
     all: Annotated[bool, FLAG] = False
@@ -132,6 +135,7 @@ class FileFlags:
             raise SourceError("--all is every file: it goes with no names and no --include.")
         include = ["*"] if self.all else list(self.include)
         return {
+            "repo_type": self.repo_type,
             "weights_only": self.weights_only,
             "files": list(files) or None,
             "include": include or None,

@@ -202,6 +202,7 @@ FLAGS = {  # by the keyword of the library
     "exclude": "--exclude",
     "local_dir": "--local-dir",
     "offline": "--offline",
+    "repo_type": "--repo-type",
     "revision": "--revision",
     "select": "--select",
     "subfolder": "--subfolder",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
-from .listing import Chosen, chosen_of, companions_of
+from .listing import Chosen, chosen_of, companions_of, nothing_called
 from .located import Located, SourceFile
 from .request import HubSource, Request
 
@@ -56,11 +58,12 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     source = str(request.source)
     listed = await place.listing(commit)
     if listed is not None:
-        paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
+        paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
         files = [listed.files[path] for path in paths]
-        for file in files:
-            if request.settings.offline and file.path is None:
-                raise OfflineError(source, file.name)
+        missing = [file.name for file in files if request.settings.offline and file.path is None]
+        if missing and not (chosen.kept and len(missing) < len(files)):
+            raise OfflineError(source, missing[0])
+        files = [file for file in files if file.name not in set(missing)]
     elif chosen.include or chosen.exclude:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
@@ -79,6 +82,17 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
         identities=state.identities,
         records=listed.records if listed else None,
     )
+
+
+def _below(files: Mapping[str, SourceFile], request: Request) -> Mapping[str, SourceFile]:
+    """The files in the folder that the user named. Raises EntryNotFoundError if there is none."""
+    folder = request.source.subfolder if isinstance(request.source, HubSource) else ""
+    if not folder:
+        return files
+    found = {path: file for path, file in files.items() if path.startswith(f"{folder}/")}
+    if not found:
+        raise nothing_called(folder, files, str(request.source))
+    return found
 
 
 async def _looked_at(place: Place, request: Request, names: tuple[str, ...], commit: str | None) -> list[SourceFile]:

@@ -61,12 +61,12 @@ class HubFile:
 
 
 class Hub:
-    """One repository on one endpoint."""
+    """One repository on one endpoint, by its name in addresses: `owner/name`, or `datasets/owner/name`."""
 
-    def __init__(self, transport: Transport, settings: Settings, repo_id: str) -> None:
+    def __init__(self, transport: Transport, settings: Settings, name: str) -> None:
         self.transport = transport
         self.settings = settings
-        self.repo_id = repo_id
+        self.name = name
         endpoint = origin_of(settings.endpoint)
         # The official site has more than one name; one may send to another with the token.
         self._trusted = {endpoint}
@@ -81,7 +81,7 @@ class Hub:
         """
         path_inside(revision)
         path_inside(file)
-        return f"{self.settings.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(file)}"
+        return f"{self.settings.endpoint}/{self.name}/resolve/{quote(revision, safe='')}/{quote(file)}"
 
     def headers(self, url: str) -> dict[str, str]:
         """What goes to `url`: the token only to a trusted origin."""
@@ -173,7 +173,8 @@ class Hub:
 
     async def _ask_api(self, path: str, revision: str) -> Reply:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""
-        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/{path}"
+        typed = self.name if self.name.startswith("datasets/") else f"models/{self.name}"
+        url = f"{self.settings.endpoint}/api/{typed}/{path}"
         reply = await self.transport.fetch(
             url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
         )
@@ -234,8 +235,8 @@ class Hub:
                 return  # an empty file has no first byte
             raise ProtocolError(f"unexpected status {status}", url=reply.url)
         sent = self.settings.token is not None and self._gets_token(reply.url)
-        page = redact_url(f"{self.settings.endpoint}/{self.repo_id}")
-        error = refusal(reply, Asked(self.repo_id, file, revision, page, authenticated=sent))
+        page = redact_url(f"{self.settings.endpoint}/{self.name}")
+        error = refusal(reply, Asked(self.name, file, revision, page, authenticated=sent))
         if isinstance(error, AccessError | RepositoryNotFoundError) and not sent:
             if self.settings.token is not None:
                 error.hint = f"{self._leads_to(reply)}, where the token does not go along. {_SET_ENDPOINT}"

@@ -30,12 +30,12 @@ class HubPlace:
     """A repository at a revision. With the commit pinned and all files cached, no request is sent."""
 
     def __init__(self, request: Request, source: HubSource, transport: Transport) -> None:
-        self.cache = RepoCache(request.cache_root, source.repo_id, wrong=request.wrong)
+        self.cache = RepoCache(request.cache_root, source.repo_id, repo_type=source.repo_type, wrong=request.wrong)
         self.ref = None if is_commit(source.revision) else source.revision
         self._source, self._revision = source, source.revision
         self._offline, self._policy = request.settings.offline, request.policy
         self._transport = transport
-        self._hub = Hub(transport, request.settings, source.repo_id)
+        self._hub = Hub(transport, request.settings, source.name)
 
     async def commits(self) -> Sequence[str | None]:
         if is_commit(self._revision):
@@ -44,7 +44,7 @@ class HubPlace:
             return [None]
         commit = await off_loop(lambda: self.cache.commit_of(self._revision))
         if commit is None:
-            raise OfflineError(self._source.repo_id, f"revision {self._revision!r}")
+            raise OfflineError(self._source.name, f"revision {self._revision!r}")
         return [commit]
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:

@@ -6,6 +6,7 @@ from . import Mutant
 
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
+_DATA = "a repository of data"
 _FOLDER = "a folder that a download fills"
 _STAYS = "api/test_local_dir.py::test_what_the_user_changed_stays"
 
@@ -156,5 +157,29 @@ MUTANTS = (
             "api/test_local_dir.py::test_both_ways_with_huggingface_hub",
             "api/test_local_dir.py::test_no_second_download",
         ),
+    ),
+    Mutant(
+        "dataset-among-models",
+        _DATA,
+        "sources.hub_finder:HubPlace.__init__",
+        "repo_type=source.repo_type",
+        'repo_type="model"',
+        ("api/test_datasets.py::test_which_files",),
+    ),
+    Mutant(
+        "half-a-dataset-passes",
+        _DATA,
+        "sources.files:_files_at",
+        "if missing and not (chosen.kept and len(missing) < len(files)):",
+        "if len(missing) == len(files):",
+        ("api/test_datasets.py::test_verify",),
+    ),
+    Mutant(
+        "folder-of-a-dataset-ignored",
+        _DATA,
+        "sources.files:_below",
+        "if not folder:",
+        "if files:",
+        ("api/test_datasets.py::test_which_files",),
     ),
 )
