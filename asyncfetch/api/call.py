@@ -54,22 +54,26 @@ class Call:
 
     async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None, StateDict]:
         target = dtype_or_none(dtype)
-        located, scaling, landed = await self.session.fetch(target)
+        session = self.session
+        if target is None and session.storage == "disk" and not session.request.dequantize:
+            session = session.late()
+        located, scaling, landed = await session.fetch(target)
         merged = await off_loop(lambda: state_dict(located, landed, dtype=target, scaling=scaling), slow=True)
         return located, scaling, StateDict(merged)
 
     async def download(self) -> Snapshot:
         """Download what is missing, and put it into the folder that is to be filled."""
-        placing = self.session.placing
+        session = self.session.late()
+        placing = session.placing
         try:
-            located, _, landed = await self.session.fetch(named=True)
+            located, _, landed = await session.fetch(named=True)
         except StorageError as error:
-            request = self.session.request
+            request = session.request
             if placing is None or not placing.cannot_use(error, request.cache_root):
                 raise
             own = placing.folder.own_cache
-            self.session.notify(Warned(f"{error.message} This download has a cache of its own: {own}"))
-            session = replace(self.session, request=replace(request, cache_root=own))
+            session.notify(Warned(f"{error.message} This download has a cache of its own: {own}"))
+            session = replace(session, request=replace(request, cache_root=own))
             located, _, landed = await session.fetch(named=True)
         if placing is None:
             return _snapshot(located, landed)
@@ -77,7 +81,7 @@ class Call:
 
     async def dry_run(self) -> Resolved:
         """What a download would do."""
-        located = await self.session.locate()
+        located = await self.session.late().locate()
         files = await off_loop(lambda: file_states(located, "disk"))
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 

@@ -19,7 +19,9 @@ from ..engine.transfer import Transfer
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
+    CorruptError,
     NetworkError,
+    ProtocolError,
     RateLimitedError,
     SourceError,
     StorageError,
@@ -29,6 +31,8 @@ from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.finder import distrust
+from ..sources.headers import read_landed
+from ..sources.late import hold_against_index
 from ..sources.listing import Chosen
 from ..sources.located import Landed, Located, SourceFile, path_in
 from ..sources.request import HubSource, LocalSource, Request, parse_source
@@ -60,6 +64,10 @@ class Session:
     verify: Verify
     began: float
     placing: Placing | None = None  # the folder that it fills
+
+    def late(self) -> Session:
+        """The same where headers may come with the bytes, because nothing depends on them before."""
+        return replace(self, request=replace(self.request, late=True))
 
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
@@ -102,14 +110,16 @@ class Session:
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
         `named` is that of `download`.
         """
-        looks = 0
+        looks, listed = 0, False
         while True:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
+                listed = located.listing is not None
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:
+                    await self._read_late(located, landed)
                     return located, scaling, landed
                 hint = (
                     "Let nothing prune the cache meanwhile, or choose another folder with cache_dir= or HF_HUB_CACHE."
@@ -119,6 +129,12 @@ class Session:
                 if not vanished(raised) or isinstance(self.request.source, LocalSource):
                     raise
                 error = raised
+            except (CorruptError, ProtocolError) as wrong:
+                if not listed or isinstance(wrong, ChecksumMismatchError):
+                    raise
+                self.notify(Warned(f"{wrong.message} Its source is asked for each shard", None))
+                self.request, listed = replace(self.request, late=False), False
+                continue
             if looks == _MOST_LOOKS:
                 raise error
             self.notify(Warned(f"{error.path} was removed meanwhile: what is missing is fetched again"))
@@ -145,6 +161,21 @@ class Session:
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
         return landed
+
+    async def _read_late(self, located: Located, landed: Mapping[str, Landed]) -> None:
+        """Read the headers that came with the shards, and hold them against the index. Raises CorruptError."""
+        late = [file for file in located.files if file.late]
+
+        def read() -> list[str]:
+            for file in late:
+                one = landed[file.name]
+                if file.header is None and one.path is not None:
+                    read_landed(file, one.path, one.pages)
+            return hold_against_index(located, late)
+
+        if late:
+            for note in await off_loop(read, slow=True):
+                self.notify(Warned(note))
 
     async def _resolve(self, headers: bool) -> Located:
         return await resolve(self.request, self.transport, headers=headers)

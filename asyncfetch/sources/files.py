@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from ..errors import OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
@@ -22,7 +22,7 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
 
     What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
     """
-    listed = await place.listing(located.commit)
+    listed = located.listing or await place.listing(located.commit)
     if listed is None:
         if isinstance(request.source, HubSource):
             located.warnings.append(f"{located.source} lists no files: only weights and index were downloaded")
@@ -32,11 +32,12 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     files = listed.files
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     paths = [path for path in companions if path not in known]
-    missing = [path for path in paths if files[path].path is None] if request.settings.offline else []
+    taken = await off_loop(lambda: {path: files[path] for path in paths}, slow=True)
+    missing = [path for path in paths if taken[path].path is None] if request.settings.offline else []
     if missing:
         shown = counted(missing[:_SHOWN], len(missing))
         located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
-    located.files += [files[path] for path in paths if path not in missing]
+    located.files += [file for path, file in taken.items() if path not in set(missing)]
 
 
 async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
@@ -59,7 +60,7 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     listed = await place.listing(commit)
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
-        files = [listed.files[path] for path in paths]
+        files = await off_loop(lambda: [listed.files[path] for path in paths], slow=True)
         missing = [file.name for file in files if request.settings.offline and file.path is None]
         if missing and not (chosen.kept and len(missing) < len(files)):
             raise OfflineError(source, missing[0])
@@ -84,12 +85,12 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     )
 
 
-def _below(files: Mapping[str, SourceFile], request: Request) -> Mapping[str, SourceFile]:
-    """The files in the folder that the user named. Raises EntryNotFoundError if there is none."""
+def _below(files: Collection[str], request: Request) -> Collection[str]:
+    """The names of files in the folder that the user named. Raises EntryNotFoundError if there is none."""
     folder = request.source.subfolder if isinstance(request.source, HubSource) else ""
     if not folder:
         return files
-    found = {path: file for path, file in files.items() if path.startswith(f"{folder}/")}
+    found = dict.fromkeys(path for path in files if path.startswith(f"{folder}/"))
     if not found:
         raise nothing_called(folder, files, str(request.source))
     return found

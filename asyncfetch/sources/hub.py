@@ -67,6 +67,7 @@ class Hub:
         self.transport = transport
         self.settings = settings
         self.name = name
+        self.api = name if name.startswith("datasets/") else f"models/{name}"
         endpoint = origin_of(settings.endpoint)
         # The official site has more than one name; one may send to another with the token.
         self._trusted = {endpoint}
@@ -173,14 +174,22 @@ class Hub:
 
     async def _ask_api(self, path: str, revision: str) -> Reply:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""
-        typed = self.name if self.name.startswith("datasets/") else f"models/{self.name}"
-        url = f"{self.settings.endpoint}/api/{typed}/{path}"
+        url = f"{self.settings.endpoint}/api/{self.api}/{path}"
         reply = await self.transport.fetch(
             url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
         )
         if reply.status not in _NO_API or reply.headers.get("x-error-code"):
             self._raise_for(reply, path.partition("?")[0], revision)
         return reply
+
+    async def told(self, path: str) -> object:
+        """The JSON that the API answers to a path below it; None if that is none. Raises the network's errors."""
+        url = f"{self.settings.endpoint}/api/{path}"
+        reply = await self.transport.fetch(url, limit=MiB, headers=self.headers(url), may_follow=self._may_follow)
+        try:
+            return json.loads(reply.body) if reply.status == 200 and not reply.truncated else None
+        except (ValueError, RecursionError):
+            return None
 
     def target_of(self, file: str, found: HubFile) -> Target:
         """Where the bytes of a file are served, by what was found."""

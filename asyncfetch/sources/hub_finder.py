@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,30 @@ from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import HubSource, Request
 
 __all__ = ["HubPlace"]
+
+
+class _Listed(Mapping[str, SourceFile]):
+    """The files of a listing: of many, few are wanted, and only those are looked for on the disk."""
+
+    def __init__(self, names: Collection[str], look: Callable[[str], SourceFile]) -> None:
+        self._names, self._look = names, look
+        self._found: dict[str, SourceFile] = {}
+
+    def __getitem__(self, name: str) -> SourceFile:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._found:
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class HubPlace:
@@ -117,11 +141,7 @@ class HubPlace:
             if records is None:
                 return None
             entries = entries_of(records)
-        return Listing(await off_loop(lambda: self._listed(entries, commit)), records)
-
-    def _listed(self, entries: Mapping[str, TreeEntry], commit: str) -> dict[str, SourceFile]:
-        """The files of a listing, those that are here with their paths."""
-        return {name: self._file_of(name, entry, commit) for name, entry in entries.items()}
+        return Listing(_Listed(entries, lambda name: self._file_of(name, entries[name], commit)), records)
 
     def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:
         etag = entry.checksum.hex if entry.checksum else ""

@@ -53,7 +53,8 @@ class SourceFile:
     since. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
     `sized` is false while nothing has told the size; then `size` is 0. `splittable` is false where the
-    server is known to answer a range with the whole file.
+    server is known to answer a range with the whole file. `late`: a shard that is known by a listing, whose header
+    comes with its first bytes.
     """
 
     name: str
@@ -74,6 +75,7 @@ class SourceFile:
     vouched: Checksum | None = None
     raw_header: bytes = b""
     header: Header | None = None
+    late: bool = False
 
     @property
     def algorithm(self) -> str:
@@ -107,7 +109,8 @@ class SourceFile:
 class Listing:
     """All files of a source, by their paths, those that are here with where they are.
 
-    `records` are what a server said of them, to be kept with the download.
+    Which are here may be looked at when one is taken: that is for a thread. `records` are what a server said of
+    them, to be kept with the download.
     """
 
     files: Mapping[str, SourceFile]
@@ -154,6 +157,7 @@ class Located:
     identities: Mapping[str, str] = field(default_factory=dict)
     records: Records | None = None
     scales: frozenset[str] = frozenset()
+    listing: Listing | None = None  # by which its shards are known
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

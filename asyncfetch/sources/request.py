@@ -29,6 +29,7 @@ __all__ = [
     "candidates",
     "check_repo_id",
     "is_index_name",
+    "is_repo_id",
     "names_in",
     "parse_source",
 ]
@@ -183,7 +184,7 @@ def _local(
     source: str | os.PathLike[str], kind: str, revision: str | None, subfolder: str | None, repo_type: str | None
 ) -> LocalSource:
     text = os.fspath(source)
-    shadows = text if isinstance(source, str) and _is_repo_id(text.removeprefix("datasets/")) else ""
+    shadows = text if isinstance(source, str) and is_repo_id(text.removeprefix("datasets/")) else ""
     if revision or repo_type == "dataset":
         hint = LocalSource(text, None, shadows).both_readings(revision or "main") if shadows else ""
         raise SourceError(f"{text!r} is a local path, which has no {'revisions' if revision else 'type'}.", hint=hint)
@@ -355,10 +356,12 @@ class Request:
     checksums: Mapping[str, Checksum] | None = None
     dequantize: bool = False  # what scales a selected tensor is wanted too
     chosen: Chosen | None = None  # None: what a load needs, and no more
+    late: bool = False  # headers may come with the first bytes of the shards, where hashes are known before
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
+    """Whether it is `name` or `owner/name` by the Hub's rules."""
     parts = text.split("/")
     good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
     return good and not ("--" in text or ".." in text or text.endswith(".git") or any(p[0] in "-." for p in parts))
@@ -366,7 +369,7 @@ def _is_repo_id(text: str) -> bool:
 
 def check_repo_id(repo_id: str) -> str:
     """`name` or `owner/name` by the Hub's rules, or SourceError."""
-    if not _is_repo_id(repo_id):
+    if not is_repo_id(repo_id):
         raise SourceError(
             f"{repo_id!r} is neither an existing path nor a repository id.",
             hint='A repository is "owner/name", a revision is added as "owner/name@revision".',

@@ -6,6 +6,9 @@ from . import Mutant
 
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
+_ONCE = "one listing for many shards"
+_LIES = "api/test_requests.py::test_a_listing_that_tells_less_or_lies"
+_MEANT = "a repository or a revision that does not exist"
 _DATA = "a repository of data"
 _FOLDER = "a folder that a download fills"
 _STAYS = "api/test_local_dir.py::test_what_the_user_changed_stays"
@@ -47,8 +50,8 @@ MUTANTS = (
         "named-files-missing-offline-unsaid",
         _COMPANIONS,
         "sources.files:_files_at",
-        "if request.settings.offline and file.path is None:",
-        "if file is None:",
+        "if request.settings.offline and file.path is None]",
+        "if file is None]",
         ("api/test_downloads.py::test_offline_what_is_missing_is_said",),
     ),
     Mutant(
@@ -181,5 +184,77 @@ MUTANTS = (
         "if not folder:",
         "if files:",
         ("api/test_datasets.py::test_which_files",),
+    ),
+    Mutant(
+        "a-look-at-each-listed-shard",
+        _ONCE,
+        "sources.late:saves_requests",
+        "return missing >= _FEW or",
+        "return missing > 99 or",
+        ("api/test_requests.py::test_many_shards",),
+    ),
+    Mutant(
+        "listing-for-a-warm-cache",
+        _ONCE,
+        "sources.late:saves_requests",
+        "return missing >= _FEW or (missing > 0 and request.chosen is not None)",
+        "return missing > -1",
+        ("api/test_requests.py::test_many_shards",),
+    ),
+    Mutant(
+        "any-listed-hash-is-believed",
+        _ONCE,
+        "sources.late:known_shards",
+        'file.checksum.algorithm == "sha256"',
+        "file.checksum.algorithm",
+        (_LIES,),
+    ),
+    Mutant(
+        "a-wrong-listing-is-the-end",
+        _ONCE,
+        "api.session:Session.fetch",
+        "if not listed or isinstance(wrong, ChecksumMismatchError):",
+        "if wrong:",
+        (_LIES, "api/test_requests.py::test_all_tell_another_size"),
+    ),
+    Mutant(
+        "late-headers-read-at-the-end",
+        _ONCE,
+        "engine.receiving:Receiving.__init__",
+        "PREFIX_BYTES if early else None",
+        "None",
+        ("api/test_requests.py::test_what_cannot_be_loaded",),
+    ),
+    Mutant(
+        "late-headers-not-held-against-the-index",
+        _ONCE,
+        "api.session:Session._read_late",
+        "return hold_against_index(located, late)",
+        "return []",
+        ("api/test_requests.py::test_small_ones_that_cannot_be_loaded",),
+    ),
+    Mutant(
+        "waits-for-an-api-that-fails",
+        _ONCE,
+        "sources.late:listing_at_once",
+        "transport.hurry(brief=0.0)",
+        "transport.hurry(brief=60.0)",
+        ("api/test_requests.py::test_no_listing",),
+    ),
+    Mutant(
+        "suggestions-waited-for",
+        _MEANT,
+        "sources.suggestions:suggest",
+        "transport.hurry(brief=0.0)",
+        "transport.hurry(brief=60.0)",
+        ("sources/test_suggestions.py::test_a_search_that_fails",),
+    ),
+    Mutant(
+        "suggestions-of-any-name",
+        _MEANT,
+        "sources.suggestions:_ids_in",
+        "isinstance(one, str) and is_repo_id(one)",
+        "isinstance(one, str)",
+        ("sources/test_suggestions.py::test_what_others_wrote",),
     ),
 )
