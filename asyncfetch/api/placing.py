@@ -72,7 +72,7 @@ class Placing:
         """
         came = await off_loop(lambda: _all_that_came(located, landed), slow=True)
         changed = [name for name in came if self._states[name] != self.folder.state(name)]
-        unsure = [name for name, standing in self._standings.items() if standing is Standing.CHANGED]
+        unsure = [name for name in came if self._standings[name] is Standing.CHANGED]
         await self._judge({name: (came[name][1], None) for name in {*changed, *unsure}})
         self._refuse(came)
         own = located.cache is not None and located.cache.root == self.folder.own_cache

@@ -139,6 +139,7 @@ class LocalFolder:
         """Refuse what cannot be put there, and make the folder. Raises SourceError, StorageError."""
         self.refuse_strays(names)
         make_folder(self._records)
+        self._drop_leftovers()
         home = self.path / BOOKKEEPING
         with LeftOut()("what marks bookkeeping"):
             for name, content in ((".gitignore", b"*"), ("CACHEDIR.TAG", _TAG)):
@@ -186,23 +187,22 @@ class LocalFolder:
         """Remove the cache of one download, once all of it has been put where it belongs."""
         shutil.rmtree(self.own_cache, ignore_errors=True)
 
+    def _drop_leftovers(self) -> None:
+        """Remove what killed processes left half-written, and what no other process may be writing just now."""
+        with suppress(OSError):
+            for path in self._records.rglob("*.asyncfetch.*.incomplete"):
+                if path.stat().st_mtime + _DEAD < time.time():
+                    path.unlink()
+
     def _record_path(self, name: str) -> Path:
         path = path_inside(name)
         return self._records / path.with_name(f"{path.name}.metadata")
 
     @contextmanager
     def _temporary(self, name: str) -> Iterator[Path]:
-        """A fresh name among the records, so that the user's tree has whole files alone.
-
-        What a killed process left of the same file is removed.
-        """
+        """A fresh name among the records, so that the user's tree has whole files alone."""
         record = self._record_path(name)
         make_folder(record.parent)
-        for path in record.parent.iterdir():
-            if path.name.startswith(f"{record.stem}.asyncfetch.") and path.name.endswith(".incomplete"):
-                with suppress(OSError):
-                    if path.stat().st_ctime + _DEAD < time.time():
-                        path.unlink()
         path = record.with_name(f"{record.stem}.asyncfetch.{secrets.token_hex(4)}.incomplete")
         try:
             yield path

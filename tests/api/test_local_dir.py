@@ -258,7 +258,16 @@ def test_names_that_cannot_be(server: FaultServer, tmp_path: Path, extra: str, t
 
 
 def test_interrupted_it_goes_on(server: FaultServer, repository: Repository, tmp_path: Path) -> None:
-    """A failed download leaves a folder of whole files, and what came of the others in the cache."""
+    """A failed download leaves a folder of whole files, and what came of the others in the cache.
+
+    What a process that was killed left in the folder is removed, but not what another one may be writing.
+    """
+    records = tmp_path / "dir" / DOT / "download"
+    records.mkdir(parents=True)
+    for name, age in (("old", 9e8), ("new", None)):
+        (records / f"{name}.asyncfetch.12345678.incomplete").write_bytes(b"half")
+        if age is not None:
+            os.utime(records / f"{name}.asyncfetch.12345678.incomplete", (age, age))
     page = repository.storage[SHARD]
     server.fault(page, Truncate(1000), forever=True)
     with pytest.raises(asyncfetch.NetworkError):
@@ -266,6 +275,7 @@ def test_interrupted_it_goes_on(server: FaultServer, repository: Repository, tmp
     assert not [name for name, data in tree(tmp_path / "dir").items() if data != FILES[name]]
     server.heal(page)
     assert tree(download(server, tmp_path).path) == FILES
+    assert [path.name for path in records.glob("*.incomplete")] == ["new.asyncfetch.12345678.incomplete"]
 
 
 @pytest.mark.parametrize("cache", ["/sys/cache", "~nobody-of-this-name/cache"], ids=["closed", "nowhere"])
