@@ -130,10 +130,10 @@ class Session:
                     raise
                 error = raised
             except (CorruptError, ProtocolError) as wrong:
-                if not listed or isinstance(wrong, ChecksumMismatchError):
+                if not (listed and self.request.believed) or isinstance(wrong, ChecksumMismatchError):
                     raise
-                self.notify(Warned(f"{wrong.message} Its source is asked for each shard", None))
-                self.request, listed = replace(self.request, late=False), False
+                self.notify(Warned(f"{wrong.message} The source is asked for each file", None))
+                self.request = replace(self.request, believed=False)
                 continue
             if looks == _MOST_LOOKS:
                 raise error

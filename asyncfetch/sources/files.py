@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ..errors import OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
 from .listing import Chosen, chosen_of, companions_of, nothing_called
-from .located import Located, SourceFile
+from .located import Listing, Located, SourceFile
 from .request import HubSource, Request
 
 __all__ = ["add_companions", "find_files"]
@@ -32,7 +32,8 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     files = listed.files
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     paths = [path for path in companions if path not in known]
-    taken = await off_loop(lambda: {path: files[path] for path in paths}, slow=True)
+    taken = await _taken(place, request, listed, paths, located.commit)
+    located.listing = listed
     missing = [path for path in paths if taken[path].path is None] if request.settings.offline else []
     if missing:
         shown = counted(missing[:_SHOWN], len(missing))
@@ -60,7 +61,7 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     listed = await place.listing(commit)
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
-        files = await off_loop(lambda: [listed.files[path] for path in paths], slow=True)
+        files = [*(await _taken(place, request, listed, paths, commit)).values()]
         missing = [file.name for file in files if request.settings.offline and file.path is None]
         if missing and not (chosen.kept and len(missing) < len(files)):
             raise OfflineError(source, missing[0])
@@ -68,7 +69,7 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     elif chosen.include or chosen.exclude:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
-        files = await _looked_at(place, request, chosen.names, commit)
+        files = [*(await _looked_at(place, request, chosen.names, commit)).values()]
     state = await place.recall(files, None, files[0].commit)
     return Located(
         source=source,
@@ -82,7 +83,22 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
         origin=place,
         identities=state.identities,
         records=listed.records if listed else None,
+        listing=listed,
     )
+
+
+async def _taken(
+    place: Place, request: Request, listed: Listing, paths: Sequence[str], commit: str | None
+) -> dict[str, SourceFile]:
+    """Files of a listing. The source is asked for each of which it tells no hash, or for all if it is not believed.
+
+    A gated repository shows stars for the hash of a large file, and what a mirror shows may be that of a pointer.
+    """
+    found = await off_loop(lambda: {path: listed.files[path] for path in paths}, slow=True)
+    if not isinstance(request.source, HubSource) or request.settings.offline:
+        return found
+    unsure = [path for path in paths if found[path].path is None and not (request.believed and found[path].checksum)]
+    return {**found, **await _looked_at(place, request, unsure, commit or next(iter(found.values())).commit)}
 
 
 def _below(files: Collection[str], request: Request) -> Collection[str]:
@@ -96,7 +112,7 @@ def _below(files: Collection[str], request: Request) -> Collection[str]:
     return found
 
 
-async def _looked_at(place: Place, request: Request, names: tuple[str, ...], commit: str | None) -> list[SourceFile]:
+async def _looked_at(place: Place, request: Request, names: Sequence[str], commit: str | None) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
 
     async def look(name: str) -> None:
@@ -104,4 +120,4 @@ async def _looked_at(place: Place, request: Request, names: tuple[str, ...], com
 
     with plain_errors():
         await each(names, look, request.policy.connections)
-    return [found[name] for name in names]
+    return {name: found[name] for name in names}

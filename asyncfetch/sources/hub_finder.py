@@ -141,6 +141,8 @@ class HubPlace:
             if records is None:
                 return None
             entries = entries_of(records)
+            if not all(entry.checksum for entry in entries.values()):
+                records = None  # it tells more to who is let in: so it is not kept
         return Listing(_Listed(entries, lambda name: self._file_of(name, entries[name], commit)), records)
 
     def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:

@@ -37,7 +37,11 @@ class _Lister(Protocol):
 async def saves_requests(place: _Lister, request: Request, paths: Sequence[str], commit: str | None) -> bool:
     """Whether a listing takes fewer requests than a look at each shard, and headers may be late."""
     cache = place.cache
-    if not (request.late and isinstance(request.source, HubSource)) or cache is None or commit is None:
+    if (
+        not (request.late and request.believed and isinstance(request.source, HubSource))
+        or cache is None
+        or commit is None
+    ):
         return False
     if request.settings.offline:
         return False

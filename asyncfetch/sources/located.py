@@ -157,7 +157,7 @@ class Located:
     identities: Mapping[str, str] = field(default_factory=dict)
     records: Records | None = None
     scales: frozenset[str] = frozenset()
-    listing: Listing | None = None  # by which its shards are known
+    listing: Listing | None = None  # by which its files are known
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

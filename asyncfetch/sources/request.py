@@ -356,6 +356,7 @@ class Request:
     checksums: Mapping[str, Checksum] | None = None
     dequantize: bool = False  # what scales a selected tensor is wanted too
     chosen: Chosen | None = None  # None: what a load needs, and no more
+    believed: bool = True  # a listing, about hashes and sizes
     late: bool = False  # headers may come with the first bytes of the shards, where hashes are known before
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 

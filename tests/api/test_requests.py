@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,17 @@ def counted(server: FaultServer) -> tuple[int, int]:
 @pytest.mark.parametrize("shards", [4, 64])
 @pytest.mark.parametrize("links", [True, False], ids=["links", "direct"])
 def test_many_shards(server: FaultServer, tmp_path: Path, shards: int, links: bool) -> None:
-    """The index, the listing, and one request for each shard; its bytes take one more where they are behind a link."""
-    serve(server, shards, 1_000, links=links)
+    """The index, the listing, and one request for each shard, for a link or its first bytes; one for the rest of it."""
+    serve(server, shards, 100_000, links=links)
     state = asyncfetch.load("org/model", **access(server, tmp_path))
-    assert same(state, shards, 1_000)
-    assert counted(server) == (shards + 2, shards if links else 0)
+    assert same(state, shards, 100_000)
+    hub, storage = (shards + 2, shards) if links else (2 * shards + 2, 0)
+    assert counted(server) == (hub, storage)
+    shutil.rmtree(tmp_path / "models--org--model" / "listings")
     asyncfetch.load("org/model", **access(server, tmp_path))
-    assert counted(server) == (shards + 3, shards if links else 0), "a warm cache takes the look at the branch"
+    assert counted(server) == (hub + 1, storage), "a warm cache takes the look at the branch, and no listing"
     asyncfetch.load("org/model", **access(server, tmp_path, revision=COMMIT))
-    assert counted(server) == (shards + 3, shards if links else 0)
+    assert counted(server) == (hub + 1, storage)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,29 @@ def test_a_listing_that_tells_less_or_lies(
     events: list[Event] = []
     assert same(asyncfetch.load("org/model", report=events.append, **access(server, tmp_path)), shards, 100_000)
     assert len([event for event in events if isinstance(event, Warned)]) == warned
+
+
+@pytest.mark.parametrize(
+    ("edit", "warned"),
+    [
+        (lambda entry: with_lfs(entry, oid="*" * 64), 0),
+        (lambda entry: {**entry, "lfs": None, "oid": "1" * 40, "size": 134}, 1),
+    ],
+    ids=["stars", "pointer"],
+)
+@pytest.mark.parametrize("options", [{}, {"include": "*"}, {"files": "model.safetensors"}], ids=str)
+def test_files_that_are_listed_without_their_hash(
+    server: FaultServer, tmp_path: Path, edit: Callable[[Entry], Entry | None], warned: int, options: dict[str, Any]
+) -> None:
+    """They are asked for one by one; and so are all, once one turns out to be another one."""
+    files = {"model.safetensors": safetensors_bytes(tensors_of(1, 100_000)), "config.json": b"{}", "a/b.txt": b"x"}
+    server.listing(server.hub("org/model", files))
+    edited(server, edit)
+    events: list[Event] = []
+    snapshot = asyncfetch.download("org/model", report=events.append, **access(server, tmp_path), **options)
+    names = [options["files"]] if "files" in options else [*files]
+    assert {name: path.read_bytes() for name, path in snapshot.files.items()} == {name: files[name] for name in names}
+    assert len([event for event in events if isinstance(event, Warned)]) == (warned if options else 0)
 
 
 def test_all_tell_another_size(server: FaultServer, tmp_path: Path) -> None:

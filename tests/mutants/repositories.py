@@ -213,7 +213,7 @@ MUTANTS = (
         "a-wrong-listing-is-the-end",
         _ONCE,
         "api.session:Session.fetch",
-        "if not listed or isinstance(wrong, ChecksumMismatchError):",
+        "if not (listed and self.request.believed) or isinstance(wrong, ChecksumMismatchError):",
         "if wrong:",
         (_LIES, "api/test_requests.py::test_all_tell_another_size"),
     ),
@@ -256,5 +256,13 @@ MUTANTS = (
         "isinstance(one, str) and is_repo_id(one)",
         "isinstance(one, str)",
         ("sources/test_suggestions.py::test_what_others_wrote",),
+    ),
+    Mutant(
+        "listed-without-a-hash-and-not-asked-for",
+        _ONCE,
+        "sources.files:_taken",
+        "not (request.believed and found[path].checksum)",
+        "False",
+        ("api/test_requests.py::test_files_that_are_listed_without_their_hash",),
     ),
 )
