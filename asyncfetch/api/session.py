@@ -115,7 +115,7 @@ class Session:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
-                listed = located.listing is not None
+                listed = located.listing is not None and isinstance(self.request.source, HubSource)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:

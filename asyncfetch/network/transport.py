@@ -83,13 +83,15 @@ class Transport:
         """In the block, and until a server gives a good answer, nobody is waited for who does not answer well.
 
         `brief`: but for so many seconds where a server says that it is busy.
-        One call at a time may be in such a block.
+        One call at a time may be in such a block, which may be in another one.
         """
-        self._hurry = hurry = Hurry(brief=brief)
+        around, hurry = self._hurry, Hurry(brief=brief)
+        self._hurry = hurry
         try:
             yield hurry
         finally:
-            self._hurry = Hurry(over=True)
+            around.over |= hurry.over
+            self._hurry = around
 
     def budget(self) -> Budget:
         """The budget of one piece of work."""

@@ -32,13 +32,14 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     files = listed.files
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     paths = [path for path in companions if path not in known]
-    taken = await _taken(place, request, listed, paths, located.commit)
+    taken = await _taken(place, request, listed, paths)
     located.listing = listed
-    missing = [path for path in paths if taken[path].path is None] if request.settings.offline else []
+    offline = request.settings.offline
+    missing = [path for path in paths if offline and taken[path].path is None]
     if missing:
         shown = counted(missing[:_SHOWN], len(missing))
         located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
-    located.files += [file for path, file in taken.items() if path not in set(missing)]
+    located.files += [file for file in taken.values() if file.path is not None or not offline]
 
 
 async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
@@ -61,12 +62,12 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     listed = await place.listing(commit)
     if listed is not None:
         paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
-        files = [*(await _taken(place, request, listed, paths, commit)).values()]
-        missing = [file.name for file in files if request.settings.offline and file.path is None]
-        if missing and not (chosen.kept and len(missing) < len(files)):
-            raise OfflineError(source, missing[0])
-        files = [file for file in files if file.name not in set(missing)]
-    elif chosen.include or chosen.exclude:
+        files = [*(await _taken(place, request, listed, paths)).values()]
+        here = [file for file in files if file.path is not None or not request.settings.offline]
+        if len(here) < len(files) and not (chosen.kept and here):
+            raise OfflineError(source, next(file.name for file in files if file.path is None))
+        files = here
+    elif chosen.include or chosen.exclude or not chosen.names:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
         files = [*(await _looked_at(place, request, chosen.names, commit)).values()]
@@ -87,9 +88,7 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     )
 
 
-async def _taken(
-    place: Place, request: Request, listed: Listing, paths: Sequence[str], commit: str | None
-) -> dict[str, SourceFile]:
+async def _taken(place: Place, request: Request, listed: Listing, paths: Sequence[str]) -> dict[str, SourceFile]:
     """Files of a listing. The source is asked for each of which it tells no hash, or for all if it is not believed.
 
     A gated repository shows stars for the hash of a large file, and what a mirror shows may be that of a pointer.
@@ -98,7 +97,9 @@ async def _taken(
     if not isinstance(request.source, HubSource) or request.settings.offline:
         return found
     unsure = [path for path in paths if found[path].path is None and not (request.believed and found[path].checksum)]
-    return {**found, **await _looked_at(place, request, unsure, commit or next(iter(found.values())).commit)}
+    if unsure:
+        found |= await _looked_at(place, request, unsure, found[unsure[0]].commit)
+    return found
 
 
 def _below(files: Collection[str], request: Request) -> Collection[str]:

@@ -84,7 +84,7 @@ def chosen_of(paths: Collection[str], chosen: Chosen, source: str) -> list[str]:
 
     Globs are those of huggingface_hub: `*` matches slashes too, and a folder with a slash at its end means all
     that is in it. Without names and globs all files are meant. Raises EntryNotFoundError for a name that is not
-    there and for a glob that matches nothing, SelectionError if nothing is left.
+    there, for a glob that matches nothing and for an empty source, SelectionError if nothing is left.
     """
     for name in chosen.names:
         if name not in paths:
@@ -92,6 +92,8 @@ def chosen_of(paths: Collection[str], chosen: Chosen, source: str) -> list[str]:
     for glob in chosen.include:
         if not any(_matches(path, [glob]) for path in paths):
             raise nothing_called(glob, paths, source)
+    if not paths:
+        raise nothing_called("*", paths, source)
     everything = not (chosen.names or chosen.include)
     picked = [path for path in paths if everything or path in chosen.names or _matches(path, chosen.include)]
     left = [path for path in picked if not _matches(path, chosen.exclude)]

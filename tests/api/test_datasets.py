@@ -13,7 +13,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 import asyncfetch
 from asyncfetch.errors import CheckpointNotFoundError, EntryNotFoundError, OfflineError, SourceError
 
-from ..kit.fault_server import QUICK, FaultServer
+from ..kit.fault_server import COMMIT, QUICK, FaultServer
 from ..kit.files import safetensors_bytes
 
 NAME = "datasets/org/data"
@@ -93,6 +93,16 @@ def test_verify(server: FaultServer, tmp_path: Path) -> None:
     assert checked == {**dict.fromkeys([*FILES][:3], True), "data/test.csv": False}
     with pytest.raises(OfflineError, match=r"other/pickled\.bin"):
         asyncfetch.download(NAME, offline=True, **given)
+
+
+def test_nothing_is_listed(server: FaultServer, tmp_path: Path) -> None:
+    """By a mirror without the API, or of an empty repository."""
+    server.hub("datasets/org/mirrored", FILES)
+    with pytest.raises(SourceError, match=r"lists no files\. Give the names"):
+        asyncfetch.download("datasets/org/mirrored@" + COMMIT, **access(server, tmp_path))
+    server.listing(server.hub("datasets/org/empty", {}))
+    with pytest.raises(EntryNotFoundError, match="It is empty"):
+        asyncfetch.download("datasets/org/empty", **access(server, tmp_path))
 
 
 def test_a_checkpoint_in_a_dataset(server: FaultServer, tmp_path: Path) -> None:

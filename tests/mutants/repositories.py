@@ -50,8 +50,8 @@ MUTANTS = (
         "named-files-missing-offline-unsaid",
         _COMPANIONS,
         "sources.files:_files_at",
-        "if request.settings.offline and file.path is None]",
-        "if file is None]",
+        "if file.path is not None or not request.settings.offline",
+        "if file",
         ("api/test_downloads.py::test_offline_what_is_missing_is_said",),
     ),
     Mutant(
@@ -173,8 +173,8 @@ MUTANTS = (
         "half-a-dataset-passes",
         _DATA,
         "sources.files:_files_at",
-        "if missing and not (chosen.kept and len(missing) < len(files)):",
-        "if len(missing) == len(files):",
+        "not (chosen.kept and here)",
+        "not here",
         ("api/test_datasets.py::test_verify",),
     ),
     Mutant(
