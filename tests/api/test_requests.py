@@ -229,11 +229,12 @@ def test_what_cannot_be_loaded(
     assert not list(tmp_path.glob("*/snapshots/*/model-00001*"))
 
 
-def test_small_ones_that_cannot_be_loaded(server: FaultServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [asyncfetch.load, asyncfetch.download])
+def test_small_ones_that_cannot_be_loaded(server: FaultServer, tmp_path: Path, call: Any) -> None:
     """They are here before anybody looks: then afterwards, each time."""
     files = {**sharded_bytes(tensors_of(2, 1_000), 2)}
     files["model-00001-of-00002.safetensors"] = safetensors_bytes({"other": np.zeros(10, dtype=np.uint8)})
     server.listing(server.hub("org/model", files))
     for _ in range(2):
         with pytest.raises(MissingTensorError):
-            asyncfetch.load("org/model", **access(server, tmp_path))
+            call("org/model", **access(server, tmp_path))
