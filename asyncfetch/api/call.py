@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from anyio import from_thread
 
 from ..engine.bookkeeping import file_states
-from ..errors import AsyncfetchError, CorruptError, OfflineError, storage_errors
-from ..events import Resolved
+from ..errors import AsyncfetchError, CorruptError, OfflineError, StorageError, storage_errors
+from ..events import Resolved, Warned
 from ..format.dtypes import dtype_or_none
 from ..format.header import TensorInfo
 from ..models.into import LoadReport, load_state_dict_into
@@ -22,6 +22,7 @@ from ..sources.headers import header_on_disk
 from ..sources.located import Landed, Located
 from ..sources.request import LocalSource
 from ..storage.checksums import Checksum, verify_file
+from ..storage.folders import LocalFolder
 from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
@@ -53,18 +54,34 @@ class Call:
 
     async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None, StateDict]:
         target = dtype_or_none(dtype)
-        located, scaling, landed = await self.session.fetch(target)
+        session = self.session
+        if target is None and session.storage == "disk" and not session.request.dequantize:
+            session = session.late()
+        located, scaling, landed = await session.fetch(target)
         merged = await off_loop(lambda: state_dict(located, landed, dtype=target, scaling=scaling), slow=True)
         return located, scaling, StateDict(merged)
 
     async def download(self) -> Snapshot:
-        """Download what is missing."""
-        located, _, landed = await self.session.fetch(named=True)
-        return _snapshot(located, landed)
+        """Download what is missing, and put it into the folder that is to be filled."""
+        session = self.session.late()
+        placing = session.placing
+        try:
+            located, _, landed = await session.fetch(named=True)
+        except StorageError as error:
+            request = session.request
+            if placing is None or not placing.cannot_use(error, request.cache_root):
+                raise
+            own = placing.folder.own_cache
+            session.notify(Warned(f"{error.message} This download has a cache of its own: {own}"))
+            session = replace(session, request=replace(request, cache_root=own))
+            located, _, landed = await session.fetch(named=True)
+        if placing is None:
+            return _snapshot(located, landed)
+        return Snapshot(placing.folder.path, located.commit, await placing.fill(located, landed))
 
     async def dry_run(self) -> Resolved:
         """What a download would do."""
-        located = await self.session.locate()
+        located = await self.session.late().locate()
         files = await off_loop(lambda: file_states(located, "disk"))
         return Resolved(located.source, located.commit, located.index.file if located.index else None, files)
 
@@ -75,16 +92,20 @@ class Call:
 
     async def verify(self) -> tuple[VerifiedFile, ...]:
         """Each cached file, hashed again."""
+        session, chosen = self.session, self.session.request.chosen
+        if chosen is not None:
+            session = replace(session, request=replace(session.request, chosen=replace(chosen, kept=True)))
         try:
-            located = await self.session.locate(headers=False)
+            located = await session.locate(headers=False)
         except (OfflineError, CorruptError) as error:  # it asks nobody, so what they advise is not for it
             if not isinstance(self.session.request.source, LocalSource):
                 error.hint = "verify() sends nothing: fetch it with download(source, offline=False)."
             raise
-        paths = [(file.name, file.path, file.checksum) for file in located.files if file.path is not None]
-        index, path, cache = located.index, located.index_path, located.cache
-        if index is not None and path is not None and cache is not None:
-            paths.insert(0, (index.file, path, await off_loop(lambda: cache.checksum_of(path))))
+        paths = [(file.name, file.path, file.checksum or file.vouched) for file in located.files if file.path]
+        index, path = located.index, located.index_path
+        if index is not None and path is not None:
+            promised = await off_loop(lambda: _promised(located, index.file, path))
+            paths.insert(0, (index.file, path, promised))
         return tuple([await off_loop(partial(_verify_one, *entry), slow=True) for entry in paths])
 
     async def open(self, dtype: DTypeLike | None, timeout: float | None) -> Checkpoint:
@@ -130,6 +151,14 @@ def _snapshot(located: Located, landed: Mapping[str, Landed]) -> Snapshot:
         return Snapshot(located.cache.snapshot(located.commit), located.commit, files)
     name, path = next(iter(files.items()))
     return Snapshot(path.parents[name.count("/")], None, files)
+
+
+def _promised(located: Located, name: str, path: Path) -> Checksum | None:
+    """The hash of an index, by its place in the cache or by the record of the folder that it is in."""
+    if located.cache is not None:
+        return located.cache.checksum_of(path)
+    record = LocalFolder(path.parents[name.count("/")]).record(name)
+    return None if record is None else record.checksum
 
 
 def _inspection(located: Located, scaling: Scaling | None = None) -> Inspection:

@@ -36,6 +36,7 @@ __all__ = [
     "Planned",
     "Read",
     "ReadOptions",
+    "RepoType",
     "Sought",
     "Source",
     "Storage",
@@ -51,6 +52,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Source = str | os.PathLike[str]
 Storage = Literal["disk", "memory"]
 Verify = Literal["download", "always"]
+RepoType = Literal["model", "dataset"]
 
 
 class HttpClient(Protocol):
@@ -146,16 +148,23 @@ class Wanted(Planned, total=False):
 class Files(TypedDict, total=False):
     """Which files a download brings: by default a checkpoint, and all beside it that holds no weights.
 
+    repo_type: `"dataset"` for a repository of data, of which all files come; `"datasets/owner/name"` says it too.
     weights_only: the checkpoint alone, without config, tokenizer and the like.
     files: exactly these files, by their names in the source, whatever they are.
     include: a glob or several over all files, as huggingface_hub has them; `"*"` is everything.
     exclude: a glob or several over files to leave out, of what `include` and `files` say, or beside the checkpoint.
+    local_dir: put the files into this folder too, as the source has them; what is there already is not fetched.
+        A file that was changed there is an error.
+    overwrite: replace what was changed in `local_dir`.
     """
 
+    repo_type: RepoType | None
     weights_only: bool
     files: str | Sequence[str] | None
     include: str | Sequence[str] | None
     exclude: str | Sequence[str] | None
+    local_dir: Source | None
+    overwrite: bool
 
 
 class Fetched(Wanted, Files, total=False):
@@ -208,6 +217,7 @@ _DESCRIPTIONS = {
 _DEFAULTS: Mapping[str, object] = {
     "verify": "download",
     "weights_only": False,
+    "overwrite": False,
     "dequantize": False,
 }  # of all others None
 

@@ -92,6 +92,9 @@ def _is_flag(value: object) -> bool:
 _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL, a bucket or a path"),
     "cache_dir": (_is_path, "a path"),
+    "local_dir": (_is_path, "a path"),
+    "overwrite": (_is_flag, "True or False"),
+    "repo_type": (lambda value: value in ("model", "dataset"), '"model" or "dataset"'),
     "endpoint": (_is_text, "a URL"),
     "policy": (lambda value: isinstance(value, Policy), "a Policy"),
     "token": (lambda value: isinstance(value, str | bool), "a token, True, False or None"),

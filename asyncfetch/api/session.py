@@ -19,7 +19,9 @@ from ..engine.transfer import Transfer
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
+    CorruptError,
     NetworkError,
+    ProtocolError,
     RateLimitedError,
     SourceError,
     StorageError,
@@ -29,18 +31,23 @@ from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.finder import distrust
+from ..sources.headers import read_landed
+from ..sources.late import hold_against_index
 from ..sources.listing import Chosen
-from ..sources.located import Landed, Located, SourceFile
-from ..sources.request import BucketSource, LocalSource, Request, parse_source
+from ..sources.located import Landed, Located, SourceFile, path_in
+from ..sources.request import BucketSource, HubSource, LocalSource, Request, parse_source
+from ..sources.request import Source as ParsedSource
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..sources.store_env import endpoint_of
-from ..storage.cache import cache_root
+from ..storage.cache import cache_root, expanded
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
+from ..storage.folders import LocalFolder
 from ..tasks import off_loop, plain_errors
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
 from .options import Access, Files, Read, Source, Storage, Verify
+from .placing import Placing
 
 __all__ = ["Environment", "Session", "begin"]
 
@@ -57,10 +64,17 @@ class Session:
     storage: Storage
     verify: Verify
     began: float
+    placing: Placing | None = None  # the folder that it fills
+
+    def late(self) -> Session:
+        """The same where headers may come with the bytes, because nothing depends on them before."""
+        return replace(self, request=replace(self.request, late=True))
 
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
         located = await self._resolve(headers)
+        if self.placing is not None:
+            await self.placing.look(located)
         files = await off_loop(lambda: file_states(located, self.storage))
         index = located.index.file if located.index else None
         self.notify(Resolved(located.source, located.commit, index, files))
@@ -73,6 +87,8 @@ class Session:
         located = await self.locate()
         if await self._verify_present(located):
             located = await self._resolve(headers=True)
+            if self.placing is not None:
+                await self.placing.look(located)
         return located
 
     async def locate_values(self, dtype: np.dtype[Any] | None) -> tuple[Located, Scaling | None]:
@@ -95,14 +111,16 @@ class Session:
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
         `named` is that of `download`.
         """
-        looks = 0
+        looks, listed = 0, False
         while True:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
+                listed = located.listing is not None and isinstance(self.request.source, HubSource)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:
+                    await self._read_late(located, landed)
                     return located, scaling, landed
                 hint = (
                     "Let nothing prune the cache meanwhile, or choose another folder with cache_dir= or HF_HUB_CACHE."
@@ -112,6 +130,12 @@ class Session:
                 if not vanished(raised) or isinstance(self.request.source, LocalSource):
                     raise
                 error = raised
+            except (CorruptError, ProtocolError) as wrong:
+                if not (listed and self.request.believed) or isinstance(wrong, ChecksumMismatchError):
+                    raise
+                self.notify(Warned(f"{wrong.message} The source is asked for each file", None))
+                self.request = replace(self.request, believed=False)
+                continue
             if looks == _MOST_LOOKS:
                 raise error
             self.notify(Warned(f"{error.path} was removed meanwhile: what is missing is fetched again"))
@@ -124,6 +148,8 @@ class Session:
         `named`: files are wanted by their names in the snapshot, not for their tensors alone.
         """
         policy = self.request.policy
+        if self.placing is not None:
+            await self.placing.make_room(located)
         transfer = Transfer(located, self.transport, policy, self.notify, self.storage, consumer, named=named)
         try:
             with plain_errors():
@@ -136,6 +162,21 @@ class Session:
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))
         return landed
+
+    async def _read_late(self, located: Located, landed: Mapping[str, Landed]) -> None:
+        """Read the headers that came with the shards, and hold them against the index. Raises CorruptError."""
+        late = [file for file in located.files if file.late]
+
+        def read() -> list[str]:
+            for file in late:
+                one = landed[file.name]
+                if file.header is None and one.path is not None:
+                    read_landed(file, one.path, one.pages)
+            return hold_against_index(located, late)
+
+        if late:
+            for note in await off_loop(read, slow=True):
+                self.notify(Warned(note))
 
     async def _resolve(self, headers: bool) -> Located:
         return await resolve(self.request, self.transport, headers=headers)
@@ -159,15 +200,17 @@ class Session:
     def _in_doubt(self, located: Located) -> list[tuple[SourceFile, Path, Checksum]]:
         """What is to be hashed: all on disk by verify="always", else that for which no blob's name vouches.
 
-        Where the source gives no hash, that name is what is known of it.
+        Where the source gives no hash, that name is what is known of it; of a file in a user's folder, its record.
+        What the caller says of a local file is always held against it.
         """
-        always = self.verify == "always" or isinstance(self.request.source, LocalSource)
+        always, local = self.verify == "always", isinstance(self.request.source, LocalSource)
         found = []
         for file in located.files:
             if file.path is not None:
-                named = located.cache.checksum_of(file.path) if located.cache else None
+                named = file.vouched or (located.cache.checksum_of(file.path) if located.cache else None)
                 checksum = file.checksum or named
-                if checksum is not None and (always or named != checksum):
+                given = local and file.checksum is not None
+                if checksum is not None and (always or given or named != checksum):
                     found.append((file, file.path, checksum))
         return found
 
@@ -216,15 +259,19 @@ class Environment:
             source,
             revision=wanted.get("revision"),
             subfolder=wanted.get("subfolder"),
+            repo_type=None if files is None else files.get("repo_type"),
             endpoint=self.settings.endpoint,
             kind_of=_kind_of,
         )
         if isinstance(parsed, BucketSource):
             parsed = replace(parsed, endpoint=endpoint_of(parsed, os.environ))
+        folder = None if files is None else _folder_of(files)
+        if folder is not None and isinstance(parsed, LocalSource):
+            raise SourceError(f"{parsed} is here already, so there is nothing to download.", hint="Copy it.")
         if isinstance(root, SourceError):
-            if not isinstance(parsed, LocalSource):
+            if not isinstance(parsed, LocalSource) and folder is None:
                 raise root
-            root = Path(os.devnull)  # never asked for
+            root = Path(os.devnull) if folder is None else folder.own_cache  # the former is never asked for
         return Request(
             parsed,
             self.settings,
@@ -234,18 +281,37 @@ class Environment:
             None if select is None else selector(select),
             {file: parse_checksum(text, file=file) for file, text in (wanted.get("checksums") or {}).items()},
             bool(wanted.get("dequantize")),
-            None if files is None else _chosen(files),
+            None if files is None else _chosen(files, parsed),
         )
 
 
-def _chosen(files: Files) -> Chosen | None:
-    """Which files are wanted. Raises SourceError for options that contradict each other."""
+def _chosen(files: Files, source: ParsedSource) -> Chosen | None:
+    """Which files are wanted: of a dataset all. Raises SourceError for options that contradict each other."""
     names, include, exclude = (_texts(name, files.get(name)) for name in ("files", "include", "exclude"))
     if files.get("weights_only"):
         if names or include or exclude:
             raise SourceError("weights_only= goes with none of files=, include= and exclude=.")
         return None
-    return Chosen(bool(names or include), names, include, exclude)
+    exact = bool(names or include)
+    if not exact and isinstance(source, HubSource) and source.repo_type == "dataset":
+        exact, names = True, (path_in(source.subfolder, source.file),) if source.file else ()
+    return Chosen(exact, names, include, exclude)
+
+
+def _folder_of(files: Files) -> LocalFolder | None:
+    """The folder that is to be filled. Raises SourceError for one in a home folder that is not known."""
+    given = files.get("local_dir")
+    path = None if given is None else expanded(os.fspath(given), variables=False)
+    if given is not None and path is None:
+        raise SourceError(f"{os.fspath(given)!r} is in a home folder that is not known.", hint="Give its path.")
+    if path is None and files.get("overwrite"):
+        raise SourceError("overwrite= goes with local_dir=.")
+    return None if path is None else LocalFolder(path)
+
+
+def _placing(files: Files) -> Placing | None:
+    folder = _folder_of(files)
+    return None if folder is None else Placing(folder, bool(files.get("overwrite")))
 
 
 def _texts(option: str, value: object) -> tuple[str, ...]:
@@ -269,7 +335,8 @@ async def begin(
     began = time.monotonic()
     request = await off_loop(lambda: environment.request(source, wanted, files))
     notify = Notifier(wanted.get("report"))
-    return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
+    verify, placing = wanted.get("verify", "download"), None if files is None else _placing(files)
+    return Session(request, transport.for_call(notify), notify, storage, verify, began, placing)
 
 
 def _tell_what_is_kept(error: AsyncfetchError, located: Located, landed: Collection[str]) -> None:

@@ -143,7 +143,7 @@ def download(
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
 ) -> None:
-    """Download a checkpoint and what belongs to it into the cache, and print the folder that holds it."""
+    """Download a checkpoint and what belongs to it into the cache, or a folder, and print the folder that holds it."""
     arguments = flags.arguments() | wanted.arguments() | fetch.arguments() | which.arguments(files)
     if dry_run:
         return _dry_run("download", source, arguments, flags)
@@ -161,7 +161,8 @@ def _dry_run(
     with suppress(SourceError):  # no place for a cache, and none was needed
         folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
-    list_plan(command, resolved, folder=folder, free=free, as_json=flags.json, quiet=flags.quiet)
+    local_dir = arguments.get("local_dir")
+    list_plan(command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet)
 
 
 def _free_bytes(folder: Path) -> int | None:

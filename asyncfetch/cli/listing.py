@@ -58,9 +58,19 @@ def list_snapshot(source: str, snapshot: Snapshot, *, as_json: bool) -> None:
 
 
 def list_plan(
-    command: str, resolved: Resolved, *, folder: Path | None, free: int | None, as_json: bool, quiet: bool
+    command: str,
+    resolved: Resolved,
+    *,
+    folder: Path | None,
+    local_dir: Path | None,
+    free: int | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """What a download would fetch. `folder` is where to, with `free` bytes of room; None for memory."""
+    """What a download would fetch. `folder` is where to, with `free` bytes of room; None for memory.
+
+    `local_dir`: the folder that it would fill as well.
+    """
     columns = ["file", "size", "present", "missing", "checksum"]
     rows = [(file.file, file.size, file.present, file.size - file.present, file.checksum) for file in resolved.files]
     size, missing = sum(row[1] for row in rows), sum(row[3] for row in rows)
@@ -75,6 +85,7 @@ def list_plan(
             present=size - missing,
             missing=missing,
             cache_dir=None if folder is None else str(folder),
+            **({} if local_dir is None else {"local_dir": str(local_dir)}),
             disk_free=free,
             files=[dict(zip(columns, row, strict=True)) for row in rows],
         )
@@ -82,7 +93,8 @@ def list_plan(
     print_table(columns, [(*row[:4], row[4] or "none") for row in rows], right=columns[1:4])
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
-        _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}")
+        there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"
+        _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
     if free is not None and missing > free:
         _aside("warning: that is more than there is room for")
 

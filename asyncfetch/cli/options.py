@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from ..api.options import RepoType
 from ..errors import SourceError
 from ..events import Event, Reporter
 from ..policy import Policy
@@ -113,6 +114,8 @@ class FetchFlags:
 class FileFlags:
     """Which files of a source."""
 
+    repo_type: RepoType | None = None
+    """dataset: a repository of data, of which all files come. Also: datasets/ORG/NAME."""
     weights_only: Annotated[bool, FLAG] = False
     """The checkpoint alone, without config, tokenizer and the like."""
     all: Annotated[bool, FLAG] = False
@@ -121,6 +124,10 @@ class FileFlags:
     """Glob over all files, repeatable: only what matches."""
     exclude: Annotated[tuple[str, ...], FLAG] = ()
     """Glob over files to leave out, repeatable."""
+    local_dir: Path | None = None
+    """Put the files into this folder too. What was changed there is not replaced."""
+    overwrite: Annotated[bool, FLAG] = False
+    """Replace what was changed in the folder of --local-dir."""
 
     def arguments(self, files: tuple[str, ...]) -> dict[str, Any]:
         """These flags, and the names of files, as the API takes them."""
@@ -128,10 +135,13 @@ class FileFlags:
             raise SourceError("--all is every file: it goes with no names and no --include.")
         include = ["*"] if self.all else list(self.include)
         return {
+            "repo_type": self.repo_type,
             "weights_only": self.weights_only,
             "files": list(files) or None,
             "include": include or None,
             "exclude": list(self.exclude) or None,
+            "local_dir": self.local_dir,
+            "overwrite": self.overwrite,
         }
 
 

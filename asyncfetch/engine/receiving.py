@@ -26,10 +26,13 @@ from ..network.body import Body
 from ..network.ranges import Intake, Target, differ, receive, version_of
 from ..network.transport import Transport
 from ..policy import Policy
+from ..sources.headers import read_early
+from ..sources.late import hold_against_index
 from ..sources.links import Links
-from ..sources.located import Landed, Located, SourceFile
+from ..sources.located import PREFIX_LIMIT, Landed, Located, SourceFile
 from ..spans import MiB, Span
 from ..storage.cache import RepoCache
+from ..storage.files import vanished
 from ..storage.locks import lock_blob, unlock
 from ..storage.maps import pages_of
 from ..storage.partial import FilePartial, MemoryPartial, Partial, StoredPartial
@@ -169,6 +172,8 @@ class Receiving:
         self._version = file.version  # that the last answer told
         self._mixed = False  # its answers told different versions, or one not which part it is
         self._reported = 0.0
+        early = file.late and file.header is None and file.size > PREFIX_LIMIT and isinstance(partial, FilePartial)
+        self._header_at = PREFIX_BYTES if early else None  # bytes that must be here before its header is looked at
 
     async def start(self) -> None:
         """Take what came with the metadata, and offer what is missing to the lanes."""
@@ -213,9 +218,30 @@ class Receiving:
         self.hash_behind(_BACKLOG)
 
     def advanced(self) -> None:
-        """Tell the consumer that more is here, or hashed."""
+        """Tell the consumer that more is here, or hashed. A header that is here is read."""
         if self.job.consumer is not None:
             self.job.consumer.advanced(self.file, self.partial)
+        if self._header_at is not None and self.partial.frontier >= self._header_at:
+            self._header_at = None
+            self.job.group.start_soon(self._read_header)
+
+    async def _read_header(self) -> None:
+        """Read the header of a late shard, so that one that cannot be loaded ends the download with its first bytes.
+
+        If it lands meanwhile its header is read afterwards. Raises CorruptError.
+        """
+        partial, file = self.partial, self.file
+        assert isinstance(partial, FilePartial)  # noqa: S101
+        try:
+            stop = await off_loop(lambda: read_early(file, partial.path, partial.frontier))
+        except StorageError as error:
+            if not vanished(error):
+                raise
+            return
+        if file.header is None:
+            self._header_at = stop
+        else:
+            hold_against_index(self.job.located, [file])
 
     # -- its hash ------------------------------------------------------------------------------
 

@@ -125,7 +125,8 @@ class Transfer:
     def _far(self) -> bool:
         """Whether the bytes come from far away, as the looks at the files have shown."""
         urls = [file.target.url for file in self._waiting if file.target is not None]
-        return any(self._job.transport.distance(url) >= _FAR for url in urls)
+        transport = self._job.transport
+        return any(transport.distance(url) >= _FAR for url in urls) or (not urls and transport.farthest() >= _FAR)
 
     def _add_lanes(self) -> None:
         """As many as are wanted, if there is something to do for one more."""

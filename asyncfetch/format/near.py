@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import TypeVar
 
-__all__ = ["near_name"]
+__all__ = ["near_name", "near_names"]
 
 T = TypeVar("T")
 
@@ -18,17 +18,21 @@ _LONGEST = 500  # characters: difflib's work grows with their square
 
 
 def near_name(name: str, names: Collection[str]) -> str | None:
-    """The one of `names` that is most like `name`, or None if none is.
+    """The one of `names` that is most like `name`, or None if none is."""
+    return next(iter(near_names(name, names, 1)), None)
+
+
+def near_names(name: str, names: Collection[str], most: int) -> list[str]:
+    """The `most` of `names` that are most like `name`, the nearest first.
 
     Many names are not compared one by one. They are made of few words between dots, which a sample shows:
     what is looked for is what `name` becomes where words that are not among them are spelled as those are,
     or where its first words or its last one are added or left out. The time hardly grows with the names.
     """
     if len(name) > _LONGEST:
-        return None
+        return []
     pool: Iterable[str] = names if len(names) <= _COMPARED else _respelled(name, names)
-    close = difflib.get_close_matches(name, [one for one in pool if len(one) <= _LONGEST], 1)
-    return close[0] if close else None
+    return difflib.get_close_matches(name, [one for one in dict.fromkeys(pool) if len(one) <= _LONGEST], most)
 
 
 def _respelled(name: str, names: Collection[str]) -> Iterable[str]:

@@ -83,9 +83,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @dataclass(eq=False, slots=True)
 class Hurry:
-    """Of a caller that has something else to do if nobody answers. It is over with the first good answer."""
+    """Of a caller that has something else to do if nobody answers. It is over with the first good answer.
+
+    `brief`: for how many seconds it waits for a server that answers, and not well.
+    """
 
     over: bool = False
+    brief: float = BRIEF
 
 
 class Budget:
@@ -157,7 +161,7 @@ class Budget:
         if self._hurry is None or self._hurry.over:
             return False
         answered = isinstance(error, ServerError | RateLimitedError)
-        return not answered or max(asked, self._clock() - self._since) > BRIEF
+        return not answered or max(asked, self._clock() - self._since) > self._hurry.brief
 
 
 def retrying(

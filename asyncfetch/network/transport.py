@@ -79,16 +79,19 @@ class Transport:
         return one
 
     @contextmanager
-    def hurry(self) -> Iterator[Hurry]:
+    def hurry(self, brief: float = BRIEF) -> Iterator[Hurry]:
         """In the block, and until a server gives a good answer, nobody is waited for who does not answer well.
 
-        One call at a time may be in such a block.
+        `brief`: but for so many seconds where a server says that it is busy.
+        One call at a time may be in such a block, which may be in another one.
         """
-        self._hurry = hurry = Hurry()
+        around, hurry = self._hurry, Hurry(brief=brief)
+        self._hurry = hurry
         try:
             yield hurry
         finally:
-            self._hurry = Hurry(over=True)
+            around.over |= hurry.over
+            self._hurry = around
 
     def budget(self) -> Budget:
         """The budget of one piece of work."""
@@ -181,11 +184,15 @@ class Transport:
         """Seconds to the fastest answer so far of the origin that serves `url`; 0 if it gave none yet."""
         return self._answered.get(origin_of(url), 0.0)
 
+    def farthest(self) -> float:
+        """The same of the origin that is farthest away of those that gave an answer."""
+        return max(self._answered.values(), default=0.0)
+
     async def _pass_gate(self, url: str, file: str | None) -> None:
         """Wait while this origin limits the rate; then spread out, so that not all go at once."""
         # Another answer may have moved the gate while we slept: look again.
         while (delay := self._gates.get(origin_of(url), 0.0) - time.monotonic()) > 0:
-            if not self._hurry.over and delay > BRIEF:
+            if not self._hurry.over and delay > self._hurry.brief:
                 raise RateLimitedError(url, delay)
             self.notify(Waiting(file, "the server limits the request rate", delay))
             await anyio.sleep(delay + random.random())

@@ -89,7 +89,7 @@ def _address(request: Request, folder: str, name: str) -> str:
     source = request.source
     if isinstance(source, HubSource):
         endpoint = redact_url(request.settings.endpoint)
-        return f"{endpoint}/{source.repo_id}/blob/{source.revision}/{path_in(folder, name)}"
+        return f"{endpoint}/{source.name}/blob/{source.revision}/{path_in(folder, name)}"
     return f"{str(source).rstrip('/')}/{name}"
 
 

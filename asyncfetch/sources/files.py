@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from ..errors import AccessError, OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
-from .listing import Chosen, chosen_of, companions_of
+from .listing import Chosen, chosen_of, companions_of, nothing_called
 from .located import FoundIndex, Listing, Located, SourceFile
-from .request import BucketSource, Request, UrlSource
+from .request import BucketSource, HubSource, Request, UrlSource
 
 __all__ = ["add_companions", "find_files"]
 
@@ -20,7 +22,7 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
 
     What cannot be had is said in a warning: a server that lists nothing, and offline what is not in the cache.
     """
-    listed, why = await _listing(place, request, located.commit)
+    listed, why = (located.listing, "") if located.listing else await _listing(place, request, located.commit)
     if listed is None:
         if not isinstance(request.source, UrlSource):
             missed = f"{located.source} lists no files: only weights and index were downloaded"
@@ -31,11 +33,14 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     files = listed.files
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     paths = [path for path in companions if path not in known]
-    missing = [path for path in paths if files[path].path is None] if request.settings.offline else []
+    taken = await _taken(place, request, listed, paths)
+    located.listing = listed
+    offline = request.settings.offline
+    missing = [path for path in paths if offline and taken[path].path is None]
     if missing:
         shown = counted(missing[:_SHOWN], len(missing))
         located.warnings.append(f"{located.source} has files that are not in the cache: {shown}")
-    located.files += [files[path] for path in paths if path not in missing]
+    located.files += [file for file in taken.values() if file.path is not None or not offline]
     name, data, etag = located.index_file or ("", b"", "")
     state = await place.recall(located.files, FoundIndex(name, data, etag=etag) if name else None, located.commit)
     located.commit, located.identities = state.commit, state.identities
@@ -68,18 +73,19 @@ async def find_files(place: Place, request: Request, chosen: Chosen) -> Located:
 
 async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str | None) -> Located:
     source = str(request.source)
-    globs = chosen.include or chosen.exclude
-    listed = await place.listing(commit) if globs else (await _listing(place, request, commit))[0]
+    by_listing = chosen.include or chosen.exclude or not chosen.names
+    listed = await place.listing(commit) if by_listing else (await _listing(place, request, commit))[0]
     if listed is not None:
-        paths = await off_loop(lambda: chosen_of(listed.files, chosen, source), slow=True)
-        files = [listed.files[path] for path in paths]
-        for file in files:
-            if request.settings.offline and file.path is None:
-                raise OfflineError(source, file.name)
-    elif globs:
+        paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
+        files = [*(await _taken(place, request, listed, paths)).values()]
+        here = [file for file in files if file.path is not None or not request.settings.offline]
+        if len(here) < len(files) and not (chosen.kept and here):
+            raise OfflineError(source, next(file.name for file in files if file.path is None))
+        files = here
+    elif by_listing:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
-        files = await _looked_at(place, request, chosen.names, commit)
+        files = [*(await _looked_at(place, request, chosen.names, commit)).values()]
     state = await place.recall(files, None, files[0].commit)
     return Located(
         source=source,
@@ -93,10 +99,36 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
         origin=place,
         identities=state.identities,
         records=listed.records if listed else None,
+        listing=listed,
     )
 
 
-async def _looked_at(place: Place, request: Request, names: tuple[str, ...], commit: str | None) -> list[SourceFile]:
+async def _taken(place: Place, request: Request, listed: Listing, paths: Sequence[str]) -> dict[str, SourceFile]:
+    """Files of a listing. The source is asked for each of which it tells no hash, or for all if it is not believed.
+
+    A gated repository shows stars for the hash of a large file, and what a mirror shows may be that of a pointer.
+    """
+    found = await off_loop(lambda: {path: listed.files[path] for path in paths}, slow=True)
+    if not isinstance(request.source, HubSource) or request.settings.offline:
+        return found
+    unsure = [path for path in paths if found[path].path is None and not (request.believed and found[path].checksum)]
+    if unsure:
+        found |= await _looked_at(place, request, unsure, found[unsure[0]].commit)
+    return found
+
+
+def _below(files: Collection[str], request: Request) -> Collection[str]:
+    """The names of files in the folder that the user named. Raises EntryNotFoundError if there is none."""
+    folder = request.source.subfolder if isinstance(request.source, HubSource) else ""
+    if not folder:
+        return files
+    found = dict.fromkeys(path for path in files if path.startswith(f"{folder}/"))
+    if not found:
+        raise nothing_called(folder, files, str(request.source))
+    return found
+
+
+async def _looked_at(place: Place, request: Request, names: Sequence[str], commit: str | None) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
 
     async def look(name: str) -> None:
@@ -104,4 +136,4 @@ async def _looked_at(place: Place, request: Request, names: tuple[str, ...], com
 
     with plain_errors():
         await each(names, look, request.policy.connections)
-    return [found[name] for name in names]
+    return {name: found[name] for name in names}

@@ -32,6 +32,7 @@ from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
 from ..tasks import each, off_loop, plain_errors
 from .advice import look_again
+from .late import known_shards, listing_at_once, saves_requests
 from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
 from .request import LocalSource, Request, Source, is_index_name, names_in
 from .selecting import selected_by
@@ -102,15 +103,18 @@ class Place(Origin, Protocol):
         ...
 
 
-async def find(place: Place, request: Request) -> Located:
-    """The checkpoint, by the rules above. Raises the NotFoundError, CorruptError, NetworkError, OfflineError kinds."""
+async def find(place: Place, request: Request, transport: Transport | None = None) -> Located:
+    """The checkpoint, by the rules above. Raises the NotFoundError, CorruptError, NetworkError, OfflineError kinds.
+
+    With a transport, and if headers may be late, one listing tells of many shards, instead of a look at each.
+    """
     names = names_in(request.source, request.variant)
     missing: OfflineError | None = None
     for commit in await place.commits():
         try:
             found, absent = await first_candidate(place, request, names, commit)
             names = [found.name]  # a shard that is missing here is no reason to fall back there
-            return await _located(place, request, found, absent)
+            return await _located(place, request, found, absent, transport)
         except OfflineError as error:
             missing = missing or error
     raise missing or OfflineError(str(request.source), "a checkpoint")
@@ -142,15 +146,20 @@ async def first_candidate(
     raise nothing if there is None else look_again(nothing, there, request)
 
 
-async def _located(place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str]) -> Located:
+async def _located(
+    place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str], transport: Transport | None
+) -> Located:
     """The checkpoint of which `found` is the index or the only file."""
     folder = os.path.dirname(found.name)
-    listed = index = selected = None
+    listed = index = selected = listing = None
     scales: frozenset[str] = frozenset()
     if isinstance(found, FoundIndex):
         listed, index = found, await parsed(found, request)
         selected, scales = selected_by(request, index, index.metadata)
-        files = await _look_at_shards(place, request, selected, found.commit)
+        paths = [path_in(folder, shard) for shard in selected.shards]
+        if transport is not None and await saves_requests(place, request, paths, found.commit):
+            listing = await listing_at_once(place, transport, found.commit, request.policy.connect_timeout)
+        files = await _look_at_shards(place, request, selected, found.commit, listing)
     else:
         files = [found]
     _apply_checksums(request.checksums or {}, files, folder, index)
@@ -168,7 +177,9 @@ async def _located(place: Place, request: Request, found: FoundIndex | SourceFil
         index_file=(listed.name, listed.data, listed.etag) if listed and listed.path is None else None,
         index_path=listed.path if listed else None,
         identities=state.identities,
+        records=listing.records if listing else None,
         scales=scales,
+        listing=listing,
         absent=absent,
         warnings=[*_shadowed(request.source), *_unverifiable(files)],
     )
@@ -189,12 +200,18 @@ async def parsed(found: FoundIndex, request: Request) -> Index:
     return await off_loop(lambda: parse_index(found.data, file=name, max_bytes=limit), slow=True)
 
 
-async def _look_at_shards(place: Place, request: Request, selected: Index, commit: str | None) -> list[SourceFile]:
+async def _look_at_shards(
+    place: Place, request: Request, selected: Index, commit: str | None, listing: Listing | None
+) -> list[SourceFile]:
     folder = os.path.dirname(selected.file)
+    known = {} if listing is None else await off_loop(lambda: known_shards(listing, folder, selected.shards))
     files: dict[str, SourceFile] = {}
 
     async def look(shard: str) -> None:
         path = path_in(folder, shard)
+        if path in known:
+            files[shard] = known[path]
+            return
         try:
             files[shard] = await place.look(path, commit)
         except EntryNotFoundError as error:
@@ -243,7 +260,10 @@ async def _look_for_single_file(place: Place, request: Request, located: Located
     single = located.path_of(f"model{variant}.safetensors")
     if located.index is None or any(file.name == single for file in located.files):
         return
-    there = await place.has(single, located.commit, ask=any(file.path is None for file in located.files))
+    if located.listing is not None:
+        there: bool | None = single in located.listing.files
+    else:
+        there = await place.has(single, located.commit, ask=any(file.path is None for file in located.files))
     if there:
         both = f"{located.index.file} and also {single}, which some loaders prefer"
         located.warnings.append(f"{located.source} has {both}: the index was used")

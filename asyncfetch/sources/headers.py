@@ -6,6 +6,7 @@ that is believed before what servers tell, unless a look at the byte in question
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from ..spans import Span
 from ..tasks import off_loop
 from .located import Origin, SourceFile, renewal
 
-__all__ = ["header_on_disk", "read_beginning", "read_header"]
+__all__ = ["header_on_disk", "read_beginning", "read_early", "read_header", "read_landed"]
 
 
 async def read_header(file: SourceFile, transport: Transport | None, origin: Origin | None = None) -> None:
@@ -155,6 +156,33 @@ class _Served:
 async def _parsed(file: SourceFile, size: int | None) -> Header:
     raw = memoryview(file.raw_header)[PREFIX_BYTES:]
     return await off_loop(lambda: parse_header(raw, file=file.name, file_size=size), slow=True)
+
+
+def read_early(file: SourceFile, path: Path, here: int) -> int:
+    """Set the header of a late shard of which the first `here` bytes are at `path`, if that is enough of them.
+
+    Returns how many it takes. Raises InvalidHeaderError, StorageError, and ChangedError if its size is another one.
+    """
+    with storage_errors(path), open(path, "rb") as stream:
+        prefix = stream.read(2 * PREFIX_BYTES)
+        stop = PREFIX_BYTES + header_length(prefix, file=file.name, file_size=file.size)
+        raw = prefix + stream.read(stop - len(prefix)) if stop <= here else b""
+    if raw:
+        header = parse_header(memoryview(raw)[PREFIX_BYTES:stop], file=file.name, file_size=None)
+        if header.file_size != file.size:
+            raise ChangedError(file.name, "its header tells another size")
+        file.raw_header, file.header = raw[:stop], header
+    return stop
+
+
+def read_landed(file: SourceFile, path: Path, pages: mmap.mmap | None = None) -> None:
+    """Set the header of a late shard that is whole, from its map or from the disk. Raises InvalidHeaderError."""
+    if pages is None:
+        _, file.raw_header, file.header = header_on_disk(path, file.name)
+        return
+    length = header_length(pages[: 2 * PREFIX_BYTES], file=file.name, file_size=len(pages))
+    file.raw_header = pages[: PREFIX_BYTES + length]
+    file.header = parse_header(memoryview(file.raw_header)[PREFIX_BYTES:], file=file.name, file_size=len(pages))
 
 
 def header_on_disk(path: Path, name: str) -> tuple[int, bytes, Header]:

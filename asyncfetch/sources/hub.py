@@ -61,12 +61,13 @@ class HubFile:
 
 
 class Hub:
-    """One repository on one endpoint."""
+    """One repository on one endpoint, by its name in addresses: `owner/name`, or `datasets/owner/name`."""
 
-    def __init__(self, transport: Transport, settings: Settings, repo_id: str) -> None:
+    def __init__(self, transport: Transport, settings: Settings, name: str) -> None:
         self.transport = transport
         self.settings = settings
-        self.repo_id = repo_id
+        self.name = name
+        self.api = name if name.startswith("datasets/") else f"models/{name}"
         endpoint = origin_of(settings.endpoint)
         # The official site has more than one name; one may send to another with the token.
         self._trusted = {endpoint}
@@ -81,7 +82,7 @@ class Hub:
         """
         path_inside(revision)
         path_inside(file)
-        return f"{self.settings.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(file)}"
+        return f"{self.settings.endpoint}/{self.name}/resolve/{quote(revision, safe='')}/{quote(file)}"
 
     def headers(self, url: str) -> dict[str, str]:
         """What goes to `url`: the token only to a trusted origin."""
@@ -173,13 +174,22 @@ class Hub:
 
     async def _ask_api(self, path: str, revision: str) -> Reply:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""
-        url = f"{self.settings.endpoint}/api/models/{self.repo_id}/{path}"
+        url = f"{self.settings.endpoint}/api/{self.api}/{path}"
         reply = await self.transport.fetch(
             url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
         )
         if reply.status not in _NO_API or reply.headers.get("x-error-code"):
             self._raise_for(reply, path.partition("?")[0], revision)
         return reply
+
+    async def told(self, path: str) -> object:
+        """The JSON that the API answers to a path below it; None if that is none. Raises the network's errors."""
+        url = f"{self.settings.endpoint}/api/{path}"
+        reply = await self.transport.fetch(url, limit=MiB, headers=self.headers(url), may_follow=self._may_follow)
+        try:
+            return json.loads(reply.body) if reply.status == 200 and not reply.truncated else None
+        except (ValueError, RecursionError):
+            return None
 
     def target_of(self, file: str, found: HubFile) -> Target:
         """Where the bytes of a file are served, by what was found."""
@@ -234,8 +244,8 @@ class Hub:
                 return  # an empty file has no first byte
             raise ProtocolError(f"unexpected status {status}", url=reply.url)
         sent = self.settings.token is not None and self._gets_token(reply.url)
-        page = redact_url(f"{self.settings.endpoint}/{self.repo_id}")
-        error = refusal(reply, Asked(self.repo_id, file, revision, page, authenticated=sent))
+        page = redact_url(f"{self.settings.endpoint}/{self.name}")
+        error = refusal(reply, Asked(self.name, file, revision, page, authenticated=sent))
         if isinstance(error, AccessError | RepositoryNotFoundError) and not sent:
             if self.settings.token is not None:
                 error.hint = f"{self._leads_to(reply)}, where the token does not go along. {_SET_ENDPOINT}"

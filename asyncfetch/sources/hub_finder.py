@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,16 +26,40 @@ from .request import HubSource, Request
 __all__ = ["HubPlace"]
 
 
+class _Listed(Mapping[str, SourceFile]):
+    """The files of a listing: of many, few are wanted, and only those are looked for on the disk."""
+
+    def __init__(self, names: Collection[str], look: Callable[[str], SourceFile]) -> None:
+        self._names, self._look = names, look
+        self._found: dict[str, SourceFile] = {}
+
+    def __getitem__(self, name: str) -> SourceFile:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._found:
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class HubPlace:
     """A repository at a revision. With the commit pinned and all files cached, no request is sent."""
 
     def __init__(self, request: Request, source: HubSource, transport: Transport) -> None:
-        self.cache = RepoCache(request.cache_root, source.repo_id, wrong=request.wrong)
+        self.cache = RepoCache(request.cache_root, source.repo_id, repo_type=source.repo_type, wrong=request.wrong)
         self.ref = None if is_commit(source.revision) else source.revision
         self._source, self._revision = source, source.revision
         self._offline, self._policy = request.settings.offline, request.policy
         self._transport = transport
-        self._hub = Hub(transport, request.settings, source.repo_id)
+        self._hub = Hub(transport, request.settings, source.name)
 
     async def commits(self) -> Sequence[str | None]:
         if is_commit(self._revision):
@@ -44,7 +68,7 @@ class HubPlace:
             return [None]
         commit = await off_loop(lambda: self.cache.commit_of(self._revision))
         if commit is None:
-            raise OfflineError(self._source.repo_id, f"revision {self._revision!r}")
+            raise OfflineError(self._source.name, f"revision {self._revision!r}")
         return [commit]
 
     async def read(self, name: str, commit: str | None) -> FoundIndex:
@@ -117,11 +141,9 @@ class HubPlace:
             if records is None:
                 return None
             entries = entries_of(records)
-        return Listing(await off_loop(lambda: self._listed(entries, commit)), records)
-
-    def _listed(self, entries: Mapping[str, TreeEntry], commit: str) -> dict[str, SourceFile]:
-        """The files of a listing, those that are here with their paths."""
-        return {name: self._file_of(name, entry, commit) for name, entry in entries.items()}
+            if not all(entry.checksum for entry in entries.values()):
+                records = None  # it tells more to who is let in: so it is not kept
+        return Listing(_Listed(entries, lambda name: self._file_of(name, entries[name], commit)), records)
 
     def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:
         etag = entry.checksum.hex if entry.checksum else ""

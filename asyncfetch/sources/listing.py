@@ -6,19 +6,18 @@ beside the checkpoint, and are of no use to who has it.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..errors import EntryNotFoundError, SelectionError
-from ..words import counted
+from ..format.near import near_name
+from ..words import counted, fit_to_show
 
-__all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights"]
+__all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights", "nothing_called"]
 
 _SHOWN = 8  # names in an error
-_COMPARED = 2000  # names that a misspelt one is compared with
 
 # Endings of files with weights, by what writes them: PyTorch and pickles, TensorFlow, Flax, Rust, ONNX, TensorRT,
 # llama.cpp, mobile runtimes, Core ML, NeMo, numpy; and archives, of which nothing tells what is in them.
@@ -39,13 +38,14 @@ _MODULE = re.compile(r"(\d+_[A-Za-z]\w*)/(model\.safetensors|pytorch_model\.bin)
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """Which files a download brings. `exact`: only what `names` and `include` say, whether it belongs to a checkpoint
-    or not; otherwise a checkpoint and its companions.
+    or not; otherwise a checkpoint and its companions. `kept`: only of what is in the cache, and no more is wanted.
     """
 
     exact: bool = False
     names: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    kept: bool = False
 
 
 def holds_weights(path: str) -> bool:
@@ -84,14 +84,16 @@ def chosen_of(paths: Collection[str], chosen: Chosen, source: str) -> list[str]:
 
     Globs are those of huggingface_hub: `*` matches slashes too, and a folder with a slash at its end means all
     that is in it. Without names and globs all files are meant. Raises EntryNotFoundError for a name that is not
-    there and for a glob that matches nothing, SelectionError if nothing is left.
+    there, for a glob that matches nothing and for an empty source, SelectionError if nothing is left.
     """
     for name in chosen.names:
         if name not in paths:
-            raise _nothing(name, paths, source)
+            raise nothing_called(name, paths, source)
     for glob in chosen.include:
         if not any(_matches(path, [glob]) for path in paths):
-            raise _nothing(glob, paths, source)
+            raise nothing_called(glob, paths, source)
+    if not paths:
+        raise nothing_called("*", paths, source)
     everything = not (chosen.names or chosen.include)
     picked = [path for path in paths if everything or path in chosen.names or _matches(path, chosen.include)]
     left = [path for path in picked if not _matches(path, chosen.exclude)]
@@ -104,11 +106,11 @@ def _matches(path: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(path, f"{glob}*" if glob.endswith("/") else glob) for glob in globs)
 
 
-def _nothing(name: str, paths: Collection[str], source: str) -> EntryNotFoundError:
+def nothing_called(name: str, paths: Collection[str], source: str) -> EntryNotFoundError:
     """That no file of the source is called so, and what there is instead: first what is called nearly so."""
-    first = sorted(paths, key=lambda path: (path.count("/"), path))[:_COMPARED]
-    shown = difflib.get_close_matches(name, first, _SHOWN // 2, 0.5)
-    shown += [path for path in first if path not in shown][: _SHOWN - len(shown)]
+    near = near_name(name, paths)
+    first = sorted(paths, key=lambda path: (path != near, path.count("/"), path))
+    shown = [fit_to_show(path) for path in first[:_SHOWN]]
     error = EntryNotFoundError(name, source)
     error.hint = f"It has {counted(shown, len(paths))}." if shown else "It is empty."
     return error

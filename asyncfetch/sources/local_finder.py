@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import EntryNotFoundError, ProtocolError, storage_errors
 from ..network.ranges import Target
+from ..storage.folders import BOOKKEEPING, LocalFolder
 from ..tasks import off_loop
 from .finder import State, file_on_disk, read_index
 from .located import FoundIndex, Listing, SourceFile
@@ -29,6 +30,7 @@ class LocalPlace:
     def __init__(self, request: Request, source: LocalSource) -> None:
         self._source = source
         self._max_index_bytes = request.policy.max_index_bytes
+        self._folder = LocalFolder(Path(source.folder))
 
     async def commits(self) -> Sequence[str | None]:
         return [None]
@@ -40,7 +42,7 @@ class LocalPlace:
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._path(name)
-        return await off_loop(lambda: file_on_disk(name, path))
+        return await off_loop(lambda: self._on_disk(name, path))
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return await off_loop(Path(self._source.folder, name).is_file)
@@ -55,7 +57,13 @@ class LocalPlace:
         folder = Path(self._source.folder)
         with storage_errors(folder):
             names = sorted(name for name in _files_in(folder) if (folder / name).is_file())
-        return {name: file_on_disk(name, folder / name) for name in names}
+        return {name: self._on_disk(name, folder / name) for name in names if not name.startswith(f"{BOOKKEEPING}/")}
+
+    def _on_disk(self, name: str, path: Path) -> SourceFile:
+        file = file_on_disk(name, path)
+        record = self._folder.record(name)
+        file.vouched = None if record is None else record.checksum
+        return file
 
     async def recall(self, files: Sequence[SourceFile], index: FoundIndex | None, commit: str | None) -> State:
         return State(None)

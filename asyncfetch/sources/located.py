@@ -49,10 +49,12 @@ class SourceFile:
     source has commits. `key` names its partial and its lock, `blob` its blob (empty: its sha256,
     known once it is here); `identity` is what a resumed partial must still be.
     `path` is set where the whole file is on disk already, `in_blobs` where only its link is
-    missing. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
+    missing; `vouched` is the hash that a record of the folder which it is in promises, if nobody touched it
+    since. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
     `sized` is false while nothing has told the size; then `size` is 0. `splittable` is false where the
-    server is known to answer a range with the whole file.
+    server is known to answer a range with the whole file. `late`: a shard that is known by a listing, whose header
+    comes with its first bytes.
     """
 
     name: str
@@ -70,8 +72,10 @@ class SourceFile:
     splittable: bool = True
     path: Path | None = None
     in_blobs: bool = False
+    vouched: Checksum | None = None
     raw_header: bytes = b""
     header: Header | None = None
+    late: bool = False
 
     @property
     def algorithm(self) -> str:
@@ -105,7 +109,8 @@ class SourceFile:
 class Listing:
     """All files of a source, by their paths, those that are here with where they are.
 
-    `records` are what a server said of them, to be kept with the download.
+    Which are here may be looked at when one is taken: that is for a thread. `records` are what a server said of
+    them, to be kept with the download.
     """
 
     files: Mapping[str, SourceFile]
@@ -152,6 +157,7 @@ class Located:
     identities: Mapping[str, str] = field(default_factory=dict)
     records: Records | None = None
     scales: frozenset[str] = frozenset()
+    listing: Listing | None = None  # by which its files are known
     absent: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

@@ -31,6 +31,7 @@ __all__ = [
     "candidates",
     "check_repo_id",
     "is_index_name",
+    "is_repo_id",
     "names_in",
     "parse_source",
 ]
@@ -54,15 +55,21 @@ _BESIDE_ONE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository on the Hub. `file` is set where the user named one index or one shard in it."""
+    """A repository on the Hub. `file` is set where the user named one index or one shard in it, or of a dataset any."""
 
     repo_id: str
     revision: str
     subfolder: str = ""
     file: str | None = None
+    repo_type: str = "model"  # or "dataset"
+
+    @property
+    def name(self) -> str:
+        """How it is called in the Hub's own addresses: `owner/name`, or `datasets/owner/name`."""
+        return self.repo_id if self.repo_type == "model" else f"{self.repo_type}s/{self.repo_id}"
 
     def __str__(self) -> str:
-        return f"{self.repo_id}@{self.revision}" if self.revision != "main" else self.repo_id
+        return f"{self.name}@{self.revision}" if self.revision != "main" else self.name
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -131,6 +138,7 @@ def parse_source(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
+    repo_type: str | None = None,
     endpoint: str = DEFAULT_ENDPOINT,
     kind_of: Callable[[str], str | None],
 ) -> Source:
@@ -139,7 +147,7 @@ def parse_source(
     `kind_of(path)` says "file", "folder" or None. What exists on disk is a path, also where it could be a
     repository; a URL below the endpoint, or of the Hub's own pages, is the repository there, and any other
     a web folder; s3://, gs:// and az:// name buckets; anything else without a scheme is a repository id, with
-    `@revision` or `revision=`.
+    `@revision` or `revision=`. What begins with `datasets/` is a dataset, as in the Hub's addresses.
     Raises SourceError.
     """
     text = os.fspath(source)
@@ -147,16 +155,16 @@ def parse_source(
         raise SourceError("The source is empty or not text.")
     kind = kind_of(text)
     if kind is not None:
-        return _local(source, kind, revision, subfolder)
+        return _local(source, kind, revision, subfolder, repo_type)
     if isinstance(source, os.PathLike) or text.startswith(("/", "./", "../", "~")):
         raise SourceError(f"There is nothing at {text!r}.", hint="Check the path.")
     if re.search(r"[\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
         raise SourceError("The source has characters that no URL can carry.")
     sub = _folder(subfolder or "")
     if re.match(r"https?://", text, re.IGNORECASE):
-        return _url(text, revision, sub, endpoint)
+        return _url(text, revision, sub, endpoint, repo_type)
     if is_bucket(text):
-        return _bucket(text, revision, sub)
+        return _bucket(text, revision, sub, repo_type)
     if "://" in text:
         raise SourceError(
             f"{text.split('://')[0]}:// is not supported.",
@@ -165,15 +173,27 @@ def parse_source(
     repo_id, _, at = text.partition("@")
     if at and revision and at != revision:
         raise SourceError(f"The source says revision {at!r} and revision= says {revision!r}.")
-    return HubSource(check_repo_id(repo_id), _revision(at or revision or "main"), sub)
+    repo_type, repo_id = _typed(repo_id, repo_type)
+    return HubSource(check_repo_id(repo_id), _revision(at or revision or "main"), sub, repo_type=repo_type)
 
 
-def _local(source: str | os.PathLike[str], kind: str, revision: str | None, subfolder: str | None) -> LocalSource:
+def _typed(name: str, repo_type: str | None) -> tuple[str, str]:
+    """The type of a repository and its id, by its name in the Hub's addresses and by what the caller says."""
+    if not name.startswith("datasets/"):
+        return repo_type or "model", name
+    if repo_type == "model":
+        raise SourceError(f"{name!r} is a dataset, and repo_type= says model.")
+    return "dataset", name.removeprefix("datasets/")
+
+
+def _local(
+    source: str | os.PathLike[str], kind: str, revision: str | None, subfolder: str | None, repo_type: str | None
+) -> LocalSource:
     text = os.fspath(source)
-    shadows = text if isinstance(source, str) and _is_repo_id(text) else ""
-    if revision:
-        hint = LocalSource(text, None, shadows).both_readings(revision) if shadows else ""
-        raise SourceError(f"{text!r} is a local path, which has no revisions.", hint=hint)
+    shadows = text if isinstance(source, str) and is_repo_id(text.removeprefix("datasets/")) else ""
+    if revision or repo_type == "dataset":
+        hint = LocalSource(text, None, shadows).both_readings(revision or "main") if shadows else ""
+        raise SourceError(f"{text!r} is a local path, which has no {'revisions' if revision else 'type'}.", hint=hint)
     path = os.path.expanduser(text)
     if kind == "folder":
         return LocalSource(os.path.join(path, _folder(subfolder or "")), None, shadows)
@@ -189,7 +209,7 @@ def _local(source: str | os.PathLike[str], kind: str, revision: str | None, subf
     return LocalSource(folder, file)
 
 
-def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Source:
+def _url(text: str, revision: str | None, subfolder: str, endpoint: str, repo_type: str | None) -> Source:
     parts = None
     with suppress(ValueError):  # its text may show the password: so it is no context of ours
         parts, origin = urlsplit(text), origin_of(text)
@@ -203,9 +223,10 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
     if page is not None and not page.strip("/"):
         raise SourceError(f"{redact_url(text)!r} is the Hub itself.", hint="Add a repository: /owner/name.")
     if page is not None:
-        return _hub_page(page, revision, subfolder)
-    if revision:
-        raise SourceError(f"{redact_url(text)!r} is a plain URL, which has no revisions.")
+        return _hub_page(page, revision, subfolder, repo_type)
+    if revision or repo_type == "dataset":
+        what = "revisions" if revision else "type"
+        raise SourceError(f"{redact_url(text)!r} is a plain URL, which has no {what}.")
     folder, _, file = parts.path.rpartition("/")
     if file and not _is_readable(unquote(file)):
         if "." in file and re.search(r"\.(bin|pt|pth|ckpt|json|gguf|zip)$", file):
@@ -221,15 +242,15 @@ def _url(text: str, revision: str | None, subfolder: str, endpoint: str) -> Sour
     return UrlSource(folder, unquote(file) or None, parts.query)
 
 
-def _bucket(text: str, revision: str | None, subfolder: str) -> BucketSource:
+def _bucket(text: str, revision: str | None, subfolder: str, repo_type: str | None) -> BucketSource:
     bucket, path = bucket_of(text)
     folder, _, file = path.rpartition("/")
     if file and not _is_readable(file):
         if re.search(r"\.(bin|pt|pth|ckpt|json|gguf|zip)$", file):
             _check_file(file)
         folder, file = path.rstrip("/"), ""
-    if revision:
-        raise SourceError(f"{bucket} is a bucket, which has no revisions.")
+    if revision or repo_type == "dataset":
+        raise SourceError(f"{bucket} is a bucket, which has no {'revisions' if revision else 'type'}.")
     if subfolder and file:
         raise SourceError("subfolder= goes with a folder, not with a file.")
     folder = _folder("/".join(part for part in (folder, subfolder) if part))
@@ -242,13 +263,14 @@ def _below(path: str, home: str) -> str | None:
     return "/".join(parts[len(base) :]) if [unquote(part) for part in parts[: len(base)]] == base else None
 
 
-def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
-    """A URL copied from the Hub's site: /owner/name[/{tree,blob,resolve}/revision[/path]].
+def _hub_page(path: str, revision: str | None, subfolder: str, repo_type: str | None) -> HubSource:
+    """A URL copied from the Hub's site: [/datasets]/owner/name[/{tree,blob,resolve}/revision[/path]].
 
     A revision is one part of the path, but for pull requests and conversions, which are three
     (https://huggingface.co/docs/hub/repositories-pull-requests-discussions).
     """
-    parts = [unquote(part) for part in path.strip("/").split("/")]
+    repo_type, path = _typed(path.strip("/"), repo_type)
+    parts = [unquote(part) for part in path.split("/")]
     cut = next(
         (at for at, part in enumerate(parts[:-1]) if part in ("tree", "blob", "resolve") and at in (1, 2)), len(parts)
     )
@@ -261,10 +283,11 @@ def _hub_page(path: str, revision: str | None, subfolder: str) -> HubSource:
     file = None
     if rest and parts[cut] != "tree":
         file = rest.pop()
-        _check_file(file)
+        if repo_type == "model":
+            _check_file(file)
         path_inside(file)
     inner = _folder("/".join([*rest, *([subfolder] if subfolder else [])]))
-    return HubSource(repo_id, _revision(named or revision or "main"), inner, file)
+    return HubSource(repo_id, _revision(named or revision or "main"), inner, file, repo_type)
 
 
 def _is_readable(file: str) -> bool:
@@ -323,6 +346,8 @@ def candidates(variant: str | None) -> list[str]:
 
 def names_in(source: Source, variant: str | None) -> list[str]:
     """The paths in `source` to try, in order: one only, where the user named a file. Raises SourceError."""
+    if source.file:
+        _check_file(source.file)
     names = [source.file] if source.file else candidates(variant)
     folder = f"{source.subfolder}/" if isinstance(source, HubSource) and source.subfolder else ""
     return [folder + name for name in names]
@@ -352,10 +377,13 @@ class Request:
     checksums: Mapping[str, Checksum] | None = None
     dequantize: bool = False  # what scales a selected tensor is wanted too
     chosen: Chosen | None = None  # None: what a load needs, and no more
+    believed: bool = True  # a listing, about hashes and sizes
+    late: bool = False  # headers may come with the first bytes of the shards, where hashes are known before
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 
-def _is_repo_id(text: str) -> bool:
+def is_repo_id(text: str) -> bool:
+    """Whether it is `name` or `owner/name` by the Hub's rules."""
     parts = text.split("/")
     good = len(parts) <= 2 and all(re.fullmatch(r"[\w\-.]{1,96}", part, re.ASCII) for part in parts)
     return good and not ("--" in text or ".." in text or text.endswith(".git") or any(p[0] in "-." for p in parts))
@@ -363,7 +391,7 @@ def _is_repo_id(text: str) -> bool:
 
 def check_repo_id(repo_id: str) -> str:
     """`name` or `owner/name` by the Hub's rules, or SourceError."""
-    if not _is_repo_id(repo_id):
+    if not is_repo_id(repo_id):
         raise SourceError(
             f"{repo_id!r} is neither an existing path nor a repository id.",
             hint='A repository is "owner/name", a revision is added as "owner/name@revision".',

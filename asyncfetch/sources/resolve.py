@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ..errors import CorruptError
-from ..format.index import Index, check_index
+from ..errors import CorruptError, RepositoryNotFoundError, RevisionNotFoundError
+from ..format.index import Index
 from ..network.transport import Transport
 from ..tasks import each
 from .fallback import find_or_recall, offline
@@ -13,17 +13,28 @@ from .files import add_companions, find_files
 from .finder import Place, distrust, find
 from .headers import read_header
 from .hub_finder import HubPlace
+from .late import hold_against_index
 from .local_finder import LocalPlace
 from .located import Located, SourceFile
 from .request import BucketSource, HubSource, LocalSource, Request, UrlSource
 from .selecting import selected_by
 from .store_finder import StorePlace
+from .suggestions import suggest
 from .web_finder import WebPlace
 
 __all__ = ["resolve"]
 
 
 async def resolve(request: Request, transport: Transport, *, headers: bool = True) -> Located:
+    """As `_resolve`, whose errors say what was probably meant by a repository or a revision that is not there."""
+    try:
+        return await _resolve(request, transport, headers)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        await suggest(error, request, transport)
+        raise
+
+
+async def _resolve(request: Request, transport: Transport, headers: bool) -> Located:
     """Find the checkpoint: its commit, its shards, and what is in each. Writes nothing.
 
     A checkpoint that cannot be loaded is refused here, before its shards are downloaded. Raises
@@ -36,7 +47,9 @@ async def resolve(request: Request, transport: Transport, *, headers: bool = Tru
     exact = chosen if chosen is not None and chosen.exact else None
 
     async def found(place: Place, request: Request) -> Located:
-        return await (find(place, request) if exact is None else find_files(place, request, exact))
+        if exact is not None:
+            return await find_files(place, request, exact)
+        return await find(place, request, transport)
 
     if place.cache is None or request.settings.offline:
         located = await found(place, request)
@@ -61,12 +74,7 @@ def _select(located: Located, request: Request) -> None:
     if located.index is None:
         located.selected, located.scales = _select_in_file(located.files[0], request)
     elif located.selected is not None:
-        by_shard = {
-            shard: file.header
-            for shard, file in zip(located.selected.shards, located.files, strict=True)
-            if file.header is not None
-        }
-        located.warnings += check_index(located.index, by_shard)
+        located.warnings += hold_against_index(located, located.files)
 
 
 async def _read_headers(located: Located, request: Request, transport: Transport) -> bool:
@@ -75,6 +83,8 @@ async def _read_headers(located: Located, request: Request, transport: Transport
 
     async def read(file: SourceFile) -> None:
         nonlocal wrong
+        if file.late and file.path is None:
+            return
         try:
             await read_header(file, transport, located.origin)
         except CorruptError as error:

@@ -3,7 +3,7 @@
     <cache>/                                   HF_HUB_CACHE, or HF_HOME/hub
       CACHEDIR.TAG
       .locks/models--org--name/<etag>.lock     advisory, never deleted
-      models--org--name/
+      models--org--name/                       or datasets--org--name/
         blobs/<etag>                           a whole file, its hash verified
         blobs/<etag>.asyncfetch.incomplete     a file being written, and beside it
         blobs/<etag>.asyncfetch.map.incomplete its journal; `hf cache prune` removes both
@@ -78,11 +78,17 @@ class RepoCache:
     """One repository's part of the cache, without the files that are known to be `wrong`."""
 
     def __init__(
-        self, root: Path, repo_id: str, *, symlinks: bool | None = None, wrong: WrongFiles | None = None
+        self,
+        root: Path,
+        repo_id: str,
+        *,
+        repo_type: str = "model",
+        symlinks: bool | None = None,
+        wrong: WrongFiles | None = None,
     ) -> None:
         self.root = root
         self.wrong = WrongFiles() if wrong is None else wrong
-        self.name = "models--" + repo_id.replace("/", "--")
+        self.name = f"{repo_type}s--{repo_id.replace('/', '--')}"
         self.folder = root / self.name
         self.left_out = LeftOut()
         self._symlinks = symlinks

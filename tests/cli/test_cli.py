@@ -199,6 +199,24 @@ def test_wrong_files(hub: Server, arguments: list[str], code: int, text: str) ->
     assert text in ran.err
 
 
+def test_download_into_a_folder(hub: Server, tmp_path: Path) -> None:
+    """--local-dir names the folder instead; what was changed there is refused, with the flags that help."""
+    folder = tmp_path / "a b"
+    plan = command("download", REPO, "--local-dir", str(folder), "--dry-run", "--json")
+    assert json.loads(plan.out.splitlines()[-1])["local_dir"] == str(folder)
+    assert not folder.exists()
+    assert command("download", REPO, "--local-dir", str(folder)).out == f"{folder}\n"
+    assert {path.name for path in folder.iterdir()} == {*SHARDS, INDEX, "config.json", ".cache"}
+    (folder / "config.json").write_text("mine")
+    ran = command("download", REPO, "--local-dir", str(folder))
+    assert ran.code == 7
+    assert "config.json.\nhint: Move it away to keep it, leave it out with --exclude, or pass --overwrite.\n" in ran.err
+    ran = command("download", REPO, "--local-dir", str(folder), "--overwrite", "--json")
+    result = json.loads(ran.out.splitlines()[-1])
+    assert (result["path"], result["files"]["config.json"]) == (str(folder), str(folder / "config.json"))
+    assert (folder / "config.json").read_text() != "mine"
+
+
 def test_quiet_says_nothing(hub: Server) -> None:
     """--quiet leaves only the data."""
     ran = command("download", REPO, "--quiet")
@@ -716,8 +734,9 @@ def test_help_tells_where_the_token_goes() -> None:
     ran = command("load", "--help")
     for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
         assert option in ran.out
-    assert all(flag in ran.out for flag in FLAGS.values())
-    assert "--token" not in ran.out
+    both = ran.out + command("download", "--help").out
+    assert all(flag in both for flag in FLAGS.values())
+    assert "--token" not in both
 
 
 def test_inspect_offers_what_it_heeds() -> None:

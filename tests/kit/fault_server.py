@@ -452,10 +452,16 @@ class FaultServer:
                 headers["link"] = f'<{following}>; rel="next"'
             return Answer(200, headers, json.dumps(page).encode())
 
-        api = f"/api/models/{repository.name}"
+        dataset = repository.name.startswith("datasets/")
+        api = f"/api/{repository.name if dataset else f'models/{repository.name}'}"
         self.resources[f"{api}/tree/{commit}"] = Resource(respond=respond)
+        told = {
+            "id": repository.name.removeprefix("datasets/"),
+            "sha": commit,
+            "siblings": [{"rfilename": name} for name in names],
+        }
         for revision in ("main", commit):
-            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps({"sha": commit}).encode())
+            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps(told).encode())
         return f"{api}/tree/{commit}"
 
     def _redirecting(self, path: str, commit: str, etag: str, size: int) -> Callable[[Seen], Answer]:
@@ -537,7 +543,7 @@ class FaultServer:
 
     def _answer(self, seen: Seen, path: str) -> Answer:
         """The honest answer to a request."""
-        resource = self.resources.get(path) or self.resources.get("/".join(path.split("/")[:3]) + "/")
+        resource = self.resources.get(path) or self.resources.get(path.partition("resolve/")[0])
         if resource is None or resource.second != seen.second:
             return Answer(404, {}, b"nothing here")
         if self.token is not None and not seen.second and seen.headers.get("authorization") != f"Bearer {self.token}":
@@ -581,6 +587,8 @@ class FaultServer:
         return answer.ending == "keep"
 
     def _send_body(self, sock: socket.socket, answer: Answer, seen: Seen) -> None:
+        if seen.method == "HEAD":
+            return
         body = memoryview(answer.body)[: answer.cut]
         step, pause = answer.pace or (65536, 0.0)
         for at in range(0, len(body), step):

@@ -103,8 +103,8 @@ MUTANTS = (
         "verify-always-ignored",
         _WRONG,
         "api.session:Session._in_doubt",
-        'always = self.verify == "always" or isinstance',
-        "always = isinstance",
+        'always, local = self.verify == "always", isinstance',
+        "always, local = False, isinstance",
         ("api/test_interop.py::test_a_damaged_file_is_put_aside", "api/test_opened.py::test_a_damaged_cached_file"),
     ),
     Mutant(

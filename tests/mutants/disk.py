@@ -619,8 +619,8 @@ MUTANTS = (
         "files-without-their-names",
         _BOOKKEEPING,
         "api.call:Call.download",
-        "self.session.fetch(named=True)",
-        "self.session.fetch()",
+        "try:\n    located, _, landed = await session.fetch(named=True)",
+        "try:\n    located, _, landed = await session.fetch()",
         ("engine/test_shared_caches.py::test_a_read_only_cache_that_lacks_a_name",),
     ),
     Mutant(

@@ -114,7 +114,7 @@ MUTANTS = (
         "every-folder-is-a-shadow",
         _READINGS,
         "sources.request:_local",
-        'text if isinstance(source, str) and _is_repo_id(text) else ""',
+        'text if isinstance(source, str) and is_repo_id(text.removeprefix("datasets/")) else ""',
         "text",
         ("sources/test_source.py::test_what_could_be_a_repository_too",),
     ),
@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "never-recalls-what-is-cached",
         _RECALL,
-        "sources.resolve:resolve",
+        "sources.resolve:_resolve",
         "if place.cache is None or request.settings.offline:",
         "if True:",
         (
@@ -165,7 +165,7 @@ MUTANTS = (
         "recalls-after-the-usual-attempts",
         _RECALL,
         "network.retry:Budget._too_long",
-        "return not answered or max(asked, self._clock() - self._since) > BRIEF",
+        "return not answered or max(asked, self._clock() - self._since) > self._hurry.brief",
         "return False",
         (
             "sources/test_fallback.py::test_one_request_is_enough",
@@ -193,7 +193,7 @@ MUTANTS = (
         "waits-at-the-gate-although-all-is-cached",
         _RECALL,
         "network.transport:Transport._pass_gate",
-        "if not self._hurry.over and delay > BRIEF:",
+        "if not self._hurry.over and delay > self._hurry.brief:",
         "if False:",
         ("sources/test_fallback.py::test_a_client_that_waits_for_a_quota",),
     ),
@@ -225,11 +225,11 @@ MUTANTS = (
         "falls-back-on-a-missing-shard",
         _FALLBACK,
         "sources.finder:find",
-        "names = [found.name]\nreturn await _located(place, request, found, absent)",
-        "try:\n    return await _located(place, request, found, absent)\nexcept EntryNotFoundError:\n"
+        "names = [found.name]\nreturn await _located(place, request, found, absent, transport)",
+        "try:\n    return await _located(place, request, found, absent, transport)\nexcept EntryNotFoundError:\n"
         "    names = [name for name in names if not is_index_name(name)]\n"
         "    found, absent = await first_candidate(place, request, names, commit)\n"
-        "    return await _located(place, request, found, absent)",
+        "    return await _located(place, request, found, absent, transport)",
         ("sources/test_resolve.py::test_a_missing_shard_is_no_reason_to_fall_back",),
     ),
     Mutant(

@@ -272,8 +272,8 @@ MUTANTS = (
         "folder-needs-a-home",
         _PLACE,
         "api.session:Environment.request",
-        "if not isinstance(parsed, LocalSource):",
-        "if parsed:",
+        "if not isinstance(parsed, LocalSource) and folder is None:",
+        "if parsed and folder is None:",
         ("sources/test_settings.py::test_a_folder_needs_no_home",),
     ),
     Mutant(

@@ -101,8 +101,8 @@ MUTANTS = (
         "password-in-the-page-of-a-gated-model",
         _MESSAGES,
         "sources.hub:Hub._raise_for",
-        'redact_url(f"{self.settings.endpoint}/{self.repo_id}")',
-        'f"{self.settings.endpoint}/{self.repo_id}"',
+        'redact_url(f"{self.settings.endpoint}/{self.name}")',
+        'f"{self.settings.endpoint}/{self.name}"',
         ("sources/test_hub.py::test_a_password_of_the_endpoint_is_not_shown",),
     ),
     Mutant(

@@ -25,7 +25,7 @@ MUTANTS = (
     Mutant(
         "every-name-compared",
         _MANY,
-        "format.near:near_name",
+        "format.near:near_names",
         "names if len(names) <= _COMPARED else _respelled(name, names)",
         "names",
         ("format/test_near.py::test_the_work_does_not_grow_with_the_names",),

@@ -80,7 +80,7 @@ async def test_an_endpoint_with_a_path(server: FaultServer, here: Path, slash: s
     ):
         assert same(await load(server, source, [], endpoint=endpoint))
     asked = {seen.path for seen in server.seen if not seen.second}
-    assert all(path.startswith("/hf/org/single/resolve/") for path in asked)
+    assert all(path.startswith(("/hf/org/single/resolve/", "/hf/api/models/org/single/tree/")) for path in asked)
     assert any("refs" in path for path in asked)
     assert repository.name == "org/single"
     before = len(server.seen)

@@ -339,7 +339,7 @@ def test_half_of_a_surrogate_pair(source: str) -> None:
         ("https://h/m", {"subfolder": "../x"}),
         (f"{HF}", {}),
         (f"{HF}/", {}),
-        (f"{HF}/datasets/org/name", {}),
+        (f"{HF}/spaces/org/name", {}),
         (f"{HF}/org/name/blob/main/x.bin", {}),
         (f"{HF}/org/name/blob/main/README.md", {}),
         (f"{HF}/org/name/tree/main/../x", {}),

@@ -1,0 +1,80 @@
+"""Shards that one listing tells of, instead of a request for each: their headers come with their first bytes.
+
+Only what is listed by its sha256 is believed. A mirror that leaves it out, or a gated repository, which shows stars
+in its place, is asked for each shard. What the Hub says of a file when its bytes are asked for still counts for more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
+
+import anyio
+
+from ..errors import AsyncfetchError
+from ..format.header import Header
+from ..format.index import check_index
+from ..network.transport import Transport
+from ..storage.cache import RepoCache
+from ..tasks import off_loop
+from .located import Listing, Located, SourceFile, path_in
+from .request import HubSource, Request
+
+__all__ = ["hold_against_index", "known_shards", "listing_at_once", "saves_requests"]
+
+_FEW = 2  # shards that are missing: for one, a listing takes as many requests as a look
+
+
+class _Lister(Protocol):
+    """A place that lists its files."""
+
+    @property
+    def cache(self) -> RepoCache | None: ...
+
+    async def listing(self, commit: str | None) -> Listing | None: ...
+
+
+async def saves_requests(place: _Lister, request: Request, paths: Sequence[str], commit: str | None) -> bool:
+    """Whether a listing takes fewer requests than a look at each shard, and headers may be late."""
+    cache = place.cache
+    if (
+        not (request.late and request.believed and isinstance(request.source, HubSource))
+        or cache is None
+        or commit is None
+    ):
+        return False
+    if request.settings.offline:
+        return False
+    missing = await off_loop(lambda: sum(cache.find(commit, path) is None for path in paths))
+    return missing >= _FEW or (missing > 0 and request.chosen is not None)
+
+
+async def listing_at_once(place: _Lister, transport: Transport, commit: str | None, seconds: float) -> Listing | None:
+    """The listing, if it comes without trouble. A server that lists nothing, or fails at that, may have the files."""
+    try:
+        with anyio.move_on_after(seconds), transport.hurry(brief=0.0):
+            return await place.listing(commit)
+    except AsyncfetchError:
+        pass
+    return None
+
+
+def known_shards(listing: Listing, folder: str, shards: Iterable[str]) -> dict[str, SourceFile]:
+    """The shards, by their paths, that are listed with their sha256. Looks at the disk."""
+    found = {}
+    for path in (path_in(folder, shard) for shard in shards):
+        file = listing.files.get(path)
+        if file is not None and file.checksum is not None and file.checksum.algorithm == "sha256":
+            file.late = True
+            found[path] = file
+    return found
+
+
+def hold_against_index(located: Located, files: Collection[SourceFile]) -> list[str]:
+    """Hold the headers of some shards against the index, as `check_index`. Returns its notes."""
+    index = located.index
+    if index is None:
+        return []
+    start = len(located.folder) + 1 if located.folder else 0
+    headers: dict[str, Header] = {file.name[start:]: file.header for file in files if file.header is not None}
+    return check_index(index, headers)
