@@ -1,0 +1,80 @@
+"""What lies beside a checkpoint, fetched before its shards: who makes a model of it reads the config first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import EntryNotFoundError, OfflineError
+from ..format.dtypes import Array
+from ..sources.listing import Chosen
+from ..sources.located import Located, path_in
+from ..sources.request import HubSource, LocalSource, Request, UrlSource
+from .loading import expected_tensors
+from .session import Session
+
+__all__ = ["Beside", "beside"]
+
+# What is asked for by name where nothing is listed, the one that must be there first.
+_NAMES = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A checkpoint that was located, and the folder on disk with what is beside it.
+
+    `located` has the shards alone. `name` is what a model made of it is called: the repository, the folder or the URL.
+    """
+
+    name: str
+    folder: Path
+    located: Located
+
+    @property
+    def is_here(self) -> bool:
+        """Whether no shard must be downloaded."""
+        return all(file.path is not None for file in self.located.files)
+
+    def hollow(self) -> dict[str, Array]:
+        """The state dict to come: dtypes and shapes without memory."""
+        return expected_tensors(self.located, None)
+
+
+async def beside(session: Session, located: Located) -> Beside:
+    """Download what is beside the shards of `located`, to the disk whatever the storage of the session."""
+    source = session.request.source
+    shards = replace(located, files=[file for file in located.files if file.header is not None])
+    companions = [file for file in located.files if file.header is None]
+    if isinstance(source, LocalSource):
+        return Beside(source.folder, Path(source.folder).absolute(), shards)
+    name = source.repo_id if isinstance(source, HubSource) else str(source)
+    if not companions or located.cache is None or located.commit is None:
+        return Beside(name, await _asked_by_name(session, located), shards)
+    part = replace(located, files=companions, ref=None, absent=[], index_file=None, index_path=None, selected=None)
+    await replace(session, storage="disk").download(part, named=True, last=False)
+    return Beside(name, located.cache.snapshot(located.commit) / located.folder, shards)
+
+
+async def _asked_by_name(session: Session, located: Located) -> Path:
+    """The folder with the config of a source that lists no files. Raises EntryNotFoundError if there is none."""
+    request = replace(session.request, select=None, variant=None, checksums=None, dequantize=False)
+    match request.source:
+        case HubSource() as source:
+            request = replace(request, source=replace(source, revision=located.commit or source.revision, file=None))
+        case UrlSource() as source:
+            request = replace(request, source=replace(source, file=None))
+    names = tuple(path_in(located.folder, name) for name in _NAMES)
+    try:
+        return await _folder_of(session, replace(request, chosen=Chosen(exact=True, names=names)))
+    except (EntryNotFoundError, OfflineError):  # it may be the one that need not be there
+        return await _folder_of(session, replace(request, chosen=Chosen(exact=True, names=names[:1])))
+
+
+async def _folder_of(session: Session, request: Request) -> Path:
+    """Download the files that are asked for. Returns the folder of the first."""
+    part = replace(session, request=request, storage="disk")
+    located = await part.locate()
+    landed = await part.download(located, named=True, last=False)
+    first = landed[located.files[0].name].path
+    assert first is not None  # noqa: S101
+    return first.parent
