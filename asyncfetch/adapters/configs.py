@@ -1,4 +1,4 @@
-"""The config.json beside a checkpoint: which library it is for, and what must not be loaded from it. Pure but for a read.
+"""The config.json beside a checkpoint: which library it is for, and what must not be loaded from it.
 
 What a config says is the publisher's word: it chooses among the classes of a library, and runs no code.
 """
@@ -18,8 +18,10 @@ __all__ = ["code_of", "library_of", "read_config"]
 _ALL_FILES = 'asyncfetch.download(source, include="*") brings all files: give its path to from_pretrained.'
 
 
-def read_config(folder: Path, source: str) -> dict[str, Any]:
-    """The config of a model that can be loaded. Raises SourceError for an adapter, a pipeline, or none; CorruptError."""
+def read_config(folder: Path | None, source: str) -> dict[str, Any]:
+    """The config of a model that can be loaded. Raises SourceError for an adapter, a pipeline or none, CorruptError."""
+    if folder is None:
+        raise _no_config(source)
     path, adapter = folder / "config.json", folder / "adapter_config.json"
     if adapter.is_file():
         base = short_repr(_parsed(adapter).get("base_model_name_or_path"))
@@ -36,7 +38,11 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
         raise SourceError(
             f"{source} is a pipeline of several models.", hint=f"Name one with subfolder=, such as 'unet'. {_ALL_FILES}"
         )
-    raise SourceError(
+    raise _no_config(source)
+
+
+def _no_config(source: str) -> SourceError:
+    return SourceError(
         f"{source} has no config.json beside its weights, so nothing tells what model it is.",
         hint="load() gives its tensors, and load_into() fills a module of your own.",
     )
@@ -64,7 +70,7 @@ def library_of(config: Mapping[str, Any], source: str) -> str:
 
 
 def code_of(config: Mapping[str, Any], name: str, source: str) -> str | None:
-    """The code in the repository, `"file.Class"`, that `auto_map` gives for a class or an AutoClass. None if it is none.
+    """The code in the repository, `"file.Class"`, that `auto_map` has for a class or an AutoClass; None if it has none.
 
     Raises SourceError for code of another repository, which is of no commit that was asked for.
     """

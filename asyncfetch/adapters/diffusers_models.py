@@ -48,6 +48,8 @@ class DiffusersModel:
             raise SourceError(f"diffusers {diffusers.__version__} has no model class {short_repr(name)}.", hint=hint)
         if isinstance(asked.dtype, str) and asked.dtype == "auto":
             raise SourceError('diffusers has no dtype="auto".', hint="Name a dtype, or leave it out.")
+        if asked.dtype is not None:
+            _torch_dtype(asked.dtype)
         return cls(asked, beside, kind, variant)
 
     def rehearse(self) -> Outcome | None:

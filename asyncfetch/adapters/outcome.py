@@ -29,7 +29,7 @@ class Outcome:
     nothing: bool = False
 
     def enforce(self, strict: Strict, *, other_shapes: bool) -> None:
-        """Raises ModelMismatchError for what `strict` does not allow. `other_shapes`: the caller wants these made anew."""
+        """Raises ModelMismatchError for what `strict` does not allow. `other_shapes`: they may be made anew."""
         missing = sorted(self.missing) if strict or self.nothing else []
         unexpected = sorted(self.unexpected) if strict is True or self.nothing else []
         shapes = {} if other_shapes else dict(sorted(self.shapes.items()))

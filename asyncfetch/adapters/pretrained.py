@@ -97,7 +97,11 @@ load_pretrained = blocking(load_pretrained_async)
 
 def need(package: str, extra: str) -> None:
     """Raises SourceError where a package of an extra is not installed."""
-    if find_spec(package) is None:
+    try:
+        here = find_spec(package) is not None
+    except ValueError:  # it was put out of the way
+        here = False
+    if not here:
         raise SourceError(f"{package} is not installed.", hint=f"pip install 'asyncfetch[{extra}]'.")
 
 

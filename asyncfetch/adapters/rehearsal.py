@@ -21,14 +21,16 @@ def hollow_tensors(arrays: Mapping[str, Array]) -> dict[str, Any]:
 
     kind = _hollow_class()
     made = {name: hollow_tensor(torch, array) for name, array in arrays.items()}
-    return {name: torch.empty(one.shape, dtype=one.dtype, device="meta").as_subclass(kind) for name, one in made.items()}
+    return {
+        name: torch.empty(one.shape, dtype=one.dtype, device="meta").as_subclass(kind) for name, one in made.items()
+    }
 
 
 @cache
 def _hollow_class() -> Any:
     import torch
 
-    class Hollow(torch.Tensor):
+    class Hollow(torch.Tensor):  # type: ignore[misc]
         """A tensor on the meta device, which pretends to be on any."""
 
         @classmethod

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ..api.beside import Beside
 from ..errors import SourceError
 from ..format.hostile import short_repr
+from ..tensors.scaling import refuse_plain_copy
 from ..words import fit_to_show
 
-__all__ = ["check_arguments", "check_quantisation", "says"]
+__all__ = ["check_arguments", "check_quantisation", "refuse_scaled", "says"]
 
 
 @contextmanager
@@ -39,17 +41,27 @@ def check_arguments(kind: Any, extra: Mapping[str, Any]) -> None:
             )
 
 
-def check_quantisation(config: Any, asked: Any, device_map: object, source: str) -> None:
-    """Have the library look whether it can make what the config, or the caller, says of quantised weights.
+def refuse_scaled(beside: Beside) -> None:
+    """Raises SourceError for weights that count only times a scale, of which the config says nothing."""
+    try:
+        refuse_plain_copy(beside.located)
+    except SourceError as error:
+        error.hint = "The config does not tell how they are quantised. load(dequantize=True) gives their numbers."
+        raise
 
-    Raises SourceError: for a way that it does not know, a package or a device that it lacks, and torchao, whose
-    weights need what is written beside them in their files.
+
+def check_quantisation(config: Any, asked: Any, device_map: object, source: str) -> bool:
+    """Whether the weights are quantised, as the config says.
+
+    The library looks whether it can make what the config or the caller says of them. Raises SourceError: for a way
+    that it does not know, a package or a device that it lacks, and for torchao, whose weights need what is written
+    beside them in their files.
     """
     found = getattr(config, "quantization_config", None)
     if found is None:
         found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
     if found is None and asked is None:
-        return
+        return False
     from transformers.quantizers import AutoHfQuantizer
 
     if found is not None:
@@ -67,3 +79,4 @@ def check_quantisation(config: Any, asked: Any, device_map: object, source: str)
             merged = AutoHfQuantizer.merge_quantization_configs(merged, copy.deepcopy(asked))
         quantizer = AutoHfQuantizer.from_config(merged, pre_quantized=found is not None)
         quantizer.validate_environment(device_map=device_map, weights_only=True)
+    return found is not None

@@ -1,6 +1,6 @@
 """A checkpoint as a model of transformers, by the library's own from_pretrained, which renames and merges what it must.
 
-https://huggingface.co/docs/transformers/main_classes/model has the arguments. The library is imported when it is needed.
+https://huggingface.co/docs/transformers/main_classes/model has the arguments. The library is imported late.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .asked import Asked
 from .configs import code_of
 from .outcome import Outcome
 from .rehearsal import forgotten, hollow_tensors
-from .transformers_checks import check_arguments, check_quantisation, says
+from .transformers_checks import check_arguments, check_quantisation, refuse_scaled, says
 
 __all__ = ["TransformersModel"]
 
@@ -38,7 +38,7 @@ _ELSEWHERE = frozenset({"max_memory", "offload_buffers", "offload_folder", "gene
 class TransformersModel:
     """The class and the config of a model whose weights are still to come.
 
-    `own` and `extra` are arguments of from_pretrained: its own, and those for the class. `overrides` went into the config.
+    `own` and `extra` are arguments of from_pretrained: its own, and those for the class. `overrides` are in the config.
     """
 
     asked: Asked
@@ -52,13 +52,15 @@ class TransformersModel:
     @classmethod
     def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any]) -> TransformersModel:
         """The model that the config names, or that the caller does. Raises SourceError for what cannot be loaded."""
+        _torch_dtype(asked.dtype)
         kind = _class_in_code(asked, beside, raw) or asked.cls or _named_class(beside, raw)
         own = {name: value for name, value in asked.model_kwargs.items() if name in _OWN}
         rest = {name: value for name, value in asked.model_kwargs.items() if name not in _OWN}
         config, extra, kind = _config(asked, beside, raw, kind, rest)
         overrides = {name: value for name, value in rest.items() if name not in extra and name != "config"}
         check_arguments(kind, extra)
-        check_quantisation(config, own.get("quantization_config"), asked.device_map, beside.name)
+        if not check_quantisation(config, own.get("quantization_config"), asked.device_map, beside.name):
+            refuse_scaled(beside)
         return cls(asked, beside, kind, config, own, extra, overrides)
 
     def rehearse(self) -> Outcome | None:
@@ -74,7 +76,7 @@ class TransformersModel:
                 return None
 
     def load(self, arrays: Mapping[str, Array]) -> tuple[Any, Outcome]:
-        """The model. Its parameters are on the memory of `arrays` wherever the library changes neither dtype nor device."""
+        """The model. Its parameters are on the memory of `arrays` where neither dtype nor device changes."""
         own = dict(self.own)
         if self.asked.device_map is not None:
             own["device_map"] = self.asked.device_map

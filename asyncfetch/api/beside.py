@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ..format.dtypes import Array
 from ..sources.listing import Chosen
 from ..sources.located import Located, path_in
 from ..sources.request import HubSource, LocalSource, Request, UrlSource
+from ..tasks import off_loop
 from .loading import expected_tensors
 from .session import Session
 
@@ -23,11 +25,12 @@ _NAMES = ("config.json", "generation_config.json")
 class Beside:
     """A checkpoint that was located, and the folder on disk with what is beside it.
 
-    `located` has the shards alone. `name` is what a model made of it is called: the repository, the folder or the URL.
+    `located` has the shards alone. `folder` is None where no config was found. `name` is what a model made of it is
+    called: the repository, the folder or the URL.
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     located: Located
 
     @property
@@ -46,7 +49,7 @@ async def beside(session: Session, located: Located) -> Beside:
     shards = replace(located, files=[file for file in located.files if file.header is not None])
     companions = [file for file in located.files if file.header is None]
     if isinstance(source, LocalSource):
-        return Beside(source.folder, Path(source.folder).absolute(), shards)
+        return Beside(source.folder, await off_loop(Path(source.folder).absolute), shards)
     name = source.repo_id if isinstance(source, HubSource) else str(source)
     if not companions or located.cache is None or located.commit is None:
         return Beside(name, await _asked_by_name(session, located), shards)
@@ -55,8 +58,8 @@ async def beside(session: Session, located: Located) -> Beside:
     return Beside(name, located.cache.snapshot(located.commit) / located.folder, shards)
 
 
-async def _asked_by_name(session: Session, located: Located) -> Path:
-    """The folder with the config of a source that lists no files. Raises EntryNotFoundError if there is none."""
+async def _asked_by_name(session: Session, located: Located) -> Path | None:
+    """The folder with the config of a source that lists no files; None if there is none."""
     request = replace(session.request, select=None, variant=None, checksums=None, dequantize=False)
     match request.source:
         case HubSource() as source:
@@ -64,10 +67,10 @@ async def _asked_by_name(session: Session, located: Located) -> Path:
         case UrlSource() as source:
             request = replace(request, source=replace(source, file=None))
     names = tuple(path_in(located.folder, name) for name in _NAMES)
-    try:
-        return await _folder_of(session, replace(request, chosen=Chosen(exact=True, names=names)))
-    except (EntryNotFoundError, OfflineError):  # it may be the one that need not be there
-        return await _folder_of(session, replace(request, chosen=Chosen(exact=True, names=names[:1])))
+    for some in (names, names[:1]):  # the second need not be there
+        with suppress(EntryNotFoundError, OfflineError):
+            return await _folder_of(session, replace(request, chosen=Chosen(exact=True, names=some)))
+    return None
 
 
 async def _folder_of(session: Session, request: Request) -> Path:
