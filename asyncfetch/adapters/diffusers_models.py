@@ -18,8 +18,15 @@ from ..format.hostile import short_repr
 from .asked import Asked
 from .outcome import Outcome
 from .rehearsal import hollow_tensors
+from .transformers_checks import check_arguments
 
-__all__ = ["DiffusersModel"]
+__all__ = ["DiffusersModel", "judged"]
+
+# Arguments of from_pretrained itself: all others are for the config.
+_OWN = frozenset({
+    "ignore_mismatched_sizes", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict",
+    "parallel_config", "quantization_config",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +36,9 @@ class DiffusersModel:
     asked: Asked
     beside: Beside
     kind: Any
-    variant: str | None
 
     @classmethod
-    def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any], variant: str | None) -> DiffusersModel:
+    def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any]) -> DiffusersModel:
         """The model that the config names, or that the caller does. Raises SourceError for what cannot be loaded."""
         import diffusers
 
@@ -50,21 +56,23 @@ class DiffusersModel:
             raise SourceError('diffusers has no dtype="auto".', hint="Name a dtype, or leave it out.")
         if asked.dtype is not None:
             _torch_dtype(asked.dtype)
-        return cls(asked, beside, kind, variant)
+        check_arguments(kind, {name: value for name, value in asked.model_kwargs.items() if name not in _OWN})
+        return cls(asked, beside, kind)
 
     def rehearse(self) -> Outcome | None:
         """What a load would give, by names and shapes alone. None where that cannot be known."""
         import torch
 
+        changed = {name: value for name, value in self.asked.model_kwargs.items() if name not in _OWN}
         config = self.kind.load_config(str(self.beside.folder), local_files_only=True)
         if config.get("quantization_config") or "quantization_config" in self.asked.model_kwargs:
             return None
         with torch.device("meta"):
-            own = {name: tuple(tensor.shape) for name, tensor in self.kind.from_config(config).state_dict().items()}
+            model = self.kind.from_config({**config, **changed})
+        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         given = hollow_tensors(self.beside.hollow())
         if self.beside.located.index is None:  # as the library does it
-            with torch.device("meta"):
-                self.kind.from_config(config)._fix_state_dict_keys_on_load(given)
+            model._fix_state_dict_keys_on_load(given)
         there = {name: tuple(tensor.shape) for name, tensor in given.items()}
         return Outcome(
             model=self.kind.__name__,
@@ -74,7 +82,7 @@ class DiffusersModel:
             nothing=not own.keys() & there.keys(),
         )
 
-    def load(self) -> tuple[Any, Outcome]:
+    def load(self, _: object) -> tuple[Any, Outcome]:
         """The model, of the files in its folder."""
         options = dict(self.asked.model_kwargs)
         if self.asked.dtype is not None:
@@ -83,7 +91,7 @@ class DiffusersModel:
             options["device_map"] = self.asked.device_map
         model, said = self.kind.from_pretrained(
             str(self.beside.folder),
-            variant=self.variant,
+            variant=self.beside.variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -103,6 +111,9 @@ class DiffusersModel:
         """Without those of which the class says that a checkpoint may have them."""
         patterns = self.kind._keys_to_ignore_on_load_unexpected or ()
         return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
+
+
+judged = DiffusersModel.judged
 
 
 def _torch_dtype(dtype: object) -> Any:

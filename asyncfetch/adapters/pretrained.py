@@ -86,7 +86,7 @@ async def load_pretrained_async(
         storage=storage,
     )
     asked.check()
-    need("torch", "transformers")
+    _need("torch", "transformers")
     access, wanted = split(options)
     async with Client(**access) as client, client._call(source, wanted, storage, files={}) as call:
         return await _loaded(call, asked)
@@ -95,7 +95,7 @@ async def load_pretrained_async(
 load_pretrained = blocking(load_pretrained_async)
 
 
-def need(package: str, extra: str) -> None:
+def _need(package: str, extra: str) -> None:
     """Raises SourceError where a package of an extra is not installed."""
     try:
         here = find_spec(package) is not None
@@ -107,28 +107,19 @@ def need(package: str, extra: str) -> None:
 
 async def _loaded(call: Call, asked: Asked) -> Any:
     models: list[TransformersModel | DiffusersModel] = []
-    variant = call.session.request.variant
 
     async def judge(beside: Beside) -> None:
         raw = await off_loop(lambda: read_config(beside.folder, beside.name))
         library = _library(asked, library_of(raw, beside.name))
-        need(library, library)
+        _need(library, library)
         code = await imported(f"adapters.{library}_models")
-        if library == "transformers":
-            model = await _alone(lambda: code.TransformersModel.judged(asked, beside, raw))
-        else:
-            model = await _alone(lambda: code.DiffusersModel.judged(asked, beside, raw, variant))
+        model = await _alone(lambda: code.judged(asked, beside, raw))
         models.append(model)
-        if not beside.is_here and (found := await _alone(model.rehearse)) is not None:
+        if (found := await _alone(model.rehearse)) is not None:
             _enforce(found, asked)
 
     beside, landed = await call.fetch_model(judge)
-    model: Any = models[-1]
-    if hasattr(model, "overrides"):
-        arrays = await off_loop(lambda: call.merged(beside.located, landed), slow=True)
-        made, found = await _alone(partial(model.load, arrays))
-    else:
-        made, found = await _alone(model.load)
+    made, found = await _alone(partial(models[-1].load, lambda: call.merged(beside.located, landed)))
     _enforce(found, asked)
     for warning in found.warnings():
         call.session.notify(Warned(warning))

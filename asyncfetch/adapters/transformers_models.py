@@ -6,7 +6,7 @@ https://huggingface.co/docs/transformers/main_classes/model has the arguments. T
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from .outcome import Outcome
 from .rehearsal import forgotten, hollow_tensors
 from .transformers_checks import check_arguments, check_quantisation, refuse_scaled, says
 
-__all__ = ["TransformersModel"]
+__all__ = ["TransformersModel", "judged"]
 
 # Arguments of from_pretrained itself: all others are for the config, or else for the class.
 _OWN = frozenset({
@@ -64,9 +64,9 @@ class TransformersModel:
         return cls(asked, beside, kind, config, own, extra, overrides)
 
     def rehearse(self) -> Outcome | None:
-        """What a load would give, by names, dtypes and shapes alone. None where that cannot be known."""
+        """What a load would give, by names, dtypes and shapes alone. None where that cannot be known, or soon is."""
         quantised = getattr(self.config, "quantization_config", None) is not None
-        if quantised or _UNREHEARSED & self.own.keys():
+        if self.beside.is_here or quantised or _UNREHEARSED & self.own.keys():
             return None
         own = {name: value for name, value in self.own.items() if name not in _ELSEWHERE}
         with forgotten("transformers"):
@@ -75,12 +75,12 @@ class TransformersModel:
             except Exception:  # what reads values cannot be rehearsed; and what is wrong comes again with them
                 return None
 
-    def load(self, arrays: Mapping[str, Array]) -> tuple[Any, Outcome]:
+    def load(self, arrays: Callable[[], Mapping[str, Array]]) -> tuple[Any, Outcome]:
         """The model. Its parameters are on the memory of `arrays` where neither dtype nor device changes."""
         own = dict(self.own)
         if self.asked.device_map is not None:
             own["device_map"] = self.asked.device_map
-        model, outcome = self._called({name: to_torch(array) for name, array in self._in_order(arrays)}, own)
+        model, outcome = self._called({name: to_torch(array) for name, array in self._in_order(arrays())}, own)
         model.name_or_path = model.config.name_or_path = self.beside.name
         if model.can_generate() and hasattr(model, "adjust_generation_fn"):
             self._add_generation(model)
@@ -129,6 +129,9 @@ class TransformersModel:
             trust_remote_code=self.asked.trust_remote_code,
             **self.overrides,
         )
+
+
+judged = TransformersModel.judged
 
 
 def _torch_dtype(dtype: object) -> Any:

@@ -26,12 +26,13 @@ class Beside:
     """A checkpoint that was located, and the folder on disk with what is beside it.
 
     `located` has the shards alone. `folder` is None where no config was found. `name` is what a model made of it is
-    called: the repository, the folder or the URL.
+    called: the repository, the folder or the URL. `variant` is a part of the names of its files.
     """
 
     name: str
     folder: Path | None
     located: Located
+    variant: str | None
 
     @property
     def is_here(self) -> bool:
@@ -45,17 +46,17 @@ class Beside:
 
 async def beside(session: Session, located: Located) -> Beside:
     """Download what is beside the shards of `located`, to the disk whatever the storage of the session."""
-    source = session.request.source
+    source, variant = session.request.source, session.request.variant
     shards = replace(located, files=[file for file in located.files if file.header is not None])
     companions = [file for file in located.files if file.header is None]
     if isinstance(source, LocalSource):
-        return Beside(source.folder, await off_loop(Path(source.folder).absolute), shards)
+        return Beside(source.folder, await off_loop(Path(source.folder).absolute), shards, variant)
     name = source.repo_id if isinstance(source, HubSource) else str(source)
     if not companions or located.cache is None or located.commit is None:
-        return Beside(name, await _asked_by_name(session, located), shards)
+        return Beside(name, await _asked_by_name(session, located), shards, variant)
     part = replace(located, files=companions, ref=None, absent=[], index_file=None, index_path=None, selected=None)
     await replace(session, storage="disk").download(part, named=True, last=False)
-    return Beside(name, located.cache.snapshot(located.commit) / located.folder, shards)
+    return Beside(name, located.cache.snapshot(located.commit) / located.folder, shards, variant)
 
 
 async def _asked_by_name(session: Session, located: Located) -> Path | None:

@@ -482,6 +482,10 @@ def test_diffusers(torch: Any, models: Models, tmp_path: Path) -> None:
         assert all(ours[name].dtype == one.dtype and torch.equal(ours[name], one) for name, one in theirs.items())
     with pytest.raises(SourceError, match="from the disk"):
         models.load("pipeline", tmp_path / "memory", subfolder="unet", storage="memory")
+    with pytest.raises(SourceError, match=r"'sample_sise', which neither .* Is it 'sample_size'"):
+        models.load("pipeline", tmp_path, subfolder="unet", model_kwargs={"sample_sise": 4})
+    with pytest.raises(ModelMismatchError, match=r"conv_in\.weight is \(8, 4, 3, 3\) in the model"):
+        asyncfetch.load_pretrained(folder, model_kwargs={"in_channels": 4})
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     content = json.loads(index.read_text())
     del content["weight_map"]["conv_in.weight"]

@@ -56,8 +56,8 @@ MUTANTS = (
         "rehearsal-left-out",
         _LATE,
         "adapters.pretrained:_loaded",
-        "if not beside.is_here and (found := await _alone(model.rehearse)) is not None:",
-        "if beside.is_here and (found := await _alone(model.rehearse)) is not None:",
+        "if (found := await _alone(model.rehearse)) is not None:",
+        "if (found := None) is not None:",
         (_REFUSED,),
     ),
     Mutant(
