@@ -49,6 +49,8 @@ class DiffusersModel:
             raise SourceError(f"diffusers reads no {file}: its weights are in diffusion_pytorch_model files.")
         name = raw.get("_class_name")
         kind = asked.cls if asked.cls not in (None, diffusers.AutoModel) else getattr(diffusers, str(name), None)
+        if asked.cls is not None and not issubclass(asked.cls, (diffusers.AutoModel, diffusers.ModelMixin)):
+            raise SourceError(f"cls={asked.cls.__name__} is no model class of diffusers.")
         if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
             hint = "Another version may have it; or pass a class as cls=."
             raise SourceError(f"diffusers {diffusers.__version__} has no model class {short_repr(name)}.", hint=hint)

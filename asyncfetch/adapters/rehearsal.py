@@ -49,22 +49,23 @@ def forgotten(library: str) -> Iterator[None]:
     import torch
     from transformers.utils import logging as shown
 
-    logger, thread = logging.getLogger(library), threading.get_ident()
-    handlers = list(logger.handlers)
+    handlers, thread = list(logging.getLogger(library).handlers), threading.get_ident()
 
     def silent(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    bars = shown.is_progress_bar_enabled()
+    def bar(factory: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            return factory(*args, **{**kwargs, "disable": True})
+        return factory(*args, **kwargs) if others is None else others(factory, args, kwargs)
+
     for handler in handlers:
         handler.addFilter(silent)
-    if bars:
-        shown.disable_progress_bar()
+    others = shown.set_tqdm_hook(bar)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        if bars:
-            shown.enable_progress_bar()
+        shown.set_tqdm_hook(others)
         for handler in handlers:
             handler.removeFilter(silent)

@@ -29,8 +29,10 @@ _OWN = frozenset({
     "fusion_config", "generation_config", "ignore_mismatched_sizes", "kernel_config", "key_mapping", "max_memory",
     "offload_buffers", "offload_folder", "quantization_config", "tp_plan", "tp_size", "use_kernels",
 })  # fmt: skip
-# What spreads a model over devices or packs its values needs real values, or real devices.
-_UNREHEARSED = frozenset({"device_mesh", "distributed_config", "quantization_config", "tp_plan", "tp_size"})
+# What spreads a model over devices, packs its values or changes its code needs real values, or is done once.
+_UNREHEARSED = frozenset({
+    "device_mesh", "distributed_config", "fusion_config", "kernel_config", "quantization_config", "tp_plan", "tp_size",
+})  # fmt: skip
 _ELSEWHERE = frozenset({"max_memory", "offload_buffers", "offload_folder", "generation_config"})
 
 
@@ -53,7 +55,7 @@ class TransformersModel:
     def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any]) -> TransformersModel:
         """The model that the config names, or that the caller does. Raises SourceError for what cannot be loaded."""
         _torch_dtype(asked.dtype)
-        kind = _class_in_code(asked, beside, raw) or asked.cls or _named_class(beside, raw)
+        kind = _class_in_code(asked, beside, raw) or _own_class(asked.cls) or _named_class(beside, raw)
         own = {name: value for name, value in asked.model_kwargs.items() if name in _OWN}
         rest = {name: value for name, value in asked.model_kwargs.items() if name not in _OWN}
         config, extra, kind = _config(asked, beside, raw, kind, rest)
@@ -163,6 +165,15 @@ def _named_class(beside: Beside, raw: Mapping[str, Any]) -> Any:
         f"transformers {transformers.__version__} has no model class {short_repr(name)}, which {beside.name} names.",
         hint="Another version may have it; or pass a class as cls=.",
     )
+
+
+def _own_class(given: Any) -> Any:
+    """The class that the caller gave, if any. Raises SourceError for one of the library that is no model's."""
+    import transformers
+
+    if given is None or _is_auto(given) or issubclass(given, transformers.PreTrainedModel):
+        return given
+    raise SourceError(f"cls={given.__name__} is no model class of transformers.")
 
 
 def _architecture(raw: Mapping[str, Any]) -> str | None:

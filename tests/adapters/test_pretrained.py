@@ -388,6 +388,12 @@ REFUSED: dict[str, Case] = {
         SourceError,
         "AutoModelForSpeechSeq2Seq has no class for the BertConfig of org/bert",
     ),
+    "a class for something else": (
+        lambda models: "bert",
+        {"cls": "BertTokenizer"},
+        SourceError,
+        "cls=BertTokenizer is no model class of transformers",
+    ),
     "no model class": (lambda models: "bert", {"cls": dict}, SourceError, "cls=dict is no model class"),
     "unknown argument": (
         lambda models: "bert",
@@ -427,6 +433,20 @@ def test_what_cannot_be_right_is_refused_before_the_weights_come(
     assert models.brought(name, tmp_path) == []
     with pytest.raises(kind, match=says.replace("org/", ".*")):  # a folder: nothing is downloaded, and all the same
         asyncfetch.load_pretrained(models[name], **options)
+
+
+def test_a_rehearsal_leaves_nothing_behind(
+    torch: Any, models: Models, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No line, no bar and no random number of a load that was only rehearsed; the library still shows the real one."""
+    state = torch.random.get_rng_state()
+    with pytest.raises(ModelMismatchError):
+        models.load(damaged(models, only_norm), tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    said = capfd.readouterr().err
+    assert ("LOAD REPORT" in said, "Loading weights" in said) == (False, False)
+    models.load("llama", tmp_path)
+    assert capfd.readouterr().err.count("Loading weights:   0%") == 1
 
 
 def test_what_is_allowed_is_made_anew_and_told(torch: Any, transformers: Any, models: Models, tmp_path: Path) -> None:

@@ -125,6 +125,22 @@ MUTANTS = (
         (f"{_TEST}test_several_at_once", f"{_TEST}test_a_cancellation_waits_for_no_library"),
     ),
     Mutant(
+        "rehearsals-heard",
+        _GLOBAL,
+        "adapters.rehearsal:forgotten",
+        "handler.addFilter(silent)",
+        "str(handler)",
+        (f"{_TEST}test_a_rehearsal_leaves_nothing_behind",),
+    ),
+    Mutant(
+        "rehearsals-draw-random-numbers",
+        _GLOBAL,
+        "adapters.rehearsal:forgotten",
+        "with torch.random.fork_rng(devices=[]):",
+        "if torch:",
+        (f"{_TEST}test_a_rehearsal_leaves_nothing_behind",),
+    ),
+    Mutant(
         "libraries-waited-for",
         _GLOBAL,
         "adapters.pretrained:_alone",
