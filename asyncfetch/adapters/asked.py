@@ -1,4 +1,4 @@
-"""What the caller of load_pretrained asks for, and what of it cannot be. Pure."""
+"""What the caller of load_pretrained asks for, and what of it cannot be."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SourceError
+from ..format.dtypes import dtype_of
 from ..models.fit import Strict
 
-__all__ = ["Asked"]
+__all__ = ["Asked", "torch_dtype"]
 
 # Arguments of from_pretrained that are keywords here, and those that have no meaning here.
 _KEYWORDS = {"torch_dtype": "dtype", "proxies": "client", "local_files_only": "offline"} | {
@@ -30,6 +31,18 @@ _MEANINGLESS = {
     "adapter_kwargs": "no adapter is loaded",
     "code_revision": "code comes from the commit of the weights",
 }
+
+
+def torch_dtype(dtype: object) -> Any:
+    """A dtype of torch, from one of its own or from what `dtype=` takes elsewhere. Raises SourceError."""
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype_of(dtype).name
+    if not isinstance(found := getattr(torch, name, None), torch.dtype):
+        raise SourceError(f"torch {torch.__version__} has no dtype {name}.")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

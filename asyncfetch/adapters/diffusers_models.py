@@ -13,9 +13,8 @@ from typing import Any
 
 from ..api.beside import Beside
 from ..errors import SourceError
-from ..format.dtypes import dtype_of
 from ..format.hostile import short_repr
-from .asked import Asked
+from .asked import Asked, torch_dtype
 from .outcome import Outcome
 from .rehearsal import hollow_tensors
 from .transformers_checks import check_arguments
@@ -44,9 +43,8 @@ class DiffusersModel:
 
         if asked.storage == "memory":
             raise SourceError("diffusers reads its weights from the disk.", hint='Leave storage="memory" out.')
-        file = beside.located.index.file if beside.located.index else beside.located.files[0].name
-        if not basename(file).startswith("diffusion_pytorch_model."):
-            raise SourceError(f"diffusers reads no {file}: its weights are in diffusion_pytorch_model files.")
+        if not basename(beside.file).startswith("diffusion_pytorch_model."):
+            raise SourceError(f"diffusers reads no {beside.file}: its weights are in diffusion_pytorch_model files.")
         name = raw.get("_class_name")
         kind = asked.cls if asked.cls not in (None, diffusers.AutoModel) else getattr(diffusers, str(name), None)
         if asked.cls is not None and not issubclass(asked.cls, (diffusers.AutoModel, diffusers.ModelMixin)):
@@ -57,7 +55,7 @@ class DiffusersModel:
         if isinstance(asked.dtype, str) and asked.dtype == "auto":
             raise SourceError('diffusers has no dtype="auto".', hint="Name a dtype, or leave it out.")
         if asked.dtype is not None:
-            _torch_dtype(asked.dtype)
+            torch_dtype(asked.dtype)
         check_arguments(kind, {name: value for name, value in asked.model_kwargs.items() if name not in _OWN})
         return cls(asked, beside, kind)
 
@@ -88,7 +86,7 @@ class DiffusersModel:
         """The model, of the files in its folder."""
         options = dict(self.asked.model_kwargs)
         if self.asked.dtype is not None:
-            options["torch_dtype"] = _torch_dtype(self.asked.dtype)
+            options["torch_dtype"] = torch_dtype(self.asked.dtype)
         if self.asked.device_map is not None:
             options["device_map"] = self.asked.device_map
         model, said = self.kind.from_pretrained(
@@ -116,9 +114,3 @@ class DiffusersModel:
 
 
 judged = DiffusersModel.judged
-
-
-def _torch_dtype(dtype: object) -> Any:
-    import torch
-
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype_of(dtype).name)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from posixpath import basename
 from typing import Any
 
 from ..api.beside import Beside
 from ..errors import SourceError
-from ..format.dtypes import Array, dtype_of
+from ..format.dtypes import Array
 from ..format.hostile import short_repr
 from ..models.torch_tensors import to_torch
-from .asked import Asked
+from .asked import Asked, torch_dtype
 from .configs import code_of
 from .outcome import Outcome
 from .rehearsal import forgotten, hollow_tensors
@@ -54,7 +55,7 @@ class TransformersModel:
     @classmethod
     def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any]) -> TransformersModel:
         """The model that the config names, or that the caller does. Raises SourceError for what cannot be loaded."""
-        _torch_dtype(asked.dtype)
+        _dtype(asked.dtype)
         kind = _class_in_code(asked, beside, raw) or _own_class(asked.cls) or _named_class(beside, raw)
         own = {name: value for name, value in asked.model_kwargs.items() if name in _OWN}
         rest = {name: value for name, value in asked.model_kwargs.items() if name not in _OWN}
@@ -93,7 +94,7 @@ class TransformersModel:
             None,
             config=copy.deepcopy(self.config),
             state_dict=tensors,
-            dtype=_torch_dtype(self.asked.dtype),
+            dtype=_dtype(self.asked.dtype),
             output_loading_info=True,
             **{**own, "ignore_mismatched_sizes": True, **self.extra},
         )
@@ -136,14 +137,11 @@ class TransformersModel:
 judged = TransformersModel.judged
 
 
-def _torch_dtype(dtype: object) -> Any:
-    import torch
-
+def _dtype(dtype: object) -> Any:
+    """As from_pretrained takes it: one dtype, or one for each part of a model."""
     if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
         return "auto"
-    if isinstance(dtype, Mapping):  # one for each part of a model
-        return {part: _torch_dtype(one) for part, one in dtype.items()}
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype_of(dtype).name)
+    return {part: _dtype(one) for part, one in dtype.items()} if isinstance(dtype, Mapping) else torch_dtype(dtype)
 
 
 def _named_class(beside: Beside, raw: Mapping[str, Any]) -> Any:
@@ -216,15 +214,17 @@ def _config(
         raise SourceError("config= in model_kwargs= takes a config of transformers.")
     else:
         config, extra = _read_config(asked, beside, raw, kind, arguments)
-    if getattr(config, "transformers_weights", None):
-        name = short_repr(config.transformers_weights)
-        raise SourceError(f"The config of {beside.name} names the file of its weights: {name}.", hint=_NAME_IT)
+    named = getattr(config, "transformers_weights", None)
+    if named and named != basename(beside.file):
+        raise SourceError(
+            f"The config of {beside.name} names the file of its weights, {short_repr(named)}, not {beside.file}.",
+            hint="Give the URL or the path of that file as the source.",
+        )
     if type(config).extra_files:
         raise SourceError(f"{kind.__name__} has weights in {', '.join(type(config).extra_files)} too.", hint=_BY_PATH)
     return (config, extra, kind) if not _is_auto(kind) else (*_resolved(config, extra, kind, beside),)
 
 
-_NAME_IT = "Give the URL or the path of that file as the source."
 _BY_PATH = 'asyncfetch.download(source, include="*") brings all files: give its path to from_pretrained.'
 
 
@@ -234,9 +234,8 @@ def _read_config(
     import transformers
 
     unknown = raw.get("model_type") not in transformers.CONFIG_MAPPING
-    code = code_of(raw, "AutoConfig", beside.name) if unknown or asked.trust_remote_code else None
     own_config = None if _is_auto(kind) else getattr(kind, "config_class", None)
-    if code is not None and not asked.trust_remote_code and own_config is None:
+    if own_config is None and unknown and not asked.trust_remote_code and code_of(raw, "AutoConfig", beside.name):
         raise SourceError(
             f"{beside.name} brings the code of its config, which would be run.",
             hint="Read it, then pass trust_remote_code=True.",

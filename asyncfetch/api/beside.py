@@ -39,6 +39,11 @@ class Beside:
         """Whether no shard must be downloaded."""
         return all(file.path is not None for file in self.located.files)
 
+    @property
+    def file(self) -> str:
+        """The index, or else the only file."""
+        return self.located.index.file if self.located.index else self.located.files[0].name
+
     def hollow(self) -> dict[str, Array]:
         """The state dict to come: dtypes and shapes without memory."""
         return expected_tensors(self.located, None)

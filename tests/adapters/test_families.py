@@ -12,7 +12,8 @@ from asyncfetch.server import Server
 
 from ..kit.tiny_models import FAMILIES, builders, outputs, save_tiny, save_unet
 
-pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
+# What these libraries warn of is theirs; and to import them takes a while on a busy machine.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(240)]
 # Families that transformers renames and merges from what is published: no module of theirs has the names of the files.
 RENAMED = {"deepseek-v3", "gpt-neox", "mixtral", "qwen3-moe", "vit"}
 # Families whose modules compute no buffers when they are made.

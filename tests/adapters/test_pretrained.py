@@ -21,7 +21,8 @@ from asyncfetch.server import Server
 from ..kit.minilm import minilm_root  # noqa: F401
 from ..kit.tiny_models import outputs, save_tiny, save_unet
 
-pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
+# What these libraries warn of is theirs; and to import them takes a while on a busy machine.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +220,15 @@ def test_code_of_the_repository(
     assert torch.equal(outputs(torch, model), outputs(torch, transformers.BertModel.from_pretrained(models["bert"])))
 
 
+def test_a_class_of_the_caller_needs_no_code(torch: Any, transformers: Any, models: Models, tmp_path: Path) -> None:
+    """With a class of the library, code that lies elsewhere is not asked for; weights may be named that are these."""
+    code = {"AutoConfig": "a/b--c.OwnConfig", "AutoModel": "a/b--c.OwnModel"}
+    names = {"auto_map": code, "transformers_weights": "model.safetensors.index.json"}
+    name = copy_of(models, "bert", config=names)
+    model = models.load(name, tmp_path, cls=transformers.BertModel, trust_remote_code=True)
+    assert torch.equal(outputs(torch, model), outputs(torch, transformers.BertModel.from_pretrained(models["bert"])))
+
+
 @pytest.mark.anyio
 async def test_several_at_once(torch: Any, models: Models, tmp_path: Path) -> None:
     """Models of different dtypes that are loaded together are as if each had been alone, and torch's default stays."""
@@ -338,7 +348,7 @@ REFUSED: dict[str, Case] = {
         lambda models: copy_of(models, "bert", config={"transformers_weights": "other.safetensors"}),
         {},
         SourceError,
-        r"names the file of its weights: 'other\.safetensors'",
+        r"names the file of its weights, 'other\.safetensors', not model\.safetensors\.index\.json",
     ),
     "unknown quantisation": (
         lambda models: copy_of(models, "bert", config={"quantization_config": {"quant_method": "zip"}}),
