@@ -61,11 +61,12 @@ def forgotten(library: str) -> Iterator[None]:
 
     for handler in handlers:
         handler.addFilter(silent)
-    others = shown.set_tqdm_hook(bar)
+    hook = getattr(shown, "set_tqdm_hook", lambda _: None)  # not every version has one
+    others = hook(bar)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
-        shown.set_tqdm_hook(others)
+        hook(others)
         for handler in handlers:
             handler.removeFilter(silent)

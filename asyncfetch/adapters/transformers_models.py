@@ -220,8 +220,8 @@ def _config(
             f"The config of {beside.name} names the file of its weights, {short_repr(named)}, not {beside.file}.",
             hint="Give the URL or the path of that file as the source.",
         )
-    if type(config).extra_files:
-        raise SourceError(f"{kind.__name__} has weights in {', '.join(type(config).extra_files)} too.", hint=_BY_PATH)
+    if others := getattr(type(config), "extra_files", ()):
+        raise SourceError(f"{kind.__name__} has weights in {', '.join(others)} too.", hint=_BY_PATH)
     return (config, extra, kind) if not _is_auto(kind) else (*_resolved(config, extra, kind, beside),)
 
 

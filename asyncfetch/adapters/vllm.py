@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -212,6 +213,7 @@ def loader_class(base: Any) -> Any:
         def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, Any]]:
             from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
+            self.counter_before_loading_weights = self.counter_before_loading_weights or time.perf_counter()
             wanted = Wanted.of(source, lambda name: should_skip_weight(name, self.local_expert_ids))
             return tensors_of(wanted, self.options)
 

@@ -219,6 +219,7 @@ def test_weights_come_verified_under_vllms_names(
     assert {name: one.numpy().tolist() for name, one in model.given.items()} == {
         name: array.tolist() for name, array in expected.items()
     }
+    assert 0 < made.counter_before_loading_weights < made.counter_after_loading_weights  # from which vLLM logs a time
     assert downloaded(tmp_path) == (0 if extra else len(tensors()))
 
 
