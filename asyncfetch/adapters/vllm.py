@@ -213,7 +213,8 @@ def loader_class(base: Any) -> Any:
         def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, Any]]:
             from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 
-            self.counter_before_loading_weights = self.counter_before_loading_weights or time.perf_counter()
+            if not self.counter_before_loading_weights:
+                self.counter_before_loading_weights: float = time.perf_counter()
             wanted = Wanted.of(source, lambda name: should_skip_weight(name, self.local_expert_ids))
             return tensors_of(wanted, self.options)
 
