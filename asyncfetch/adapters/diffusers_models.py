@@ -15,9 +15,9 @@ from ..api.beside import Beside
 from ..errors import SourceError
 from ..format.hostile import short_repr
 from .asked import Asked, torch_dtype
+from .checks import check_arguments, refuse_scaled
 from .outcome import Outcome
 from .rehearsal import hollow_tensors
-from .transformers_checks import check_arguments
 
 __all__ = ["DiffusersModel", "judged"]
 
@@ -57,6 +57,8 @@ class DiffusersModel:
         if asked.dtype is not None:
             torch_dtype(asked.dtype)
         check_arguments(kind, {name: value for name, value in asked.model_kwargs.items() if name not in _OWN})
+        if not raw.get("quantization_config"):
+            refuse_scaled(beside)
         return cls(asked, beside, kind)
 
     def rehearse(self) -> Outcome | None:

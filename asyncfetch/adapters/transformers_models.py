@@ -17,10 +17,10 @@ from ..format.dtypes import Array
 from ..format.hostile import short_repr
 from ..models.torch_tensors import to_torch
 from .asked import Asked, torch_dtype
+from .checks import check_arguments, check_quantisation, refuse_scaled, says
 from .configs import code_of
 from .outcome import Outcome
 from .rehearsal import forgotten, hollow_tensors
-from .transformers_checks import check_arguments, check_quantisation, refuse_scaled, says
 
 __all__ = ["TransformersModel", "judged"]
 

@@ -500,6 +500,8 @@ def test_scaled_weights(torch: Any, transformers: Any, models: Models, tmp_path:
 def test_diffusers(torch: Any, models: Models, tmp_path: Path) -> None:
     """A UNet in a pipeline, in shards and with arguments, is the library's own; names that lack are told first."""
     diffusers = pytest.importorskip("diffusers")
+    from safetensors.torch import load_file, save_file
+
     folder = models["pipeline"] / "unet"
     kind = save_unet(diffusers, torch, folder, max_shard_size="10KB")
     (models["pipeline"] / "model_index.json").write_text('{"_class_name": "DDPMPipeline"}')
@@ -516,6 +518,15 @@ def test_diffusers(torch: Any, models: Models, tmp_path: Path) -> None:
         models.load("pipeline", tmp_path, subfolder="unet", model_kwargs={"sample_sise": 4})
     with pytest.raises(ModelMismatchError, match=r"conv_in\.weight is \(8, 4, 3, 3\) in the model"):
         asyncfetch.load_pretrained(folder, model_kwargs={"in_channels": 4})
+    refused = models["scaled"]
+    kind.from_pretrained(folder).save_pretrained(refused)
+    file = refused / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["conv_in.weight"] = state["conv_in.weight"].to(torch.float8_e4m3fn)
+    save_file(state | {"conv_in.weight_scale": torch.ones(())}, file)
+    with pytest.raises(SourceError, match=r"'conv_in\.weight' .*counts only times its scale"):
+        models.load("scaled", tmp_path)
+    assert models.brought("scaled", tmp_path) == []
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     content = json.loads(index.read_text())
     del content["weight_map"]["conv_in.weight"]

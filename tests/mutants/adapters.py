@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "quantisation-found-out-late",
         _LATE,
-        "adapters.transformers_checks:check_quantisation",
+        "adapters.checks:check_quantisation",
         "quantizer.validate_environment(device_map=device_map, weights_only=True)",
         "str(quantizer)",
         (_REFUSED,),

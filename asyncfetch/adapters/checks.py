@@ -1,4 +1,4 @@
-"""What transformers would refuse only when the weights are here, asked for before they are downloaded."""
+"""What a library would refuse only when the weights are here, or not at all: asked for before they are downloaded."""
 
 from __future__ import annotations
 
