@@ -50,18 +50,32 @@ class Beside:
 
 
 async def beside(session: Session, located: Located) -> Beside:
-    """Download what is beside the shards of `located`, to the disk whatever the storage of the session."""
+    """Download what is beside the shards of `located`, to the disk whatever the storage of the session.
+
+    Raises OfflineError where no config is in the cache and nobody may be asked for one.
+    """
     source, variant = session.request.source, session.request.variant
     shards = replace(located, files=[file for file in located.files if file.header is not None])
     companions = [file for file in located.files if file.header is None]
     if isinstance(source, LocalSource):
         return Beside(source.folder, await off_loop(Path(source.folder).absolute), shards, variant)
     name = source.repo_id if isinstance(source, HubSource) else str(source)
+    folder: Path | None
     if not companions or located.cache is None or located.commit is None:
-        return Beside(name, await _asked_by_name(session, located), shards, variant)
-    part = replace(located, files=companions, ref=None, absent=[], index_file=None, index_path=None, selected=None)
-    await replace(session, storage="disk").download(part, named=True, last=False)
-    return Beside(name, located.cache.snapshot(located.commit) / located.folder, shards, variant)
+        folder = await _asked_by_name(session, located)
+    else:
+        part = replace(located, files=companions, ref=None, absent=[], index_file=None, index_path=None, selected=None)
+        await replace(session, storage="disk").download(part, named=True, last=False)
+        folder = located.cache.snapshot(located.commit) / located.folder
+    if session.request.settings.offline and not await off_loop(lambda: _tells_what_it_is(folder)):
+        raise OfflineError(located.source, _NAMES[0])
+    return Beside(name, folder, shards, variant)
+
+
+def _tells_what_it_is(folder: Path | None) -> bool:
+    return folder is not None and any(
+        (folder / name).is_file() for name in (_NAMES[0], "adapter_config.json", "model_index.json")
+    )
 
 
 async def _asked_by_name(session: Session, located: Located) -> Path | None:

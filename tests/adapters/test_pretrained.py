@@ -191,6 +191,16 @@ def test_where_a_model_can_be(torch: Any, transformers: Any, models: Models, tmp
     assert [model.generation_config.max_new_tokens for model in found] == [None, None, 7, 7, 7, 7]
 
 
+def test_weights_alone_are_no_model_offline(models: Models, tmp_path: Path) -> None:
+    """Where the config was never fetched, that is what is told; once it was, no request is needed."""
+    where = {"endpoint": models.server.url, "cache_dir": tmp_path}
+    asyncfetch.download("org/llama", weights_only=True, **where)
+    with pytest.raises(asyncfetch.OfflineError, match=r"config\.json of org/llama.* is not in the cache"):
+        models.load("llama", tmp_path, offline=True)
+    models.load("llama", tmp_path)
+    assert models.load("llama", tmp_path, offline=True).config.vocab_size == 99
+
+
 CODE = """
 from transformers import BertConfig, BertModel
 class OwnConfig(BertConfig):
