@@ -8,7 +8,7 @@ imports only wings in the rows below it. Wings in one row (`|`) never import eac
 wing no circle forms, and nothing imports this file. `scripts/check` holds the code to this table.
 
     9  cli                           the command line
-    8  server                        a folder of models, served with the Hub's protocol
+    8  server | adapters             a folder of models, served with the Hub's protocol | models of other libraries
     7  api                           what people call, blocking and not, and what they get
     6  engine | tensors              moving the bytes | bytes become tensors
     5  sources | models              from a name to a located checkpoint | a state dict into a model
@@ -82,6 +82,7 @@ from .policy import Policy, __version__
 
 if TYPE_CHECKING:
     from . import models as models
+    from .adapters.pretrained import load_pretrained, load_pretrained_async
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten
@@ -144,6 +145,8 @@ __all__ = [
     "load_async",
     "load_into",
     "load_into_async",
+    "load_pretrained",
+    "load_pretrained_async",
     "open_async",
     "stream",
     "stream_async",
@@ -159,6 +162,8 @@ _HOMES = {
     "LoadReport": "models.into",
     "PackedArray": "format.arrays",
     "StoredTensor": "api.opened",
+    "load_pretrained": "adapters.pretrained",
+    "load_pretrained_async": "adapters.pretrained",
     "unflatten": "models.into",
 }
 

@@ -33,7 +33,13 @@ from .mutants.places import source_of
 
 RUNNABLE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [*RUNNABLE, ROOT / "CHANGELOG.md", ROOT / "tests/CATALOGUE.md", *sorted((ROOT / ".github").rglob("*.md"))]
-FRAMEWORKS = ("jax", "torch", "transformers")  # a snippet that imports one is skipped where it is not installed
+FRAMEWORKS = (
+    "flax",
+    "jax",
+    "mlx",
+    "torch",
+    "transformers",
+)  # a snippet that imports what is missing is skipped
 WEB_FOLDER = "https://example.org/weights/"  # stands for an address that is served here
 
 
@@ -124,8 +130,13 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         yield
 
 
-def prepared(snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What `snippet` gives when it is evaluated, in a folder with a checkpoint and with the hub of the documents."""
+def prepared(
+    snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, dict[str, Any]]:
+    """What `snippet` gives when it is evaluated, in a folder with a checkpoint and with the hub of the documents.
+
+    And the names that it then has.
+    """
     for framework in snippet.lacks():
         pytest.skip(f"{snippet} DID NOT RUN: {framework} is not installed")
     sharded(folder / "checkpoint", tensors())
@@ -134,7 +145,7 @@ def prepared(snippet: Block, urls: dict[str, str], folder: Path, monkeypatch: py
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_ENDPOINT", urls["hub"])
     names = {"anyio": anyio, "asyncfetch": asyncfetch, "np": np, "__name__": "snippet"}
-    return eval(replace(snippet, text=snippet.text.replace(WEB_FOLDER, urls[WEB_FOLDER])).compiled(), names)
+    return eval(replace(snippet, text=snippet.text.replace(WEB_FOLDER, urls[WEB_FOLDER])).compiled(), names), names
 
 
 @pytest.mark.parametrize("snippet", [one for one in SNIPPETS if not one.awaits()], ids=str)
@@ -152,22 +163,42 @@ async def test_async_snippets_run(
     snippet: Block, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each piece of Python that awaits runs, on each event loop."""
-    await prepared(snippet, urls, tmp_path, monkeypatch)
+    await prepared(snippet, urls, tmp_path, monkeypatch)[0]
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])
 def test_the_recipe_for_transformers(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README writes gives the numbers of the library's own load, and takes memory once."""
+    """What the README writes gives the numbers of the library's own load."""
     torch, transformers = (pytest.importorskip(name) for name in ("torch", "transformers"))
-    (recipe,) = (snippet for snippet in SNIPPETS if "parameters_on_meta" in snippet.text)
+    (recipe,) = (snippet for snippet in SNIPPETS if "model = asyncfetch.load_pretrained" in snippet.text)
     kind = save_tiny(transformers, torch, family, tmp_path / "org/bert")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(transformers.AutoModel, "from_config", kind._from_config)  # the class that was saved
     names: dict[str, Any] = {"asyncfetch": asyncfetch}
     exec(recipe.compiled(), names)
     reference = kind.from_pretrained(tmp_path / "org/bert")
     assert torch.equal(outputs(torch, names["model"]), outputs(torch, reference))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("framework", ["jax", "flax", "mlx"])
+def test_the_recipes_for_frameworks(
+    framework: str, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the guide writes gives the checkpoint's numbers, in the arrays of the framework; JAX shares the memory."""
+    marks = {"jax": "may_alias=True", "flax": "from flax import nnx", "mlx": "import mlx.core"}
+    (recipe,) = (snippet for snippet in SNIPPETS if marks[framework] in snippet.text)
+    _, names = prepared(recipe, urls, tmp_path, monkeypatch)
+    if framework == "jax":
+        assert names["arrays"].keys() == tensors().keys()
+        assert all(np.array_equal(names["arrays"][name], array) for name, array in tensors().items())
+        weight = names["params"]["model"]["layers"]["1"]["key"]["weight"]
+        assert weight.unsafe_buffer_pointer() == names["state_dict"]["model.layers.1.key.weight"].ctypes.data
+    else:
+        model = names["model"]
+        assert type(model.weight[...]).__module__.partition(".")[0] == {"flax": "jaxlib", "mlx": "mlx"}[framework]
+        assert np.array_equal(np.asarray(model.weight[...]), np.ones((4, 8)))
+        assert np.array_equal(np.asarray(model.bias[...]), np.zeros(4))
 
 
 def test_there_are_snippets() -> None:

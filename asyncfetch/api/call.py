@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from ..tensors.scaling import Scaling
+from .beside import Beside, beside
 from .loading import Wishes, load_into
 from .opened import Checkpoint
 from .options import DTypeLike
@@ -78,6 +79,25 @@ class Call:
         if placing is None:
             return _snapshot(located, landed)
         return Snapshot(placing.folder.path, located.commit, await placing.fill(located, landed))
+
+    async def fetch_model(self, judge: Callable[[Beside], Awaitable[None]]) -> tuple[Beside, dict[str, Landed]]:
+        """Download a checkpoint and what is beside it, of which `judge` gets to see the latter before the shards come.
+
+        Returns what it saw, and where each shard is.
+        """
+        seen: list[Beside] = []
+
+        async def before(located: Located) -> Located:
+            seen.append(await beside(self.session, located))
+            await judge(seen[-1])
+            return seen[-1].located
+
+        _, _, landed = await self.session.fetch(named=True, before=before)
+        return seen[-1], landed
+
+    def merged(self, located: Located, landed: Mapping[str, Landed]) -> StateDict:
+        """The state dict of shards that have landed. Blocks."""
+        return StateDict(state_dict(located, landed))
 
     async def dry_run(self) -> Resolved:
         """What a download would do."""

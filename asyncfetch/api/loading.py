@@ -20,7 +20,7 @@ from .streaming import feeding
 if TYPE_CHECKING:
     from .options import DTypeLike
 
-__all__ = ["Wishes", "load_into"]
+__all__ = ["Wishes", "expected_tensors", "load_into"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishe
     if not wishes.assign and scaling is None:
         refuse_plain_copy(located)
     target = cast_target(wishes.dtype)
-    expected = _expected(located, target)
+    expected = expected_tensors(located, target)
     if scaling is not None:
         expected = scaling.hollow(expected, target)
     return Loading(
@@ -68,7 +68,7 @@ def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishe
     )
 
 
-def _expected(located: Located, dtype: np.dtype[Any] | None) -> dict[str, Array]:
+def expected_tensors(located: Located, dtype: np.dtype[Any] | None) -> dict[str, Array]:
     """The state dict to come, in its order: dtypes and shapes without memory."""
     files = {file.name: file for file in located.files}
     expected: dict[str, Array] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,12 +104,16 @@ class Session:
         return located, None
 
     async def fetch(
-        self, dtype: np.dtype[Any] | None = None, *, named: bool = False
+        self,
+        dtype: np.dtype[Any] | None = None,
+        *,
+        named: bool = False,
+        before: Callable[[Located], Awaitable[Located]] | None = None,
     ) -> tuple[Located, Scaling | None, dict[str, Landed]]:
         """Download what is missing. Returns what `locate_values` found, and where each file is, by name.
 
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
-        `named` is that of `download`.
+        `named` is that of `download`. `before` sees what was located, and says what of it is to be downloaded.
         """
         looks, listed = 0, False
         while True:
@@ -117,6 +121,8 @@ class Session:
             try:
                 located, scaling = await self.locate_values(dtype)
                 listed = located.listing is not None and isinstance(self.request.source, HubSource)
+                if before is not None:
+                    located = await before(located)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:
@@ -141,11 +147,12 @@ class Session:
             self.notify(Warned(f"{error.path} was removed meanwhile: what is missing is fetched again"))
 
     async def download(
-        self, located: Located, consumer: Consumer | None = None, *, named: bool = False
+        self, located: Located, consumer: Consumer | None = None, *, named: bool = False, last: bool = True
     ) -> dict[str, Landed]:
         """Download what is missing of `located`, and hand it to `consumer` as it comes. Returns where each file is.
 
-        `named`: files are wanted by their names in the snapshot, not for their tensors alone.
+        `named`: files are wanted by their names in the snapshot, not for their tensors alone. `last`: the call
+        downloads no more, which the reporter is told.
         """
         policy = self.request.policy
         if self.placing is not None:
@@ -158,6 +165,8 @@ class Session:
             if self.storage == "disk":
                 await off_loop(partial(_tell_what_is_kept, error, located, transfer.landed))
             raise
+        if not last:
+            return landed
         nbytes = sum(file.size for file in located.files)
         seconds = time.monotonic() - self.began
         self.notify(Finished(len(located.files), nbytes, transfer.downloaded, seconds))

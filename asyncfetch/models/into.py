@@ -173,7 +173,17 @@ def _names_explained(
     except ModelMismatchError as error:
         if error.missing:
             error.hint = hint(state_dict) or error.hint
+        error.hint = f"{error.hint} {_by_its_library(model)}".strip()
         raise
+
+
+def _by_its_library(model: object) -> str:
+    """What to do about a model of a library that renames and merges what it loads."""
+    for root in type(model).__mro__:
+        library = root.__module__.partition(".")[0]
+        if library in ("transformers", "diffusers"):
+            return f"{library} renames and merges what it loads: asyncfetch.load_pretrained(source) has it do so."
+    return ""
 
 
 def _shape_of(array: Array) -> tuple[int, ...]:

@@ -83,6 +83,7 @@ class Mutant:
 def every_mutant() -> tuple[Mutant, ...]:
     """All groups in the order of the catalogue."""
     from . import (
+        adapters,
         content,
         disk,
         http_answers,
@@ -98,5 +99,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, tensors, models)
+    groups = (*of_bytes, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

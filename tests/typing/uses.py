@@ -42,6 +42,11 @@ async def functions(http: httpx.AsyncClient) -> None:
     async with asyncfetch.stream_async("x", early=True, memory_limit=1 << 20) as tensors:
         async for name, array in tensors:
             print(name.upper(), array.nbytes)
+    await asyncfetch.load_pretrained_async(
+        "x", cls=dict, dtype="auto", strict=True, model_kwargs={"a": 1}, revision="b"
+    )
+    await asyncfetch.load_pretrained_async("x", trust_remote_code="yes")  # type: ignore[arg-type]
+    await asyncfetch.load_pretrained_async("x", dequantize=True)  # type: ignore[call-arg]
     found = await asyncfetch.load_into_async({"a": None}, "x", strict=False, dtype="fp16")
     print(found.loaded)
     assert_type(await asyncfetch.load_async("x", dequantize=True, dtype="bfloat16"), StateDict)
