@@ -80,6 +80,7 @@ class Catalog:
         self._ahead = ahead
         self._tasks = AsyncExitStack()
         self._places: OrderedDict[tuple[str, str], tuple[Place, Watched, float]] = OrderedDict()
+        self._walks: dict[Place, anyio.Lock] = {}
         self._known: OrderedDict[tuple[Place, str | None], _Known] = OrderedDict()
 
     async def __aenter__(self) -> Self:
@@ -124,8 +125,8 @@ class Catalog:
             return None
         return known.repository if _is_revision(place, revision, known.repository) else None
 
-    async def repository(self, place: Place, revision: str) -> Repository | Unready | None:
-        """The repository at a revision as it is now; None if it has no such revision.
+    async def repository(self, place: Place, revision: str, path: str | None = None) -> Repository | Unready | None:
+        """The repository at a revision as it is now; None if it has no such revision. `path` is that of `peek`.
 
         Unready when its files take longer to be hashed than a client would wait: it goes on meanwhile.
         Raises ChangedError when it does not hold still.
@@ -133,9 +134,10 @@ class Catalog:
         look: _Look | None = None
         with anyio.move_on_after(PATIENCE):
             for attempt in range(ATTEMPTS):
-                look = await off_loop(lambda: self._look(place, revision), abandon=True)
-                if look is None:
-                    return None
+                found = await self._look_once(place, revision, path)
+                if not isinstance(found, _Look):
+                    return found
+                look = found
                 try:
                     await self.hashing.settle(_unpromised(look.listing))
                 except ChangedError:
@@ -146,6 +148,18 @@ class Catalog:
                 self.hashing.want(listed for listed in look.listing if listed.promised)
                 return repository if _is_revision(place, revision, repository) else None
         return self.hashing.unready(_unpromised(look.listing) if look else ())
+
+    async def _look_once(self, place: Place, revision: str, path: str | None) -> Repository | _Look | None:
+        """What a walk finds; or the repository, if another who asked at the same time has walked meanwhile."""
+        lock = self._walks.setdefault(place, anyio.Lock())
+        try:
+            async with lock:
+                return await off_loop(
+                    lambda: self.peek(place, revision, path) or self._look(place, revision), abandon=True
+                )
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._walks.pop(place, None)
 
     async def open(self, file: File) -> int:
         """A descriptor for reading `file`, to be closed by the caller. Raises ChangedError."""

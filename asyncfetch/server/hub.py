@@ -143,7 +143,7 @@ class Hub:
         if target.action == "refs" and place.cached:
             refs = await off_loop(lambda: refs_of(place))
             return JSONResponse(refs_document(refs, pull_requests=truthy(request.query_params, "include_prs")))
-        repository = known or await self.catalog.repository(place, target.revision)
+        repository = known or await self.catalog.repository(place, target.revision, target.path)
         if isinstance(repository, Unready):
             return unready(repository)
         if repository is None:

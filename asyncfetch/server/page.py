@@ -50,7 +50,9 @@ def home_page(origin: str, names: Mapping[str, Sequence[str]]) -> str:
     for kind, found in names.items():
         if found or kind == "models":
             parts.append(f"<h2>{kind.capitalize()}</h2>\n")
-            links = [f'<li><a href="{origin}/{qualified(kind, name)}">{escape(name)}</a></li>\n' for name in found]
+            links = [
+                f'<li><a href="{origin}/{quote(qualified(kind, name))}">{escape(name)}</a></li>\n' for name in found
+            ]
             parts.append(f"<ul>\n{''.join(links)}</ul>\n" if links else "<p>There are none here.</p>\n")
     return _page("asyncfetch", "".join([*parts, "</main>\n"]))
 
@@ -58,7 +60,7 @@ def home_page(origin: str, names: Mapping[str, Sequence[str]]) -> str:
 def repository_page(origin: str, kind: str, repository: Repository) -> str:
     """The files of a repository, with their sizes and hashes."""
     origin = escape(origin)
-    base = f"{origin}/{qualified(kind, repository.name)}/resolve/{repository.commit}"
+    base = f"{origin}/{quote(qualified(kind, repository.name))}/resolve/{repository.commit}"
     rows = [
         f'<tr><td><a href="{base}/{quote(file.path)}">{escape(file.path)}</a></td>'
         f'<td class="number">{size_text(file.size)}</td><td><code>{file.etag[:12]}</code></td></tr>\n'

@@ -92,10 +92,11 @@ def every_mutant() -> tuple[Mutant, ...]:
         reasons,
         repositories,
         secrets,
+        serving,
         tensors,
         transport,
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, disk, processes, secrets, reasons)
-    groups = (*of_bytes, tensors, models)
+    groups = (*of_bytes, serving, tensors, models)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -18,7 +18,7 @@ from asyncfetch.server import hashing as hashing_module
 from asyncfetch.server import walk as walk_module
 from asyncfetch.server.catalog import Catalog
 from asyncfetch.server.hashing import Unready
-from asyncfetch.server.layout import CLOCK_TICK
+from asyncfetch.server.layout import CLOCK_TICK, Layout, Watched
 from asyncfetch.server.repository import Listed, Repository
 
 from ..kit.small_model import ONE_LOOP
@@ -27,10 +27,10 @@ from .folders import write
 pytestmark = [ONE_LOOP, pytest.mark.anyio]
 
 
-async def look(catalog: Catalog, name: str, revision: str = "main") -> Repository:
+async def look(catalog: Catalog, name: str, revision: str = "main", path: str | None = None) -> Repository:
     place = catalog.locate("models", name)
     assert place is not None
-    repository = await catalog.repository(place, revision)
+    repository = await catalog.repository(place, revision, path)
     assert isinstance(repository, Repository)
     return repository
 
@@ -93,7 +93,7 @@ async def test_the_commit_follows_the_files(tmp_path: Path) -> None:
         stamp = (tmp_path / "one" / "m" / "a").stat()
         write(tmp_path / "one" / "m" / "a", b"3")
         os.utime(tmp_path / "one" / "m" / "a", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # same size, same mtime
-        commits.append((await look(one, "m")).commit)
+        commits.append((await look(one, "m", path="a")).commit)
         (tmp_path / "one" / "m" / "a").rename(tmp_path / "one" / "m" / "c")
         commits.append((await look(one, "m")).commit)
         (tmp_path / "one" / "m" / "c").unlink()
@@ -235,6 +235,37 @@ async def test_a_change_is_seen_at_once(tmp_path: Path) -> None:
         assert set((await look(catalog, "o/m")).files) == {"sub/a", "sub/b"}
 
 
+async def test_one_walk_for_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who ask when it is time to look again wait for one walk."""
+    write(tmp_path / "m" / "a", b"0")
+    walks: list[Path] = []
+    real_walk = catalog_module.walk
+
+    def counting(layout: Layout, folder: Path, **options: Path) -> tuple[tuple[Listed, ...], Watched]:
+        walks.append(folder)
+        return real_walk(layout, folder, **options)
+
+    monkeypatch.setattr(catalog_module, "walk", counting)
+    async with Catalog(tmp_path) as catalog:
+        first = await look(catalog, "m")
+        place = catalog.locate("models", "m")
+        assert place is not None
+        settled = time.monotonic() + CLOCK_TICK
+        while time.monotonic() < settled:
+            await anyio.lowlevel.checkpoint()
+        walks.clear()
+        found: list[object] = []
+
+        async def ask() -> None:
+            found.append(await catalog.repository(place, "main"))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(ask)
+    assert found == [first] * 50
+    assert len(walks) <= 3  # who is next in line may begin before the first has said what it found
+
+
 async def test_a_change_in_place_is_seen_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What shows in no folder is looked for now and then."""
     file = write(tmp_path / "m" / "a", b"0")
@@ -267,7 +298,7 @@ async def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path, monkeypatc
         changes = 100
         write(path, b"again")
         with pytest.raises(ChangedError, match="a changed"):
-            await look(catalog, "m")
+            await look(catalog, "m", path="a")
 
 
 async def test_opening_what_was_replaced(tmp_path: Path) -> None:

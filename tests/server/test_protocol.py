@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import save
 
 from asyncfetch.server import Server
+from asyncfetch.server.page import home_page, repository_page
+from asyncfetch.server.repository import Listed, Repository, Signature
 
 from ..kit.canaries import TOKEN
 from .clients import hub
@@ -280,8 +282,12 @@ def test_the_list(client: httpx.Client, server: Server) -> None:
 
 def test_a_page_shows_no_code(server: Server) -> None:
     """What a client says is its host, and what files are called, is text."""
-    with httpx.Client(base_url=server.url, headers={"Host": '"><script>'}) as client:
-        assert "<script>" not in client.get("/").text + client.get(MODEL).text
+    code = '"><script>'
+    listed = Listed(f"{code}.txt", "/x", Signature(0, 0, 0, 0, 0))
+    page = repository_page(code, "models", Repository(code, (listed,), {listed: "a" * 40}))
+    assert "<script" not in home_page(code, {"models": [code]}) + page
+    with httpx.Client(base_url=server.url, headers={"Host": code}) as client:
+        assert "<script" not in client.get("/").text + client.get(MODEL).text
 
 
 def test_pages_of_listings(client: httpx.Client, server: Server) -> None:
