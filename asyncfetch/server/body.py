@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
@@ -58,6 +59,13 @@ def content_type(path: str) -> str:
     return guessed if safe and guessed else "application/octet-stream"
 
 
+@lru_cache(10_000)
+def _headers_by_name(path: str) -> Mapping[str, str]:
+    """What a browser is told of a file, by its name alone."""
+    name = quote(path.rpartition("/")[2], safe="")
+    return {"Content-Type": content_type(path), "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+
+
 class _Part(NamedTuple):
     """What a request asks for of `size` bytes (RFC 9110, 13.1.5 and 14). `status` is 200, 206 or 416."""
 
@@ -83,9 +91,8 @@ class _Part(NamedTuple):
         return {
             **told,
             "Content-Length": str(len(self.span)),
-            "Content-Type": content_type(path),
-            "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2], safe='')}",
             "X-Content-Type-Options": "nosniff",
+            **_headers_by_name(path),
         }
 
 

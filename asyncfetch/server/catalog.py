@@ -1,7 +1,8 @@
 """The repositories of a directory as they are now: found, hashed, and looked at again when they change.
 
-To answer a request costs one stat for each folder of a repository. What was written to in place, which shows in
-no folder, is noticed when the file is asked for, and by listings within LOOK_AGAIN.
+To answer a request costs one stat for each folder of a repository, or for a burst of requests one for all. What was
+written to in place, which shows in no folder, is noticed when the file is asked for, and by listings within LOOK_AGAIN,
+or later where a walk takes long.
 """
 
 from __future__ import annotations
@@ -34,28 +35,34 @@ if TYPE_CHECKING:
 __all__ = ["Catalog"]
 
 LOG = logging.getLogger("asyncfetch.server")
+BURST = 0.01  # seconds; to look at the disk takes another thread, and that most of the time of a short answer
 LOOK_AGAIN = 1.0  # seconds
+REST = 20  # times as long as a walk takes, until the next one: a folder of 100,000 files is not walked all the time
 PATIENCE = 7.0  # seconds; huggingface_hub waits 10 for a HEAD
 ATTEMPTS = 3  # how often a folder that changes while it is hashed is looked at again
 MOST_KEPT = 1000  # repositories
 
 
 class _Look(NamedTuple):
-    """What a walk found of one commit of a place. `commit` is None where it follows from the files."""
+    """What a walk found of one commit of a place. `commit` is None where it follows from the files.
+
+    It is believed until `good_until`, by the monotonic clock, if its folders do not change.
+    """
 
     place: Place
     commit: str | None
     listing: tuple[Listed, ...]
     watched: Watched
+    good_until: float
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A repository, and when and by which state of its folders it was found to be so."""
+    """A repository, and how long and for which state of its folders it is believed to be so."""
 
     repository: Repository
     watched: Watched
-    at: float
+    good_until: float
 
 
 class Catalog:
@@ -80,6 +87,7 @@ class Catalog:
         self._ahead = ahead
         self._tasks = AsyncExitStack()
         self._places: OrderedDict[tuple[str, str], tuple[Place, Watched, float]] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str, str], tuple[Place, Repository, float]] = OrderedDict()
         self._walks: dict[Place, anyio.Lock] = {}
         self._known: OrderedDict[tuple[Place, str | None], _Known] = OrderedDict()
 
@@ -111,6 +119,15 @@ class Catalog:
             _keep(self._places, key, (place, watched, now))
         return place
 
+    def just_seen(self, kind: str, name: str, revision: str) -> tuple[Place, Repository] | None:
+        """A repository that was looked at a moment ago. Does not block, and does not look at the disk."""
+        place, repository, until = self._seen.get((kind, name, revision)) or (None, None, 0.0)
+        return (place, repository) if place and repository and time.monotonic() < until else None
+
+    def remember(self, place: Place, name: str, revision: str, repository: Repository, looked_at: float) -> None:
+        """Let `just_seen` tell what was found at `looked_at`, by the monotonic clock."""
+        _keep(self._seen, (place.kind, name, revision), (place, repository, looked_at + BURST))
+
     def peek(self, place: Place, revision: str, path: str | None = None) -> Repository | None:
         """The repository if nothing is to be hashed for it; None if it is not that simple. Blocks.
 
@@ -118,7 +135,7 @@ class Catalog:
         """
         commit = commit_of(place, revision)
         known = self._known.get((place, commit))
-        if known is None or time.monotonic() - known.at >= LOOK_AGAIN or not unchanged(known.watched):
+        if known is None or time.monotonic() >= known.good_until or not unchanged(known.watched):
             return None
         file = known.repository.files.get(path or "")
         if file is not None and not is_as_listed(file.listed):
@@ -170,23 +187,26 @@ class Catalog:
         return file.listed.promised is not None and self.hashes.lookup(file.listed) not in (None, file.listed.promised)
 
     def _look(self, place: Place, revision: str) -> _Look | None:
+        commit, began = commit_of(place, revision), time.monotonic()
         if not place.cached:
-            return _Look(place, None, *walk(self.layout, place.folder))
-        commit = commit_of(place, revision)
-        if commit is None:
+            found, watched = walk(self.layout, place.folder)
+        elif commit is not None:
+            found, watched = walk(self.layout, snapshot_of(place, commit), blobs=place.folder / "blobs")
+        else:
             return None
-        return _Look(place, commit, *walk(self.layout, snapshot_of(place, commit), blobs=place.folder / "blobs"))
+        ended = time.monotonic()
+        return _Look(place, commit, found, watched, ended + max(LOOK_AGAIN, REST * (ended - began)))
 
     def _build(self, look: _Look) -> Repository:
-        key, now = (look.place, look.commit), time.monotonic()
+        key = (look.place, look.commit)
         if (known := self._known.get(key)) is not None and known.repository.listing == look.listing:
-            _keep(self._known, key, replace(known, watched=look.watched, at=now))
+            _keep(self._known, key, replace(known, watched=look.watched, good_until=look.good_until))
             return known.repository
         etags = {listed: listed.promised or self.hashes.lookup(listed) or "" for listed in look.listing}
         if changed := next((listed for listed, etag in etags.items() if not etag), None):
             raise ChangedError(changed.path, "it was written to")
         repository = Repository(look.place.name, look.listing, etags, commit=look.commit)
-        _keep(self._known, key, _Known(repository, look.watched, now))
+        _keep(self._known, key, _Known(repository, look.watched, look.good_until))
         return repository
 
     async def _hash_all(self) -> None:

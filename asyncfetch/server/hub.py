@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -134,6 +135,12 @@ class Hub:
     # -- of one ------------------------------------------------------------------------------
 
     async def _about_repository(self, request: Request, target: Resource) -> Response:
+        if seen := self._seen(request, target):
+            try:
+                return await self._answer(request, target, *seen)
+            except ChangedError:
+                pass  # since it was looked at: look again
+        looked_at = time.monotonic()
         found = await off_loop(lambda: self._find(request, target))
         if isinstance(found, Response):
             return found
@@ -148,6 +155,25 @@ class Hub:
             return unready(repository)
         if repository is None:
             return revision_not_found(target.revision)
+        self.catalog.remember(place, target.name, target.revision, repository, looked_at)
+        return await self._answer(request, target, place, repository)
+
+    def _seen(self, request: Request, target: Resource) -> tuple[Place, Repository] | None:
+        """A repository that was looked at a moment ago, if that tells all that is asked for."""
+        seen = self.catalog.just_seen(target.kind, target.name, target.revision)
+        if seen is None or self.gate.gated or self.gate.refusal(request, target.name):
+            return None
+        path, repository = target.path, seen[1]
+        match target.action:
+            case "resolve" | "raw":
+                told = path in repository.files
+            case "tree":
+                told = not path or path in repository.folders
+            case action:
+                told = action == "info"
+        return seen if told else None
+
+    async def _answer(self, request: Request, target: Resource, place: Place, repository: Repository) -> Response:
         match target.action:
             case "resolve" | "raw":
                 return await self._file(request, place, repository, target)

@@ -74,12 +74,12 @@ def _read_ref(path: Path) -> str | None:
 
 
 def has_file(place: Place, commit: str, path: str) -> bool | None:
-    """Whether a commit has a file that is not here; None where that is not known. A folder has what is in it."""
+    """Whether a commit has a file or a folder that is not here; None where nobody knows. A folder has what it has."""
     if not place.cached:
         return False
     listing = read_listing(place.folder, commit)
     if listing is not None:
-        return path in listing
+        return path in listing or any(name.startswith(f"{path}/") for name in listing)
     try:
         marker = place.folder / ".no_exist" / commit / path_inside(path)
         return False if marker.is_file() else None

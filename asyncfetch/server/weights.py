@@ -23,12 +23,10 @@ _MOST_INDEX_BYTES = 64_000_000
 
 def parameters_of(repository: Repository) -> dict[str, object] | None:
     """Parameters by dtype, and in all, as the Hub counts them: of one model, not of its variants. None without any."""
-    if "safetensors" not in repository.kept:
-        counted = _count(repository)
-        known = {"parameters": dict(counted), "total": counted.total()}
-        repository.kept["safetensors"] = known if counted else None
-    found: dict[str, object] | None = repository.kept["safetensors"]
-    return found
+    known: dict[str, object] | None = repository.kept.get("safetensors")
+    if known is None and (counted := _count(repository)):
+        repository.kept["safetensors"] = known = {"parameters": dict(counted), "total": counted.total()}
+    return known
 
 
 def _count(repository: Repository) -> Counter[str]:

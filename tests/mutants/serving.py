@@ -87,6 +87,14 @@ MUTANTS = (
         ("server/test_catalog.py::test_one_walk_for_many",),
     ),
     Mutant(
+        "changed-in-a-burst-is-an-error",
+        _CHANGE,
+        "server.hub:Hub._about_repository",
+        "except ChangedError:\n    pass",
+        "except EOFError:\n    pass",
+        ("server/test_server.py::test_a_burst_of_requests",),
+    ),
+    Mutant(
         "damaged-blob-is-served",
         _CACHE,
         "server.catalog:Catalog.is_damaged",

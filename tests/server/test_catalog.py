@@ -270,6 +270,7 @@ async def test_a_change_in_place_is_seen_soon(tmp_path: Path, monkeypatch: pytes
     """What shows in no folder is looked for now and then."""
     file = write(tmp_path / "m" / "a", b"0")
     monkeypatch.setattr(catalog_module, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(catalog_module, "REST", 0.0)
     async with Catalog(tmp_path) as catalog:
         await look(catalog, "m")
         place = catalog.locate("models", "m")

@@ -147,6 +147,6 @@ def test_what_a_commit_lacks(tmp_path: Path) -> None:
     place, _ = Layout(tmp_path).locate("models", "m")
     assert place is not None
     assert [has_file(place, COMMIT, path) for path in ("marked", "unknown", "../x")] == [False, None, False]
-    listing = b'{"format_version": 1, "files": {"there": {"size": 1, "blob_id": "%s"}}}' % (b"a" * 40)
+    listing = b'{"format_version": 1, "files": {"sub/there": {"size": 1, "blob_id": "%s"}}}' % (b"a" * 40)
     write(repository / "trees" / f"{COMMIT}.json", listing)
-    assert [has_file(place, COMMIT, path) for path in ("there", "unknown")] == [True, False]
+    assert [has_file(place, COMMIT, path) for path in ("sub/there", "sub", "unknown")] == [True, True, False]

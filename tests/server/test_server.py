@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from asyncfetch.errors import ChangedError, SourceError
-from asyncfetch.server import Server
+from asyncfetch.server import Server, catalog
 from asyncfetch.server.server import _Recorder
 
 from ..kit.canaries import TOKEN
@@ -458,6 +458,26 @@ def test_a_changed_file_is_a_new_commit(root: Path) -> None:
         assert after.headers["etag"] != before["etag"]
         old = client.get(f"/org/name/resolve/{before['x-repo-commit']}/config.json")
         assert old.headers["x-error-code"] == "RevisionNotFound"
+
+
+def test_a_burst_of_requests(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the disk counts for a burst; bytes are those of the hash all the same, and soon all is seen."""
+    url, config = "/api/models/single", "/single/resolve/main/config.json"
+    with Server(root) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get(url).status_code == 200
+        (root / "single" / "new").write_bytes(b"new")
+        while "new" not in client.get(url).text:
+            pass
+        monkeypatch.setattr(catalog, "BURST", 60)
+        client.head(config)
+        (root / "single" / "config.json").write_bytes(b"[1]")
+        answer = client.get(config)
+        assert (answer.content, client.get("/single/resolve/main/another").status_code) == (b"[1]", 404)
+        assert answer.headers["etag"] == f'"{hashlib.sha1(b"blob 3" + bytes(1) + b"[1]").hexdigest()}"'
+        (root / "single" / "config.json").unlink()
+        assert client.get(config).headers["x-error-code"] == "EntryNotFound"
+    with Server(root, gated=frozenset({"single"})) as server:
+        assert [httpx.get(f"{server.url}{config}").status_code for _ in range(3)] == [403] * 3
 
 
 def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
