@@ -121,12 +121,13 @@ class Hub:
             return storage_failure(Refused(400, "InvalidArgument", "Only one auth mechanism allowed"))
         if refused := self.signer.refusal(digest, request.query_params):
             return storage_failure(refused)
-        kind, name = kind_and_name(request.query_params["repository"])
+        named, _, commit = request.query_params["repository"].partition("@")
+        (kind, name), path = kind_and_name(named), request.query_params["file"]
         place = await off_loop(lambda: self.catalog.locate(kind, name))
-        repository = await self.catalog.repository(place, "main") if place else None
+        repository = await self.catalog.repository(place, commit or "main", path) if place else None
         if isinstance(repository, Unready):
             return unready(repository)
-        file = repository.files.get(request.query_params["file"]) if repository else None
+        file = repository.files.get(path) if repository else None
         if file is None or file.etag != digest:
             return storage_failure(Refused(404, "NoSuchKey", "The specified key does not exist."))
         etag = f'"{digest[:32]}"'  # as in S3, another one than the Hub's
@@ -218,7 +219,8 @@ class Hub:
         if not file.lfs or not self.redirect:
             return await file_response(request, self.catalog, file, etag, headers)
         base = self._origin(request) if self.redirect is True else self.redirect.rstrip("/")
-        query = self.signer.query(file.etag, qualified(place.kind, repository.name), file.path)
+        named = qualified(place.kind, repository.name) + (f"@{repository.commit}" if place.cached else "")
+        query = self.signer.query(file.etag, named, file.path)
         headers |= {"Accept-Ranges": "bytes", "Location": f"{base}/cdn/{file.etag}?{query}"}
         return Response("Found. The bytes are elsewhere.", 302, headers, "text/plain")
 

@@ -328,6 +328,17 @@ def test_what_a_cache_does_not_hold(client: httpx.Client) -> None:
     assert (revision.status_code, revision.headers["x-error-code"]) == (404, "RevisionNotFound")
 
 
+@pytest.mark.shows_secrets(reason="the links are logged by this test's own httpx client")
+def test_redirects_of_a_cache(tmp_path: Path) -> None:
+    """A signed link leads to the bytes of its commit, also where that is not the one of `main`."""
+    for commit, data in ((COMMIT, SHARDS[0]), (OTHER, SHARDS[1])):
+        write(tmp_path / "datasets--d" / "snapshots" / commit / "w.safetensors", data)
+    write(tmp_path / "datasets--d" / "refs" / "main", COMMIT.encode())
+    with Server(tmp_path, redirect=True) as server, httpx.Client(base_url=server.url, follow_redirects=True) as client:
+        for revision, data in (("main", SHARDS[0]), (OTHER, SHARDS[1])):
+            assert client.get(f"/datasets/d/resolve/{revision}/w.safetensors").content == data
+
+
 def test_a_damaged_file_is_not_served(tmp_path: Path) -> None:
     """A blob that has another hash than its name is refused once that is known."""
     cached = tmp_path / "models--m"
