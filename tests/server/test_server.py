@@ -496,7 +496,7 @@ def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_file_cut_short_ends_the_connection(root: Path) -> None:
     """A body that cannot be completed is never completed with other bytes."""
     weights = root / "org" / "name" / "model.safetensors"
-    os.truncate(weights, 1 << 28)
+    os.truncate(weights, 1 << 25)
     with Server(root) as server, httpx.stream("GET", file_url(server)) as answer:
         received = answer.iter_raw()
         next(received)
@@ -526,7 +526,7 @@ def test_counters(root: Path) -> None:
 
 def test_stopping_with_a_client_that_does_not_read(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A stalled download does not hold the server, and the end is silent and leaves nothing listening."""
-    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 28)
+    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 25)
     with httpx.Client() as client:
         with Server(root) as server:
             stalled = client.send(client.build_request("GET", file_url(server)), stream=True)
@@ -600,7 +600,7 @@ print("returned", flush=True)
 
 def test_serve_until_interrupted(root: Path) -> None:
     """In the foreground Ctrl-C ends it promptly and without a word, even with a stalled download."""
-    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 28)
+    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 25)
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
