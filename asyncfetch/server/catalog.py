@@ -92,6 +92,7 @@ class Catalog:
         self._known: OrderedDict[tuple[Place, str | None], _Known] = OrderedDict()
 
     async def __aenter__(self) -> Self:
+        self.hashing.begin()
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         tasks.start_soon(self.hashing.run)

@@ -63,7 +63,7 @@ def _key(listed: Listed) -> _Key:
 
 
 class Hashing:
-    """Worker tasks that fill `hashes`. `stop` ends them soon, from any thread."""
+    """Worker tasks that fill `hashes`, once it has begun. `stop` ends them soon, from any thread."""
 
     def __init__(self, hashes: Hashes) -> None:
         self.hashes = hashes
@@ -71,10 +71,12 @@ class Hashing:
         self._jobs: dict[_Key, _Job] = {}
         self._first: deque[_Job] = deque()
         self._later: deque[_Job] = deque()
-        self._work = anyio.Event()
-        self._idle = anyio.Event()
         self._began = 0.0
         self._finished = 0  # bytes of files that are done, since `_began`
+
+    def begin(self) -> None:
+        """Be of this event loop: it may be another one than that in which the server was made."""
+        self._work, self._idle = anyio.Event(), anyio.Event()
 
     def stop(self) -> None:
         """Who waits for a hash gets a ChangedError."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import anyio
 import httpx
 import pytest
 
@@ -630,6 +631,16 @@ def test_the_extra_is_named(missing: str) -> None:
     assert last.startswith("asyncfetch.errors.SourceError: Serving needs starlette and uvicorn: ")
     assert missing in last.partition(": Serving needs starlette and uvicorn: ")[2]
     assert last.endswith("Run: pip install 'asyncfetch[serve]'")
+
+
+def test_made_in_another_loop(root: Path) -> None:
+    """Where a server is made says nothing about the loop in which it serves."""
+
+    async def make() -> Server:
+        return Server(root)
+
+    with anyio.run(make, backend="trio") as server:
+        assert httpx.get(f"{server.url}/single/resolve/main/config.json").content == b"[]"
 
 
 def test_records_are_bounded() -> None:
