@@ -211,7 +211,10 @@ class Catalog:
         return repository
 
     async def _hash_all(self) -> None:
-        self.hashing.want(await off_loop(self._all_files, slow=True))
+        try:
+            self.hashing.want(await off_loop(self._all_files, slow=True))
+        except OSError as error:  # who asks for it will hear of it
+            LOG.warning("Not all files could be looked at: %s.", error)
 
     def _all_files(self) -> list[Listed]:
         places = [self.locate(kind, name) for kind in KINDS for name in self.layout.names(kind)]

@@ -50,10 +50,17 @@ def state_file(folder: Path, root: Path) -> Path:
 
 
 def hash_file(listed: Listed, stop: threading.Event, advance: Callable[[int], None] = lambda _: None) -> str:
-    """The hash of a file (hex). Raises ChangedError when it changes meanwhile, or when `stop` is set."""
+    """The hash of a file (hex). Raises ChangedError when it changes or cannot be read, or when `stop` is set."""
     age = time.time() - listed.signature.ctime_ns / 1e9
     if 0 <= age < CLOCK_TICK:  # a write in the same tick would leave the stamp as it is
         stop.wait(CLOCK_TICK - age)
+    try:
+        return _hash(listed, stop, advance)
+    except OSError as error:
+        raise ChangedError(listed.path, f"it cannot be read: {error.strerror}") from error
+
+
+def _hash(listed: Listed, stop: threading.Event, advance: Callable[[int], None]) -> str:
     digest = new_hash(listed.algorithm, listed.signature.size)
     with open(open_listed(listed), "rb", buffering=0) as file:
         buffer = memoryview(bytearray(MiB))

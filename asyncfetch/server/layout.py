@@ -28,8 +28,8 @@ from ..errors import SourceError
 from ..storage.cache import is_commit
 
 __all__ = [
-    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "kind_and_name", "qualified", "unchanged",
-    "watch",
+    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "is_folder", "kind_and_name", "qualified",
+    "unchanged", "watch",
 ]  # fmt: skip
 
 CLOCK_TICK = 0.05  # seconds; file systems stamp changes with a clock no coarser than this
@@ -113,8 +113,23 @@ def _servable(name: str) -> bool:
     return all(ord(character) >= 32 and ord(character) != 127 for character in name)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; what cannot be looked at, such as a link to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _folder_names(folder: Path) -> list[str]:
-    return [entry.name for entry in entries_of(folder) if entry.is_dir()]
+    return [entry.name for entry in entries_of(folder) if is_folder(entry)]
 
 
 def _cached_name(folder: Path) -> tuple[str, str] | None:
@@ -214,7 +229,7 @@ class Layout:
         """The names of the one repository that the directory is, of this kind; None if it is none."""
         if (within := self._within) is not None and within.whole:
             return [within.name] if within.kind == kind else []
-        if within is None and not any(e.name.endswith(_MODEL_MARKS) and e.is_file() for e in entries_of(self.root)):
+        if within is None and not any(e.name.endswith(_MODEL_MARKS) and _is_file(e) for e in entries_of(self.root)):
             return None
         own = _own_name(self.root)
         return [own, f"local/{own}"] if kind == "models" else []
@@ -249,6 +264,6 @@ class Layout:
         if self.leads_out(os.fspath(real), os.fspath(folder)):
             return None
         watch(real, watched)
-        if len(parts) == 1 and not any(entry.is_file() for entry in entries_of(real)):
+        if len(parts) == 1 and not any(map(_is_file, entries_of(real))):
             return None
         return real

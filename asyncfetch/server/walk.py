@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ChangedError
 from ..storage.checksums import checksum_of_etag
-from .layout import Layout, Watched, entries_of, watch
+from .layout import Layout, Watched, entries_of, is_folder, watch
 from .repository import Listed, Signature
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class _Walk(NamedTuple):
             path = f"{prefix}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 yield from self.under(folder / entry.name, f"{path}/", left)
-            elif entry.is_dir():
+            elif is_folder(entry):
                 real = Path(os.path.realpath(entry.path))
                 round_in_circles = any(passed.is_relative_to(real) for passed in (*left, folder))
                 if self.layout.boundary is None and not round_in_circles:
@@ -60,12 +60,12 @@ def _listed(layout: Layout, entry: os.DirEntry[str], path: str, blobs: Path | No
     """The regular, readable file behind `entry`, if it may be served."""
     real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
     try:
-        status = os.stat(real, follow_symlinks=False)
+        status, promised = os.stat(real, follow_symlinks=False), _promised(entry, blobs)
     except OSError:  # it is gone, or the link dangles
         return None
     if not stat.S_ISREG(status.st_mode) or not os.access(real, os.R_OK) or layout.leads_out(real, entry.path):
         return None
-    return Listed(path, real, signature_of(status), _promised(entry, blobs))
+    return Listed(path, real, signature_of(status), promised)
 
 
 def _promised(entry: os.DirEntry[str], blobs: Path | None) -> str | None:

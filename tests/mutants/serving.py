@@ -47,6 +47,14 @@ MUTANTS = (
         ("server/test_catalog.py::test_who_asks_comes_first",),
     ),
     Mutant(
+        "unreadable-file-ends-the-server",
+        _HASHING,
+        "server.hashes:hash_file",
+        "except OSError as error:",
+        "except EOFError as error:",
+        ("server/test_catalog.py::test_a_file_that_cannot_be_read",),
+    ),
+    Mutant(
         "kept-hash-of-another-state",
         _KEPT,
         "server.hashes:Hashes.lookup",

@@ -55,6 +55,7 @@ async def test_files(tmp_path: Path) -> None:
     (model / "escape").symlink_to(write(tmp_path / "secret"))
     (model / "loop").symlink_to(model)
     (model / "dangling").symlink_to("nowhere")
+    (model / "itself").symlink_to("itself")
     repository = await look_alone(tmp_path / "root", "m")
     small = hashlib.sha1(b"blob 2\0{}").hexdigest()
     assert {path: file.etag for path, file in repository.files.items()} == {
@@ -300,6 +301,22 @@ async def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path, monkeypatc
         write(path, b"again")
         with pytest.raises(ChangedError, match="a changed"):
             await look(catalog, "m", path="a")
+
+
+async def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk refuses is told to who asks for it, and the other files are hashed all the same."""
+    write(tmp_path / "bad" / "a", b"0")
+    write(tmp_path / "good" / "a", b"1")
+    real_open = walk_module.open_listed
+
+    def refusing(listed: Listed) -> int:
+        return os.open(tmp_path, os.O_RDONLY) if "bad" in listed.real else real_open(listed)
+
+    monkeypatch.setattr("asyncfetch.server.hashes.open_listed", refusing)
+    async with Catalog(tmp_path, ahead=True) as catalog:
+        with pytest.raises(ChangedError, match="cannot be read: Is a directory"):
+            await look(catalog, "bad")
+        assert (await look(catalog, "good")).files["a"].size == 1
 
 
 async def test_opening_what_was_replaced(tmp_path: Path) -> None:
