@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +33,7 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import stdout_errors
-from .text import printable
+from .serving import ServeFlags, serve_folder
 
 __all__ = ["app", "run"]
 
@@ -81,7 +80,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
             raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
-COMMON, TENSORS, FETCH, FILES = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags()
+COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
 ]
@@ -222,27 +221,13 @@ def _mending(source: str, flags: CommonFlags) -> str:
 
 @app.command
 def serve(
-    directory: Annotated[Path, Parameter(help="A model, or models as NAME or ORG/NAME.")],
+    directory: Annotated[Path, Parameter(help="Models as NAME or ORG/NAME, one model, a hub cache, or a part of it.")],
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    token_env: Annotated[str | None, Parameter(help="Ask clients for the token in this variable.")] = None,
+    flags: ServeFlags = SERVE,
 ) -> None:
     """Serve a folder of models with the Hub's protocol, until Ctrl-C."""
-    from ..server.server import serve as serve_models
-
-    token = None
-    if token_env is not None:
-        token = os.environ.get(token_env)
-        if not token:
-            raise SourceError(f"--token-env names {token_env}, which is not set.")
-
-    def ready(url: str) -> None:
-        print(f"serving {printable(str(directory))} at {url}", file=sys.stderr)
-        print(f"export HF_ENDPOINT={url}", file=sys.stderr, flush=True)
-
-    serve_models(directory, host, port, on_ready=ready, token=token)
+    serve_folder(directory, flags)
 
 
 @app.command

@@ -1,334 +1,247 @@
-"""A directory of models: which there are, which files each holds, and under which hashes.
+"""The repositories of a directory as they are now: found, hashed, and looked at again when they change.
 
-    DIR/org/name/...   the model "org/name"
-    DIR/name/...       the model "name", when the folder itself holds a file
-    DIR/...            when DIR itself holds a checkpoint or a config: one model, called "name" and
-                       "local/name" after the folder, and nothing else
-
-Skipped are names that start with a dot (.git, .cache, .DS_Store), `*.incomplete`, names that are not
-UTF-8 or hold control characters, and whatever is not a regular file. Links to files are followed when
-they end inside DIR; links to folders inside a model are not followed.
-
-A request never becomes a path: the disk is walked, and requests are looked up in what was found.
+To answer a request costs one stat for each folder of a repository, or for a burst of requests one for all. What was
+written to in place, which shows in no folder, is noticed when the file is asked for, and by listings within LOOK_AGAIN,
+or later where a walk takes long.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
-import re
-import stat
-import threading
 import time
-from dataclasses import dataclass
+from collections import OrderedDict
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import anyio
-from anyio import to_thread
 
-from ..errors import ChangedError, SourceError
-from ..spans import MiB
-from ..storage.checksums import git_blob_id, new_hash
+from ..errors import ChangedError
+from ..tasks import off_loop
+from .hashes import Hashes, state_file
+from .hashing import Hashing, Unready
+from .layout import KINDS, Layout, Place, Watched, unchanged
+from .repository import Repository
+from .revisions import commit_of, refs_of, snapshot_of
+from .walk import is_as_listed, open_listed, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from typing import Self
 
-__all__ = ["Catalog", "File", "Listed", "Repository", "lfs_pointer"]
+    from .repository import File, Listed
 
-LFS_SIZE = 10_000_000  # bytes; above this the Hub asks for LFS
-CLOCK_TICK = 0.05  # seconds; file systems stamp changes with a clock no coarser than this
+__all__ = ["Catalog"]
+
+LOG = logging.getLogger("asyncfetch.server")
+BURST = 0.01  # seconds; to look at the disk takes another thread, and that most of the time of a short answer
+LOOK_AGAIN = 1.0  # seconds
+REST = 20  # times as long as a walk takes, until the next one: a folder of 100,000 files is not walked all the time
+PATIENCE = 7.0  # seconds; huggingface_hub waits 10 for a HEAD
 ATTEMPTS = 3  # how often a folder that changes while it is hashed is looked at again
-
-_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_\-][A-Za-z0-9_\-.]{0,95}")
-_MODEL_MARKS = ("config.json", ".safetensors", ".safetensors.index.json")
+MOST_KEPT = 1000  # repositories
 
 
-class Signature(NamedTuple):
-    """What stat says about one state of a file; another state has another one."""
+class _Look(NamedTuple):
+    """What a walk found of one commit of a place. `commit` is None where it follows from the files.
 
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-class Listed(NamedTuple):
-    """A file as the walk finds it, before it is hashed. `real` has no links left in it."""
-
-    path: str
-    real: str
-    signature: Signature
-
-    @property
-    def lfs(self) -> bool:
-        """Whether the Hub would keep it in LFS, and so name it by its sha256."""
-        return self.path.endswith(".safetensors") or self.signature.size > LFS_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """One file of a model. `etag` is the sha256 of an LFS file, the git blob id of any other (hex)."""
-
-    listed: Listed
-    etag: str
-
-    @property
-    def path(self) -> str:
-        """The path within the model, with forward slashes."""
-        return self.listed.path
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return self.listed.signature.size
-
-    @property
-    def lfs(self) -> bool:
-        """Whether `etag` is a sha256."""
-        return self.listed.lfs
-
-    @property
-    def oid(self) -> str:
-        """The git blob id; for an LFS file that of its pointer."""
-        return git_blob_id(lfs_pointer(self.etag, self.size)) if self.lfs else self.etag
-
-
-class Repository:
-    """One model in one state. `commit` is 40 hex digits that depend on paths, sizes and hashes alone.
-
-    `files` maps a path to its File, in the order of paths; `folders` maps a path to its tree id.
+    It is believed until `good_until`, by the monotonic clock, if its folders do not change.
     """
 
-    def __init__(self, name: str, listing: tuple[Listed, ...], etags: dict[Listed, str]) -> None:
-        self.name = name
-        self.listing = listing
-        self.files = {listed.path: File(listed, etags[listed]) for listed in listing}
-        self.modified = max((listed.signature.mtime_ns for listed in listing), default=0) / 1e9
-        trees = {"": hashlib.sha1(usedforsecurity=False)}
-        for file in self.files.values():
-            line = f"{file.path}\0{file.size}\0{file.etag}\n".encode()
-            for folder in _folders_of(file.path):
-                trees.setdefault(folder, hashlib.sha1(usedforsecurity=False)).update(line)
-        self.commit = trees.pop("").hexdigest()
-        self.folders = {path: tree.hexdigest() for path, tree in trees.items()}
+    place: Place
+    commit: str | None
+    listing: tuple[Listed, ...]
+    watched: Watched
+    good_until: float
 
 
-def _folders_of(path: str) -> Iterator[str]:
-    """The folders above `path`, up to and with the root, which is the empty string."""
-    while path:
-        path = path.rpartition("/")[0]
-        yield path
+@dataclass(frozen=True)
+class _Known:
+    """A repository, and how long and for which state of its folders it is believed to be so."""
 
-
-def lfs_pointer(sha256: str, size: int) -> bytes:
-    """The text that git holds in place of an LFS file (git-lfs docs/spec.md)."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-
-
-def _signature(status: os.stat_result) -> Signature:
-    return Signature(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _servable(name: str) -> bool:
-    if name.startswith(".") or name.endswith(".incomplete"):
-        return False
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return all(ord(character) >= 32 and ord(character) != 127 for character in name)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What `folder` holds that may be served; nothing when it is gone or not readable."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if _servable(entry.name)]
-    except OSError:
-        return []
-
-
-def _folder_names(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
-
-
-def _listed(entry: os.DirEntry[str], path: str, root: Path) -> Listed | None:
-    """The regular, readable file behind `entry`, if it lies inside `root`."""
-    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-    try:
-        status = os.stat(real, follow_symlinks=False)
-    except OSError:  # it is gone, or the link dangles
-        return None
-    if not stat.S_ISREG(status.st_mode) or not Path(real).is_relative_to(root) or not os.access(real, os.R_OK):
-        return None
-    return Listed(path, real, _signature(status))
-
-
-def _walk(folder: Path, root: Path, prefix: str = "") -> Iterator[Listed]:
-    """All servable files under `folder`, which is resolved and inside `root`."""
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, root, f"{prefix}{entry.name}/")
-        elif listed := _listed(entry, f"{prefix}{entry.name}", root):
-            yield listed
-
-
-def _open(listed: Listed) -> int:
-    """A descriptor of exactly the file that was listed. Raises ChangedError when it is another one now."""
-    try:
-        descriptor = os.open(listed.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise ChangedError(listed.path, "it can no longer be opened") from error
-    if _signature(os.fstat(descriptor)) != listed.signature:
-        os.close(descriptor)
-        raise ChangedError(listed.path, "it was written to")
-    return descriptor
-
-
-def _hash(listed: Listed, closed: threading.Event) -> str:
-    """The etag of a file. Raises ChangedError when it changes meanwhile, or when `closed` is set."""
-    age = time.time() - listed.signature.ctime_ns / 1e9
-    if 0 <= age < CLOCK_TICK:  # a write in the same tick would leave the stamp as it is
-        closed.wait(CLOCK_TICK - age)
-    digest = new_hash("sha256" if listed.lfs else "git-sha1", listed.signature.size)
-    with open(_open(listed), "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(MiB))
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            if closed.is_set():
-                raise ChangedError(listed.path, "the server is stopping")
-        if _signature(os.fstat(file.fileno())) != listed.signature:
-            raise ChangedError(listed.path, "it was written to")
-    return digest.hexdigest()
+    repository: Repository
+    watched: Watched
+    good_until: float
 
 
 class Catalog:
-    """The models of one directory. Raises SourceError when `root` is not a directory.
+    """The repositories of one directory. Raises SourceError when `root` is not a directory.
 
-    Hashes are computed when first asked for, in worker threads, once for all who wait, and kept in
-    memory for as long as device, inode, size and both time stamps of the file stay the same.
+    To be entered before it is asked: its files are hashed by tasks of its own. `state_dir` is the folder that keeps
+    hashes over restarts; without one they are taken again. `follow_links`: also serve what links lead to, anywhere.
+    `ahead`: hash all files from the beginning, and not only those of what is asked for.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        try:
-            self.root = Path(root).resolve(strict=True)
-        except OSError as error:
-            raise SourceError(f"{os.fspath(root)} cannot be served: {error.strerror or error}.") from error
-        if not self.root.is_dir():
-            raise SourceError(f"{self.root} cannot be served: it is not a directory.")
-        self._closed = threading.Event()
-        self._hashing: anyio.CapacityLimiter | None = None  # of the loop that serves, not of the one that asks
-        self._known: dict[tuple[str, bool], tuple[Signature, str]] = {}
-        self._running: dict[tuple[str, bool], anyio.Event] = {}
-        self._repositories: dict[tuple[str, Path], Repository] = {}
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        follow_links: bool = False,
+        ahead: bool = False,
+    ) -> None:
+        self.layout = Layout(root, follow_links=follow_links)
+        self.hashes = Hashes(None if state_dir is None else state_file(Path(state_dir), self.layout.root))
+        self.hashing = Hashing(self.hashes)
+        self._ahead = ahead
+        self._tasks = AsyncExitStack()
+        self._places: OrderedDict[tuple[str, str], tuple[Place, Watched, float]] = OrderedDict()
+        self._seen: OrderedDict[tuple[str, str, str], tuple[Place, Repository, float]] = OrderedDict()
+        self._walks: dict[Place, anyio.Lock] = {}
+        self._known: OrderedDict[tuple[Place, str | None], _Known] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        self.hashing.begin()
+        tasks = await self._tasks.enter_async_context(anyio.create_task_group())
+        self._tasks.callback(tasks.cancel_scope.cancel)
+        tasks.start_soon(self.hashing.run)
+        if self._ahead:
+            tasks.start_soon(self._hash_all)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        await self._tasks.aclose()
 
     def close(self) -> None:
         """End all hashing soon, from any thread; who waits for it gets a ChangedError."""
-        self._closed.set()
+        self.hashing.stop()
 
-    def names(self) -> list[str]:
-        """The ids that are served, sorted. Looks at two levels of folders and hashes nothing. Blocks."""
-        if self._is_one_model():
-            return [self._own_name()]
-        names = []
-        for first in _folder_names(self.root):
-            if self.locate(first):
-                names.append(first)
-            else:
-                names += [f"{first}/{second}" for second in _folder_names(self.root / first)]
-        return sorted(filter(self.locate, names))
+    def locate(self, kind: str, name: str) -> Place | None:
+        """Where the repository `name` lies; None when there is none. Blocks."""
+        key, now = (kind, name), time.monotonic()
+        if (found := self._places.get(key)) and now - found[2] < LOOK_AGAIN and unchanged(found[1]):
+            return found[0]
+        place, watched = self.layout.locate(kind, name)
+        if place is None:
+            self._places.pop(key, None)
+        else:
+            _keep(self._places, key, (place, watched, now))
+        return place
 
-    def locate(self, name: str) -> Path | None:
-        """The folder of the model `name`, resolved and inside the root; None when there is none. Blocks.
+    def just_seen(self, kind: str, name: str, revision: str) -> tuple[Place, Repository] | None:
+        """A repository that was looked at a moment ago. Does not block, and does not look at the disk."""
+        place, repository, until = self._seen.get((kind, name, revision)) or (None, None, 0.0)
+        return (place, repository) if place and repository and time.monotonic() < until else None
 
-        Names are compared with the folder's entries, so that their case counts on every file system.
+    def remember(self, place: Place, name: str, revision: str, repository: Repository, looked_at: float) -> None:
+        """Let `just_seen` tell what was found at `looked_at`, by the monotonic clock."""
+        _keep(self._seen, (place.kind, name, revision), (place, repository, looked_at + BURST))
+
+    def peek(self, place: Place, revision: str, path: str | None = None) -> Repository | None:
+        """The repository if nothing is to be hashed for it; None if it is not that simple. Blocks.
+
+        `path` is the file in question, which is looked at in any case.
         """
-        parts = name.split("/")
-        if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
+        commit = commit_of(place, revision)
+        known = self._known.get((place, commit))
+        if known is None or time.monotonic() >= known.good_until or not unchanged(known.watched):
             return None
-        if self._is_one_model():
-            return self.root if name in (self._own_name(), f"local/{self._own_name()}") else None
-        folder = self.root
-        for part in parts:
-            if part not in _folder_names(folder):
-                return None
-            folder = folder / part
-        folder = folder.resolve()
-        if not folder.is_relative_to(self.root) or folder == self.root:
+        file = known.repository.files.get(path or "")
+        if file is not None and not is_as_listed(file.listed):
             return None
-        if len(parts) == 1 and not any(entry.is_file() for entry in _entries(folder)):
-            return None
-        return folder
+        return known.repository if _is_revision(place, revision, known.repository) else None
 
-    async def repository(self, name: str, folder: Path) -> Repository:
-        """The model `name` in `folder`, as it is now. Raises ChangedError when it does not hold still."""
-        for attempt in range(ATTEMPTS):
-            listing = await to_thread.run_sync(lambda: tuple(sorted(_walk(folder, self.root))))
-            known = self._repositories.get((name, folder))
-            if known is not None and known.listing == listing:
-                return known
-            try:
-                etags = await self._etags(listing)
-            except ChangedError:
-                if attempt == ATTEMPTS - 1 or self._closed.is_set():
-                    raise
-                continue
-            repository = await to_thread.run_sync(Repository, name, listing, etags)
-            self._repositories[name, folder] = repository
-            return repository
-        raise AssertionError("unreachable")
+    async def repository(self, place: Place, revision: str, path: str | None = None) -> Repository | Unready | None:
+        """The repository at a revision as it is now; None if it has no such revision. `path` is that of `peek`.
+
+        Unready when its files take longer to be hashed than a client would wait: it goes on meanwhile.
+        Raises ChangedError when it does not hold still.
+        """
+        look: _Look | None = None
+        with anyio.move_on_after(PATIENCE):
+            for attempt in range(ATTEMPTS):
+                found = await self._look_once(place, revision, path)
+                if not isinstance(found, _Look):
+                    return found
+                look = found
+                try:
+                    await self.hashing.settle(_unpromised(look.listing))
+                except ChangedError:
+                    if attempt == ATTEMPTS - 1 or self.hashing.stopped:
+                        raise
+                    continue
+                repository = await off_loop(lambda look=look: self._build(look))  # type: ignore[misc]
+                self.hashing.want(listed for listed in look.listing if listed.promised)
+                return repository if _is_revision(place, revision, repository) else None
+        return self.hashing.unready(_unpromised(look.listing) if look else ())
+
+    async def _look_once(self, place: Place, revision: str, path: str | None) -> Repository | _Look | None:
+        """What a walk finds; or the repository, if another who asked at the same time has walked meanwhile."""
+        lock = self._walks.setdefault(place, anyio.Lock())
+        try:
+            async with lock:
+                return await off_loop(
+                    lambda: self.peek(place, revision, path) or self._look(place, revision), abandon=True
+                )
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._walks.pop(place, None)
 
     async def open(self, file: File) -> int:
         """A descriptor for reading `file`, to be closed by the caller. Raises ChangedError."""
-        return await to_thread.run_sync(_open, file.listed)
+        return await off_loop(lambda: open_listed(file.listed))
 
-    async def _etags(self, listing: tuple[Listed, ...]) -> dict[Listed, str]:
-        etags: dict[Listed, str] = {}
-        changed: list[ChangedError] = []
+    def is_damaged(self, file: File) -> bool:
+        """Whether the bytes of a file are known not to have the hash that its name promises."""
+        return file.listed.promised is not None and self.hashes.lookup(file.listed) not in (None, file.listed.promised)
 
-        async def fill(listed: Listed) -> None:
-            try:
-                etags[listed] = await self._etag(listed)
-            except ChangedError as error:  # the others go on: what they find is needed for the next look
-                changed.append(error)
+    def _look(self, place: Place, revision: str) -> _Look | None:
+        commit, began = commit_of(place, revision), time.monotonic()
+        if not place.cached:
+            found, watched = walk(self.layout, place.folder)
+        elif commit is not None:
+            found, watched = walk(self.layout, snapshot_of(place, commit), blobs=place.folder / "blobs")
+        else:
+            return None
+        ended = time.monotonic()
+        return _Look(place, commit, found, watched, ended + max(LOOK_AGAIN, REST * (ended - began)))
 
-        async with anyio.create_task_group() as tasks:
-            for listed in listing:
-                if known := self._lookup(listed):
-                    etags[listed] = known
-                else:
-                    tasks.start_soon(fill, listed)
-        if changed:
-            raise changed[0]
-        return etags
+    def _build(self, look: _Look) -> Repository:
+        key = (look.place, look.commit)
+        if (known := self._known.get(key)) is not None and known.repository.listing == look.listing:
+            _keep(self._known, key, replace(known, watched=look.watched, good_until=look.good_until))
+            return known.repository
+        etags = {listed: listed.promised or self.hashes.lookup(listed) or "" for listed in look.listing}
+        if changed := next((listed for listed, etag in etags.items() if not etag), None):
+            raise ChangedError(changed.path, "it was written to")
+        repository = Repository(look.place.name, look.listing, etags, commit=look.commit)
+        _keep(self._known, key, _Known(repository, look.watched, look.good_until))
+        return repository
 
-    def _lookup(self, listed: Listed) -> str | None:
-        signature, etag = self._known.get((listed.real, listed.lfs), (None, None))
-        return etag if signature == listed.signature else None
+    async def _hash_all(self) -> None:
+        try:
+            self.hashing.want(await off_loop(self._all_files, slow=True))
+        except OSError as error:  # who asks for it will hear of it
+            LOG.warning("Not all files could be looked at: %s.", error)
 
-    async def _etag(self, listed: Listed) -> str:
-        key = (listed.real, listed.lfs)
-        while (etag := self._lookup(listed)) is None:
-            if (running := self._running.get(key)) is not None:
-                await running.wait()
-                continue
-            self._running[key] = done = anyio.Event()
-            try:
-                self._hashing = self._hashing or anyio.CapacityLimiter(min(os.cpu_count() or 1, 4))
-                await to_thread.run_sync(self._learn, key, listed, limiter=self._hashing)
-            finally:
-                del self._running[key]
-                done.set()
-        return etag
+    def _all_files(self) -> list[Listed]:
+        places = [self.locate(kind, name) for kind in KINDS for name in self.layout.names(kind)]
+        looks = [
+            self._look(place, revision)
+            for place in places
+            if place
+            for revision in (set(refs_of(place).values()) if place.cached else ("main",))
+        ]
+        return [listed for look in looks if look for listed in look.listing]
 
-    def _learn(self, key: tuple[str, bool], listed: Listed) -> None:
-        self._known[key] = (listed.signature, _hash(listed, self._closed))  # kept even if nobody waits any more
 
-    def _is_one_model(self) -> bool:
-        return any(entry.name.endswith(_MODEL_MARKS) and entry.is_file() for entry in _entries(self.root))
+def _unpromised(listing: tuple[Listed, ...]) -> list[Listed]:
+    return [listed for listed in listing if listed.promised is None]
 
-    def _own_name(self) -> str:
-        name = re.sub(r"[^A-Za-z0-9_\-.]+", "-", self.root.name).strip("-.")[:96]
-        return re.sub(r"\.{2,}", ".", name) or "model"
+
+def _is_revision(place: Place, revision: str, repository: Repository) -> bool:
+    return place.cached or revision in ("main", "HEAD", repository.commit)
+
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def _keep(kept: OrderedDict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Keep a value, and forget the oldest where there are too many."""
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > MOST_KEPT:
+        kept.popitem(last=False)

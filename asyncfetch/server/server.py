@@ -1,20 +1,24 @@
 """A directory of models, served with the protocol of the Hugging Face Hub.
 
-Any client of the Hub works against it: `HF_ENDPOINT=http://127.0.0.1:8000`. Which models there are
-is told in catalog.py, which endpoints in endpoints.py. Needs the extra `serve`.
+Any client of the Hub works against it: `HF_ENDPOINT=http://127.0.0.1:8000`. Which repositories there are is told in
+layout.py, which endpoints in endpoints.py. Needs the extra `serve`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import ssl
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
-from .endpoints import ServerOptions, create_app, raw_path
+from .access_log import AccessLog, raw_path
+from .endpoints import ServerOptions, create_app
 
 try:
     import uvicorn
@@ -25,7 +29,6 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from typing import Self, Unpack
 
@@ -37,6 +40,7 @@ __all__ = ["Record", "Server", "ServerOptions", "create_app", "serve"]
 
 GRACE = 1.0  # seconds that running responses get when the server stops
 KEEP_ALIVE = 60  # seconds
+LOOPBACK = "127.0.0.1,::1"  # whose X-Forwarded headers are believed: a proxy on this machine
 
 
 _KEPT = 10_000  # records of requests: a server may run for months
@@ -97,7 +101,7 @@ class _Uvicorn(uvicorn.Server):
                 connection.transport.abort()
 
 
-def _listen(host: str, port: int) -> tuple[socket.socket, str]:
+def _listen(host: str, port: int, *, tls: bool = False) -> tuple[socket.socket, str]:
     """A listening socket and its URL. Raises SourceError when the address cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -106,7 +110,8 @@ def _listen(host: str, port: int) -> tuple[socket.socket, str]:
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"Cannot listen on {host}:{port}: {reason}.", hint="Name another host or port.") from error
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return listener, f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
+    scheme = "https" if tls else "http"
+    return listener, f"{scheme}://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}"
 
 
 class Server:
@@ -115,14 +120,23 @@ class Server:
         with Server("models") as server:
             load("org/model", endpoint=server.url)
 
-    Port 0 takes a free one. The options are those of `create_app`. `requests` and `bytes_sent` tell
-    what was asked for and how many body bytes were handed to the network. No signal handler, no log.
-    Raises SourceError for a bad directory, and on entry for an address that cannot be had.
+    Port 0 takes a free one. `tls` and `trusted_proxies` are those of `serve`, the options those of `create_app`.
+    `requests` and `bytes_sent` tell what was asked for and how many body bytes were handed to the network. No signal
+    handler; the loggers are those of `serve`. Raises SourceError for a bad directory or certificate, and on entry
+    for an address that cannot be had.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], host: str = "127.0.0.1", port: int = 0, **options: Unpack[ServerOptions]
+        self,
+        root: str | os.PathLike[str],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        tls: tuple[str, str] | None = None,
+        trusted_proxies: str = LOOPBACK,
+        **options: Unpack[ServerOptions],
     ) -> None:
+        self._transport = _Transport(tls, trusted_proxies)
         self._app = create_app(root, **options)
         self._recorder = _Recorder(self._app)
         self._address = (host, port)
@@ -146,9 +160,10 @@ class Server:
         return self._recorder.bytes_sent
 
     def __enter__(self) -> Self:
-        listener, self._url = _listen(*self._address)
+        listener, self._url = _listen(*self._address, tls=self._transport.tls is not None)
         ready = threading.Event()
-        self._uvicorn = _Uvicorn(_config(self._recorder, log_config=None), self._app.state.catalog, ready.set)
+        config = _config(AccessLog(self._recorder), self._transport, log_config=None)
+        self._uvicorn = _Uvicorn(config, self._app.state.catalog, ready.set)
 
         def run() -> None:
             try:
@@ -169,7 +184,29 @@ class Server:
         self._thread.join(GRACE + 10)
 
 
-def _config(app: ASGIApp, **logging: object) -> uvicorn.Config:
+@dataclass(frozen=True)
+class _Transport:
+    """How clients reach the server. Raises SourceError when the certificate or its key is not usable."""
+
+    tls: tuple[str, str] | None
+    trusted_proxies: str
+
+    def __post_init__(self) -> None:
+        if self.tls is None:
+            return
+        try:
+            # uvicorn would ask for the password on the terminal, in the middle of its start.
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self.tls, password=lambda: "")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(
+                f"The TLS certificate {self.tls[0]} cannot be used with the key {self.tls[1]}: {reason}.",
+                hint="Give the whole chain and its key as PEM files, the key without a password.",
+            ) from error
+
+
+def _config(app: ASGIApp, transport: _Transport, **logging: object) -> uvicorn.Config:
+    certificate, key = transport.tls or (None, None)
     return uvicorn.Config(
         app,
         lifespan="on",
@@ -178,6 +215,10 @@ def _config(app: ASGIApp, **logging: object) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(GRACE) + 5,
+        proxy_headers=bool(transport.trusted_proxies),
+        forwarded_allow_ips=transport.trusted_proxies,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         **logging,  # type: ignore[arg-type]
     )
 
@@ -188,15 +229,24 @@ def serve(
     port: int = 8000,
     *,
     on_ready: Callable[[str], None] | None = None,
+    tls: tuple[str, str] | None = None,
+    trusted_proxies: str = LOOPBACK,
     **options: Unpack[ServerOptions],
 ) -> None:
     """Serve the models under `root` until Ctrl-C, then return. The options are those of `create_app`.
 
-    `on_ready` is called with the URL once requests are answered. Prints nothing; uvicorn's warnings
-    go to stderr. Raises SourceError for a bad directory or an address that cannot be had.
+    `on_ready` is called with the URL once requests are answered. `tls`: the PEM files of a certificate, with its chain,
+    and of its key. `trusted_proxies`: addresses and networks, separated by commas, whose X-Forwarded-For and
+    X-Forwarded-Proto are believed; "*" for all, "" for none.
+
+    Prints nothing; uvicorn's warnings go to stderr. The logger `asyncfetch.server` tells at INFO what is hashed and
+    left out, `asyncfetch.server.access` each request. Raises SourceError for a bad directory or certificate, or an
+    address that cannot be had.
     """
+    transport = _Transport(tls, trusted_proxies)
     app = create_app(root, **options)
-    listener, url = _listen(host, port)
-    server = _Uvicorn(_config(app, log_level="warning"), app.state.catalog, lambda: on_ready and on_ready(url))
+    listener, url = _listen(host, port, tls=tls is not None)
+    config = _config(AccessLog(app), transport, log_level="warning")
+    server = _Uvicorn(config, app.state.catalog, lambda: on_ready and on_ready(url))
     with suppress(KeyboardInterrupt):
         server.run([listener])

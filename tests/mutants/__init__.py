@@ -93,11 +93,12 @@ def every_mutant() -> tuple[Mutant, ...]:
         reasons,
         repositories,
         secrets,
+        serving,
         stores,
         tensors,
         transport,
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, tensors, models, adapters)
+    groups = (*of_bytes, serving, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import anyio
 import httpx
 import pytest
 
@@ -24,11 +24,12 @@ from asyncfetch.server import Server, catalog
 from asyncfetch.server.server import _Recorder
 
 from ..kit.canaries import TOKEN
+from .clients import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asyncfetch.server.catalog import Listed
+    from asyncfetch.server.repository import Listed
 
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -84,21 +85,6 @@ def raw(url: str, request: str) -> bytes:
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
         connection.sendall(f"{request}\r\nHost: x\r\nConnection: close\r\n\r\n".encode("latin-1"))
         return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-def hub(url: str, home: Path, code: str, token: str | None = None) -> Any:
-    """What `code`, run with huggingface_hub in a fresh process, leaves in `result`."""
-    prelude = "import json\nfrom huggingface_hub import *\nfrom huggingface_hub.errors import *\n"
-    env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", f"{prelude}{code}\nprint(json.dumps(result))"],
-        env=env | ({"HF_TOKEN": token} if token else {}),
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
 
 
 # --- huggingface_hub, unmodified
@@ -214,7 +200,7 @@ def test_heads(client: httpx.Client) -> None:
     assert "content-encoding" not in weights.headers
     small = client.head("/org/name/resolve/main/config.json")
     assert small.headers["etag"] == f'"{CONFIG_ID}"'
-    assert "x-linked-etag" not in small.headers
+    assert (small.headers["x-linked-etag"], small.headers["x-linked-size"]) == (small.headers["etag"], "3")
     commit = small.headers["x-repo-commit"]
     assert commit == weights.headers["x-repo-commit"]
     assert client.head(f"/org/name/resolve/{commit}/config.json").status_code == 200
@@ -350,7 +336,8 @@ def test_errors(client: httpx.Client) -> None:
     assert (folder.status_code, folder.headers["x-error-code"]) == (404, "EntryNotFound")
     assert client.post("/org/name/resolve/main/config.json").status_code == 405
     assert client.get("/api/models/org/name/paths-info/main").status_code == 405
-    assert client.get("/api/datasets/org/name").status_code == 404
+    dataset = client.get("/api/datasets/org/name")
+    assert (dataset.status_code, dataset.headers["x-error-code"]) == (401, "RepoNotFound")
 
 
 def test_errors_of_requests(client: httpx.Client) -> None:
@@ -377,7 +364,7 @@ def test_tokens(root: Path) -> None:
                 401,
                 "Invalid credentials in Authorization header",
             )
-            assert "x-error-code" not in wrong.headers
+            assert wrong.headers["x-error-code"] == "InvalidCredentials"
         assert client.get("/api/whoami-v2").status_code == 401
         assert client.get("/api/whoami-v2", headers=BEARER).json()["name"] == "local"
         assert TOKEN not in repr(server.requests)
@@ -474,13 +461,33 @@ def test_a_changed_file_is_a_new_commit(root: Path) -> None:
         assert old.headers["x-error-code"] == "RevisionNotFound"
 
 
+def test_a_burst_of_requests(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the disk counts for a burst; bytes are those of the hash all the same, and soon all is seen."""
+    url, config = "/api/models/single", "/single/resolve/main/config.json"
+    with Server(root) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get(url).status_code == 200
+        (root / "single" / "new").write_bytes(b"new")
+        while "new" not in client.get(url).text:
+            pass
+        monkeypatch.setattr(catalog, "BURST", 60)
+        client.head(config)
+        (root / "single" / "config.json").write_bytes(b"[1]")
+        answer = client.get(config)
+        assert (answer.content, client.get("/single/resolve/main/another").status_code) == (b"[1]", 404)
+        assert answer.headers["etag"] == f'"{hashlib.sha1(b"blob 3" + bytes(1) + b"[1]").hexdigest()}"'
+        (root / "single" / "config.json").unlink()
+        assert client.get(config).headers["x-error-code"] == "EntryNotFound"
+    with Server(root, gated=frozenset({"single"})) as server:
+        assert [httpx.get(f"{server.url}{config}").status_code for _ in range(3)] == [403] * 3
+
+
 def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While files change under the hash the answer is 503, to be asked again."""
 
-    def changing(listed: Listed, _: object) -> str:
+    def changing(listed: Listed, *_: object) -> str:
         raise ChangedError(listed.path, "it was written to")
 
-    monkeypatch.setattr(catalog, "_hash", changing)
+    monkeypatch.setattr("asyncfetch.server.hashing.hash_file", changing)
     with Server(root) as server:
         answer = httpx.get(file_url(server))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -490,7 +497,7 @@ def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_file_cut_short_ends_the_connection(root: Path) -> None:
     """A body that cannot be completed is never completed with other bytes."""
     weights = root / "org" / "name" / "model.safetensors"
-    os.truncate(weights, 1 << 28)
+    os.truncate(weights, 1 << 25)
     with Server(root) as server, httpx.stream("GET", file_url(server)) as answer:
         received = answer.iter_raw()
         next(received)
@@ -520,7 +527,7 @@ def test_counters(root: Path) -> None:
 
 def test_stopping_with_a_client_that_does_not_read(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A stalled download does not hold the server, and the end is silent and leaves nothing listening."""
-    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 28)
+    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 25)
     with httpx.Client() as client:
         with Server(root) as server:
             stalled = client.send(client.build_request("GET", file_url(server)), stream=True)
@@ -594,7 +601,7 @@ print("returned", flush=True)
 
 def test_serve_until_interrupted(root: Path) -> None:
     """In the foreground Ctrl-C ends it promptly and without a word, even with a stalled download."""
-    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 28)
+    os.truncate(root / "org" / "name" / "model.safetensors", 1 << 25)
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -624,6 +631,16 @@ def test_the_extra_is_named(missing: str) -> None:
     assert last.startswith("asyncfetch.errors.SourceError: Serving needs starlette and uvicorn: ")
     assert missing in last.partition(": Serving needs starlette and uvicorn: ")[2]
     assert last.endswith("Run: pip install 'asyncfetch[serve]'")
+
+
+def test_made_in_another_loop(root: Path) -> None:
+    """Where a server is made says nothing about the loop in which it serves."""
+
+    async def make() -> Server:
+        return Server(root)
+
+    with anyio.run(make, backend="trio") as server:
+        assert httpx.get(f"{server.url}/single/resolve/main/config.json").content == b"[]"
 
 
 def test_records_are_bounded() -> None:

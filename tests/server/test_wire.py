@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server.wire import Resource, Signer, parse_paths, parse_range, parse_resource
+from asyncfetch.server.signing import Signer
+from asyncfetch.server.wire import Resource, parse_paths, parse_range, parse_resource
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,23 @@ from asyncfetch.server.wire import Resource, Signer, parse_paths, parse_range, p
         ("/api/whoami-v2", Resource("whoami")),
         ("/cdn/abc", Resource("cdn", path="abc")),
         ("/org/name/resolve/main", None),
-        ("/api/models/org/name/commits/main", None),
+        ("/api/models/org/name/commits/refs%2Fpr%2F1", Resource("commits", "org/name", "refs/pr/1")),
+        ("/api/models/name/refs", Resource("refs", "name")),
+        ("/api/models/org/name/auth-check", Resource("auth-check", "org/name")),
+        ("/org/name/raw/main/a", Resource("raw", "org/name", "main", "a")),
+        ("/datasets/org/name/resolve/main/a/b", Resource("resolve", "org/name", "main", "a/b", "datasets")),
+        ("/datasets/name/raw/main/a", Resource("raw", "name", "main", "a", "datasets")),
+        ("/api/datasets/org/name/tree/main/a", Resource("tree", "org/name", "main", "a", "datasets")),
+        ("/api/datasets", Resource("list", kind="datasets")),
+        ("/api/models", Resource("list")),
+        ("/", Resource("home")),
+        ("/org/name", Resource("page", "org/name")),
+        ("/datasets/name", Resource("page", "name", kind="datasets")),
+        ("/api/spaces/org/name", None),
+        ("/api/agent-harnesses", None),
+        ("/org/", None),
         ("/a/b/c/resolve/main/x", None),
-        ("/", None),
+        ("//", None),
     ],
 )
 def test_targets(path: str, expected: Resource | None) -> None:
@@ -51,7 +66,8 @@ def test_targets(path: str, expected: Resource | None) -> None:
         ("bytes=0-1,3-4", 10, None),
         ("lines=0-1", 10, None),
         ("bytes=٣-5", 10, None),
-        (f"bytes={'9' * 5000}-", 10, None),
+        (f"bytes=3-{'9' * 5000}", 10, range(3, 10)),
+        (f"bytes=-{'9' * 5000}", 10, range(10)),
     ],
 )
 def test_ranges(header: str | None, size: int, expected: range | None) -> None:
@@ -59,7 +75,10 @@ def test_ranges(header: str | None, size: int, expected: range | None) -> None:
     assert parse_range(header, size) == expected
 
 
-@pytest.mark.parametrize(("header", "size"), [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-5", 0)])
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-5", 0), (f"bytes={'9' * 5000}-", 10)],
+)
 def test_ranges_without_bytes(header: str, size: int) -> None:
     """A range that holds no byte of the file is empty, not None."""
     assert parse_range(header, size) is not None
