@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten
+    from .models.torch_tensors import to_torch
 
 # Without `open`, so that `from asyncfetch import *` leaves the builtin alone.
 __all__ = [
@@ -147,6 +148,7 @@ __all__ = [
     "open_async",
     "stream",
     "stream_async",
+    "to_torch",
     "unflatten",
     "verify",
     "verify_async",
@@ -159,6 +161,7 @@ _HOMES = {
     "LoadReport": "models.into",
     "PackedArray": "format.arrays",
     "StoredTensor": "api.opened",
+    "to_torch": "models.torch_tensors",
     "unflatten": "models.into",
 }
 

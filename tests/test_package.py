@@ -87,6 +87,8 @@ def test_load_takes_the_pinned_options() -> None:
         "variant": None,
         "select": None,
         "dtype": None,
+        "framework": "numpy",
+        "rename": None,
         "storage": "disk",
         "cache_dir": None,
         "token": None,

@@ -25,11 +25,13 @@ from anyio.from_thread import BlockingPortal
 from ..errors import AsyncfetchError, SourceError, storage_errors
 from .public import refuse_misfits, shortened
 
-__all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method"]
+__all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method", "blocking_opener"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
+C = TypeVar("C", covariant=True)
 
 _PATIENCE = 15.0  # seconds for what runs in the loop to end, once it is told to
 
@@ -223,17 +225,22 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return _named(call, name, function)
 
 
-def blocking_block(
-    function: Callable[P, AbstractAsyncContextManager[T]], wrap: Callable[[Handle[T]], R]
-) -> Callable[P, R]:
-    """The blocking twin of a function that gives an async block: what `wrap` makes of the block that was entered."""
+class _Twofold(Protocol[C]):
+    """What an async block gives, and its blocking form."""
+
+    def blocking(self, handle: Any) -> C: ...
+
+
+def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]]]) -> Callable[P, R]:
+    """The blocking twin of a function that gives an async block: the blocking form of what that gives."""
     name, signature = function.__name__.removesuffix("_async"), inspect.signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_misfits(name, signature, args, kwargs)
         try:
-            return wrap(Handle(function(*args, **kwargs), Portal(), own=True))
+            handle = Handle(function(*args, **kwargs), Portal(), own=True)
+            return handle.value.blocking(handle)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
 
@@ -247,7 +254,7 @@ class _Face(Protocol):
 
 
 def blocking_method(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
     """The blocking form of a method of the object that `_run` hands to it. An interrupt cancels what runs."""
 
@@ -257,6 +264,28 @@ def blocking_method(
     def call(self: _Face, /, *args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
         return self._run(lambda inner: method(inner, *args, **kwargs))
+
+    return call
+
+
+class _Housed(Protocol):
+    """A blocking object over an async one, with whose loop it shares what it opens."""
+
+    _handle: Handle[Any]
+
+
+def blocking_opener(
+    method: Callable[Concatenate[S, P], AbstractAsyncContextManager[_Twofold[R]]],
+) -> Callable[Concatenate[Any, P], R]:
+    """The blocking form of a method that gives an async block, as `blocking_block` is that of a function."""
+
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def call(self: _Housed, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
+        handle = Handle(method(self._handle.value, *args, **kwargs), self._handle.portal, own=False)
+        return handle.value.blocking(handle)
 
     return call
 

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from ..errors import SourceError
+from .results import T
 
 if TYPE_CHECKING:
     from .streaming import Tensors
@@ -40,14 +41,14 @@ class Opening(Generic[C]):
             await self._opened.aclose()
 
 
-class Streaming(AbstractAsyncContextManager["Tensors"]):
+class Streaming(AbstractAsyncContextManager["Tensors[T]"], Generic[T]):
     """A stream of tensors, whose download runs beside an `async with` block."""
 
-    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors]]) -> None:
+    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors[T]]]) -> None:
         self._enter = enter
         self._holds = AsyncExitStack()
 
-    async def __aenter__(self) -> Tensors:
+    async def __aenter__(self) -> Tensors[T]:
         async with AsyncExitStack() as holds:
             tensors = await self._enter(holds)
             self._holds = holds.pop_all()

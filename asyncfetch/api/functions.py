@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect as signatures
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..errors import SourceError
 from ..tasks import off_loop
@@ -18,13 +18,19 @@ from .blocking import blocking, blocking_block
 from .blocks import Opening, Streaming
 from .client import Client
 from .options import (
+    AsNumpy,
+    AsTorch,
     DownloadOptions,
     DTypeLike,
+    Framework,
     InspectOptions,
+    LoadOptions,
+    OpenOptions,
     PlanOptions,
     ReadOptions,
     Source,
     Storage,
+    StreamOptions,
     VerifyOptions,
     spelled_out,
     split,
@@ -32,6 +38,8 @@ from .options import (
 from .public import imported, public, refuse_misfits
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..events import Resolved
     from ..format.dtypes import Array
     from ..models.into import Rename, Skip, Strict
@@ -62,10 +70,20 @@ __all__ = [
 ]
 
 
+@overload
+async def load_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[LoadOptions]) -> StateDict: ...
+@overload
+async def load_async(source: Source, *, framework: AsTorch, **options: Unpack[LoadOptions]) -> StateDict[Tensor]: ...
 @public(ReadOptions)
 async def load_async(
-    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[ReadOptions]
-) -> StateDict:
+    source: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    rename: Rename = None,
+    storage: Storage = "disk",
+    **options: Unpack[ReadOptions],
+) -> StateDict[Any]:
     """Download a checkpoint and return its state dict: tensor names to numpy arrays.
 
     The index (`model.safetensors.index.json`) is read first; the distinct shards that it names are
@@ -78,20 +96,24 @@ async def load_async(
             index or a .safetensors file; or a local path of the same three.
         dtype: cast floating tensors to this floating dtype, one at a time: a dtype of numpy, ml_dtypes or
             torch, or its name, such as `"bfloat16"` or `"fp16"`.
+        framework: `"torch"` gives each array as a tensor of torch on the same memory (`asyncfetch.to_torch`).
+        rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function of a
+            name. A new name of None leaves the tensor out.
         storage: `"disk"` keeps shards in the Hugging Face cache and returns views on a private map
             of them; `"memory"` receives into one buffer per shard and writes nothing.
         **options
 
     Returns:
         Arrays in the shapes of the checkpoint, writable, in the order of the index. BF16 and F8 come
-        in the dtypes of ml_dtypes; F4 and F6 as `PackedArray`, raw bytes with their logical shape.
+        in the dtypes of ml_dtypes; F4 and F6 as `PackedArray`, raw bytes with their logical shape. Of torch
+        they are in its own dtypes; F6, which it lacks, as raw bytes.
 
     Raises:
         AsyncfetchError: one of its kinds, see `asyncfetch.errors`. Never an ExceptionGroup.
     """
     access, wanted = split(options)
     async with Client(**access) as client:
-        return await client.load(source, dtype=dtype, storage=storage, **wanted)
+        return await client.load(source, dtype=dtype, framework=framework, rename=rename, storage=storage, **wanted)
 
 
 @public(ReadOptions)
@@ -247,10 +269,16 @@ async def _put(model: object, tensors: Mapping[str, Array], **wishes: Any) -> Lo
     return report
 
 
+@overload
+def open_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[OpenOptions]) -> Opening[Checkpoint]: ...
+@overload
+def open_async(
+    source: Source, *, framework: AsTorch, **options: Unpack[OpenOptions]
+) -> Opening[Checkpoint[Tensor]]: ...
 @spelled_out(ReadOptions)
 def open_async(
-    source: Source, *, dtype: DTypeLike | None = None, **options: Unpack[ReadOptions]
-) -> Opening[Checkpoint]:
+    source: Source, *, dtype: DTypeLike | None = None, framework: Framework = "numpy", **options: Unpack[ReadOptions]
+) -> Opening[Checkpoint[Any]]:
     """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
 
         async with asyncfetch.open_async("org/model") as checkpoint:
@@ -266,31 +294,39 @@ def open_async(
     Args:
         source: as in `load_async`.
         dtype: the default of all calls, as in `load_async`.
+        framework: as in `load_async`.
         **options
 
     Raises the errors of `load_async`.
     """
-    refuse_misfits("open_async", _OPEN, (source,), {"dtype": dtype, **options})
+    form = {"dtype": dtype, "framework": framework}
+    refuse_misfits("open_async", _OPEN, (source,), {**form, **options})
     access, wanted = split(options)
 
-    async def make() -> Checkpoint:
+    async def make() -> Checkpoint[Any]:
         async with AsyncExitStack() as holds:
             client = await holds.enter_async_context(Client(**access))
-            return await client._opened(source, dtype, wanted, holds)
+            return await client._opened(source, wanted, holds, **form)
 
     return Opening(make)
 
 
+@overload
+def stream_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[StreamOptions]) -> Streaming: ...
+@overload
+def stream_async(source: Source, *, framework: AsTorch, **options: Unpack[StreamOptions]) -> Streaming[Tensor]: ...
 @spelled_out(ReadOptions)
 def stream_async(
     source: Source,
     *,
     dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    rename: Rename = None,
     storage: Storage = "disk",
     early: bool = False,
     memory_limit: int | None = None,
     **options: Unpack[ReadOptions],
-) -> Streaming:
+) -> Streaming[Any]:
     """The tensors of a checkpoint as pairs of name and array, while the rest is still downloaded.
 
         async with asyncfetch.stream_async("org/model", storage="memory") as tensors:
@@ -321,7 +357,7 @@ def stream_async(
     goes on from there. Enter, iterate and leave in one task.
 
     Args:
-        source, dtype: as in `load_async`.
+        source, dtype, framework, rename: as in `load_async`.
         storage, early, memory_limit: as told above; the limit is in bytes.
         **options
 
@@ -330,15 +366,13 @@ def stream_async(
     iterator is used after the block.
     """
 
-    own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
-    refuse_misfits("stream_async", _STREAM, (source,), {**own, **options})
+    form = {"dtype": dtype, "framework": framework, "rename": rename, "early": early, "memory_limit": memory_limit}
+    refuse_misfits("stream_async", _STREAM, (source,), {**form, "storage": storage, **options})
     access, wanted = split(options)
 
-    async def enter(holds: AsyncExitStack) -> Tensors:
+    async def enter(holds: AsyncExitStack) -> Tensors[Any]:
         client = await holds.enter_async_context(Client(**access))
-        return await client._streamed(
-            source, wanted, storage, holds, dtype=dtype, early=early, memory_limit=memory_limit
-        )
+        return await client._streamed(source, wanted, storage, holds, **form)
 
     return Streaming(enter)
 
@@ -353,5 +387,5 @@ dry_run = blocking(dry_run_async)
 inspect = blocking(inspect_async)
 verify = blocking(verify_async)
 load_into = blocking(load_into_async)
-open = blocking_block(open_async, lambda handle: handle.value.blocking(handle))  # noqa: A001
-stream = blocking_block(stream_async, lambda handle: handle.value.blocking(handle))
+open = blocking_block(open_async)  # noqa: A001
+stream = blocking_block(stream_async)

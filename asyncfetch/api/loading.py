@@ -39,7 +39,8 @@ async def load_into(model: object, session: Session, wishes: Wishes, *, memory_l
     dtype = cast_target(wishes.dtype)
     located, scaling = await session.locate_values(dtype)
     loading = await off_loop(lambda: _judged(model, located, scaling, wishes), slow=True)
-    async with feeding(session, located, scaling, dtype=dtype, memory_limit=memory_limit) as tensors:
+    feed = feeding(session, located, scaling, dtype=dtype, make=lambda array: array, memory_limit=memory_limit)
+    async with feed as tensors:
         async for name, array in tensors:
             if loading.copies:
                 await off_loop(partial(loading.put, name, array), slow=True)

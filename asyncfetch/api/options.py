@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 
     from ..events import Reporter
     from ..format.index import Selector
+    from ..models.names import Rename
 
 __all__ = [
     "Access",
+    "AsNumpy",
+    "AsTorch",
     "DTypeLike",
     "DownloadOptions",
     "Fetched",
     "Files",
     "Foreseen",
+    "Framework",
     "HttpClient",
     "InspectOptions",
+    "LoadOptions",
+    "Loaded",
     "LocalAccess",
+    "OpenOptions",
+    "Opened",
     "Options",
     "PlanOptions",
     "Planned",
@@ -39,6 +47,8 @@ __all__ = [
     "Sought",
     "Source",
     "Storage",
+    "StreamOptions",
+    "Streamed",
     "Verify",
     "VerifyOptions",
     "Wanted",
@@ -51,6 +61,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Source = str | os.PathLike[str]
 Storage = Literal["disk", "memory"]
 Verify = Literal["download", "always"]
+AsNumpy = Literal["numpy"]
+AsTorch = Literal["torch"]
+Framework = AsNumpy | AsTorch
 
 
 class HttpClient(Protocol):
@@ -182,6 +195,38 @@ class Options(Wanted, Access, total=False):
 
 class ReadOptions(Read, Access, total=False):
     """What the functions take that give tensors."""
+
+
+class Opened(Read, total=False):
+    """What `Client.open` takes."""
+
+    dtype: DTypeLike | None
+
+
+class Loaded(Opened, total=False):
+    """What `Client.load` takes."""
+
+    rename: Rename
+    storage: Storage
+
+
+class Streamed(Loaded, total=False):
+    """What `Client.stream` takes."""
+
+    early: bool
+    memory_limit: int | None
+
+
+class OpenOptions(Opened, Access, total=False):
+    """What `open` takes."""
+
+
+class LoadOptions(Loaded, Access, total=False):
+    """What `load` takes."""
+
+
+class StreamOptions(Streamed, Access, total=False):
+    """What `stream` takes."""
 
 
 class DownloadOptions(Wanted, Files, Access, total=False):

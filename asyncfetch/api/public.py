@@ -105,6 +105,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
     "verify": (lambda value: value in ("download", "always"), '"download" or "always"'),
     "storage": (lambda value: value in ("disk", "memory"), '"disk" or "memory"'),
+    "framework": (lambda value: value in ("numpy", "torch"), '"numpy" or "torch"'),
     "strict": (lambda value: _is_flag(value) or value == "missing", 'True, False or "missing"'),
     "assign": (_is_flag, "True or False"),
     "skip": (lambda value: isinstance(value, Iterable) or callable(value), "a glob, several globs or a predicate"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,18 +87,23 @@ class Session:
         return located, None
 
     async def fetch(
-        self, dtype: np.dtype[Any] | None = None, *, named: bool = False
+        self,
+        dtype: np.dtype[Any] | None = None,
+        *,
+        named: bool = False,
+        judge: Callable[[Located, Scaling | None], object] = lambda _located, _scaling: None,
     ) -> tuple[Located, Scaling | None, dict[str, Landed]]:
         """Download what is missing. Returns what `locate_values` found, and where each file is, by name.
 
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
-        `named` is that of `download`.
+        `named` is that of `download`. `judge` sees what was located, and may refuse it, before anything is downloaded.
         """
         looks = 0
         while True:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
+                await off_loop(partial(judge, located, scaling), slow=True)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:

@@ -12,6 +12,8 @@ _DTYPES = "a dtype that nobody asked for"
 _NOTHING = "a load of which nothing fits"
 _PREFIXES = "names that differ by a prefix"
 _RENAMED = "two tensors of one name"
+_NO_TORCH = "torch is asked for, and is not installed"
+_VIEWS = "a tensor of torch that is a copy, or writes to the cache"
 _SKIPPED = "a head of another size"
 
 MUTANTS = (
@@ -244,5 +246,29 @@ MUTANTS = (
         "present = {name: array for name, array in state_dict.items() if not terms.skip(name)}",
         "present = dict(state_dict)",
         ("models/test_refusals.py::test_what_is_no_plain_tensor_may_stay_as_it_is",),
+    ),
+    Mutant(
+        "renamed-after-the-download",
+        _RENAMED,
+        "api.call:Call._loaded",
+        "judge=form.names",
+        "judge=lambda *_: None",
+        ("api/test_torch_results.py::test_rename",),
+    ),
+    Mutant(
+        "torch-looked-for-at-the-end",
+        _NO_TORCH,
+        "api.form:Form.maker",
+        "await off_loop(import_torch, slow=True)",
+        "...",
+        ("api/test_torch_results.py::test_without_torch_nothing_is_asked_for",),
+    ),
+    Mutant(
+        "tensors-are-copies",
+        _VIEWS,
+        "models.torch_tensors:_torch_ready",
+        "return array.copy() if odd or",
+        "return array.copy() if True or odd or",
+        ("api/test_torch_results.py::test_tensors_are_views_and_the_cache_never_changes",),
     ),
 )
