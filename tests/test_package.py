@@ -88,6 +88,7 @@ def test_load_takes_the_pinned_options() -> None:
         "select": None,
         "dtype": None,
         "framework": "numpy",
+        "device": None,
         "rename": None,
         "storage": "disk",
         "cache_dir": None,

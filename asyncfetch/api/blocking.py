@@ -214,6 +214,7 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(name, signature, args, kwargs)
+        _name_device(kwargs)
         portal = Portal()
         try:
             return portal.run(partial(function, *args, **kwargs))
@@ -238,6 +239,7 @@ def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_misfits(name, signature, args, kwargs)
+        _name_device(kwargs)
         try:
             handle = Handle(function(*args, **kwargs), Portal(), own=True)
             return handle.value.blocking(handle)
@@ -245,6 +247,13 @@ def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]
             raise shortened(error) from error.__cause__
 
     return _named(call, name, function)
+
+
+def _name_device(options: dict[str, Any]) -> None:
+    """Say in `options` which CUDA device is meant: this thread's current one, of which the loop's knows nothing."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and str(options.get("device")) == "cuda" and torch.cuda.is_available():
+        options["device"] = f"cuda:{torch.cuda.current_device()}"
 
 
 class _Face(Protocol):
@@ -263,6 +272,7 @@ def blocking_method(
     @wraps(method)
     def call(self: _Face, /, *args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
+        _name_device(kwargs)
         return self._run(lambda inner: method(inner, *args, **kwargs))
 
     return call
@@ -284,6 +294,7 @@ def blocking_opener(
     @wraps(method)
     def call(self: _Housed, /, *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
+        _name_device(kwargs)
         handle = Handle(method(self._handle.value, *args, **kwargs), self._handle.portal, own=False)
         return handle.value.blocking(handle)
 

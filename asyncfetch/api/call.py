@@ -52,14 +52,17 @@ class Call:
         return tensors, await off_loop(lambda: _inspection(located, scaling), slow=True)
 
     async def _loaded(self, form: Form) -> tuple[Located, Scaling | None, StateDict[Any]]:
-        target, make = form.target(), await form.maker()
-        located, scaling, landed = await self.session.fetch(target, judge=form.names)
+        target, maker = form.target(), await form.maker()
+        try:
+            located, scaling, landed = await self.session.fetch(target, judge=form.names)
 
-        def merged() -> dict[str, Any]:
-            tensors = state_dict(located, landed, dtype=target, scaling=scaling)
-            return form.given(tensors, form.names(located, scaling), make)
+            def merged() -> dict[str, Any]:
+                tensors = state_dict(located, landed, dtype=target, scaling=scaling)
+                return maker.state_dict(tensors, form.names(located, scaling))
 
-        return located, scaling, StateDict(await off_loop(merged, slow=True))
+            return located, scaling, StateDict(await off_loop(merged, slow=True))
+        finally:
+            await maker.aclose()
 
     async def download(self) -> Snapshot:
         """Download what is missing."""
@@ -94,17 +97,17 @@ class Call:
     async def open(self, timeout: float | None, **form: Any) -> Checkpoint[Any]:
         """The checkpoint, its headers read. `form` are the fields of `Form`."""
         wanted = Form(**form)
-        target, make = wanted.target(), await wanted.maker()
+        target, maker = wanted.target(), await wanted.maker()
         located, scaling = await self.session.locate_values(target)
         gatherer = Gatherer(located, self.session.transport, self.session.request.policy)
-        return Checkpoint(located, gatherer, target, timeout, scaling, make)
+        return Checkpoint(located, gatherer, target, timeout, scaling, maker)
 
     async def stream(
         self, *, early: bool, memory_limit: int | None, timeout: float | None, **form: Any
     ) -> AbstractAsyncContextManager[Tensors[Any]]:
         """The download of a checkpoint, which is located, beside a block that reads its tensors."""
         wanted = Form(**form)
-        target, make = wanted.target(), await wanted.maker()
+        target, maker = wanted.target(), await wanted.maker()
         located, scaling = await self.session.locate_values(target)
         return feeding(
             self.session,
@@ -112,7 +115,7 @@ class Call:
             scaling,
             dtype=target,
             names=await off_loop(lambda: wanted.names(located, scaling), slow=True),
-            make=make,
+            maker=maker,
             early=early,
             memory_limit=memory_limit,
             timeout=timeout,

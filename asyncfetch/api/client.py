@@ -21,6 +21,7 @@ from .options import (
     Access,
     AsNumpy,
     AsTorch,
+    DeviceLike,
     DTypeLike,
     Fetched,
     Files,
@@ -131,13 +132,14 @@ class Client:
         *,
         dtype: DTypeLike | None = None,
         framework: Framework = "numpy",
+        device: DeviceLike | None = None,
         rename: Rename = None,
         storage: Storage = "disk",
         **wanted: Unpack[Read],
     ) -> StateDict[Any]:
         """As `asyncfetch.load_async`."""
         async with self._call(source, wanted, storage) as call:
-            return await call.load(dtype=dtype, framework=framework, rename=rename)
+            return await call.load(dtype=dtype, framework=framework, device=device, rename=rename)
 
     @public(Fetched)
     async def download(self, source: Source, **wanted: Unpack[Fetched]) -> Snapshot:
@@ -174,6 +176,7 @@ class Client:
         dtype: DTypeLike | None = None,
         rename: Rename = None,
         skip: Skip = (),
+        device: DeviceLike | None = None,
         storage: Storage = "disk",
         memory_limit: int | None = None,
         **wanted: Unpack[Read],
@@ -183,7 +186,7 @@ class Client:
             raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
         async with self._call(source, wanted, storage) as call:
             wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
-            return await call.load_into(model, memory_limit=memory_limit, **wishes)
+            return await call.load_into(model, memory_limit=memory_limit, device=device, **wishes)
 
     @overload
     def open(self, source: Source, *, framework: AsNumpy = ..., **options: Unpack[Opened]) -> Opening[Checkpoint]: ...
@@ -191,10 +194,16 @@ class Client:
     def open(self, source: Source, *, framework: AsTorch, **options: Unpack[Opened]) -> Opening[Checkpoint[Tensor]]: ...
     @spelled_out(Read)
     def open(
-        self, source: Source, *, dtype: DTypeLike | None = None, framework: Framework = "numpy", **wanted: Unpack[Read]
+        self,
+        source: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        framework: Framework = "numpy",
+        device: DeviceLike | None = None,
+        **wanted: Unpack[Read],
     ) -> Opening[Checkpoint[Any]]:
         """As `asyncfetch.open_async`."""
-        form = {"dtype": dtype, "framework": framework}
+        form = {"dtype": dtype, "framework": framework, "device": device}
         refuse_misfits("Client.open", _OPEN, (self, source), {**form, **wanted})
         return Opening(lambda: self._opened(source, wanted, AsyncExitStack(), **form))
 
@@ -209,6 +218,7 @@ class Client:
         *,
         dtype: DTypeLike | None = None,
         framework: Framework = "numpy",
+        device: DeviceLike | None = None,
         rename: Rename = None,
         storage: Storage = "disk",
         early: bool = False,
@@ -216,7 +226,7 @@ class Client:
         **wanted: Unpack[Read],
     ) -> Streaming[Any]:
         """As `asyncfetch.stream_async`."""
-        form: dict[str, Any] = {"dtype": dtype, "framework": framework, "rename": rename}
+        form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
         form |= {"early": early, "memory_limit": memory_limit}
         refuse_misfits("Client.stream", _STREAM, (self, source), {**form, "storage": storage, **wanted})
         return Streaming(lambda holds: self._streamed(source, wanted, storage, holds, **form))

@@ -20,6 +20,7 @@ from .client import Client
 from .options import (
     AsNumpy,
     AsTorch,
+    DeviceLike,
     DownloadOptions,
     DTypeLike,
     Framework,
@@ -49,25 +50,10 @@ if TYPE_CHECKING:
     from .streaming import Tensors
 
 __all__ = [
-    "download",
-    "download_async",
-    "dry_run",
-    "dry_run_async",
-    "inspect",
-    "inspect_async",
-    "load",
-    "load_async",
-    "load_inspected",
-    "load_inspected_async",
-    "load_into",
-    "load_into_async",
-    "open",
-    "open_async",
-    "stream",
-    "stream_async",
-    "verify",
-    "verify_async",
-]
+    "download", "download_async", "dry_run", "dry_run_async", "inspect", "inspect_async", "load", "load_async",
+    "load_inspected", "load_inspected_async", "load_into", "load_into_async", "open", "open_async", "stream",
+    "stream_async", "verify", "verify_async",
+]  # fmt: skip
 
 
 @overload
@@ -80,6 +66,7 @@ async def load_async(
     *,
     dtype: DTypeLike | None = None,
     framework: Framework = "numpy",
+    device: DeviceLike | None = None,
     rename: Rename = None,
     storage: Storage = "disk",
     **options: Unpack[ReadOptions],
@@ -97,6 +84,7 @@ async def load_async(
         dtype: cast floating tensors to this floating dtype, one at a time: a dtype of numpy, ml_dtypes or
             torch, or its name, such as `"bfloat16"` or `"fp16"`.
         framework: `"torch"` gives each array as a tensor of torch on the same memory (`asyncfetch.to_torch`).
+        device: with `"torch"`, where the tensors are to be: `"cuda"`, a torch.device; None and `"cpu"`: that memory.
         rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function of a
             name. A new name of None leaves the tensor out.
         storage: `"disk"` keeps shards in the Hugging Face cache and returns views on a private map
@@ -111,9 +99,11 @@ async def load_async(
     Raises:
         AsyncfetchError: one of its kinds, see `asyncfetch.errors`. Never an ExceptionGroup.
     """
+    form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
     access, wanted = split(options)
     async with Client(**access) as client:
-        return await client.load(source, dtype=dtype, framework=framework, rename=rename, storage=storage, **wanted)
+        loaded: StateDict[Any] = await client.load(source, **form, storage=storage, **wanted)
+        return loaded
 
 
 @public(ReadOptions)
@@ -210,6 +200,7 @@ async def load_into_async(
     dtype: DTypeLike | None = None,
     rename: Rename = None,
     skip: Skip = (),
+    device: DeviceLike | None = None,
     storage: Storage = "disk",
     memory_limit: int | None = None,
     **options: Unpack[ReadOptions],
@@ -230,37 +221,29 @@ async def load_into_async(
 
     Args:
         model: what is filled.
-        source: as in `load_async`, or a state dict, which takes only the five options that follow.
+        source: as in `load_async`, or a state dict, which takes only the six options that follow.
         strict: a missing or an unexpected name is an error; `"missing"`: a missing one alone.
         assign: whether the model takes over the arrays, or their values are copied.
         dtype: as in `load_async`, or `"auto"` for the dtypes of the checkpoint; None keeps those of the model.
         rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function.
         skip: tensors of the model that keep what they hold: a glob, several, or a predicate over names.
+        device: where a torch module that is on meta comes to be, such as `"cuda"`; its buffers follow.
         storage: as in `load_async`.
         memory_limit: as in `stream_async`.
         **options
 
     Raises ModelMismatchError, SourceError, and the errors of `load_async`.
     """
+    wishes: dict[str, Any] = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
+    wishes["device"] = device
     if isinstance(source, Mapping):
         given = {"memory_limit": memory_limit, **options}
         if extra := [name for name, value in given.items() if value is not None]:
             raise SourceError(f"A state dict takes no options such as {extra[0]}=.")
-        return await _put(model, source, strict=strict, assign=assign, dtype=dtype, rename=rename, skip=skip)
+        return await _put(model, source, **wishes)
     access, wanted = split(options)
     async with Client(**access) as client:
-        return await client.load_into(
-            model,
-            source,
-            strict=strict,
-            assign=assign,
-            dtype=dtype,
-            rename=rename,
-            skip=skip,
-            storage=storage,
-            memory_limit=memory_limit,
-            **wanted,
-        )
+        return await client.load_into(model, source, **wishes, storage=storage, memory_limit=memory_limit, **wanted)
 
 
 async def _put(model: object, tensors: Mapping[str, Array], **wishes: Any) -> LoadReport:
@@ -277,7 +260,12 @@ def open_async(
 ) -> Opening[Checkpoint[Tensor]]: ...
 @spelled_out(ReadOptions)
 def open_async(
-    source: Source, *, dtype: DTypeLike | None = None, framework: Framework = "numpy", **options: Unpack[ReadOptions]
+    source: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    device: DeviceLike | None = None,
+    **options: Unpack[ReadOptions],
 ) -> Opening[Checkpoint[Any]]:
     """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
 
@@ -294,12 +282,12 @@ def open_async(
     Args:
         source: as in `load_async`.
         dtype: the default of all calls, as in `load_async`.
-        framework: as in `load_async`.
+        framework, device: as in `load_async`.
         **options
 
     Raises the errors of `load_async`.
     """
-    form = {"dtype": dtype, "framework": framework}
+    form = {"dtype": dtype, "framework": framework, "device": device}
     refuse_misfits("open_async", _OPEN, (source,), {**form, **options})
     access, wanted = split(options)
 
@@ -321,6 +309,7 @@ def stream_async(
     *,
     dtype: DTypeLike | None = None,
     framework: Framework = "numpy",
+    device: DeviceLike | None = None,
     rename: Rename = None,
     storage: Storage = "disk",
     early: bool = False,
@@ -353,11 +342,13 @@ def stream_async(
     `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
     copies read from the file that is being downloaded.
 
+    On a CUDA `device` a tensor may be on its way when it is given; the stream that is then current waits for it.
+
     Leaving the block cancels what is not finished: what came stays in the cache, and the next load
     goes on from there. Enter, iterate and leave in one task.
 
     Args:
-        source, dtype, framework, rename: as in `load_async`.
+        source, dtype, framework, device, rename: as in `load_async`.
         storage, early, memory_limit: as told above; the limit is in bytes.
         **options
 
@@ -366,7 +357,8 @@ def stream_async(
     iterator is used after the block.
     """
 
-    form = {"dtype": dtype, "framework": framework, "rename": rename, "early": early, "memory_limit": memory_limit}
+    form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
+    form |= {"early": early, "memory_limit": memory_limit}
     refuse_misfits("stream_async", _STREAM, (source,), {**form, "storage": storage, **options})
     access, wanted = split(options)
 

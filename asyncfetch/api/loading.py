@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 
 from ..format.arrays import hollow_array
@@ -14,11 +15,12 @@ from ..models.into import Loading, LoadReport, Rename, Skip, Strict, cast_target
 from ..sources.located import Located, aliases_of
 from ..tasks import off_loop
 from ..tensors.scaling import Scaling, refuse_plain_copy
+from .form import usable
 from .session import Session
 from .streaming import feeding
 
 if TYPE_CHECKING:
-    from .options import DTypeLike
+    from .options import DeviceLike, DTypeLike
 
 __all__ = ["Wishes", "load_into"]
 
@@ -32,21 +34,28 @@ class Wishes:
     dtype: DTypeLike | None
     rename: Rename
     skip: Skip
+    device: DeviceLike | None = None
 
 
 async def load_into(model: object, session: Session, wishes: Wishes, *, memory_limit: int | None) -> LoadReport:
     """Judge the fit of a checkpoint by its headers, then stream it into `model`."""
     dtype = cast_target(wishes.dtype)
+    if wishes.device is not None:
+        wishes = replace(wishes, device=await usable(wishes.device))
     located, scaling = await session.locate_values(dtype)
     loading = await off_loop(lambda: _judged(model, located, scaling, wishes), slow=True)
-    feed = feeding(session, located, scaling, dtype=dtype, make=lambda array: array, memory_limit=memory_limit)
-    async with feed as tensors:
-        async for name, array in tensors:
-            if loading.copies:
-                await off_loop(partial(loading.put, name, array), slow=True)
-            else:
-                loading.put(name, array)
-    return await off_loop(loading.finish, slow=True)
+    try:
+        async with feeding(session, located, scaling, dtype=dtype, memory_limit=memory_limit) as tensors:
+            async for name, array in tensors:
+                if loading.copies:
+                    await off_loop(partial(loading.put, name, array), slow=True)
+                else:
+                    loading.put(name, array)
+        return await off_loop(loading.finish, slow=True)
+    finally:
+        if loading.copies:
+            with anyio.CancelScope(shield=True):
+                await off_loop(loading.close, slow=True)
 
 
 def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishes) -> Loading:
@@ -65,6 +74,7 @@ def _judged(model: Any, located: Located, scaling: Scaling | None, wishes: Wishe
         dtype=wishes.dtype,
         rename=wishes.rename,
         skip=wishes.skip,
+        device=wishes.device,
         aliases=aliases_of(located, expected),
     )
 

@@ -25,6 +25,7 @@ from ..tensors.scaling import Scaling, cast_alone, scaled_in
 from .asked import Asked
 from .blocking import Handle, blocking_method
 from .contents import Contents, StoredTensor
+from .form import Maker
 from .options import DTypeLike
 from .public import within
 from .results import StateDict, T
@@ -56,13 +57,13 @@ class Checkpoint(Contents, Generic[T]):
         dtype: np.dtype[Any] | None,
         timeout: float | None = None,
         scaling: Scaling | None = None,
-        make: Callable[[Array], Any] = lambda array: array,
+        maker: Maker | None = None,
     ) -> None:
         super().__init__(located, scaling)
         self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
-        self._make = make  # what the caller gets of an array
+        self._maker = Maker(torch=False) if maker is None else maker
         self._open = True
         self._holds = AsyncExitStack()
 
@@ -146,7 +147,10 @@ class Checkpoint(Contents, Generic[T]):
         return (await self._fetch([self._asked(kept, cut)], dtype))[0]
 
     async def _fetch(self, asked: list[Asked], dtype: DTypeLike | None) -> list[T]:
-        return [self._make(array) for array in await self._arrays(asked, dtype)]
+        arrays = await self._arrays(asked, dtype)
+        if self._maker.mover is None:
+            return self._maker.every(arrays)
+        return await off_loop(partial(self._maker.every, arrays), slow=True)
 
     async def _arrays(self, asked: list[Asked], dtype: DTypeLike | None) -> list[Array]:
         self._check_open()
@@ -190,6 +194,7 @@ class Checkpoint(Contents, Generic[T]):
         holds = self._holds.pop_all()
         with anyio.CancelScope(shield=True):
             await self._gatherer.aclose()
+            await self._maker.aclose()
             await holds.aclose()
 
     async def __aenter__(self) -> Checkpoint[T]:

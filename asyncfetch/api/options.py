@@ -27,6 +27,7 @@ __all__ = [
     "AsNumpy",
     "AsTorch",
     "DTypeLike",
+    "DeviceLike",
     "DownloadOptions",
     "Fetched",
     "Files",
@@ -86,10 +87,21 @@ class TorchDType(Protocol):
     def itemsize(self) -> int: ...
 
 
+class TorchDevice(Protocol):
+    """`torch.device("cuda")` and the like."""
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def index(self) -> int | None: ...
+
+
 if TYPE_CHECKING:
     DTypeLike = str | type[np.generic] | np.dtype[Any] | TorchDType
+    DeviceLike = str | int | TorchDevice
 else:
-    DTypeLike = object
+    DTypeLike = DeviceLike = object
 
 
 class LocalAccess(TypedDict, total=False):
@@ -201,6 +213,7 @@ class Opened(Read, total=False):
     """What `Client.open` takes."""
 
     dtype: DTypeLike | None
+    device: DeviceLike | None
 
 
 class Loaded(Opened, total=False):

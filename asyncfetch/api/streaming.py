@@ -10,13 +10,12 @@ import anyio
 import numpy as np
 
 from ..errors import AsyncfetchError, SourceError
-from ..format.dtypes import Array
 from ..sources.located import Located
 from ..tasks import off_loop, plain_errors
 from ..tensors.feed import Feed
 from ..tensors.scaling import Reader, ScaledReader, Scaling
 from .blocking import Handle
-from .form import RenamedReader
+from .form import Maker, RenamedReader
 from .public import shortened, within
 from .results import T
 from .session import Session
@@ -24,12 +23,15 @@ from .session import Session
 __all__ = ["BlockingTensors", "Tensors", "feeding"]
 
 
+_ARRAYS = Maker(torch=False)
+
+
 class Tensors(AsyncIterator[tuple[str, T]]):
     """The reader's end of a feed. Not a generator: it owns nothing, so it may be left at any point."""
 
-    def __init__(self, feed: Reader, make: Callable[[Array], T], timeout: float | None) -> None:
+    def __init__(self, feed: Reader, hand_over: Callable[[Any], T], timeout: float | None) -> None:
         self.feed = feed
-        self.make = make  # what the caller gets of an array
+        self.hand_over = hand_over  # in the thread of the reader
         self.timeout = timeout  # seconds for each tensor
         self.download = anyio.CancelScope()
         self.ended = anyio.Event()  # the download has
@@ -41,7 +43,7 @@ class Tensors(AsyncIterator[tuple[str, T]]):
             raise shortened(error) from error.__cause__
         if found is None:
             raise StopAsyncIteration
-        return found[0], self.make(found[1])
+        return found[0], self.hand_over(found[1])
 
     async def stop(self) -> None:
         """End the download now: the reader is told that the stream is closed."""
@@ -63,14 +65,14 @@ class BlockingTensors(Iterator[tuple[str, T]]):
     def __init__(self, handle: Handle[Tensors[T]]) -> None:
         self._handle = handle
         self._feed = handle.value.feed
-        self._make = handle.value.make
+        self._hand_over = handle.value.hand_over
 
     def __next__(self) -> tuple[str, T]:
         if self._feed.closed:
             raise SourceError("The stream is closed.", hint="Use it inside its `with` block, or before close().")
         at_hand = self._feed.next_at_hand()  # spares small tensors a hop between threads
         if at_hand is not None:
-            return at_hand[0], self._make(at_hand[1])
+            return at_hand[0], self._hand_over(at_hand[1])
         try:
             found = self._handle.run(lambda: within(self._handle.value.timeout, self._feed.next))
         except AsyncfetchError:
@@ -79,7 +81,7 @@ class BlockingTensors(Iterator[tuple[str, T]]):
         if found is None:
             self.close()
             raise StopIteration
-        return found[0], self._make(found[1])
+        return found[0], self._hand_over(found[1])
 
     def close(self) -> None:
         """Cancel what is not finished. What came stays in the cache. A second time it does nothing."""
@@ -100,14 +102,14 @@ async def feeding(
     *,
     dtype: np.dtype[Any] | None,
     names: Mapping[str, str] | None = None,
-    make: Callable[[Array], T],
+    maker: Maker = _ARRAYS,
     early: bool = False,
     memory_limit: int | None = None,
     timeout: float | None = None,
-) -> AsyncIterator[Tensors[T]]:
+) -> AsyncIterator[Tensors[Any]]:
     """The download of `located` beside the block, which reads its tensors. It is cancelled when the block ends.
 
-    `names`: the new names of tensors, without which they are left out. `make`: what the reader gets of an array.
+    `names`: the new names of tensors, without which they are left out. `maker`: in which form the reader gets them.
     """
     policy = session.request.policy
     if scaling is not None:  # what is scaled waits for its scale
@@ -125,7 +127,8 @@ async def feeding(
         slow=True,
     )
     reader: Reader = feed if scaling is None else ScaledReader(feed, scaling, dtype)
-    tensors = Tensors(reader if names is None else RenamedReader(reader, names), make, timeout)
+    reader = maker.reader(reader if names is None else RenamedReader(reader, names))
+    tensors: Tensors[Any] = Tensors(reader, maker.handed_over, timeout)
 
     async def download() -> None:
         failure: Exception | None = None
@@ -147,3 +150,4 @@ async def feeding(
                 group.cancel_scope.cancel()
     finally:
         tensors.feed.close()
+        await maker.aclose()

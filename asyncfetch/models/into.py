@@ -12,6 +12,7 @@ from ..errors import ModelMismatchError, SourceError
 from ..format.arrays import PackedArray
 from ..format.dtypes import cast, dtype_or_none
 from ..format.index import selector
+from .device import device_of
 from .fit import Array, Filler, LoadReport, Skip, StateDict, Strict, Terms, kind_of
 from .meta import parameters_on_meta
 from .names import Rename, proposal, renamed, renaming
@@ -50,6 +51,7 @@ def load_state_dict_into(
     dtype: object = None,
     rename: Rename = None,
     skip: Skip = (),
+    device: object = None,
     aliases: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Put the arrays of `state_dict` into `model`, or change nothing and raise.
@@ -75,6 +77,10 @@ def load_state_dict_into(
     `dtype`: with `assign=True` arrays of another dtype than the model's are refused, on meta too, unless
     it is given: a floating dtype, to which floats are cast, or `"auto"`, which takes each as it is.
 
+    `device`: where the parameters of a torch module that is on meta come to be, `"cuda"` or a torch.device. Buffers
+    that have values follow them. Parameters that have values must be there already; without `device` each tensor
+    stays where it is, and what is on meta gets memory of the CPU.
+
     Tied tensors (one object, or one memory, under several names) need one of the names and stay
     tied. Several of them with different values are an error if `strict`: the model is not the one
     that was saved. Else the first wins and the others are `unexpected`.
@@ -94,7 +100,7 @@ def load_state_dict_into(
     for name, array in state_dict.items():
         _check_named_array(name, array)
     torch = _torch_of(model)
-    terms = _terms(strict, assign, dtype, skip, aliases or {}, rename)
+    terms = _terms(torch, strict, assign, dtype, skip, aliases or {}, rename, device)
     target = cast_target(dtype)
     given = {new: state_dict[old] for old, new in renamed(state_dict, rename).items()}
     if target is not None:
@@ -120,8 +126,17 @@ def _load(torch: ModuleType | None, model: object, state_dict: StateDict, terms:
 
 
 def _terms(
-    strict: Strict, assign: bool, dtype: object, skip: Skip, aliases: Mapping[str, str], rename: Rename
+    torch: ModuleType | None,
+    strict: Strict,
+    assign: bool,
+    dtype: object,
+    skip: Skip,
+    aliases: Mapping[str, str],
+    rename: Rename,
+    device: object,
 ) -> Terms:
+    if device is not None and torch is None:
+        raise SourceError("device= is for a torch.nn.Module.", hint="Arrays are of the CPU: leave it out.")
     new = renaming(rename)
     pairs = {new(dropped): new(kept) for dropped, kept in aliases.items()}
     return Terms(
@@ -130,6 +145,7 @@ def _terms(
         dtypes="kept" if dtype is None else "stored" if cast_target(dtype) is None else "cast",
         skip=selector(skip or ()),
         aliases={dropped: kept for dropped, kept in pairs.items() if dropped is not None and kept is not None},
+        device=None if device is None else device_of(device),
     )
 
 
@@ -201,9 +217,10 @@ class Loading:
         dtype: object = None,
         rename: Rename = None,
         skip: Skip = (),
+        device: object = None,
     ) -> None:
         self._torch, self._model, self._expected = _torch_of(model), model, expected
-        self._terms = _terms(strict, assign, dtype, skip, aliases, rename)
+        self._terms = _terms(self._torch, strict, assign, dtype, skip, aliases, rename, device)
         self._names = renamed(expected, rename)
         self._held: dict[str, Array] = {}
         given = {new: expected[old] for old, new in self._names.items()}
@@ -234,3 +251,8 @@ class Loading:
         held = {new: self._held[new] for new in self._names.values() if new in self._held}
         with _names_explained(self._torch, self._model, self._expected, held, self._terms):
             return _load(self._torch, self._model, held, self._terms)
+
+    def close(self) -> None:
+        """End what is still on its way to a device, within seconds."""
+        if self._filler is not None:
+            self._filler.close()

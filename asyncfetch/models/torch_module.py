@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
+from .device import Movers
 from .fit import (
     Array,
     Filler,
@@ -77,7 +78,7 @@ def load_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms) ->
     fit.verdict.enforce(fit.losers, terms.strict)
     if terms.assign:
         unshare(fit.tensors, fit.slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
-    _fill(torch, module, fit, terms.assign)
+    _fill(torch, module, fit, terms)
     return fit.report(module, state_dict.keys())
 
 
@@ -100,6 +101,7 @@ def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> 
 class _ModuleFiller:
     def __init__(self, torch: Any, module: Any, fit: _ModuleFit, expected: StateDict) -> None:
         self._torch, self._module, self._fit, self._expected = torch, module, fit, expected
+        self._movers = Movers()
         self._targets: dict[str, dict[Hashable, Any]] = {}
         for name, source in fit.supply.items():
             self._targets.setdefault(source, {})[fit.slots[name]] = fit.places[name].tensor
@@ -107,10 +109,15 @@ class _ModuleFiller:
     def put(self, name: str, array: Array) -> None:
         with self._torch.no_grad():
             for own in self._targets.get(name, {}).values():
-                _copy(own, to_torch(array))
+                given = to_torch(array)
+                _copy(own, given if own.device.type == "cpu" else self._movers.put(given, own.device).take())
 
     def report(self) -> LoadReport:
+        self._movers.wait()
         return self._fit.report(self._module, self._expected.keys())
+
+    def close(self) -> None:
+        self._movers.close()
 
 
 def _copy(own: Any, given: Any) -> None:
@@ -157,6 +164,7 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
                 _judge_dtype(name, places[name].tensor.dtype, terms, verdict)
             else:
                 _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
+    _judge_device(places, terms, verdict)
     _judge_bare(module, places, _below(module, own_code) if hollow else frozenset(), verdict)
     skipped = tuple(name for name in places if terms.skip(name) and name not in verdict.filled)
     return _ModuleFit(places, slots, supply, losers, tensors, skipped, verdict)
@@ -242,6 +250,23 @@ def _judge_bare(module: Any, places: Mapping[str, Place], unknown: Collection[st
     verdict.bare_parameters = any(name in places and places[name].is_parameter for name in verdict.bare)
 
 
+def _judge_device(places: Mapping[str, Place], terms: Terms, verdict: Verdict) -> None:
+    """Whether all that has values may be, or come to be, on the device that was asked for."""
+    if terms.device is None:
+        return
+    if not terms.assign:
+        raise SourceError("device= is for what has no memory yet.", hint="Leave assign=False or device= out.")
+    elsewhere = [
+        (name, place.tensor.device)
+        for name, place in places.items()
+        if place.is_parameter and not place.tensor.is_meta and place.tensor.device != terms.device
+    ]
+    if elsewhere:
+        name, own = elsewhere[0]
+        verdict.reasons.append(f"{name} is on {own} already, not on {terms.device}")
+        verdict.hints.append(f'device= is for a model on meta: move this one with model.to("{terms.device}").')
+
+
 def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:
     """Whether copying `given`, None if a hook makes it, into `own` can work and keeps its meaning."""
     if own.is_meta:
@@ -258,10 +283,11 @@ def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -
         verdict.reasons.append(f"{name} is {own.dtype} in the model and {given.dtype} in the checkpoint")
 
 
-def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
-    places, tensors = fit.places, fit.tensors
+def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
+    places, tensors, assign = fit.places, fit.tensors, terms.assign
+    beside: list[tuple[Place, Any]] = []
     if assign:
-        _moved(fit)
+        beside = _moved(fit, terms.device)
         for name in [name for name in places if name in tensors]:
             dtype = tensors[name].dtype
             if places[name].tensor.requires_grad and (dtype.itemsize < 2 or not _differentiable(dtype)):
@@ -283,18 +309,35 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
         kept = next((p.table[p.leaf] for p in group if p.table[p.leaf] is not p.tensor), None)
         for place in group if kept is not None else ():
             place.table[place.leaf] = kept
+    for place, moved in beside:
+        place.table[place.leaf] = moved
 
 
-def _moved(fit: _ModuleFit) -> None:
-    """Have what takes the place of a tensor on another device than the CPU on that device."""
-    there: dict[tuple[int, Any], Any] = {}
-    for name in fit.supply:
-        device, tensor = fit.places[name].tensor.device, fit.tensors[name]
-        if device.type not in ("cpu", "meta"):
-            key = (id(tensor), device)
-            if key not in there:
-                there[key] = tensor.to(device)
-            fit.tensors[name] = there[key]
+def _moved(fit: _ModuleFit, device: Any) -> list[tuple[Place, Any]]:
+    """Have what takes the place of a tensor where that is; of one on meta on `device`, if there is one.
+
+    Returns the buffers that keep their values and have to follow, and what they become there.
+    """
+    movers, there = Movers(), dict[tuple[int, Any], Any]()
+
+    def moved(tensor: Any, target: Any) -> Any:
+        if (id(tensor), target) not in there:
+            there[id(tensor), target] = movers.put(tensor, target).take()
+        return there[id(tensor), target]
+
+    try:
+        unused = set(fit.verdict.unexpected)
+        for name in fit.supply if device is None else [name for name in fit.tensors if name not in unused]:
+            target = fit.places[name].tensor.device if device is None else device
+            if target.type not in ("cpu", "meta"):
+                fit.tensors[name] = moved(fit.tensors[name], target)
+        left = [place for name, place in fit.places.items() if device is not None and name not in fit.tensors]
+        left = [place for place in left if not place.tensor.is_meta and place.tensor.device != device]
+        beside = [(place, moved(place.tensor, device)) for place in left]
+        movers.wait()
+    finally:
+        movers.close()
+    return beside
 
 
 def _differentiable(dtype: Any) -> bool:

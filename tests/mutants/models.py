@@ -14,6 +14,9 @@ _PREFIXES = "names that differ by a prefix"
 _RENAMED = "two tensors of one name"
 _NO_TORCH = "torch is asked for, and is not installed"
 _VIEWS = "a tensor of torch that is a copy, or writes to the cache"
+_PINNED = "a pinned buffer that the device still reads"
+_EARLY = "a tensor that is not on the device yet"
+_NO_DEVICE = "a device that cannot be used, or is not meant"
 _SKIPPED = "a head of another size"
 
 MUTANTS = (
@@ -270,5 +273,69 @@ MUTANTS = (
         "return array.copy() if odd or",
         "return array.copy() if True or odd or",
         ("api/test_torch_results.py::test_tensors_are_views_and_the_cache_never_changes",),
+    ),
+    Mutant(
+        "pinned-buffers-written-too-early",
+        _PINNED,
+        "models.device:Ring._buffer",
+        "self._until_read(self._buffers[0], check)",
+        "...",
+        ("models/test_device.py::test_a_buffer_is_written_again_only_when_it_was_read",),
+    ),
+    Mutant(
+        "rings-closed-at-once",
+        _PINNED,
+        "models.device:Ring.close",
+        "if time.monotonic() > limit:",
+        "if True:",
+        ("models/test_device.py::test_ended_anywhere_no_buffer_is_in_use",),
+    ),
+    Mutant(
+        "unread-buffers-given-back",
+        _PINNED,
+        "models.device:Ring.close",
+        "_never_read.append(buffer)",
+        "...",
+        ("models/test_device.py::test_a_device_that_stands_still",),
+    ),
+    Mutant(
+        "taken-before-it-is-there",
+        _EARLY,
+        "models.device:Arrival.take",
+        "self.copier.take(self.tensor, self.event)",
+        "...",
+        ("models/test_device.py::test_who_takes_a_tensor_waits_for_it",),
+    ),
+    Mutant(
+        "the-allocator-is-not-told",
+        _EARLY,
+        "models.device:CudaCopier.take",
+        "tensor.record_stream(stream)",
+        "...",
+        ("models/test_device.py::test_what_is_asked_of_cuda",),
+    ),
+    Mutant(
+        "filled-and-not-waited-for",
+        _EARLY,
+        "models.torch_module:_moved",
+        "movers.wait()",
+        "...",
+        ("models/test_device.py::test_a_model_on_meta_comes_to_be_on_the_device",),
+    ),
+    Mutant(
+        "buffers-left-on-the-host",
+        _NO_DEVICE,
+        "models.torch_module:_fill",
+        "for place, moved in beside:",
+        "for place, moved in ():",
+        ("models/test_device.py::test_a_model_on_meta_comes_to_be_on_the_device",),
+    ),
+    Mutant(
+        "a-device-looked-for-at-the-end",
+        _NO_DEVICE,
+        "api.form:usable",
+        "await off_loop(partial(check_device, found), slow=True)",
+        "...",
+        ("models/test_device.py::test_a_device_that_is_not_there",),
     ),
 )

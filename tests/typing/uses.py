@@ -50,12 +50,13 @@ async def functions(http: httpx.AsyncClient) -> None:
     with asyncfetch.models.parameters_on_meta():
         model: dict[str, None] = {"a": None}
     await asyncfetch.load_into_async(model, "x", strict="missing", dtype="auto", rename=("module.", ""), skip="head.*")
+    await asyncfetch.load_into_async(model, "x", device="cuda")
     await asyncfetch.load_into_async(model, {}, rename=[("a.", "b."), ("c.", None)], skip=["a", "b"])
     await asyncfetch.load_into_async(model, "x", rename={"a": "b", "c": None}, skip=lambda name: name == "a")
     await asyncfetch.load_into_async(model, "x", rename=lambda name: None if name == "a" else name.upper())
 
     assert_type(await asyncfetch.load_async("x", framework="numpy", rename=[("a.", "b."), ("c.", None)]), StateDict)
-    print(len(await asyncfetch.load_async("x", framework="torch", rename=("model.", ""), storage="memory")))
+    print(len(await asyncfetch.load_async("x", framework="torch", device="cuda:0", rename=("model.", ""))))
     await asyncfetch.load_async("x", framework="jax")  # type: ignore[call-overload]
     asyncfetch.open_async("x", framework="torch", storage="disk")  # type: ignore[call-overload]
 
@@ -71,6 +72,7 @@ async def functions(http: httpx.AsyncClient) -> None:
     await asyncfetch.verify_async("x", token="t")  # type: ignore[call-arg]
     await asyncfetch.load_into_async({}, "x", mmap=True)  # type: ignore[call-arg]
     await asyncfetch.load_into_async({}, "x", strict="unexpected")  # type: ignore[arg-type]
+    await asyncfetch.load_into_async({}, "x", device=1.5)  # type: ignore[arg-type]
     await asyncfetch.load_into_async({}, "x", rename=3)  # type: ignore[arg-type]
     print(asyncfetch.lode)  # type: ignore[attr-defined]
 
