@@ -322,41 +322,38 @@ def stream_async(
             async for name, array in tensors:
                 ...
 
-    It gives the same tensors as `load_async`: those of one shard together, the shards in the order in
-    which they come. A shard is handed over when its hash was checked.
+    It gives the same tensors as `load_async`: those of one shard together, the shards in the order in which they come.
+    A shard is handed over when its hash was checked.
 
-    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard
-    is known. If that turns out wrong, the iteration ends with ChecksumMismatchError instead of
-    another download, since tensors that were handed over may be wrong: use none of them before the
-    iteration has ended without an error. In memory each shard is then received over one connection.
+    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard is known. If
+    that turns out wrong, the iteration ends with ChecksumMismatchError instead of another download, since tensors
+    that were handed over may be wrong: use none of them before the iteration has ended without an error. In memory
+    each shard is then received over one connection.
 
-    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free
-    once the array is dropped (what is on disk already is mapped instead). `memory_limit` bounds it,
-    in bytes: a tensor is received only while those that are being received or not yet consumed stay
-    within the limit, so a slow reader slows the download down. A tensor counts as consumed when the
-    next one is asked for. One shard (with `early`, one tensor) always has its memory, however large.
-    The default is 1.25 times the largest shard (with `early`, twice the largest tensor), and at least
-    64 MiB. `dtype` casts one tensor at a time.
+    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free once the array is
+    dropped (what is on disk already is mapped instead). `memory_limit` bounds it, in bytes: a tensor is received
+    only while those that are being received or not yet consumed stay within the limit, so a slow reader slows the
+    download down. A tensor counts as consumed when the next one is asked for. One shard (with `early`, one tensor)
+    always has its memory, however large. The default is 1.25 times the largest shard (with `early`, twice the
+    largest tensor), and at least 64 MiB. `dtype` casts one tensor at a time.
 
-    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and
-    `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
-    copies read from the file that is being downloaded.
+    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and `memory_limit` has no
+    effect. Arrays are views on a private map of the shard; with `early`, copies read from the file that is being
+    downloaded.
 
     On a CUDA `device` a tensor may be on its way when it is given; the stream that is then current waits for it.
 
-    Leaving the block cancels what is not finished: what came stays in the cache, and the next load
-    goes on from there. Enter, iterate and leave in one task.
+    Leaving the block cancels what is not finished: what came stays in the cache, and the next load goes on from
+    there. Enter, iterate and leave in one task.
 
     Args:
         source, dtype, framework, device, rename: as in `load_async`.
         storage, early, memory_limit: as told above; the limit is in bytes.
         **options
 
-    Raises what `load_async` raises, on entering or, once the download has begun, where the next
-    tensor is asked for and after all that landed. Never an ExceptionGroup. SourceError if the
-    iterator is used after the block.
+    Raises what `load_async` raises, on entering or, once the download has begun, where the next tensor is asked for
+    and after all that landed. Never an ExceptionGroup. SourceError if the iterator is used after the block.
     """
-
     form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
     form |= {"early": early, "memory_limit": memory_limit}
     refuse_misfits("stream_async", _STREAM, (source,), {**form, "storage": storage, **options})

@@ -14,6 +14,7 @@ _PREFIXES = "names that differ by a prefix"
 _RENAMED = "two tensors of one name"
 _NO_TORCH = "torch is asked for, and is not installed"
 _VIEWS = "a tensor of torch that is a copy, or writes to the cache"
+_PARTS = "a tensor of which each rank holds a part"
 _PINNED = "a pinned buffer that the device still reads"
 _EARLY = "a tensor that is not on the device yet"
 _NO_DEVICE = "a device that cannot be used, or is not meant"
@@ -71,7 +72,7 @@ MUTANTS = (
     Mutant(
         "bare-values-let-through",
         _BARE,
-        "models.torch_module:_judge_bare",
+        "models.judging:judge_bare",
         'verdict.bare = [name for name in names if name.rpartition(".")[0] not in unknown]',
         "verdict.bare = []",
         (
@@ -82,7 +83,7 @@ MUTANTS = (
     Mutant(
         "attributes-on-meta-unseen",
         _BARE,
-        "models.torch_module:_judge_bare",
+        "models.judging:judge_bare",
         "list(attributes_on_meta(module, known))",
         "[]",
         ("models/test_meta.py::test_a_tensor_that_is_no_buffer_is_seen_on_meta",),
@@ -90,7 +91,7 @@ MUTANTS = (
     Mutant(
         "temporary-buffers-left-alone",
         _BARE,
-        "models.torch_module:_judge_temporary",
+        "models.judging:judge_temporary",
         "if name not in left or",
         "if left or",
         ("models/test_torch_module.py::test_a_non_persistent_buffer_is_filled_where_the_checkpoint_holds_it",),
@@ -98,7 +99,7 @@ MUTANTS = (
     Mutant(
         "computed-buffers-rounded",
         _BARE,
-        "models.torch_module:_judge_temporary",
+        "models.judging:judge_temporary",
         "(same and own.dtype == given.dtype)",
         "same",
         ("models/test_torch_module.py::test_a_computed_buffer_is_not_replaced_by_another_kind",),
@@ -138,7 +139,7 @@ MUTANTS = (
     Mutant(
         "dtypes-taken-over",
         _DTYPES,
-        "models.torch_module:_judge_dtype",
+        "models.judging:judge_dtype",
         "verdict.dtypes[name] = (_name_of(own), _name_of(given))",
         "pass",
         ("models/test_refusals.py::test_a_module_keeps_its_dtype",),
@@ -337,5 +338,29 @@ MUTANTS = (
         "await off_loop(partial(check_device, found), slow=True)",
         "...",
         ("models/test_device.py::test_a_device_that_is_not_there",),
+    ),
+    Mutant(
+        "parts-of-another-rule",
+        _PARTS,
+        "models.sharded:_bounds",
+        "block = -(-(stop - start) // mesh.size(dimension))",
+        "block = max((stop - start) // mesh.size(dimension), 1)",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
+    ),
+    Mutant(
+        "each-rank-fetches-all",
+        _PARTS,
+        "models.into:Loading.parts",
+        "if not self._parts:",
+        "if True:",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
+    ),
+    Mutant(
+        "gathered-parameters-filled",
+        _PARTS,
+        "models.sharded:reshard",
+        "owner.reshard()",
+        "...",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
     ),
 )
