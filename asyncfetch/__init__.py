@@ -78,6 +78,7 @@ from .errors import (
     StorageError,
     TimedOutError,
 )
+from .events import AsyncfetchWarning
 from .policy import Policy, __version__
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessError",
     "AsyncfetchError",
+    "AsyncfetchWarning",
     "BlockingCheckpoint",
     "BlockingClient",
     "CertificateError",

@@ -23,6 +23,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from ..errors import AsyncfetchError, SourceError, storage_errors
+from .hearing import hearing
 from .public import refuse_misfits, shortened
 
 __all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method", "blocking_opener"]
@@ -215,13 +216,14 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(name, signature, args, kwargs)
         _name_device(kwargs)
-        portal = Portal()
-        try:
-            return portal.run(partial(function, *args, **kwargs))
-        except AsyncfetchError as error:
-            raise shortened(error) from error.__cause__
-        finally:
-            portal.stop()
+        with hearing():
+            portal = Portal()
+            try:
+                return portal.run(partial(function, *args, **kwargs))
+            except AsyncfetchError as error:
+                raise shortened(error) from error.__cause__
+            finally:
+                portal.stop()
 
     return _named(call, name, function)
 
@@ -230,6 +232,19 @@ class _Twofold(Protocol[C]):
     """What an async block gives, and its blocking form."""
 
     def blocking(self, handle: Any) -> C: ...
+
+
+def _entered(block: AbstractAsyncContextManager[_Twofold[R]], portal: Portal, *, own: bool) -> R:
+    """The blocking form of what a block gives. It is closed where a warning about it is an error."""
+    handle: Handle[_Twofold[R]] | None = None
+    try:
+        with hearing():
+            handle = Handle(block, portal, own=own)
+    except BaseException:
+        if handle is not None:
+            handle.close()
+        raise
+    return handle.value.blocking(handle)
 
 
 def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]]]) -> Callable[P, R]:
@@ -241,8 +256,7 @@ def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]
         refuse_misfits(name, signature, args, kwargs)
         _name_device(kwargs)
         try:
-            handle = Handle(function(*args, **kwargs), Portal(), own=True)
-            return handle.value.blocking(handle)
+            return _entered(function(*args, **kwargs), Portal(), own=True)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
 
@@ -273,7 +287,8 @@ def blocking_method(
     def call(self: _Face, /, *args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
         _name_device(kwargs)
-        return self._run(lambda inner: method(inner, *args, **kwargs))
+        with hearing():
+            return self._run(lambda inner: method(inner, *args, **kwargs))
 
     return call
 
@@ -295,8 +310,7 @@ def blocking_opener(
     def call(self: _Housed, /, *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
         _name_device(kwargs)
-        handle = Handle(method(self._handle.value, *args, **kwargs), self._handle.portal, own=False)
-        return handle.value.blocking(handle)
+        return _entered(method(self._handle.value, *args, **kwargs), self._handle.portal, own=False)
 
     return call
 

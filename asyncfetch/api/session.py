@@ -39,6 +39,7 @@ from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
 from ..tasks import off_loop, plain_errors
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
+from .hearing import listener
 from .options import Access, Files, Read, Source, Storage, Verify
 
 __all__ = ["Environment", "Session", "begin"]
@@ -270,7 +271,7 @@ async def begin(
     """The session of one call over a transport that others may share."""
     began = time.monotonic()
     request = await off_loop(lambda: environment.request(source, wanted, files))
-    notify = Notifier(wanted.get("report"))
+    notify = Notifier(listener(wanted.get("report")))
     return Session(request, transport.for_call(notify), notify, storage, wanted.get("verify", "download"), began)
 
 
