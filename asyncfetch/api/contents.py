@@ -122,7 +122,7 @@ class Contents:
         scaled = self._scaling is not None and kept in self._scaling.weights
         return plan_cut(kept, file, info, Cut(info.shape, (...,)) if scaled else cut)
 
-    def nbytes_of(self, name: str, cut: Cut | None) -> int:
+    def _nbytes_of(self, name: str, cut: Cut | None) -> int:
         """Bytes of a part of a tensor, or of all of it, as they are stored; of a scaled weight always of all."""
         kept, file, info = self._find(name)
         if cut is None or (self._scaling is not None and kept in self._scaling.weights):

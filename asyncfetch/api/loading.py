@@ -79,7 +79,7 @@ async def _read_parts(checkpoint: Checkpoint, loading: Loading, parts: Mapping[s
     batch: dict[str, Cut | None] = {}
     nbytes = 0
     for name, part in parts.items():
-        size = checkpoint.nbytes_of(name, part)
+        size = checkpoint._nbytes_of(name, part)
         if batch and nbytes + size > at_once:
             await _put_batch(checkpoint, loading, batch)
             batch, nbytes = {}, 0
@@ -89,7 +89,7 @@ async def _read_parts(checkpoint: Checkpoint, loading: Loading, parts: Mapping[s
 
 
 async def _put_batch(checkpoint: Checkpoint, loading: Loading, batch: Mapping[str, Cut | None]) -> None:
-    for name, array in zip(batch, await checkpoint.cuts(batch), strict=True):
+    for name, array in zip(batch, await checkpoint._cuts(batch), strict=True):
         await _put(loading, name, array)
 
 

@@ -146,7 +146,7 @@ class Checkpoint(Contents, Generic[T]):
         cut = cut_of_rank(shape, axis=axis, rank=rank, world_size=world_size, parts=parts, split=split)
         return (await self._fetch([self._asked(kept, cut)], dtype))[0]
 
-    async def cuts(self, wanted: Mapping[str, Cut | None]) -> list[Array]:
+    async def _cuts(self, wanted: Mapping[str, Cut | None]) -> list[Array]:
         """A part of each of some tensors, or all of it, as arrays."""
         return await self._arrays([self._asked(self._find(name)[0], cut) for name, cut in wanted.items()], None)
 
