@@ -99,12 +99,18 @@ def judge_device(places: Mapping[str, Place], terms: Terms, verdict: Verdict) ->
     elsewhere = [
         (name, place.tensor.device)
         for name, place in places.items()
-        if place.is_parameter and not place.tensor.is_meta and place.tensor.device != terms.device
+        if place.is_parameter and not _may_be_on(terms.device, place.tensor)
     ]
     if elsewhere:
         name, own = elsewhere[0]
         verdict.reasons.append(f"{name} is on {own} already, not on {terms.device}")
         verdict.hints.append(f'device= is for a model on meta: move this one with model.to("{terms.device}").')
+
+
+def _may_be_on(device: Any, tensor: Any) -> bool:
+    if is_sharded(tensor):
+        return bool(tensor.device_mesh.device_type == device.type)
+    return bool(tensor.is_meta or tensor.device == device)
 
 
 def judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:

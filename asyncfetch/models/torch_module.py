@@ -118,7 +118,7 @@ def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> 
 
 
 def _parts(fit: _ModuleFit) -> dict[str, Cut]:
-    """What this rank wants of each tensor that it does not want whole, or in two ways."""
+    """What this rank wants of each tensor that it does not want whole, or in two ways; and of what is tied to it."""
     found: dict[str, Cut] = {}
     whole: set[str] = set()
     for name, source in fit.supply.items():
@@ -126,7 +126,8 @@ def _parts(fit: _ModuleFit) -> dict[str, Cut]:
         part = part_of(tensor) if is_sharded(tensor) else None
         if part is None or found.setdefault(source, part) != part:
             whole.add(source)
-    return {source: part for source, part in found.items() if source not in whole}
+    parts = {source: part for source, part in found.items() if source not in whole}
+    return parts | {loser: parts[winner] for loser, winner in fit.losers.items() if winner in parts}
 
 
 class _ModuleFiller:

@@ -119,6 +119,11 @@ net = fsdp()
 load_state_dict_into(net, asyncfetch.load("org/whole", endpoint=url, cache_dir=f"{cache}/{rank}"))
 check(net)
 
+tied = torch.nn.Sequential(torch.nn.Linear(9, 7, bias=False), torch.nn.Linear(9, 7, bias=False))
+tied[0].weight = tied[1].weight = torch.nn.Parameter(distribute_tensor(tied[0].weight.detach(), mesh, [Shard(0)]))
+report = asyncfetch.load_into(tied, "org/tied", **options)  # which holds both names
+assert tied[0].weight is tied[1].weight and torch.equal(tied[0].weight.full_tensor(), torch.arange(63.0).reshape(7, 9))
+
 net = placed(mesh, Shard(0))
 net[1].weight = torch.nn.Parameter(DTensor.from_local(torch.ones(5, 40_000), mesh, [Partial()], run_check=False))
 held = {name: p.to_local().clone() for name, p in net.named_parameters() if isinstance(p, DTensor)}
@@ -153,6 +158,8 @@ def test_each_rank_takes_its_part(tmp_path: Path) -> None:
     """Rows, columns, two dimensions, FSDP2 before and after a pass; together the ranks fetch each byte once."""
     for name in ("whole", "rows", "other"):
         sharded(tmp_path / "models" / "org" / name, TENSORS, shards=2)
+    both = dict.fromkeys(("0.weight", "1.weight"), np.arange(63, dtype=np.float32).reshape(7, 9))
+    sharded(tmp_path / "models" / "org" / "tied", both, shards=2)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "default"}
     with Server(tmp_path / "models") as server:
         command = [sys.executable, "-c", RANKS, str(tmp_path / "store"), server.url, str(tmp_path / "cache")]
