@@ -78,6 +78,7 @@ from .errors import (
     StorageError,
     TimedOutError,
 )
+from .events import AsyncfetchWarning
 from .policy import Policy, __version__
 
 if TYPE_CHECKING:
@@ -86,11 +87,13 @@ if TYPE_CHECKING:
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
     from .format.arrays import PackedArray
     from .models.into import LoadReport, unflatten
+    from .models.torch_tensors import to_torch
 
 # Without `open`, so that `from asyncfetch import *` leaves the builtin alone.
 __all__ = [
     "AccessError",
     "AsyncfetchError",
+    "AsyncfetchWarning",
     "BlockingCheckpoint",
     "BlockingClient",
     "CertificateError",
@@ -150,6 +153,7 @@ __all__ = [
     "open_async",
     "stream",
     "stream_async",
+    "to_torch",
     "unflatten",
     "verify",
     "verify_async",
@@ -164,6 +168,7 @@ _HOMES = {
     "StoredTensor": "api.opened",
     "load_pretrained": "adapters.pretrained",
     "load_pretrained_async": "adapters.pretrained",
+    "to_torch": "models.torch_tensors",
     "unflatten": "models.into",
 }
 

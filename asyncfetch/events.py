@@ -1,7 +1,8 @@
 """What happens during a load, as frozen dataclasses.
 
 `report=` takes any callable of one event. It is called on the event loop, in order, so it must
-not block; what it raises is logged once, and it is not called again. Sizes are bytes, times are
+not block; what it raises is logged once, and it is not called again. Without one, what is `Warned`
+becomes an AsyncfetchWarning, and a line in the log "asyncfetch". Sizes are bytes, times are
 seconds. `file` is the path within the source, as in the index.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "AsyncfetchWarning",
     "Event",
     "FileProgress",
     "FileStarted",
@@ -138,6 +140,10 @@ class Warned:
     file: str | None = None
 
 
+class AsyncfetchWarning(UserWarning):
+    """The category of what is `Warned` where no reporter listens: once for each call, when all is done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """All is done. `downloaded` counts the bytes that came over the network."""
@@ -157,11 +163,6 @@ class Notifier:
 
     def __init__(self, report: Reporter | None) -> None:
         self._report = report
-
-    @property
-    def heard(self) -> bool:
-        """Whether anyone is told."""
-        return self._report is not None
 
     def __call__(self, event: Event) -> None:
         if self._report is None:

@@ -23,13 +23,16 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from ..errors import AsyncfetchError, SourceError, storage_errors
+from .hearing import hearing
 from .public import refuse_misfits, shortened
 
-__all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method"]
+__all__ = ["Handle", "Portal", "blocking", "blocking_block", "blocking_method", "blocking_opener"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
+C = TypeVar("C", covariant=True)
 
 _PATIENCE = 15.0  # seconds for what runs in the loop to end, once it is told to
 
@@ -212,32 +215,59 @@ def blocking(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(name, signature, args, kwargs)
-        portal = Portal()
-        try:
-            return portal.run(partial(function, *args, **kwargs))
-        except AsyncfetchError as error:
-            raise shortened(error) from error.__cause__
-        finally:
-            portal.stop()
+        _name_device(kwargs)
+        with hearing():
+            portal = Portal()
+            try:
+                return portal.run(partial(function, *args, **kwargs))
+            except AsyncfetchError as error:
+                raise shortened(error) from error.__cause__
+            finally:
+                portal.stop()
 
     return _named(call, name, function)
 
 
-def blocking_block(
-    function: Callable[P, AbstractAsyncContextManager[T]], wrap: Callable[[Handle[T]], R]
-) -> Callable[P, R]:
-    """The blocking twin of a function that gives an async block: what `wrap` makes of the block that was entered."""
+class _Twofold(Protocol[C]):
+    """What an async block gives, and its blocking form."""
+
+    def blocking(self, handle: Any) -> C: ...
+
+
+def _entered(block: AbstractAsyncContextManager[_Twofold[R]], portal: Portal, *, own: bool) -> R:
+    """The blocking form of what a block gives. It is closed where a warning about it is an error."""
+    handle: Handle[_Twofold[R]] | None = None
+    try:
+        with hearing():
+            handle = Handle(block, portal, own=own)
+    except BaseException:
+        if handle is not None:
+            handle.close()
+        raise
+    return handle.value.blocking(handle)
+
+
+def blocking_block(function: Callable[P, AbstractAsyncContextManager[_Twofold[R]]]) -> Callable[P, R]:
+    """The blocking twin of a function that gives an async block: the blocking form of what that gives."""
     name, signature = function.__name__.removesuffix("_async"), inspect.signature(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_misfits(name, signature, args, kwargs)
+        _name_device(kwargs)
         try:
-            return wrap(Handle(function(*args, **kwargs), Portal(), own=True))
+            return _entered(function(*args, **kwargs), Portal(), own=True)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
 
     return _named(call, name, function)
+
+
+def _name_device(options: dict[str, Any]) -> None:
+    """Say in `options` which CUDA device is meant: this thread's current one, of which the loop's knows nothing."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and str(options.get("device")) == "cuda" and torch.cuda.is_available():
+        options["device"] = f"cuda:{torch.cuda.current_device()}"
 
 
 class _Face(Protocol):
@@ -247,7 +277,7 @@ class _Face(Protocol):
 
 
 def blocking_method(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
     """The blocking form of a method of the object that `_run` hands to it. An interrupt cancels what runs."""
 
@@ -256,7 +286,31 @@ def blocking_method(
     @wraps(method)
     def call(self: _Face, /, *args: P.args, **kwargs: P.kwargs) -> T:
         refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
-        return self._run(lambda inner: method(inner, *args, **kwargs))
+        _name_device(kwargs)
+        with hearing():
+            return self._run(lambda inner: method(inner, *args, **kwargs))
+
+    return call
+
+
+class _Housed(Protocol):
+    """A blocking object over an async one, with whose loop it shares what it opens."""
+
+    _handle: Handle[Any]
+
+
+def blocking_opener(
+    method: Callable[Concatenate[S, P], AbstractAsyncContextManager[_Twofold[R]]],
+) -> Callable[Concatenate[Any, P], R]:
+    """The blocking form of a method that gives an async block, as `blocking_block` is that of a function."""
+
+    signature = inspect.signature(method)
+
+    @wraps(method)
+    def call(self: _Housed, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_misfits(f"{type(self).__name__}.{method.__name__}", signature, (self, *args), kwargs)
+        _name_device(kwargs)
+        return _entered(method(self._handle.value, *args, **kwargs), self._handle.portal, own=False)
 
     return call
 

@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Protocol, TypeVar
 
 from ..errors import SourceError
+from .hearing import hearing
+from .results import T
 
 if TYPE_CHECKING:
     from .streaming import Tensors
@@ -29,27 +31,40 @@ class Opening(Generic[C]):
         self._opened: C | None = None
 
     def __await__(self) -> Generator[Any, None, C]:
-        return self._make().__await__()
+        return self._open().__await__()
 
     async def __aenter__(self) -> C:
-        self._opened = await self._make()
+        self._opened = await self._open()
         return self._opened
+
+    async def _open(self) -> C:
+        """What is opened. It is closed where a warning about it is an error."""
+        opened: C | None = None
+        try:
+            with hearing():
+                opened = await self._make()
+        except BaseException:
+            if opened is not None:
+                await opened.aclose()
+            raise
+        return opened
 
     async def __aexit__(self, *_: object) -> None:
         if self._opened is not None:
             await self._opened.aclose()
 
 
-class Streaming(AbstractAsyncContextManager["Tensors"]):
+class Streaming(AbstractAsyncContextManager["Tensors[T]"], Generic[T]):
     """A stream of tensors, whose download runs beside an `async with` block."""
 
-    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors]]) -> None:
+    def __init__(self, enter: Callable[[AsyncExitStack], Awaitable[Tensors[T]]]) -> None:
         self._enter = enter
         self._holds = AsyncExitStack()
 
-    async def __aenter__(self) -> Tensors:
+    async def __aenter__(self) -> Tensors[T]:
         async with AsyncExitStack() as holds:
-            tensors = await self._enter(holds)
+            with hearing():
+                tensors = await self._enter(holds)
             self._holds = holds.pop_all()
         return tensors
 

@@ -14,7 +14,6 @@ from anyio import from_thread
 from ..engine.bookkeeping import file_states
 from ..errors import AsyncfetchError, CorruptError, OfflineError, StorageError, storage_errors
 from ..events import Resolved, Warned
-from ..format.dtypes import dtype_or_none
 from ..format.header import TensorInfo
 from ..models.into import LoadReport, load_state_dict_into
 from ..network.transport import Transport
@@ -28,6 +27,7 @@ from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from ..tensors.scaling import Scaling
 from .beside import Beside, beside
+from .form import Form
 from .loading import Wishes, load_into
 from .opened import Checkpoint
 from .options import DTypeLike
@@ -44,23 +44,35 @@ class Call:
 
     session: Session
 
-    async def load(self, dtype: DTypeLike | None) -> StateDict:
-        """Download what is missing, and merge it."""
-        return (await self._loaded(dtype))[2]
+    async def load(self, **form: Any) -> StateDict[Any]:
+        """Download what is missing, and merge it. `form` are the fields of `Form`."""
+        return (await self._loaded(Form(**form)))[2]
 
-    async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict, Inspection]:
+    async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict[Any], Inspection]:
         """The same, and what was loaded."""
-        located, scaling, tensors = await self._loaded(dtype)
+        located, scaling, tensors = await self._loaded(Form(dtype=dtype))
         return tensors, await off_loop(lambda: _inspection(located, scaling), slow=True)
 
-    async def _loaded(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None, StateDict]:
-        target = dtype_or_none(dtype)
+    async def _loaded(self, form: Form) -> tuple[Located, Scaling | None, StateDict[Any]]:
+        target, maker = form.target(), await form.maker()
         session = self.session
         if target is None and session.storage == "disk" and not session.request.dequantize:
             session = session.late()
-        located, scaling, landed = await session.fetch(target)
-        merged = await off_loop(lambda: state_dict(located, landed, dtype=target, scaling=scaling), slow=True)
-        return located, scaling, StateDict(merged)
+
+        async def judged(located: Located, scaling: Scaling | None) -> Located:
+            await off_loop(lambda: form.names(located, scaling), slow=True)
+            return located
+
+        try:
+            located, scaling, landed = await session.fetch(target, before=judged)
+
+            def merged() -> dict[str, Any]:
+                tensors = state_dict(located, landed, dtype=target, scaling=scaling)
+                return maker.state_dict(tensors, form.names(located, scaling))
+
+            return located, scaling, StateDict(await off_loop(merged, slow=True))
+        finally:
+            await maker.aclose()
 
     async def download(self) -> Snapshot:
         """Download what is missing, and put it into the folder that is to be filled."""
@@ -87,7 +99,7 @@ class Call:
         """
         seen: list[Beside] = []
 
-        async def before(located: Located) -> Located:
+        async def before(located: Located, _scaling: Scaling | None) -> Located:
             seen.append(await beside(self.session, located))
             await judge(seen[-1])
             return seen[-1].located
@@ -95,7 +107,7 @@ class Call:
         _, _, landed = await self.session.fetch(named=True, before=before)
         return seen[-1], landed
 
-    def merged(self, located: Located, landed: Mapping[str, Landed]) -> StateDict:
+    def merged(self, located: Located, landed: Mapping[str, Landed]) -> StateDict[Any]:
         """The state dict of shards that have landed. Blocks."""
         return StateDict(state_dict(located, landed))
 
@@ -128,31 +140,28 @@ class Call:
             paths.insert(0, (index.file, path, promised))
         return tuple([await off_loop(partial(_verify_one, *entry), slow=True) for entry in paths])
 
-    async def open(self, dtype: DTypeLike | None, timeout: float | None) -> Checkpoint:
-        """The checkpoint, its headers read."""
-        target = dtype_or_none(dtype)
+    async def open(self, timeout: float | None, **form: Any) -> Checkpoint[Any]:
+        """The checkpoint, its headers read. `form` are the fields of `Form`."""
+        wanted = Form(**form)
+        target, maker = wanted.target(), await wanted.maker()
         located, scaling = await self.session.locate_values(target)
         gatherer = Gatherer(located, self.session.transport, self.session.request.policy)
-        return Checkpoint(located, gatherer, target, timeout, scaling)
+        return Checkpoint(located, gatherer, target, timeout, scaling, maker)
 
-    async def locate(self, dtype: DTypeLike | None) -> tuple[Located, Scaling | None]:
-        """The checkpoint that is about to be streamed in `dtype`, which makes sense."""
-        return await self.session.locate_values(dtype_or_none(dtype))
-
-    def stream(
-        self,
-        located: tuple[Located, Scaling | None],
-        *,
-        dtype: DTypeLike | None,
-        early: bool,
-        memory_limit: int | None,
-        timeout: float | None,
-    ) -> AbstractAsyncContextManager[Tensors]:
-        """The download of what was located beside a block, which reads its tensors."""
+    async def stream(
+        self, *, early: bool, memory_limit: int | None, timeout: float | None, **form: Any
+    ) -> AbstractAsyncContextManager[Tensors[Any]]:
+        """The download of a checkpoint, which is located, beside a block that reads its tensors."""
+        wanted = Form(**form)
+        target, maker = wanted.target(), await wanted.maker()
+        located, scaling = await self.session.locate_values(target)
         return feeding(
             self.session,
-            *located,
-            dtype=dtype_or_none(dtype),
+            located,
+            scaling,
+            dtype=target,
+            names=await off_loop(lambda: wanted.names(located, scaling), slow=True),
+            maker=maker,
             early=early,
             memory_limit=memory_limit,
             timeout=timeout,

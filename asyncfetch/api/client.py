@@ -8,39 +8,48 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 import anyio
 from anyio.lowlevel import RunVar
 
 from ..errors import AsyncfetchError, SourceError
 from ..tasks import off_loop, plain_errors, run_as_task
-from .blocking import Handle, Portal, blocking_method
+from .blocking import Handle, Portal, blocking_method, blocking_opener
 from .blocks import Opening, Streaming
 from .options import (
     Access,
+    AsNumpy,
+    AsTorch,
+    DeviceLike,
     DTypeLike,
     Fetched,
     Files,
     Foreseen,
+    Framework,
+    Loaded,
+    Opened,
     Planned,
     Read,
     Sought,
     Source,
     Storage,
+    Streamed,
     Wanted,
     spelled_out,
 )  # fmt: skip
 from .public import imported, public, refuse_misfits, shortened, within
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..events import Resolved
     from ..format.dtypes import Array
     from ..models.into import Rename, Skip, Strict
     from .call import Call, Environment, LoadReport, Transport
-    from .opened import BlockingCheckpoint, Checkpoint
+    from .opened import Checkpoint
     from .results import Inspection, Snapshot, StateDict, VerifiedFile
-    from .streaming import BlockingTensors, Tensors
+    from .streaming import Tensors
 
 __all__ = ["BlockingClient", "Client"]
 
@@ -112,18 +121,25 @@ class Client:
 
     # -- calls -----------------------------------------------------------------------------------
 
+    @overload
+    async def load(self, source: Source, *, framework: AsNumpy = ..., **options: Unpack[Loaded]) -> StateDict: ...
+    @overload
+    async def load(self, source: Source, *, framework: AsTorch, **options: Unpack[Loaded]) -> StateDict[Tensor]: ...
     @public(Read)
     async def load(
         self,
         source: Source,
         *,
         dtype: DTypeLike | None = None,
+        framework: Framework = "numpy",
+        device: DeviceLike | None = None,
+        rename: Rename = None,
         storage: Storage = "disk",
         **wanted: Unpack[Read],
-    ) -> StateDict:
+    ) -> StateDict[Any]:
         """As `asyncfetch.load_async`."""
         async with self._call(source, wanted, storage) as call:
-            return await call.load(dtype)
+            return await call.load(dtype=dtype, framework=framework, device=device, rename=rename)
 
     @public(Fetched)
     async def download(self, source: Source, **wanted: Unpack[Fetched]) -> Snapshot:
@@ -160,6 +176,7 @@ class Client:
         dtype: DTypeLike | None = None,
         rename: Rename = None,
         skip: Skip = (),
+        device: DeviceLike | None = None,
         storage: Storage = "disk",
         memory_limit: int | None = None,
         **wanted: Unpack[Read],
@@ -169,33 +186,50 @@ class Client:
             raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
         async with self._call(source, wanted, storage) as call:
             wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
-            return await call.load_into(model, memory_limit=memory_limit, **wishes)
+            return await call.load_into(model, memory_limit=memory_limit, device=device, **wishes)
 
+    @overload
+    def open(self, source: Source, *, framework: AsNumpy = ..., **options: Unpack[Opened]) -> Opening[Checkpoint]: ...
+    @overload
+    def open(self, source: Source, *, framework: AsTorch, **options: Unpack[Opened]) -> Opening[Checkpoint[Tensor]]: ...
     @spelled_out(Read)
-    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Read]) -> Opening[Checkpoint]:
+    def open(
+        self,
+        source: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        framework: Framework = "numpy",
+        device: DeviceLike | None = None,
+        **wanted: Unpack[Read],
+    ) -> Opening[Checkpoint[Any]]:
         """As `asyncfetch.open_async`."""
-        refuse_misfits("Client.open", _OPEN, (self, source), {"dtype": dtype, **wanted})
-        return Opening(lambda: self._opened(source, dtype, wanted, AsyncExitStack()))
+        form = {"dtype": dtype, "framework": framework, "device": device}
+        refuse_misfits("Client.open", _OPEN, (self, source), {**form, **wanted})
+        return Opening(lambda: self._opened(source, wanted, AsyncExitStack(), **form))
 
+    @overload
+    def stream(self, source: Source, *, framework: AsNumpy = ..., **options: Unpack[Streamed]) -> Streaming: ...
+    @overload
+    def stream(self, source: Source, *, framework: AsTorch, **options: Unpack[Streamed]) -> Streaming[Tensor]: ...
     @spelled_out(Read)
     def stream(
         self,
         source: Source,
         *,
         dtype: DTypeLike | None = None,
+        framework: Framework = "numpy",
+        device: DeviceLike | None = None,
+        rename: Rename = None,
         storage: Storage = "disk",
         early: bool = False,
         memory_limit: int | None = None,
         **wanted: Unpack[Read],
-    ) -> Streaming:
+    ) -> Streaming[Any]:
         """As `asyncfetch.stream_async`."""
-        own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
-        refuse_misfits("Client.stream", _STREAM, (self, source), {**own, **wanted})
-        return Streaming(
-            lambda holds: self._streamed(
-                source, wanted, storage, holds, dtype=dtype, early=early, memory_limit=memory_limit
-            )
-        )
+        form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
+        form |= {"early": early, "memory_limit": memory_limit}
+        refuse_misfits("Client.stream", _STREAM, (self, source), {**form, "storage": storage, **wanted})
+        return Streaming(lambda holds: self._streamed(source, wanted, storage, holds, **form))
 
     # -- what they share -------------------------------------------------------------------------
 
@@ -251,13 +285,13 @@ class Client:
         if not self._running:
             self._idle.set()
 
-    async def _opened(self, source: Source, dtype: DTypeLike | None, wanted: Read, holds: AsyncExitStack) -> Checkpoint:
+    async def _opened(self, source: Source, wanted: Read, holds: AsyncExitStack, **form: Any) -> Checkpoint[Any]:
         """Open a checkpoint, which holds what is in `holds` from then on."""
         timeout = wanted.get("timeout")
         try:
             async with holds:
                 call = await holds.enter_async_context(self._call(source, wanted))
-                checkpoint = await within(timeout, lambda: run_as_task(lambda: call.open(dtype, timeout)))
+                checkpoint = await within(timeout, lambda: run_as_task(lambda: call.open(timeout, **form)))
                 self._handles[checkpoint] = checkpoint.aclose
                 holds.callback(self._handles.pop, checkpoint, None)
                 checkpoint.keep_until_closed(holds.pop_all())
@@ -266,23 +300,14 @@ class Client:
             raise shortened(error) from error.__cause__
 
     async def _streamed(
-        self,
-        source: Source,
-        wanted: Read,
-        storage: Storage,
-        holds: AsyncExitStack,
-        *,
-        dtype: DTypeLike | None,
-        early: bool,
-        memory_limit: int | None,
-    ) -> Tensors:
+        self, source: Source, wanted: Read, storage: Storage, holds: AsyncExitStack, **form: Any
+    ) -> Tensors[Any]:
         """Begin to stream a checkpoint; the download ends with `holds`."""
         timeout, token = wanted.get("timeout"), object()
         try:
             call = await holds.enter_async_context(self._call(source, wanted, storage, token=token))
-            located = await within(timeout, lambda: run_as_task(lambda: call.locate(dtype)))
-            block = call.stream(located, dtype=dtype, early=early, memory_limit=memory_limit, timeout=timeout)
-            tensors = await holds.enter_async_context(block)
+            block = await within(timeout, lambda: run_as_task(lambda: call.stream(timeout=timeout, **form)))
+            tensors: Tensors[Any] = await holds.enter_async_context(block)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
 
@@ -329,31 +354,8 @@ class BlockingClient:
     inspect = blocking_method(Client.inspect)
     verify = blocking_method(Client.verify)
     load_into = blocking_method(Client.load_into)
-
-    @spelled_out(Read)
-    def open(self, source: Source, *, dtype: DTypeLike | None = None, **wanted: Unpack[Read]) -> BlockingCheckpoint:
-        """As `asyncfetch.open`."""
-        opening = self._handle.value.open(source, dtype=dtype, **wanted)
-        handle = Handle(opening, self._handle.portal, own=False)
-        return handle.value.blocking(handle)
-
-    @spelled_out(Read)
-    def stream(
-        self,
-        source: Source,
-        *,
-        dtype: DTypeLike | None = None,
-        storage: Storage = "disk",
-        early: bool = False,
-        memory_limit: int | None = None,
-        **wanted: Unpack[Read],
-    ) -> BlockingTensors:
-        """As `asyncfetch.stream`."""
-        streaming = self._handle.value.stream(
-            source, dtype=dtype, storage=storage, early=early, memory_limit=memory_limit, **wanted
-        )
-        handle = Handle(streaming, self._handle.portal, own=False)
-        return handle.value.blocking(handle)
+    open = blocking_opener(Client.open)
+    stream = blocking_opener(Client.stream)
 
     def close(self) -> None:
         """Close what was opened, wait for the calls that run, and close the connections. Twice is once."""

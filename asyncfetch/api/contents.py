@@ -122,6 +122,13 @@ class Contents:
         scaled = self._scaling is not None and kept in self._scaling.weights
         return plan_cut(kept, file, info, Cut(info.shape, (...,)) if scaled else cut)
 
+    def _nbytes_of(self, name: str, cut: Cut | None) -> int:
+        """Bytes of a part of a tensor, or of all of it, as they are stored; of a scaled weight always of all."""
+        kept, file, info = self._find(name)
+        if cut is None or (self._scaling is not None and kept in self._scaling.weights):
+            return info.nbytes
+        return plan_cut(kept, file, info, cut).nbytes
+
     def _shape(self, kept: str, info: TensorInfo) -> tuple[int, ...]:
         """The shape of what a stored tensor becomes."""
         found = None if self._scaling is None else self._scaling.weights.get(kept)

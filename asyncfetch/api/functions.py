@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect as signatures
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ..errors import SourceError
 from ..tasks import off_loop
@@ -18,13 +18,20 @@ from .blocking import blocking, blocking_block
 from .blocks import Opening, Streaming
 from .client import Client
 from .options import (
+    AsNumpy,
+    AsTorch,
+    DeviceLike,
     DownloadOptions,
     DTypeLike,
+    Framework,
     InspectOptions,
+    LoadOptions,
+    OpenOptions,
     PlanOptions,
     ReadOptions,
     Source,
     Storage,
+    StreamOptions,
     VerifyOptions,
     spelled_out,
     split,
@@ -32,6 +39,8 @@ from .options import (
 from .public import imported, public, refuse_misfits
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..events import Resolved
     from ..format.dtypes import Array
     from ..models.into import Rename, Skip, Strict
@@ -41,31 +50,27 @@ if TYPE_CHECKING:
     from .streaming import Tensors
 
 __all__ = [
-    "download",
-    "download_async",
-    "dry_run",
-    "dry_run_async",
-    "inspect",
-    "inspect_async",
-    "load",
-    "load_async",
-    "load_inspected",
-    "load_inspected_async",
-    "load_into",
-    "load_into_async",
-    "open",
-    "open_async",
-    "stream",
-    "stream_async",
-    "verify",
-    "verify_async",
-]
+    "download", "download_async", "dry_run", "dry_run_async", "inspect", "inspect_async", "load", "load_async",
+    "load_inspected", "load_inspected_async", "load_into", "load_into_async", "open", "open_async", "stream",
+    "stream_async", "verify", "verify_async",
+]  # fmt: skip
 
 
+@overload
+async def load_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[LoadOptions]) -> StateDict: ...
+@overload
+async def load_async(source: Source, *, framework: AsTorch, **options: Unpack[LoadOptions]) -> StateDict[Tensor]: ...
 @public(ReadOptions)
 async def load_async(
-    source: Source, *, dtype: DTypeLike | None = None, storage: Storage = "disk", **options: Unpack[ReadOptions]
-) -> StateDict:
+    source: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    device: DeviceLike | None = None,
+    rename: Rename = None,
+    storage: Storage = "disk",
+    **options: Unpack[ReadOptions],
+) -> StateDict[Any]:
     """Download a checkpoint and return its state dict: tensor names to numpy arrays.
 
     The index (`model.safetensors.index.json`) is read first; the distinct shards that it names are
@@ -78,20 +83,27 @@ async def load_async(
             index or a .safetensors file; the same three in a bucket (s3://, gs://, az://); or a local path of them.
         dtype: cast floating tensors to this floating dtype, one at a time: a dtype of numpy, ml_dtypes or
             torch, or its name, such as `"bfloat16"` or `"fp16"`.
+        framework: `"torch"` gives each array as a tensor of torch on the same memory (`asyncfetch.to_torch`).
+        device: with `"torch"`, where the tensors are to be: `"cuda"`, a torch.device; None and `"cpu"`: that memory.
+        rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function of a
+            name. A new name of None leaves the tensor out.
         storage: `"disk"` keeps shards in the Hugging Face cache and returns views on a private map
             of them; `"memory"` receives into one buffer per shard and writes nothing.
         **options
 
     Returns:
         Arrays in the shapes of the checkpoint, writable, in the order of the index. BF16 and F8 come
-        in the dtypes of ml_dtypes; F4 and F6 as `PackedArray`, raw bytes with their logical shape.
+        in the dtypes of ml_dtypes; F4 and F6 as `PackedArray`, raw bytes with their logical shape. Of torch
+        they are in its own dtypes; F6, which it lacks, as raw bytes.
 
     Raises:
         AsyncfetchError: one of its kinds, see `asyncfetch.errors`. Never an ExceptionGroup.
     """
+    form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
     access, wanted = split(options)
     async with Client(**access) as client:
-        return await client.load(source, dtype=dtype, storage=storage, **wanted)
+        loaded: StateDict[Any] = await client.load(source, **form, storage=storage, **wanted)
+        return loaded
 
 
 @public(ReadOptions)
@@ -188,6 +200,7 @@ async def load_into_async(
     dtype: DTypeLike | None = None,
     rename: Rename = None,
     skip: Skip = (),
+    device: DeviceLike | None = None,
     storage: Storage = "disk",
     memory_limit: int | None = None,
     **options: Unpack[ReadOptions],
@@ -208,37 +221,29 @@ async def load_into_async(
 
     Args:
         model: what is filled.
-        source: as in `load_async`, or a state dict, which takes only the five options that follow.
+        source: as in `load_async`, or a state dict, which takes only the six options that follow.
         strict: a missing or an unexpected name is an error; `"missing"`: a missing one alone.
         assign: whether the model takes over the arrays, or their values are copied.
         dtype: as in `load_async`, or `"auto"` for the dtypes of the checkpoint; None keeps those of the model.
         rename: {name: new name}, a pair of prefixes such as `("module.", "")`, several, or a function.
         skip: tensors of the model that keep what they hold: a glob, several, or a predicate over names.
+        device: where a torch module that is on meta comes to be, such as `"cuda"`; its buffers follow.
         storage: as in `load_async`.
         memory_limit: as in `stream_async`.
         **options
 
     Raises ModelMismatchError, SourceError, and the errors of `load_async`.
     """
+    wishes: dict[str, Any] = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
+    wishes["device"] = device
     if isinstance(source, Mapping):
         given = {"memory_limit": memory_limit, **options}
         if extra := [name for name, value in given.items() if value is not None]:
             raise SourceError(f"A state dict takes no options such as {extra[0]}=.")
-        return await _put(model, source, strict=strict, assign=assign, dtype=dtype, rename=rename, skip=skip)
+        return await _put(model, source, **wishes)
     access, wanted = split(options)
     async with Client(**access) as client:
-        return await client.load_into(
-            model,
-            source,
-            strict=strict,
-            assign=assign,
-            dtype=dtype,
-            rename=rename,
-            skip=skip,
-            storage=storage,
-            memory_limit=memory_limit,
-            **wanted,
-        )
+        return await client.load_into(model, source, **wishes, storage=storage, memory_limit=memory_limit, **wanted)
 
 
 async def _put(model: object, tensors: Mapping[str, Array], **wishes: Any) -> LoadReport:
@@ -247,10 +252,21 @@ async def _put(model: object, tensors: Mapping[str, Array], **wishes: Any) -> Lo
     return report
 
 
+@overload
+def open_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[OpenOptions]) -> Opening[Checkpoint]: ...
+@overload
+def open_async(
+    source: Source, *, framework: AsTorch, **options: Unpack[OpenOptions]
+) -> Opening[Checkpoint[Tensor]]: ...
 @spelled_out(ReadOptions)
 def open_async(
-    source: Source, *, dtype: DTypeLike | None = None, **options: Unpack[ReadOptions]
-) -> Opening[Checkpoint]:
+    source: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    device: DeviceLike | None = None,
+    **options: Unpack[ReadOptions],
+) -> Opening[Checkpoint[Any]]:
     """Open a checkpoint: its index and headers are read, its tensors are fetched when they are asked for.
 
         async with asyncfetch.open_async("org/model") as checkpoint:
@@ -266,79 +282,86 @@ def open_async(
     Args:
         source: as in `load_async`.
         dtype: the default of all calls, as in `load_async`.
+        framework, device: as in `load_async`.
         **options
 
     Raises the errors of `load_async`.
     """
-    refuse_misfits("open_async", _OPEN, (source,), {"dtype": dtype, **options})
+    form = {"dtype": dtype, "framework": framework, "device": device}
+    refuse_misfits("open_async", _OPEN, (source,), {**form, **options})
     access, wanted = split(options)
 
-    async def make() -> Checkpoint:
+    async def make() -> Checkpoint[Any]:
         async with AsyncExitStack() as holds:
             client = await holds.enter_async_context(Client(**access))
-            return await client._opened(source, dtype, wanted, holds)
+            return await client._opened(source, wanted, holds, **form)
 
     return Opening(make)
 
 
+@overload
+def stream_async(source: Source, *, framework: AsNumpy = ..., **options: Unpack[StreamOptions]) -> Streaming: ...
+@overload
+def stream_async(source: Source, *, framework: AsTorch, **options: Unpack[StreamOptions]) -> Streaming[Tensor]: ...
 @spelled_out(ReadOptions)
 def stream_async(
     source: Source,
     *,
     dtype: DTypeLike | None = None,
+    framework: Framework = "numpy",
+    device: DeviceLike | None = None,
+    rename: Rename = None,
     storage: Storage = "disk",
     early: bool = False,
     memory_limit: int | None = None,
     **options: Unpack[ReadOptions],
-) -> Streaming:
+) -> Streaming[Any]:
     """The tensors of a checkpoint as pairs of name and array, while the rest is still downloaded.
 
         async with asyncfetch.stream_async("org/model", storage="memory") as tensors:
             async for name, array in tensors:
                 ...
 
-    It gives the same tensors as `load_async`: those of one shard together, the shards in the order in
-    which they come. A shard is handed over when its hash was checked.
+    It gives the same tensors as `load_async`: those of one shard together, the shards in the order in which they come.
+    A shard is handed over when its hash was checked.
 
-    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard
-    is known. If that turns out wrong, the iteration ends with ChecksumMismatchError instead of
-    another download, since tensors that were handed over may be wrong: use none of them before the
-    iteration has ended without an error. In memory each shard is then received over one connection.
+    `early=True` hands a tensor over as soon as its own bytes are here, before the hash of its shard is known. If
+    that turns out wrong, the iteration ends with ChecksumMismatchError instead of another download, since tensors
+    that were handed over may be wrong: use none of them before the iteration has ended without an error. In memory
+    each shard is then received over one connection.
 
-    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free
-    once the array is dropped (what is on disk already is mapped instead). `memory_limit` bounds it,
-    in bytes: a tensor is received only while those that are being received or not yet consumed stay
-    within the limit, so a slow reader slows the download down. A tensor counts as consumed when the
-    next one is asked for. One shard (with `early`, one tensor) always has its memory, however large.
-    The default is 1.25 times the largest shard (with `early`, twice the largest tensor), and at least
-    64 MiB. `dtype` casts one tensor at a time.
+    `storage="memory"` writes nothing, and each array has 64-byte aligned memory of its own, free once the array is
+    dropped (what is on disk already is mapped instead). `memory_limit` bounds it, in bytes: a tensor is received
+    only while those that are being received or not yet consumed stay within the limit, so a slow reader slows the
+    download down. A tensor counts as consumed when the next one is asked for. One shard (with `early`, one tensor)
+    always has its memory, however large. The default is 1.25 times the largest shard (with `early`, twice the
+    largest tensor), and at least 64 MiB. `dtype` casts one tensor at a time.
 
-    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and
-    `memory_limit` has no effect. Arrays are views on a private map of the shard; with `early`,
-    copies read from the file that is being downloaded.
+    `storage="disk"` fills the cache as `load_async` does, without waiting for the reader, and `memory_limit` has no
+    effect. Arrays are views on a private map of the shard; with `early`, copies read from the file that is being
+    downloaded.
 
-    Leaving the block cancels what is not finished: what came stays in the cache, and the next load
-    goes on from there. Enter, iterate and leave in one task.
+    On a CUDA `device` a tensor may be on its way when it is given; the stream that is then current waits for it.
+
+    Leaving the block cancels what is not finished: what came stays in the cache, and the next load goes on from
+    there. Enter, iterate and leave in one task.
 
     Args:
-        source, dtype: as in `load_async`.
+        source, dtype, framework, device, rename: as in `load_async`.
         storage, early, memory_limit: as told above; the limit is in bytes.
         **options
 
-    Raises what `load_async` raises, on entering or, once the download has begun, where the next
-    tensor is asked for and after all that landed. Never an ExceptionGroup. SourceError if the
-    iterator is used after the block.
+    Raises what `load_async` raises, on entering or, once the download has begun, where the next tensor is asked for
+    and after all that landed. Never an ExceptionGroup. SourceError if the iterator is used after the block.
     """
-
-    own = {"dtype": dtype, "storage": storage, "early": early, "memory_limit": memory_limit}
-    refuse_misfits("stream_async", _STREAM, (source,), {**own, **options})
+    form: dict[str, Any] = {"dtype": dtype, "framework": framework, "device": device, "rename": rename}
+    form |= {"early": early, "memory_limit": memory_limit}
+    refuse_misfits("stream_async", _STREAM, (source,), {**form, "storage": storage, **options})
     access, wanted = split(options)
 
-    async def enter(holds: AsyncExitStack) -> Tensors:
+    async def enter(holds: AsyncExitStack) -> Tensors[Any]:
         client = await holds.enter_async_context(Client(**access))
-        return await client._streamed(
-            source, wanted, storage, holds, dtype=dtype, early=early, memory_limit=memory_limit
-        )
+        return await client._streamed(source, wanted, storage, holds, **form)
 
     return Streaming(enter)
 
@@ -353,5 +376,5 @@ dry_run = blocking(dry_run_async)
 inspect = blocking(inspect_async)
 verify = blocking(verify_async)
 load_into = blocking(load_into_async)
-open = blocking_block(open_async, lambda handle: handle.value.blocking(handle))  # noqa: A001
-stream = blocking_block(stream_async, lambda handle: handle.value.blocking(handle))
+open = blocking_block(open_async)  # noqa: A001
+stream = blocking_block(stream_async)

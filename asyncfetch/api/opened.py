@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import numpy as np
@@ -25,24 +25,24 @@ from ..tensors.scaling import Scaling, cast_alone, scaled_in
 from .asked import Asked
 from .blocking import Handle, blocking_method
 from .contents import Contents, StoredTensor
+from .form import Maker
 from .options import DTypeLike
 from .public import within
-from .results import StateDict
+from .results import StateDict, T
 
 __all__ = ["BlockingCheckpoint", "Checkpoint", "StoredTensor"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
+R = TypeVar("R")
 
 
-class Checkpoint(Contents):
+class Checkpoint(Contents, Generic[T]):
     """An opened checkpoint: `async with asyncfetch.open_async(source) as checkpoint`, or
     `checkpoint = await asyncfetch.open_async(source)`, and then `await checkpoint.aclose()`.
 
     Each array that it returns has memory of its own, 64-byte aligned, filled by the network or the
-    disk itself. Files in the cache, and local ones, are read without a request; of the others only
-    ranges are fetched, and nothing is written. Calls may run at the same time; all of them
-    together use at most `policy.connections` connections.
+    disk itself; with `framework="torch"` it is a tensor on that memory. Files in the cache, and local
+    ones, are read without a request; of the others only ranges are fetched, and nothing is written. Calls
+    may run at the same time; all of them together use at most `policy.connections` connections.
 
     A part of a file cannot be held against the hash of the whole: what is checked of a range is its
     place, the file's size and its strong ETag, which must stay the same from the header to the last
@@ -57,15 +57,17 @@ class Checkpoint(Contents):
         dtype: np.dtype[Any] | None,
         timeout: float | None = None,
         scaling: Scaling | None = None,
+        maker: Maker | None = None,
     ) -> None:
         super().__init__(located, scaling)
         self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
+        self._maker = Maker(torch=False) if maker is None else maker
         self._open = True
         self._holds = AsyncExitStack()
 
-    async def tensor(self, name: str, index: BasicIndex = ..., *, dtype: DTypeLike | None = None) -> Array:
+    async def tensor(self, name: str, index: BasicIndex = ..., *, dtype: DTypeLike | None = None) -> T:
         """One tensor, or `full[index]` of it, of which only the stretches that are needed are fetched.
 
         `index` is numpy's basic indexing: ints, slices with any step, Ellipsis, None, such as
@@ -79,7 +81,7 @@ class Checkpoint(Contents):
         """
         return (await self._fetch([self._part(name, index)], dtype))[0]
 
-    async def tensors(self, names: Iterable[str], *, dtype: DTypeLike | None = None) -> dict[str, Array]:
+    async def tensors(self, names: Iterable[str], *, dtype: DTypeLike | None = None) -> dict[str, T]:
         """Some whole tensors, in the order of `names`: neighbours in one range, all ranges at once.
 
         Names that are tied get the same array.
@@ -93,7 +95,7 @@ class Checkpoint(Contents):
 
     async def slices(
         self, wanted: Mapping[str, Sequence[BasicIndex]], *, dtype: DTypeLike | None = None
-    ) -> dict[str, list[Array]]:
+    ) -> dict[str, list[T]]:
         """Several parts of several tensors: `{name: [index, ...]}`, each part as `tensor(name, index)` gives it.
 
         Neighbours are fetched in one range, and all ranges at once. Ranges of parts that overlap are
@@ -108,7 +110,7 @@ class Checkpoint(Contents):
         arrays = iter(await self._fetch(parts, dtype))
         return {name: [next(arrays) for _ in indices] for name, indices in wanted.items()}
 
-    async def state_dict(self, select: Selector = None, *, dtype: DTypeLike | None = None) -> StateDict:
+    async def state_dict(self, select: Selector = None, *, dtype: DTypeLike | None = None) -> StateDict[T]:
         """All tensors, or those that `select` picks as in `load_async`, in the order of `keys()`."""
         chosen = select_tensors(replace(self._selected, weight_map=self._names), select, self._tied())
         return StateDict(await self.tensors(chosen.weight_map, dtype=dtype))
@@ -123,7 +125,7 @@ class Checkpoint(Contents):
         parts: Parts = 1,
         split: Split = "chunk",
         dtype: DTypeLike | None = None,
-    ) -> Array:
+    ) -> T:
         """The part of a tensor that `rank` of `world_size` holds, split along `axis`.
 
         `split="chunk"` is the rule of torch.chunk, DTensor's Shard and the inference engines: blocks of
@@ -144,7 +146,17 @@ class Checkpoint(Contents):
         cut = cut_of_rank(shape, axis=axis, rank=rank, world_size=world_size, parts=parts, split=split)
         return (await self._fetch([self._asked(kept, cut)], dtype))[0]
 
-    async def _fetch(self, asked: list[Asked], dtype: DTypeLike | None) -> list[Array]:
+    async def _cuts(self, wanted: Mapping[str, Cut | None]) -> list[Array]:
+        """A part of each of some tensors, or all of it, as arrays."""
+        return await self._arrays([self._asked(self._find(name)[0], cut) for name, cut in wanted.items()], None)
+
+    async def _fetch(self, asked: list[Asked], dtype: DTypeLike | None) -> list[T]:
+        arrays = await self._arrays(asked, dtype)
+        if self._maker.mover is None:
+            return self._maker.every(arrays)
+        return await off_loop(partial(self._maker.every, arrays), slow=True)
+
+    async def _arrays(self, asked: list[Asked], dtype: DTypeLike | None) -> list[Array]:
         self._check_open()
         target = self._dtype if dtype is None else dtype_of(dtype)
         if target is not None and self._scaling is None:
@@ -172,7 +184,7 @@ class Checkpoint(Contents):
         names = (kept, *scaling.weights[kept].scales)
         return Asked(kept, [portion_of(*self._stored(name), None) for name in names], scaling, cut)
 
-    def blocking(self, handle: Handle[Checkpoint]) -> BlockingCheckpoint:
+    def blocking(self, handle: Handle[Checkpoint[T]]) -> BlockingCheckpoint[T]:
         """The same for blocking code."""
         return BlockingCheckpoint(handle)
 
@@ -186,9 +198,10 @@ class Checkpoint(Contents):
         holds = self._holds.pop_all()
         with anyio.CancelScope(shield=True):
             await self._gatherer.aclose()
+            await self._maker.aclose()
             await holds.aclose()
 
-    async def __aenter__(self) -> Checkpoint:
+    async def __aenter__(self) -> Checkpoint[T]:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -199,32 +212,32 @@ class Checkpoint(Contents):
         self._holds = holds
 
 
-class BlockingCheckpoint(Contents):
+class BlockingCheckpoint(Contents, Generic[T]):
     """The blocking form of `Checkpoint`: `checkpoint = asyncfetch.open(source)`, or the same in a `with` block.
 
     Threads may share it. A process that is forked meanwhile may not use it (SourceError): it opens its own.
     """
 
-    def __init__(self, handle: Handle[Checkpoint]) -> None:
+    def __init__(self, handle: Handle[Checkpoint[T]]) -> None:
         super().__init__(handle.value._located, handle.value._scaling)
         self._handle = handle
 
-    def _run(self, work: Callable[[Checkpoint], Coroutine[Any, Any, T]]) -> T:
+    def _run(self, work: Callable[[Checkpoint[T]], Coroutine[Any, Any, R]]) -> R:
         checkpoint = self._handle.value
         checkpoint._check_open()
         return self._handle.run(lambda: within(checkpoint.timeout, lambda: work(checkpoint)))
 
-    tensor = blocking_method(Checkpoint.tensor)
-    tensors = blocking_method(Checkpoint.tensors)
-    slices = blocking_method(Checkpoint.slices)
-    state_dict = blocking_method(Checkpoint.state_dict)
-    shard_of = blocking_method(Checkpoint.shard_of)
+    tensor = blocking_method(Checkpoint[T].tensor)
+    tensors = blocking_method(Checkpoint[T].tensors)
+    slices = blocking_method(Checkpoint[T].slices)
+    state_dict = blocking_method(Checkpoint[T].state_dict)
+    shard_of = blocking_method(Checkpoint[T].shard_of)
 
     def close(self) -> None:
         """Close the connections and the files that it holds. A second time it does nothing."""
         self._handle.close()
 
-    def __enter__(self) -> BlockingCheckpoint:
+    def __enter__(self) -> BlockingCheckpoint[T]:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,17 +20,26 @@ if TYPE_CHECKING:
 
     from ..events import Reporter
     from ..format.index import Selector
+    from ..models.names import Rename
 
 __all__ = [
     "Access",
+    "AsNumpy",
+    "AsTorch",
     "DTypeLike",
+    "DeviceLike",
     "DownloadOptions",
     "Fetched",
     "Files",
     "Foreseen",
+    "Framework",
     "HttpClient",
     "InspectOptions",
+    "LoadOptions",
+    "Loaded",
     "LocalAccess",
+    "OpenOptions",
+    "Opened",
     "Options",
     "PlanOptions",
     "Planned",
@@ -40,6 +49,8 @@ __all__ = [
     "Sought",
     "Source",
     "Storage",
+    "StreamOptions",
+    "Streamed",
     "Verify",
     "VerifyOptions",
     "Wanted",
@@ -53,6 +64,9 @@ Source = str | os.PathLike[str]
 Storage = Literal["disk", "memory"]
 Verify = Literal["download", "always"]
 RepoType = Literal["model", "dataset"]
+AsNumpy = Literal["numpy"]
+AsTorch = Literal["torch"]
+Framework = AsNumpy | AsTorch
 
 
 class HttpClient(Protocol):
@@ -75,10 +89,21 @@ class TorchDType(Protocol):
     def itemsize(self) -> int: ...
 
 
+class TorchDevice(Protocol):
+    """`torch.device("cuda")` and the like."""
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def index(self) -> int | None: ...
+
+
 if TYPE_CHECKING:
     DTypeLike = str | type[np.generic] | np.dtype[Any] | TorchDType
+    DeviceLike = str | int | TorchDevice
 else:
-    DTypeLike = object
+    DTypeLike = DeviceLike = object
 
 
 class LocalAccess(TypedDict, total=False):
@@ -191,6 +216,39 @@ class Options(Wanted, Access, total=False):
 
 class ReadOptions(Read, Access, total=False):
     """What the functions take that give tensors."""
+
+
+class Opened(Read, total=False):
+    """What `Client.open` takes."""
+
+    dtype: DTypeLike | None
+    device: DeviceLike | None
+
+
+class Loaded(Opened, total=False):
+    """What `Client.load` takes."""
+
+    rename: Rename
+    storage: Storage
+
+
+class Streamed(Loaded, total=False):
+    """What `Client.stream` takes."""
+
+    early: bool
+    memory_limit: int | None
+
+
+class OpenOptions(Opened, Access, total=False):
+    """What `open` takes."""
+
+
+class LoadOptions(Loaded, Access, total=False):
+    """What `load` takes."""
+
+
+class StreamOptions(Streamed, Access, total=False):
+    """What `stream` takes."""
 
 
 class DownloadOptions(Wanted, Files, Access, total=False):

@@ -17,6 +17,7 @@ import anyio
 from ..errors import AsyncfetchError, SourceError, TimedOutError
 from ..policy import Policy
 from ..tasks import off_loop, run_as_task
+from .hearing import hearing
 from .options import spelled_out
 
 __all__ = ["imported", "public", "refuse_misfits", "shortened", "within"]
@@ -40,7 +41,8 @@ def public(kind: type) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callab
             refuse_misfits(function.__qualname__, signature, args, kwargs)
             timeout: Any = kwargs.pop("timeout", None)
             try:
-                return await within(timeout, lambda: run_as_task(lambda: function(*args, **kwargs)))
+                with hearing():
+                    return await within(timeout, lambda: run_as_task(lambda: function(*args, **kwargs)))
             except AsyncfetchError as error:
                 raise shortened(error) from error.__cause__
 
@@ -108,6 +110,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
     "verify": (lambda value: value in ("download", "always"), '"download" or "always"'),
     "storage": (lambda value: value in ("disk", "memory"), '"disk" or "memory"'),
+    "framework": (lambda value: value in ("numpy", "torch"), '"numpy" or "torch"'),
     "strict": (lambda value: _is_flag(value) or value == "missing", 'True, False or "missing"'),
     "assign": (_is_flag, "True or False"),
     "skip": (lambda value: isinstance(value, Iterable) or callable(value), "a glob, several globs or a predicate"),

@@ -6,38 +6,52 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from ..format.dtypes import Array
     from ..format.header import Header, TensorInfo
+
+    T = TypeVar("T", default=Array)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 __all__ = ["Inspection", "ShardInspection", "Snapshot", "StateDict", "VerifiedFile"]
 
 _SHOWN = 4  # names in a short repr
 
 
-class StateDict(dict[str, "Array"]):
-    """Tensor names to numpy arrays: a dict with a short repr.
+class StateDict(dict[str, T]):
+    """Tensor names to numpy arrays, or to tensors of torch: a dict with a short repr.
 
     It is a dict wherever types are asked for, and a plain one once it is copied or pickled. Where JAX has
     been imported, it is a pytree as dicts are.
     """
 
-    def __init__(self, tensors: Mapping[str, Array]) -> None:
+    def __init__(self, tensors: Mapping[str, T]) -> None:
         super().__init__(tensors)
         if "jax" in sys.modules:
             _register_as_pytree(sys.modules["jax"])
 
     def __repr__(self) -> str:
-        shown = [f"{name!r}: {array.dtype.name}{list(array.shape)}" for name, array in self.items()]
-        return f"StateDict({len(self):,} tensors, {sum(a.nbytes for a in self.values()):,} bytes: {_some(shown)})"
+        tensors: dict[str, Any] = {**self}
+        shown = [
+            f"{name!r}: {str(one.dtype).removeprefix('torch.')}{list(one.shape)}"
+            for name, one in islice(tensors.items(), _SHOWN + 1)
+        ]
+        nbytes = sum(one.nbytes for one in tensors.values())
+        return f"StateDict({len(self):,} tensors, {nbytes:,} bytes: {_some(shown)})"
 
-    def __reduce__(self) -> tuple[type[dict[str, Array]], tuple[dict[str, Array]]]:
+    def __reduce__(self) -> tuple[type[dict[str, T]], tuple[dict[str, T]]]:
         return dict, (dict(self),)
 
-    def copy(self) -> dict[str, Array]:
+    def copy(self) -> dict[str, T]:
         """A plain dict of the same arrays."""
         return dict(self)
 

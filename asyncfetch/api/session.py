@@ -46,6 +46,7 @@ from ..storage.files import vanished
 from ..storage.folders import LocalFolder
 from ..tasks import off_loop, plain_errors
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
+from .hearing import listener
 from .options import Access, Files, Read, Source, Storage, Verify
 from .placing import Placing
 
@@ -108,12 +109,13 @@ class Session:
         dtype: np.dtype[Any] | None = None,
         *,
         named: bool = False,
-        before: Callable[[Located], Awaitable[Located]] | None = None,
+        before: Callable[[Located, Scaling | None], Awaitable[Located]] | None = None,
     ) -> tuple[Located, Scaling | None, dict[str, Landed]]:
         """Download what is missing. Returns what `locate_values` found, and where each file is, by name.
 
         What is removed meanwhile, by who prunes the cache or moves it away, is looked for anew and fetched again.
-        `named` is that of `download`. `before` sees what was located, and says what of it is to be downloaded.
+        `named` is that of `download`. `before` sees what was located, may refuse it, and says what of it is to be
+        downloaded.
         """
         looks, listed = 0, False
         while True:
@@ -122,7 +124,7 @@ class Session:
                 located, scaling = await self.locate_values(dtype)
                 listed = located.listing is not None and isinstance(self.request.source, HubSource)
                 if before is not None:
-                    located = await before(located)
+                    located = await before(located, scaling)
                 landed = await self.download(located, named=named)
                 gone = await off_loop(lambda: _removed(located, landed, named))  # noqa: B023
                 if gone is None:
@@ -343,7 +345,7 @@ async def begin(
     """The session of one call over a transport that others may share."""
     began = time.monotonic()
     request = await off_loop(lambda: environment.request(source, wanted, files))
-    notify = Notifier(wanted.get("report"))
+    notify = Notifier(listener(wanted.get("report")))
     verify, placing = wanted.get("verify", "download"), None if files is None else _placing(files)
     return Session(request, transport.for_call(notify), notify, storage, verify, began, placing)
 

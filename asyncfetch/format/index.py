@@ -303,7 +303,7 @@ def check_tensors(names: Iterable[str], header: Header, *, shard: str, index_fil
 
 
 def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
-    """Hold the index against the headers of its shards: tensors present and not listed, as notes.
+    """Hold the index against the headers of its shards: tensors and shards that it does not list, as notes.
 
     `headers` maps shard names, as in the index, to headers. The index is an allow-list: what it
     does not list is skipped. Raises MissingTensorError for what it lists and a shard lacks.
@@ -317,4 +317,23 @@ def check_index(index: Index, headers: Mapping[str, Header]) -> list[str]:
             wanted = set(listed)
             example = next(name for name in header.tensors if name not in wanted)
             notes.append(f"{shard} has {extra} tensor(s) that {index.file} does not list, such as {example!r}: skipped")
-    return notes
+    return notes + _omitted(index)
+
+
+def _omitted(index: Index) -> list[str]:
+    """A note of shards that are counted in the names of the others, and that no tensor of the index lies in."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for shard in index.shards:
+        if found := _NUMBERED.fullmatch(shard):
+            numbers.setdefault((found[1], found[3]), set()).add(int(found[2]))
+    omitted, example = 0, ""
+    for (stem, total), known in numbers.items():
+        first = 0 if 0 in known else 1
+        absent = next(number for number in range(first, first + len(known) + 1) if number not in known)
+        if len(known) < int(total):
+            omitted += int(total) - len(known)
+            example = example or f"{stem}-{absent:05}-of-{total}.safetensors"
+    return [f"{index.file} lists nothing of {omitted:,} shard(s), such as {example}: skipped"] if omitted else []
+
+
+_NUMBERED = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors", re.DOTALL)

@@ -47,7 +47,8 @@ class Terms:
     `assign`: the arrays are taken over, not copied. `dtypes`: where the arrays are taken over, the model's
     dtypes are `"kept"`, may be `"cast"` where both are floats because the caller named one, or are those
     that are `"stored"`. `skip`: tensors of the model, by name, that keep what they hold. `aliases`: names
-    that were dropped from the state dict, and the names that they were equal to.
+    that were dropped from the state dict, and the names that they were equal to. `device`: a torch.device on which
+    what is on meta comes to be, and what is to be beside it.
     """
 
     strict: Strict = True
@@ -55,6 +56,7 @@ class Terms:
     dtypes: Literal["kept", "cast", "stored"] = "kept"
     skip: Callable[[str], bool] = lambda _: False
     aliases: Mapping[str, str] = field(default_factory=dict)
+    device: Any = None
 
     def allow(self, own_is_float: bool, given_is_float: bool) -> bool:
         """Whether a tensor may get another dtype than it has."""
@@ -94,6 +96,8 @@ class Filler(Protocol):
     def put(self, name: str, array: Array) -> None: ...
 
     def report(self) -> LoadReport: ...
+
+    def close(self) -> None: ...
 
 
 def find_supply(slots: Mapping[str, Hashable], present: Collection[str], aliases: Mapping[str, str]) -> dict[str, str]:

@@ -12,6 +12,8 @@ from ..errors import ModelMismatchError, SourceError
 from ..format.arrays import PackedArray
 from ..format.dtypes import cast, dtype_or_none
 from ..format.index import selector
+from ..format.ranks import Cut
+from .device import device_of
 from .fit import Array, Filler, LoadReport, Skip, StateDict, Strict, Terms, kind_of
 from .meta import parameters_on_meta
 from .names import Rename, proposal, renamed, renaming
@@ -50,55 +52,54 @@ def load_state_dict_into(
     dtype: object = None,
     rename: Rename = None,
     skip: Skip = (),
+    device: object = None,
     aliases: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Put the arrays of `state_dict` into `model`, or change nothing and raise.
 
-    `model` is a `torch.nn.Module`, or dicts and lists of arrays nested to any depth; the names of a
-    tree are its keys joined by dots (`{"encoder": [{"w": a}]}` has `encoder.0.w`). A leaf is a
-    numpy array or scalar, None (any fits), or what has a shape and a dtype (`jax.ShapeDtypeStruct`).
+    `model` is a `torch.nn.Module`, or dicts and lists of arrays nested to any depth; the names of a tree are its keys
+    joined by dots (`{"encoder": [{"w": a}]}` has `encoder.0.w`). A leaf is a numpy array or scalar, None (any
+    fits), or what has a shape and a dtype (`jax.ShapeDtypeStruct`).
 
-    `strict`: a missing or an unexpected name is an error; `"missing"`: a missing one alone; False:
-    neither. A wrong shape always is one, as is a state dict of which nothing fits.
+    `strict`: a missing or an unexpected name is an error; `"missing"`: a missing one alone; False: neither. A wrong
+    shape always is one, as is a state dict of which nothing fits.
 
-    `rename`: {name: name in the model}; a pair of prefixes of which the second takes the place of the
-    first, such as `("module.", "")`, or several, of which the first that matches counts; or a function.
-    A new name of None leaves the tensor out. `skip`: tensors of the model that keep what they hold,
-    whatever there is for them: a glob, several, or a predicate over names.
+    `rename`: {name: name in the model}; a pair of prefixes of which the second takes the place of the first, such
+    as `("module.", "")`, or several, of which the first that matches counts; or a function. A new name of None
+    leaves the tensor out. `skip`: tensors of the model that keep what they hold, whatever there is for them: a
+    glob, several, or a predicate over names.
 
-    `assign=True`: the model takes over the memory of the arrays, without a copy, so meta parameters
-    become real; on another device than the CPU it gets a copy there. A read-only array is copied for
-    torch, which would write to it regardless. Create the optimizer afterwards. `requires_grad` stays
-    as it was, but is False for integers and for floats of 8 bits and less. `assign=False`: the values
-    are copied into the existing tensors, which keep dtype and device; float to integer is refused.
+    `assign=True`: the model takes over the memory of the arrays, without a copy, so meta parameters become real; on
+    another device than the CPU it gets a copy there. A read-only array is copied for torch, which would write to it
+    regardless. Create the optimizer afterwards. `requires_grad` stays as it was, but is False for integers and for
+    floats of 8 bits and less. `assign=False`: the values are copied into the existing tensors, which keep dtype and
+    device; float to integer is refused.
 
-    `dtype`: with `assign=True` arrays of another dtype than the model's are refused, on meta too, unless
-    it is given: a floating dtype, to which floats are cast, or `"auto"`, which takes each as it is.
+    `dtype`: with `assign=True` arrays of another dtype than the model's are refused, on meta too, unless it is
+    given: a floating dtype, to which floats are cast, or `"auto"`, which takes each as it is.
 
-    Tied tensors (one object, or one memory, under several names) need one of the names and stay
-    tied. Several of them with different values are an error if `strict`: the model is not the one
-    that was saved. Else the first wins and the others are `unexpected`.
-    `aliases` maps a name that was dropped on saving to the one that was kept (safetensors'
-    `save_model` writes this to the metadata): it fills a name that is absent. Slots that are not
-    tied never share memory.
+    `device`: where a torch module on meta comes to be, such as `"cuda"`; buffers that have values follow. Parameters
+    that have values must be there already. Without it what is on meta gets memory of the CPU.
 
-    The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured; hooks
-    that run after the load cannot forgive a missing name.
-    Non-persistent buffers are filled where the state dict holds them, in the shape and dtype that they
-    have. Refused is what would be on the meta device afterwards, for which there is `parameters_on_meta`,
-    and what is no plain tensor (DTensor, quantised weights of torchao and bitsandbytes).
+    Tied tensors (one object, or one memory, under several names) need one of the names and stay tied. Several of
+    them with different values are an error if `strict`: the model is not the one that was saved. Else the first
+    wins and the others are `unexpected`. `aliases` maps a name that was dropped on saving to the one that was kept
+    (safetensors' `save_model` writes this to the metadata): it fills a name that is absent. Slots that are not tied
+    never share memory.
 
-    Raises ModelMismatchError, and SourceError (a model of another kind, a leaf that cannot be filled,
-    a meta parameter without `assign`, a dtype that torch lacks). The model is then as it was.
+    The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured; hooks that run
+    after the load cannot forgive a missing name. Non-persistent buffers are filled where the state dict holds them,
+    in the shape and dtype that they have. Refused is what would be on the meta device afterwards, for which there
+    is `parameters_on_meta`, and what is no plain tensor (quantised weights of torchao and bitsandbytes). Of a
+    DTensor (FSDP2, `distribute_tensor` with Shard and Replicate) each rank takes its part.
+
+    Raises ModelMismatchError, and SourceError (a model of another kind, a leaf that cannot be filled, a meta
+    parameter without `assign`, a dtype that torch lacks). The model is then as it was.
     """
-    for name, array in state_dict.items():
-        _check_named_array(name, array)
+    _check_arrays(state_dict)
     torch = _torch_of(model)
-    terms = _terms(strict, assign, dtype, skip, aliases or {}, rename)
-    target = cast_target(dtype)
-    given = {new: state_dict[old] for old, new in renamed(state_dict, rename).items()}
-    if target is not None:
-        given = {name: cast(array, target) for name, array in given.items()}
+    terms = _terms(torch, strict, assign, dtype, skip, aliases or {}, rename, device)
+    given = {new: _cast(state_dict[old], cast_target(dtype)) for old, new in renamed(state_dict, rename).items()}
     with _names_explained(torch, model, state_dict, given, terms):
         return _load(torch, model, given, terms)
 
@@ -108,9 +109,15 @@ def cast_target(dtype: object) -> np.dtype[Any] | None:
     return None if isinstance(dtype, str) and dtype == "auto" else dtype_or_none(dtype)
 
 
-def _check_named_array(name: object, array: object) -> None:
-    if not isinstance(name, str) or not isinstance(array, np.ndarray):
-        raise SourceError(f"A state dict maps names to numpy arrays, but {name!r} is {kind_of(array)}.")
+def _check_arrays(state_dict: Mapping[Any, object]) -> None:
+    for name, array in state_dict.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            hint = "Tensors of torch are what model.load_state_dict() takes." if "torch" in kind_of(array) else ""
+            raise SourceError(f"A state dict maps names to numpy arrays, but {name!r} is {kind_of(array)}.", hint=hint)
+
+
+def _cast(array: Array, target: np.dtype[Any] | None) -> Array:
+    return array if target is None else cast(array, target)
 
 
 def _load(torch: ModuleType | None, model: object, state_dict: StateDict, terms: Terms) -> LoadReport:
@@ -120,8 +127,17 @@ def _load(torch: ModuleType | None, model: object, state_dict: StateDict, terms:
 
 
 def _terms(
-    strict: Strict, assign: bool, dtype: object, skip: Skip, aliases: Mapping[str, str], rename: Rename
+    torch: ModuleType | None,
+    strict: Strict,
+    assign: bool,
+    dtype: object,
+    skip: Skip,
+    aliases: Mapping[str, str],
+    rename: Rename,
+    device: object,
 ) -> Terms:
+    if device is not None and torch is None:
+        raise SourceError("device= is for a torch.nn.Module.", hint="Arrays are of the CPU: leave it out.")
     new = renaming(rename)
     pairs = {new(dropped): new(kept) for dropped, kept in aliases.items()}
     return Terms(
@@ -130,6 +146,7 @@ def _terms(
         dtypes="kept" if dtype is None else "stored" if cast_target(dtype) is None else "cast",
         skip=selector(skip or ()),
         aliases={dropped: kept for dropped, kept in pairs.items() if dropped is not None and kept is not None},
+        device=None if device is None else device_of(device),
     )
 
 
@@ -211,16 +228,18 @@ class Loading:
         dtype: object = None,
         rename: Rename = None,
         skip: Skip = (),
+        device: object = None,
     ) -> None:
         self._torch, self._model, self._expected = _torch_of(model), model, expected
-        self._terms = _terms(strict, assign, dtype, skip, aliases, rename)
+        self._terms = _terms(self._torch, strict, assign, dtype, skip, aliases, rename, device)
         self._names = renamed(expected, rename)
         self._held: dict[str, Array] = {}
         given = {new: expected[old] for old, new in self._names.items()}
         with _names_explained(self._torch, model, expected, given, self._terms):
             self._filler: Filler | None
+            self._parts: dict[str, Cut] = {}
             if self._torch is not None:
-                self._filler = judge_module(self._torch, model, given, self._terms)
+                self._filler, self._parts = judge_module(self._torch, model, given, self._terms)
             else:
                 self._filler = judge_tree(model, given, self._terms)
 
@@ -228,7 +247,16 @@ class Loading:
     def copies(self) -> bool:
         return self._filler is not None
 
+    @property
+    def parts(self) -> dict[str, Cut | None] | None:
+        """What is wanted of each tensor, None for all of it; None where all are wanted whole, from all ranks alike."""
+        if not self._parts:
+            return None
+        kept = {old: new for old, new in self._names.items() if not self._terms.skip(new)}
+        return {old: self._parts.get(new) for old, new in kept.items()}
+
     def put(self, name: str, array: Array) -> None:
+        """Take a tensor, or the part of it that is wanted."""
         new = self._names.get(name)
         if new is None or self._terms.skip(new):
             return
@@ -244,3 +272,8 @@ class Loading:
         held = {new: self._held[new] for new in self._names.values() if new in self._held}
         with _names_explained(self._torch, self._model, self._expected, held, self._terms):
             return _load(self._torch, self._model, held, self._terms)
+
+    def close(self) -> None:
+        """End what is still on its way to a device, within seconds."""
+        if self._filler is not None:
+            self._filler.close()

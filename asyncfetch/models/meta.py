@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
-from ..errors import SourceError
+from .torch_tensors import import_torch
 
 __all__ = ["parameters_on_meta"]
 
@@ -32,11 +32,9 @@ def parameters_on_meta() -> Iterator[None]:
 
     Raises SourceError if torch is not installed.
     """
-    try:
-        import torch
-        from torch.utils.weak import WeakIdKeyDictionary
-    except ImportError as error:
-        raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
+    torch = import_torch()
+    from torch.utils.weak import WeakIdKeyDictionary
+
     _listen_to_torch(torch)
     outer = _stand_ins.get()
     token = _stand_ins.set(WeakIdKeyDictionary() if outer is None else outer)

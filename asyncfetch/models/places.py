@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .fit import kind_of
+from .sharded import flaw_of, is_sharded
 
 __all__ = ["Place", "attributes_on_meta", "has_own_loading_code", "obstacle", "places_of"]
 
@@ -52,12 +53,15 @@ def places_of(module: Any) -> dict[str, Place]:
 def obstacle(torch: Any, name: str, place: Place) -> str | None:
     """Why a tensor cannot be filled with the values of an array, if so.
 
-    Only a plain dense tensor is its values. A subclass (DTensor, quantised weights of torchao and
-    bitsandbytes) may hold a part of them, or something else that they are computed from, so an array
-    in its place, or copied into it, is another model. What accelerate has offloaded is replaced from
+    Only a plain dense tensor is its values, and of a DTensor each rank holds a part that can be told. Another
+    subclass (quantised weights of torchao and bitsandbytes) may hold something else that they are computed
+    from, so an array in its place, or copied into it, is another model. What accelerate has offloaded is replaced from
     its own store before each forward pass.
     """
     tensor = place.tensor
+    if is_sharded(tensor):
+        flaw = flaw_of(torch, tensor)
+        return None if flaw is None else f"{name} is a {kind_of(tensor)} {flaw}"
     plain = (torch.Tensor, torch.nn.Parameter)
     inner = tensor.data if type(tensor) in plain else tensor
     if type(inner) not in plain:

@@ -7,6 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
+from ..format.ranks import Cut
+from .device import Movers
 from .fit import (
     Array,
     Filler,
@@ -20,8 +22,19 @@ from .fit import (
     tied_names,
     unshare,
 )
-from .places import Place, attributes_on_meta, has_own_loading_code, obstacle, places_of
+from .judging import (
+    judge_bare,
+    judge_copy,
+    judge_device,
+    judge_dtype,
+    judge_kinds,
+    judge_packed,
+    judge_temporary,
+    reshaped,
+)
+from .places import Place, has_own_loading_code, places_of
 from .rehearsal import rehearse
+from .sharded import flaw_of, from_part, is_sharded, part_of, reshard
 from .torch_tensors import hollow_tensor, to_torch
 
 if TYPE_CHECKING:
@@ -76,15 +89,21 @@ def load_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms) ->
     fit = _fit_module(torch, module, state_dict, terms)
     fit.verdict.enforce(fit.losers, terms.strict)
     if terms.assign:
-        unshare(fit.tensors, fit.slots, lambda t: t.data_ptr() if t.numel() else 0, lambda t: t.clone())
-    _fill(torch, module, fit, terms.assign)
+        unshare(fit.tensors, fit.slots, _address, lambda t: t.clone())
+    _fill(torch, module, fit, terms)
     return fit.report(module, state_dict.keys())
 
 
-def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> Filler | None:
+def _address(tensor: Any) -> int:
+    own = tensor.to_local() if is_sharded(tensor) else tensor
+    return int(own.data_ptr()) if own.numel() else 0
+
+
+def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> tuple[Filler | None, dict[str, Cut]]:
     """Judge a state dict that is still to come by its dtypes and shapes: raise as `load_module` would.
 
-    Returns what copies its tensors one by one, or None where the whole state dict must be seen: with
+    Returns the parts that are wanted of tensors of which this rank holds no more, and what
+    copies its tensors one by one, or None where the whole state dict must be seen: with
     `assign`, with loading code that is not torch's own, and where one tensor of the module
     has several names in the state dict, whose values must be equal. What such code has no part in is
     judged all the same.
@@ -94,12 +113,27 @@ def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> 
     fit.verdict.enforce({}, terms.strict)
     whole = any(own_code(owner) or owner._load_state_dict_post_hooks for owner in module.modules())
     swaps = torch.__future__.get_swap_module_params_on_conversion()
-    return None if terms.assign or fit.losers or whole or swaps else _ModuleFiller(torch, module, fit, expected)
+    filler = None if terms.assign or fit.losers or whole or swaps else _ModuleFiller(torch, module, fit, expected)
+    return filler, _parts(fit)
+
+
+def _parts(fit: _ModuleFit) -> dict[str, Cut]:
+    """What this rank wants of each tensor that it does not want whole, or in two ways; and of what is tied to it."""
+    found: dict[str, Cut] = {}
+    whole: set[str] = set()
+    for name, source in fit.supply.items():
+        tensor = fit.places[name].tensor
+        part = part_of(tensor) if is_sharded(tensor) else None
+        if part is None or found.setdefault(source, part) != part:
+            whole.add(source)
+    parts = {source: part for source, part in found.items() if source not in whole}
+    return parts | {loser: parts[winner] for loser, winner in fit.losers.items() if winner in parts}
 
 
 class _ModuleFiller:
     def __init__(self, torch: Any, module: Any, fit: _ModuleFit, expected: StateDict) -> None:
         self._torch, self._module, self._fit, self._expected = torch, module, fit, expected
+        self._movers = Movers()
         self._targets: dict[str, dict[Hashable, Any]] = {}
         for name, source in fit.supply.items():
             self._targets.setdefault(source, {})[fit.slots[name]] = fit.places[name].tensor
@@ -107,19 +141,22 @@ class _ModuleFiller:
     def put(self, name: str, array: Array) -> None:
         with self._torch.no_grad():
             for own in self._targets.get(name, {}).values():
-                _copy(own, to_torch(array))
+                if is_sharded(own):
+                    own.copy_(from_part(self._torch, own, array, to_torch))
+                    continue
+                given = to_torch(array)
+                _copy(own, given if own.device.type == "cpu" else self._movers.put(given, own.device).take())
 
     def report(self) -> LoadReport:
+        self._movers.wait()
         return self._fit.report(self._module, self._expected.keys())
+
+    def close(self) -> None:
+        self._movers.close()
 
 
 def _copy(own: Any, given: Any) -> None:
-    own.copy_(_reshaped(own, given))
-
-
-def _reshaped(own: Any, given: Any) -> Any:
-    """As torch does it: a tensor without dimensions may be saved with one."""
-    return given[0] if own.dim() == 0 and tuple(given.shape) == (1,) else given
+    own.copy_(reshaped(own, given))
 
 
 def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *, hollow: bool = False) -> _ModuleFit:
@@ -127,6 +164,7 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
 
     Modules with loading code of their own are then not judged, nor what is below them.
     """
+    reshard(module)
     places = places_of(module)
     for name, place in places.items():
         if torch.nn.parameter.is_lazy(place.tensor) or isinstance(place.owner, torch.jit.ScriptModule):
@@ -143,21 +181,25 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
     own_code = has_own_loading_code(torch)
     stop = own_code if hollow else lambda _: False
     verdict = Verdict()
+    if not hollow:
+        _share_out(torch, places, supply, present, tensors)
     with torch.no_grad():
         rehearse(torch, module, dict(tensors), "", verdict, stop)
-    _judge_temporary(places, tensors, supply, verdict)
+    judge_temporary(places, tensors, supply, verdict)
     used = set(supply) | set(supply.values()) | losers.keys()
     verdict.missing = [name for name in dict.fromkeys(verdict.missing) if not terms.skip(name)]
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
     verdict.fits_nothing = not verdict.filled and len(verdict.unexpected) == len(present) and bool(places or present)
     filled = [name for name in places if name in supply or name in verdict.filled]
-    if _all_plain(torch, places, filled, verdict):
+    judge_packed(places, supply, present, verdict)
+    if judge_kinds(torch, places, filled, verdict):
         for name in filled:
             if terms.assign:
-                _judge_dtype(name, places[name].tensor.dtype, terms, verdict)
+                judge_dtype(name, places[name].tensor.dtype, terms, verdict)
             else:
-                _judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
-    _judge_bare(module, places, _below(module, own_code) if hollow else frozenset(), verdict)
+                judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
+    judge_device(places, terms, verdict)
+    judge_bare(module, places, _below(module, own_code) if hollow else frozenset(), verdict)
     skipped = tuple(name for name in places if terms.skip(name) and name not in verdict.filled)
     return _ModuleFit(places, slots, supply, losers, tensors, skipped, verdict)
 
@@ -179,6 +221,25 @@ def _tensors(
     return converted | {name: converted[source] for name, source in supply.items()}, refused
 
 
+def _share_out(
+    torch: Any, places: Mapping[str, Place], supply: Mapping[str, str], given: StateDict, tensors: dict[str, Any]
+) -> None:
+    """Have what goes into a DTensor be one, of the part that this rank holds."""
+    made: dict[tuple[int, str], Any] = {}
+    for name, source in supply.items():
+        own = places[name].tensor
+        if is_sharded(own) and flaw_of(torch, own) is None and _fits(own, given[source]):
+            key = (id(own), source)
+            if key not in made:
+                made[key] = from_part(torch, own, given[source], to_torch)
+            tensors[name] = made[key]
+
+
+def _fits(own: Any, array: Array) -> bool:
+    """Whether it is the whole, or the part of this rank; else torch tells how the shapes differ."""
+    return bool(array.shape in (tuple(own.shape), tuple(own.to_local().shape)))
+
+
 def _below(module: Any, own_code: Callable[[Any], bool]) -> frozenset[str]:
     """The prefixes of all modules that have loading code of their own, or stand below one that has."""
     found: set[str] = set()
@@ -188,80 +249,11 @@ def _below(module: Any, own_code: Callable[[Any], bool]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _judge_temporary(
-    places: Mapping[str, Place], tensors: Mapping[str, Any], supply: dict[str, str], verdict: Verdict
-) -> None:
-    """Buffers that are no part of a state dict of today, and that a checkpoint may hold nevertheless.
-
-    torch leaves them alone and calls their names unexpected. Where they have no values they are filled
-    like any other; where they have, only with what is of the same shape and dtype: what the module
-    computed is otherwise the better.
-    """
-    left = set(verdict.unexpected)
-    for name in [name for name in supply if not places[name].persistent]:
-        own, given = places[name].tensor, _reshaped(places[name].tensor, tensors[name])
-        same = own.shape == given.shape
-        if name not in left or not (own.is_meta or (same and own.dtype == given.dtype)):
-            del supply[name]  # its module's own code took it, or it does not fit
-        elif same:
-            verdict.filled[name] = given.dtype
-        else:
-            verdict.shapes[name] = (tuple(own.shape), tuple(given.shape))
-
-
-def _all_plain(torch: Any, places: Mapping[str, Place], filled: Collection[str], verdict: Verdict) -> bool:
-    """Whether all that is filled may be filled with plain values."""
-    obstacles = [obstacle(torch, name, places[name]) for name in filled]
-    found = [reason for reason in obstacles if reason is not None]
-    if found:
-        verdict.reasons.extend(found)
-        verdict.hints.append(
-            "Load before the model is sharded, quantised or offloaded (fully_shard, distribute_tensor, quantize_); "
-            "for the rows of one rank there is open_async() and its shard_of()."
-        )
-    return not found
-
-
-def _judge_dtype(name: str, own: Any, terms: Terms, verdict: Verdict) -> None:
-    """Whether what takes the place of a tensor has its dtype, or may have another."""
-    given = verdict.filled.get(name)
-    if given not in (None, own) and not terms.allow(own.is_floating_point, given.is_floating_point):
-        verdict.dtypes[name] = (_name_of(own), _name_of(given))
-
-
-def _name_of(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _judge_bare(module: Any, places: Mapping[str, Place], unknown: Collection[str], verdict: Verdict) -> None:
-    """What would have no values after the load. Of modules that are `unknown` their own code may see to that."""
-    known = {id(place.tensor) for place in places.values()}
-    names = [name for name, place in places.items() if place.tensor.is_meta and name not in verdict.filled]
-    names = [name for name in names if name not in verdict.shapes] + list(attributes_on_meta(module, known))
-    verdict.bare = [name for name in names if name.rpartition(".")[0] not in unknown]
-    verdict.bare_parameters = any(name in places and places[name].is_parameter for name in verdict.bare)
-
-
-def _judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) -> None:
-    """Whether copying `given`, None if a hook makes it, into `own` can work and keeps its meaning."""
-    if own.is_meta:
-        raise SourceError(f"{name} is on the meta device, so nothing can be copied into it.", hint="Use assign=True.")
-    if given is None:
-        return
-    try:
-        fits = torch.can_cast(given.dtype, own.dtype)
-        if fits:  # what is allowed by its kind may still have no conversion
-            torch.empty(1, dtype=own.dtype).copy_(torch.empty(1, dtype=given.dtype))
-    except (RuntimeError, NotImplementedError):
-        fits = False
-    if not fits:
-        verdict.reasons.append(f"{name} is {own.dtype} in the model and {given.dtype} in the checkpoint")
-
-
-def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
-    places, tensors = fit.places, fit.tensors
+def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
+    places, tensors, assign = fit.places, fit.tensors, terms.assign
+    beside: list[tuple[Place, Any]] = []
     if assign:
-        _moved(fit)
+        beside = _moved(fit, terms.device)
         for name in [name for name in places if name in tensors]:
             dtype = tensors[name].dtype
             if places[name].tensor.requires_grad and (dtype.itemsize < 2 or not _differentiable(dtype)):
@@ -269,7 +261,7 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
     with torch.no_grad():
         module.load_state_dict(tensors, strict=False, assign=assign)
         for name in [name for name in fit.supply if not places[name].persistent]:
-            place, given = places[name], _reshaped(places[name].tensor, tensors[name])
+            place, given = places[name], reshaped(places[name].tensor, tensors[name])
             if assign:
                 place.table[place.leaf] = given
             else:
@@ -283,18 +275,37 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, assign: bool) -> None:
         kept = next((p.table[p.leaf] for p in group if p.table[p.leaf] is not p.tensor), None)
         for place in group if kept is not None else ():
             place.table[place.leaf] = kept
+    for place, moved in beside:
+        place.table[place.leaf] = moved
 
 
-def _moved(fit: _ModuleFit) -> None:
-    """Have what takes the place of a tensor on another device than the CPU on that device."""
-    there: dict[tuple[int, Any], Any] = {}
-    for name in fit.supply:
-        device, tensor = fit.places[name].tensor.device, fit.tensors[name]
-        if device.type not in ("cpu", "meta"):
-            key = (id(tensor), device)
-            if key not in there:
-                there[key] = tensor.to(device)
-            fit.tensors[name] = there[key]
+def _moved(fit: _ModuleFit, device: Any) -> list[tuple[Place, Any]]:
+    """Have what takes the place of a tensor where that is; of one on meta on `device`, if there is one.
+
+    Returns the buffers that keep their values and have to follow, and what they become there.
+    """
+    movers, there = Movers(), dict[tuple[int, Any], Any]()
+
+    def moved(tensor: Any, target: Any) -> Any:
+        if (id(tensor), target) not in there:
+            there[id(tensor), target] = movers.put(tensor, target).take()
+        return there[id(tensor), target]
+
+    try:
+        unused = set(fit.verdict.unexpected)
+        for name in fit.supply if device is None else [name for name in fit.tensors if name not in unused]:
+            target = fit.places[name].tensor.device if device is None else device
+            if is_sharded(fit.tensors[name]):  # its mesh says where
+                continue
+            if target.type not in ("cpu", "meta"):
+                fit.tensors[name] = moved(fit.tensors[name], target)
+        left = [place for name, place in fit.places.items() if device is not None and name not in fit.tensors]
+        left = [place for place in left if not place.tensor.is_meta and place.tensor.device != device]
+        beside = [(place, moved(place.tensor, device)) for place in left]
+        movers.wait()
+    finally:
+        movers.close()
+    return beside
 
 
 def _differentiable(dtype: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -14,23 +15,60 @@ from .fit import Array
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["hollow_tensor", "to_torch"]
+__all__ = ["hollow_tensor", "import_torch", "to_torch", "to_torch_or_bytes"]
 
 
-def to_torch(array: Array) -> Tensor:
-    """`array` as a torch tensor on the same memory, of the same shape.
-
-    All dtypes of safetensors that torch has: integers, bool, complex64, floats, BF16, the F8 kinds.
-    F4 becomes `float4_e2m1fn_x2`, two values an element, with the last dimension halved. An array
-    that is read-only, misaligned, byte-swapped or of negative strides is copied: torch ignores the
-    first (a write would crash the process) and cannot express the rest.
-
-    Raises SourceError if torch is not installed or has no such dtype (F6; F4 before torch 2.8).
-    """
+def import_torch() -> Any:
+    """The package torch. Raises SourceError where it is not installed."""
     try:
         import torch
     except ImportError as error:
         raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
+    return torch
+
+
+@overload
+def to_torch(array: Array) -> Tensor: ...
+@overload
+def to_torch(array: Mapping[str, Array]) -> dict[str, Tensor]: ...
+def to_torch(array: Array | Mapping[str, Array]) -> Tensor | dict[str, Tensor]:
+    """`array` as a torch tensor on the same memory, of the same shape; or a state dict of arrays as one of tensors.
+
+    All dtypes of safetensors that torch has: integers, bool, complex64, floats, BF16, the F8 kinds.
+    F4 becomes `float4_e2m1fn_x2`, two values an element, with the last dimension halved. An array
+    that is read-only, misaligned, byte-swapped or of negative strides is copied: torch ignores the
+    first (a write would crash the process) and cannot express the rest. One array under two names is
+    one tensor.
+
+    Raises SourceError if torch is not installed or has no such dtype (F6; F4 before torch 2.8).
+    """
+    if not isinstance(array, Mapping):
+        return _tensor(import_torch(), array)
+    torch, made, found = import_torch(), dict[int, Any](), dict[str, Any]()
+    for name, one in array.items():
+        try:
+            if id(one) not in made:
+                made[id(one)] = _tensor(torch, one)
+        except SourceError as error:
+            raise SourceError(f"{name}: {error.message}", hint=error.hint) from error
+        found[name] = made[id(one)]
+    return found
+
+
+def to_torch_or_bytes(array: Array) -> Tensor:
+    """As `to_torch`; packed elements for which torch has no dtype come as their bytes, uint8 of one dimension."""
+    torch = import_torch()
+    if isinstance(array, PackedArray) and _lacks(torch, array):
+        array = array.view(np.ndarray)
+    return _tensor(torch, array)
+
+
+def _lacks(torch: Any, array: PackedArray) -> bool:
+    shape = array.logical_shape or ()
+    return array.safetensors_dtype != "F4" or not shape or shape[-1] % 2 != 0 or not hasattr(torch, _F4)
+
+
+def _tensor(torch: Any, array: Array) -> Tensor:
     shape = array.shape
     name, raw = array.dtype.name, _RAW.get(array.dtype.name)
     if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
@@ -45,6 +83,8 @@ def to_torch(array: Array) -> Tensor:
         raise SourceError(f"torch has no dtype for numpy's {name}.", hint="Cast the array first.") from None
     return tensor if raw is None else tensor.view(dtype)
 
+
+_F4 = "float4_e2m1fn_x2"
 
 # torch.from_numpy refuses the dtypes of ml_dtypes: they travel as integers of the same size.
 _RAW = {
@@ -70,7 +110,7 @@ def _packed_form(array: PackedArray) -> tuple[str, type[np.uint8], tuple[int, ..
             f"torch holds two F4 values in an element, so the last dimension of {shape} must be even.",
             hint="array.unpack() gives its values; array.view(numpy.ndarray) its bytes.",
         )
-    return "float4_e2m1fn_x2", np.uint8, (*shape[:-1], shape[-1] // 2)
+    return _F4, np.uint8, (*shape[:-1], shape[-1] // 2)
 
 
 def _torch_ready(array: Array) -> Array:

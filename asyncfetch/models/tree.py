@@ -192,6 +192,9 @@ class _TreeFiller:
     def report(self) -> LoadReport:
         return self._fit.report(self._expected.keys())
 
+    def close(self) -> None:
+        return
+
 
 def _copy(array: Array, leaf: _Leaf) -> None:
     np.copyto(leaf.value, array.astype(leaf.value.dtype, copy=False))

@@ -7,7 +7,6 @@ the source has given an answer: a refusal, an absence or another commit is a fac
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -57,7 +56,7 @@ async def find_or_recall(
         except (NetworkError, RateLimitedError) as error:
             error.hint = f"{error.hint} {await _what_is_kept(kept, offline(request))}".strip()
             raise
-    _tell(await _stale(place, located, why), located, transport)
+    located.warnings.append(await _stale(place, located, why))
     return located
 
 
@@ -74,12 +73,6 @@ async def _stale(place: Place, located: Located, why: str) -> str:
     then = await off_loop(lambda: cache.resolved_at(ref)) if cache is not None and ref is not None else None
     since = "" if then is None else f", last looked up on {datetime.fromtimestamp(then, UTC):%Y-%m-%d at %H:%M} UTC"
     return f"{located.source} could not be looked up ({why}). What is cached is used: commit {located.commit}{since}."
-
-
-def _tell(warning: str, located: Located, transport: Transport) -> None:
-    located.warnings.append(warning)
-    if not transport.notify.heard:
-        warnings.warn(warning, stacklevel=2)
 
 
 async def _what_is_kept(kept: Place, request: Request) -> str:

@@ -344,13 +344,14 @@ async def test_casting_a_real_model(minilm_root: Path, tmp_path: Path) -> None: 
 
 
 async def test_unlisted_tensors_are_reported(hub: Server, models: Path) -> None:
-    """What a shard holds beyond the index is not in the result, and one Warned says so."""
+    """What a shard holds beyond the index, and whole shards, are not in the result, and a Warned says so of each."""
     (models / "org" / "model" / INDEX).write_bytes(index_bytes({"layer.0.weight": "model-00001-of-00003.safetensors"}))
     events: list[Event] = []
     assert list(await asyncfetch.load_async("org/model", report=events.append)) == ["layer.0.weight"]
     warned = [event.message for event in events if isinstance(event, Warned)]
-    assert len(warned) == 1
+    assert len(warned) == 2
     assert "layer.3.weight" in warned[0]
+    assert "nothing of 2 shard(s), such as model-00002-of-00003.safetensors" in warned[1]
 
 
 async def test_an_index_beside_a_single_file_is_reported(hub: Server, models: Path) -> None:

@@ -119,11 +119,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_open_takes_the_pinned_options() -> None:
-    """`open` and `open_async` take the source by position and what `load` takes by name, but no storage."""
+    """`open` and `open_async` take the source by position and what `load` takes by name but storage and names."""
     load = inspect.signature(asyncfetch.load).parameters
     for function in (asyncfetch.open, asyncfetch.open_async):
         parameters = inspect.signature(function).parameters
-        assert list(parameters) == [name for name in load if name != "storage"]
+        assert list(parameters) == [name for name in load if name not in ("storage", "rename")]
         for name, parameter in parameters.items():
             assert (parameter.kind, parameter.default) == (load[name].kind, load[name].default)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +95,7 @@ def test_what_is_no_plain_tensor_is_refused(kind: str, options: dict[str, Any]) 
     held = net.state_dict(keep_vars=True)
     with pytest.raises(ModelMismatchError, match=rf"0\.weight is a .*{named}") as caught:
         load_state_dict_into(net, state(**{"0_weight": (3, 2), "1_weight": (2, 2)}), **options)
-    assert "Load before the model is sharded" in caught.value.hint
+    assert "Load before the model is quantised" in caught.value.hint
     assert all(tensor is held[name] for name, tensor in net.state_dict(keep_vars=True).items())
     assert not torch.equal(net[1].weight, torch.ones(2, 2)), "nothing is changed by half"
 
@@ -180,64 +176,6 @@ def test_loading_code_of_its_own_does_not_put_the_refusal_off() -> None:
     with pytest.raises(ModelMismatchError, match=r"no values.*\(odd\.table\)"):
         Loading(net(bare), hollow, **wishes)
     assert not Loading(net(nn.Linear(2, 3, bias=False)), hollow, **wishes).copies
-
-
-RANK = """
-import sys
-import numpy as np, torch, torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from asyncfetch.errors import ModelMismatchError
-from asyncfetch.models import load_state_dict_into
-rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
-mesh = init_device_mesh("cpu", (world,))
-fsdp = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-fully_shard(fsdp, mesh=mesh)
-with torch.device("meta"):
-    on_meta = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-fully_shard(on_meta, mesh=mesh)
-rows = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-rows[1].weight = torch.nn.Parameter(distribute_tensor(rows[1].weight.detach(), mesh, [Shard(0)]))
-state = {f"{n}.{leaf}": np.ones(s, np.float32) for n in range(2) for leaf, s in (("weight", (4, 4)), ("bias", (4,)))}
-for model, name in ((fsdp, "0.weight"), (on_meta, "0.weight"), (rows, "1.weight")):
-    before = dict(model.state_dict(keep_vars=True))
-    values = [p.detach().to_local().clone() if isinstance(p, DTensor) else p.detach().clone() for p in before.values()]
-    for options in ({}, {"assign": False}, {"strict": False}):
-        try:
-            load_state_dict_into(model, state, **options)
-        except ModelMismatchError as error:
-            assert name + " is a torch.distributed" in str(error) and "DTensor" in str(error), error
-            assert "shard_of" in error.hint
-        else:
-            raise AssertionError(f"{name} was filled")
-    after = dict(model.state_dict(keep_vars=True))
-    assert all(after[key] is tensor for key, tensor in before.items())
-    for tensor, value in zip(after.values(), values):
-        local = tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
-        assert local.is_meta or torch.equal(local, value)
-dist.destroy_process_group()
-print("refused")
-"""
-
-
-@pytest.mark.timeout(250)  # torch is imported by each rank
-def test_dtensor(tmp_path: Path) -> None:
-    """FSDP2 and rows of tensor parallelism, on gloo: no rank is changed, in any mode."""
-    program = tmp_path / "rank.py"
-    program.write_text(RANK)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "default"}
-    world = 2
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with ExitStack() as stack:
-        ranks = []
-        for rank in range(world):
-            command = [sys.executable, str(program), str(rank), str(world), str(tmp_path / "store")]
-            ranks.append(stack.enter_context(subprocess.Popen(command, env=environment, **pipes)))
-            stack.callback(ranks[-1].kill)
-        said = [rank.communicate(timeout=200) for rank in ranks]
-    assert [out.strip() for out, _ in said] == ["refused"] * world, said
 
 
 # -- dtypes ------------------------------------------------------------------------------------------

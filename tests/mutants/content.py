@@ -12,6 +12,7 @@ _URLS = "a file name that becomes a URL"
 _DOUBLE = "an index that says two things"
 _JSON = "JSON that is too large, too deep, no UTF-8, or not quite JSON"
 _PRESENT = "tensors that a shard lacks, or has and the index does not list"
+_UNHEARD = "something doubtful, and no reporter that is told"
 _LENGTH = "the length of a header"
 _OFFSETS = "offsets: holes, overlaps, beyond the end"
 _SHAPES = "shapes and dtypes"
@@ -421,5 +422,45 @@ MUTANTS = (
         "(size is None or path.stat().st_size == size)",
         "True",
         ("storage/test_cache.py::test_a_blob_of_another_commit_is_linked",),
+    ),
+    Mutant(
+        "warned-in-our-own-code",
+        _UNHEARD,
+        "api.hearing:_callers_level",
+        "frame, level = frame.f_back, level + 1",
+        "break",
+        ("api/test_hearing.py::test_the_caller_is_warned_once",),
+    ),
+    Mutant(
+        "a-warning-for-each-shard",
+        _UNHEARD,
+        "api.hearing:_Hearing.end",
+        "folded(self._messages)",
+        "self._messages",
+        ("api/test_hearing.py::test_the_caller_is_warned_once",),
+    ),
+    Mutant(
+        "opened-and-left-open-by-a-warning",
+        _UNHEARD,
+        "api.blocking:_entered",
+        "handle.close()",
+        "...",
+        ("api/test_hearing.py::test_where_a_warning_is_an_error_nothing_is_left_half",),
+    ),
+    Mutant(
+        "swallowed-by-an-open-block",
+        _UNHEARD,
+        "api.hearing:hearing",
+        "_hearing.reset(token)",
+        "...",
+        ("api/test_hearing.py::test_a_call_within_another_block_speaks_for_itself",),
+    ),
+    Mutant(
+        "omitted-shards-not-told",
+        _PRESENT,
+        "format.index:check_index",
+        "return notes + _omitted(index)",
+        "return notes",
+        ("api/test_api.py::test_unlisted_tensors_are_reported",),
     ),
 )

@@ -200,9 +200,9 @@ MUTANTS = (
     Mutant(
         "recalls-in-silence",
         _RECALL,
-        "sources.fallback:_tell",
-        "if not transport.notify.heard:",
-        "if False:",
+        "sources.fallback:find_or_recall",
+        "located.warnings.append(await _stale(place, located, why))",
+        "...",
         ("sources/test_fallback.py::test_who_has_no_reporter_is_warned_too",),
     ),
     Mutant(

@@ -12,6 +12,12 @@ _DTYPES = "a dtype that nobody asked for"
 _NOTHING = "a load of which nothing fits"
 _PREFIXES = "names that differ by a prefix"
 _RENAMED = "two tensors of one name"
+_NO_TORCH = "torch is asked for, and is not installed"
+_VIEWS = "a tensor of torch that is a copy, or writes to the cache"
+_PARTS = "a tensor of which each rank holds a part"
+_PINNED = "a pinned buffer that the device still reads"
+_EARLY = "a tensor that is not on the device yet"
+_NO_DEVICE = "a device that cannot be used, or is not meant"
 _SKIPPED = "a head of another size"
 
 MUTANTS = (
@@ -66,7 +72,7 @@ MUTANTS = (
     Mutant(
         "bare-values-let-through",
         _BARE,
-        "models.torch_module:_judge_bare",
+        "models.judging:judge_bare",
         'verdict.bare = [name for name in names if name.rpartition(".")[0] not in unknown]',
         "verdict.bare = []",
         (
@@ -77,7 +83,7 @@ MUTANTS = (
     Mutant(
         "attributes-on-meta-unseen",
         _BARE,
-        "models.torch_module:_judge_bare",
+        "models.judging:judge_bare",
         "list(attributes_on_meta(module, known))",
         "[]",
         ("models/test_meta.py::test_a_tensor_that_is_no_buffer_is_seen_on_meta",),
@@ -85,7 +91,7 @@ MUTANTS = (
     Mutant(
         "temporary-buffers-left-alone",
         _BARE,
-        "models.torch_module:_judge_temporary",
+        "models.judging:judge_temporary",
         "if name not in left or",
         "if left or",
         ("models/test_torch_module.py::test_a_non_persistent_buffer_is_filled_where_the_checkpoint_holds_it",),
@@ -93,7 +99,7 @@ MUTANTS = (
     Mutant(
         "computed-buffers-rounded",
         _BARE,
-        "models.torch_module:_judge_temporary",
+        "models.judging:judge_temporary",
         "(same and own.dtype == given.dtype)",
         "same",
         ("models/test_torch_module.py::test_a_computed_buffer_is_not_replaced_by_another_kind",),
@@ -133,7 +139,7 @@ MUTANTS = (
     Mutant(
         "dtypes-taken-over",
         _DTYPES,
-        "models.torch_module:_judge_dtype",
+        "models.judging:judge_dtype",
         "verdict.dtypes[name] = (_name_of(own), _name_of(given))",
         "pass",
         ("models/test_refusals.py::test_a_module_keeps_its_dtype",),
@@ -244,5 +250,117 @@ MUTANTS = (
         "present = {name: array for name, array in state_dict.items() if not terms.skip(name)}",
         "present = dict(state_dict)",
         ("models/test_refusals.py::test_what_is_no_plain_tensor_may_stay_as_it_is",),
+    ),
+    Mutant(
+        "renamed-after-the-download",
+        _RENAMED,
+        "api.call:Call._loaded",
+        "judge=form.names",
+        "judge=lambda *_: None",
+        ("api/test_torch_results.py::test_rename",),
+    ),
+    Mutant(
+        "torch-looked-for-at-the-end",
+        _NO_TORCH,
+        "api.form:Form.maker",
+        "await off_loop(import_torch, slow=True)",
+        "...",
+        ("api/test_torch_results.py::test_without_torch_nothing_is_asked_for",),
+    ),
+    Mutant(
+        "tensors-are-copies",
+        _VIEWS,
+        "models.torch_tensors:_torch_ready",
+        "return array.copy() if odd or",
+        "return array.copy() if True or odd or",
+        ("api/test_torch_results.py::test_tensors_are_views_and_the_cache_never_changes",),
+    ),
+    Mutant(
+        "pinned-buffers-written-too-early",
+        _PINNED,
+        "models.device:Ring._buffer",
+        "self._until_read(self._buffers[0], check)",
+        "...",
+        ("models/test_device.py::test_a_buffer_is_written_again_only_when_it_was_read",),
+    ),
+    Mutant(
+        "rings-closed-at-once",
+        _PINNED,
+        "models.device:Ring.close",
+        "if time.monotonic() > limit:",
+        "if True:",
+        ("models/test_device.py::test_ended_anywhere_no_buffer_is_in_use",),
+    ),
+    Mutant(
+        "unread-buffers-given-back",
+        _PINNED,
+        "models.device:Ring.close",
+        "_never_read.append(buffer)",
+        "...",
+        ("models/test_device.py::test_a_device_that_stands_still",),
+    ),
+    Mutant(
+        "taken-before-it-is-there",
+        _EARLY,
+        "models.device:Arrival.take",
+        "self.copier.take(self.tensor, self.event)",
+        "...",
+        ("models/test_device.py::test_who_takes_a_tensor_waits_for_it",),
+    ),
+    Mutant(
+        "the-allocator-is-not-told",
+        _EARLY,
+        "models.device:CudaCopier.take",
+        "tensor.record_stream(stream)",
+        "...",
+        ("models/test_device.py::test_what_is_asked_of_cuda",),
+    ),
+    Mutant(
+        "filled-and-not-waited-for",
+        _EARLY,
+        "models.torch_module:_moved",
+        "movers.wait()",
+        "...",
+        ("models/test_device.py::test_a_model_on_meta_comes_to_be_on_the_device",),
+    ),
+    Mutant(
+        "buffers-left-on-the-host",
+        _NO_DEVICE,
+        "models.torch_module:_fill",
+        "for place, moved in beside:",
+        "for place, moved in ():",
+        ("models/test_device.py::test_a_model_on_meta_comes_to_be_on_the_device",),
+    ),
+    Mutant(
+        "a-device-looked-for-at-the-end",
+        _NO_DEVICE,
+        "api.form:usable",
+        "await off_loop(partial(check_device, found), slow=True)",
+        "...",
+        ("models/test_device.py::test_a_device_that_is_not_there",),
+    ),
+    Mutant(
+        "parts-of-another-rule",
+        _PARTS,
+        "models.sharded:_bounds",
+        "block = -(-(stop - start) // mesh.size(dimension))",
+        "block = max((stop - start) // mesh.size(dimension), 1)",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
+    ),
+    Mutant(
+        "each-rank-fetches-all",
+        _PARTS,
+        "models.into:Loading.parts",
+        "if not self._parts:",
+        "if True:",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
+    ),
+    Mutant(
+        "gathered-parameters-filled",
+        _PARTS,
+        "models.sharded:reshard",
+        "owner.reshard()",
+        "...",
+        ("models/test_sharded.py::test_each_rank_takes_its_part",),
     ),
 )

@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "plain-casts-of-one-tensor-pass",
         _SCALED,
-        "api.opened:Checkpoint._fetch",
+        "api.opened:Checkpoint._arrays",
         "if target is not None and self._scaling is None:",
         "if self._dtype is not None and self._scaling is None:",
         ("api/test_scaled.py::test_a_plain_cast_is_refused",),

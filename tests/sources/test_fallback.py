@@ -235,7 +235,7 @@ async def test_who_has_no_reporter_is_warned_too(server: FaultServer, tmp_path: 
         warnings.simplefilter("error")
         await run(server, tmp_path, report=None)
     server.go_away()
-    with pytest.warns(UserWarning, match=f"What is cached is used: commit {COMMIT}") as caught:
+    with pytest.warns(asyncfetch.AsyncfetchWarning, match=f"What is cached is used: commit {COMMIT}") as caught:
         await run(server, tmp_path, report=None)
     assert len(caught) == 1
 

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 
 import asyncfetch
-from asyncfetch import BlockingClient, Client, Policy, Snapshot, StateDict, errors, events
+from asyncfetch import BlockingCheckpoint, BlockingClient, Client, Policy, Snapshot, StateDict, errors, events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,27 +50,34 @@ async def functions(http: httpx.AsyncClient) -> None:
     found = await asyncfetch.load_into_async({"a": None}, "x", strict=False, dtype="fp16")
     print(found.loaded)
     assert_type(await asyncfetch.load_async("x", dequantize=True, dtype="bfloat16"), StateDict)
-    await asyncfetch.load_async("x", dequantize="yes")  # type: ignore[arg-type]
+    await asyncfetch.load_async("x", dequantize="yes")  # type: ignore[call-overload]
     await asyncfetch.download_async("x", dequantize=True)  # type: ignore[call-arg]
     with asyncfetch.models.parameters_on_meta():
         model: dict[str, None] = {"a": None}
     await asyncfetch.load_into_async(model, "x", strict="missing", dtype="auto", rename=("module.", ""), skip="head.*")
+    await asyncfetch.load_into_async(model, "x", device="cuda")
     await asyncfetch.load_into_async(model, {}, rename=[("a.", "b."), ("c.", None)], skip=["a", "b"])
     await asyncfetch.load_into_async(model, "x", rename={"a": "b", "c": None}, skip=lambda name: name == "a")
     await asyncfetch.load_into_async(model, "x", rename=lambda name: None if name == "a" else name.upper())
 
-    await asyncfetch.load_async("x", selct="a")  # type: ignore[call-arg]
-    await asyncfetch.load_async("x", storage="memroy")  # type: ignore[arg-type]
-    await asyncfetch.load_async("x", verify="sometimes")  # type: ignore[arg-type]
-    await asyncfetch.load_async("x", dtype=3.0)  # type: ignore[arg-type]
-    await asyncfetch.load_async("x", client=5)  # type: ignore[arg-type]
-    await asyncfetch.load_async("x", policy={})  # type: ignore[arg-type]
-    await asyncfetch.load_async("x", report=print, select=5)  # type: ignore[arg-type]
-    await asyncfetch.load_async(42)  # type: ignore[arg-type]
+    assert_type(await asyncfetch.load_async("x", framework="numpy", rename=[("a.", "b."), ("c.", None)]), StateDict)
+    print(len(await asyncfetch.load_async("x", framework="torch", device="cuda:0", rename=("model.", ""))))
+    await asyncfetch.load_async("x", framework="jax")  # type: ignore[call-overload]
+    asyncfetch.open_async("x", framework="torch", storage="disk")  # type: ignore[call-overload]
+
+    await asyncfetch.load_async("x", selct="a")  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", storage="memroy")  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", verify="sometimes")  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", dtype=3.0)  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", client=5)  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", policy={})  # type: ignore[call-overload]
+    await asyncfetch.load_async("x", report=print, select=5)  # type: ignore[call-overload]
+    await asyncfetch.load_async(42)  # type: ignore[call-overload]
     await asyncfetch.inspect_async("x", checksums={})  # type: ignore[call-arg]
     await asyncfetch.verify_async("x", token="t")  # type: ignore[call-arg]
     await asyncfetch.load_into_async({}, "x", mmap=True)  # type: ignore[call-arg]
     await asyncfetch.load_into_async({}, "x", strict="unexpected")  # type: ignore[arg-type]
+    await asyncfetch.load_into_async({}, "x", device=1.5)  # type: ignore[arg-type]
     await asyncfetch.load_into_async({}, "x", rename=3)  # type: ignore[arg-type]
     print(asyncfetch.lode)  # type: ignore[attr-defined]
 
@@ -85,6 +92,8 @@ class TorchLike:
 def blocking(dtype: TorchLike) -> None:
     assert_type(asyncfetch.load("x", revision="main", subfolder="a", variant="fp16", dtype=dtype), StateDict)
     checkpoint = asyncfetch.open("x", timeout=5.0)
+    assert_type(checkpoint, BlockingCheckpoint)
+    print(len(asyncfetch.open("x", framework="torch").state_dict()), asyncfetch.load("x", framework="torch").keys())
     print(checkpoint.tensor("a").shape, checkpoint.nbytes)
     checkpoint.close()
     for name, array in asyncfetch.stream("x", storage="memory"):
@@ -92,10 +101,10 @@ def blocking(dtype: TorchLike) -> None:
     with asyncfetch.open("x") as opened:
         print(opened.state_dict("a.*").keys())
 
-    asyncfetch.load("x", selct="a")  # type: ignore[call-arg]
-    asyncfetch.load("x", storage="memroy")  # type: ignore[arg-type]
-    asyncfetch.open("x", storage="memory")  # type: ignore[call-arg]
-    asyncfetch.stream("x", early="yes")  # type: ignore[arg-type]
+    asyncfetch.load("x", selct="a")  # type: ignore[call-overload]
+    asyncfetch.load("x", storage="memroy")  # type: ignore[call-overload]
+    asyncfetch.open("x", storage="memory")  # type: ignore[call-overload]
+    asyncfetch.stream("x", early="yes")  # type: ignore[call-overload]
     checkpoint.tensor("a", dtyp="f4")  # type: ignore[call-arg]
 
 
@@ -106,14 +115,14 @@ async def clients(http: httpx.AsyncClient) -> None:
             async for name, _array in tensors:
                 print(name)
         print((await client.inspect("x", select="a.*")).tensors)
-        await client.load("x", cache_dir="/tmp")  # type: ignore[call-arg]
-        await client.load("x", storage="memroy")  # type: ignore[arg-type]
+        await client.load("x", cache_dir="/tmp")  # type: ignore[call-overload]
+        await client.load("x", storage="memroy")  # type: ignore[call-overload]
         await client.inspect("x", verify="always")  # type: ignore[call-arg]
     Client(tokn="x")  # type: ignore[call-arg]
     with BlockingClient(policy=Policy()) as twin:
         assert_type(twin.load("x", verify="always"), StateDict)
         print(twin.open("x").keys())
-        twin.load("x", endpoint="x")  # type: ignore[call-arg]
+        twin.load("x", endpoint="x")  # type: ignore[call-overload]
 
 
 def failures(work: Callable[[], object]) -> int:

@@ -1,0 +1,86 @@
+"""Tensors of which each rank holds a part (DTensor, and so FSDP2): which part that is, and one made of it.
+
+https://docs.pytorch.org/docs/stable/distributed.tensor.html. torch is not imported here: a tensor that is one proves
+that it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..format.dtypes import Array
+from ..format.ranks import Cut
+
+__all__ = ["flaw_of", "from_part", "is_sharded", "part_of", "reshard"]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor."""
+    kinds: Any = sys.modules.get("torch.distributed.tensor")
+    return kinds is not None and isinstance(tensor, kinds.DTensor)
+
+
+def flaw_of(torch: Any, tensor: Any) -> str | None:
+    """Why the part of this rank cannot be told or filled, if so."""
+    kinds: Any = sys.modules["torch.distributed.tensor"]
+    odd = [str(one) for one in tensor.placements if type(one) not in (kinds.Shard, kinds.Replicate)]
+    if odd:
+        return f"placed as {odd[0]}"
+    if tensor.device_mesh.get_coordinate() is None:
+        return "on a mesh that this rank is not in"
+    local = _local(torch, tensor)
+    if type(local) not in (torch.Tensor, torch.nn.Parameter) or local.layout is not torch.strided:
+        return f"made of {type(local).__module__}.{type(local).__qualname__}"
+    held = tuple(stop - start for start, stop in _bounds(tensor))
+    if held != tuple(local.shape):
+        return f"cut in another way than torch.chunk does: {tuple(local.shape)} instead of {held} on this rank"
+    return None
+
+
+def part_of(tensor: Any) -> Cut | None:
+    """What this rank holds of a tensor that has no flaw; None where that is all."""
+    bounds = _bounds(tensor)
+    if bounds == [(0, size) for size in tensor.shape]:
+        return None
+    return Cut(tuple(tensor.shape), (tuple(slice(start, stop) for start, stop in bounds),))
+
+
+def _bounds(tensor: Any) -> list[tuple[int, int]]:
+    """From where to where it reaches in each dimension: the blocks of torch.chunk, for each dimension of the mesh."""
+    bounds = [(0, size) for size in tensor.shape]
+    mesh = tensor.device_mesh
+    for dimension, (placement, rank) in enumerate(zip(tensor.placements, mesh.get_coordinate(), strict=True)):
+        if placement.is_shard():
+            start, stop = bounds[placement.dim]
+            block = -(-(stop - start) // mesh.size(dimension))
+            bounds[placement.dim] = min(start + rank * block, stop), min(start + (rank + 1) * block, stop)
+    return bounds
+
+
+def from_part(torch: Any, tensor: Any, array: Array, convert: Any) -> Any:
+    """A DTensor placed as `tensor`, of this rank's part, or of the whole, of which the part is taken."""
+    part = part_of(tensor)
+    if part is not None and array.shape != tuple(_local(torch, tensor).shape):
+        array = part.of(array)
+    return type(tensor).from_local(
+        convert(array),
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
+def reshard(module: Any) -> None:
+    """Have FSDP2 give back what it has gathered for a forward pass, so that parameters are what they are saved as."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for owner in module.modules() if hasattr(fsdp, "FSDPModule") else ():
+        if isinstance(owner, fsdp.FSDPModule):
+            owner.reshard()
+
+
+def _local(torch: Any, tensor: Any) -> Any:
+    with torch.no_grad():
+        return tensor.to_local()
