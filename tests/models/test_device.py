@@ -27,7 +27,9 @@ from ..kit.late_device import LateDevice
 from ..kit.torch_or_not import needs_torch, nn, torch
 
 pytestmark = needs_torch
-CPU_ONLY = pytest.mark.skipif(not hasattr(torch, "cuda") or torch.cuda.is_available(), reason="there is a GPU")
+CPU_ONLY = pytest.mark.skipif(
+    not hasattr(torch, "cuda") or torch.cuda.is_available(), reason="there is a GPU, or no torch"
+)
 
 
 def tensors_of(seed: int, *sizes: int) -> list[Any]:

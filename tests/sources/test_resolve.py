@@ -383,12 +383,13 @@ async def test_a_listed_tensor_that_its_shard_lacks(place: Place, server: FaultS
 
 
 async def test_a_tensor_that_the_index_does_not_list(place: Place) -> None:
-    """It is skipped, and a warning names the shard, how many there are, and one of them."""
+    """It is skipped, and a warning names the shard, how many there are, and one of them; so is a whole shard."""
     source, options = place({**FILES, INDEX: index_bytes({"layer.0.weight": A})})
     located = await find(source, **options)
     notes = [text for text in located.warnings if "skipped" in text]
-    assert len(notes) == 1
+    assert len(notes) == 2
     assert all(part in notes[0] for part in (A, "1 tensor", "'layer.2.weight'", INDEX))
+    assert all(part in notes[1] for part in (INDEX, "nothing of 1 shard", "model-00002-of-00002.safetensors"))
 
 
 async def test_a_selection_is_no_reason_to_warn(place: Place) -> None:
