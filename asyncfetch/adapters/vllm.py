@@ -144,14 +144,11 @@ async def _streaming(wanted: Wanted, options: Options) -> AsyncIterator[Tensors]
         Client(**options.access) as client,
         client._call(wanted.source, call_options, storage) as call,
     ):
-        located = await call.locate(None)
-        wanted.check(located[0], options.ignored)
-        block = call.stream(
-            located,
-            dtype=None,
+        block = await call.stream(
             early=own.get("early", False),
             memory_limit=own.get("memory_limit"),
             timeout=timeout,
+            judge=lambda located: wanted.check(located, options.ignored),
         )
         async with block as tensors:
             yield tensors

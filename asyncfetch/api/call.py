@@ -149,12 +149,22 @@ class Call:
         return Checkpoint(located, gatherer, target, timeout, scaling, maker)
 
     async def stream(
-        self, *, early: bool, memory_limit: int | None, timeout: float | None, **form: Any
+        self,
+        *,
+        early: bool,
+        memory_limit: int | None,
+        timeout: float | None,
+        judge: Callable[[Located], object] = lambda _located: None,
+        **form: Any,
     ) -> AbstractAsyncContextManager[Tensors[Any]]:
-        """The download of a checkpoint, which is located, beside a block that reads its tensors."""
+        """The download of a checkpoint, which is located, beside a block that reads its tensors.
+
+        `judge` sees what was located, and may refuse it.
+        """
         wanted = Form(**form)
         target, maker = wanted.target(), await wanted.maker()
         located, scaling = await self.session.locate_values(target)
+        judge(located)
         return feeding(
             self.session,
             located,

@@ -255,8 +255,8 @@ MUTANTS = (
         "renamed-after-the-download",
         _RENAMED,
         "api.call:Call._loaded",
-        "judge=form.names",
-        "judge=lambda *_: None",
+        "await session.fetch(target, before=judged)",
+        "await session.fetch(target)",
         ("api/test_torch_results.py::test_rename",),
     ),
     Mutant(
