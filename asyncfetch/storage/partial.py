@@ -32,6 +32,10 @@ __all__ = ["FilePartial", "MemoryPartial", "Partial", "StoredPartial", "spans_on
 
 _JOURNAL_INTERVAL = 1.0  # seconds
 _JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
+# Written by one call. Of more the kernel makes larger folios in its cache, where the file system has them
+# (https://docs.kernel.org/admin-guide/mm/transhuge.html): where memory is in pieces, to find them takes seven times as
+# long as to write.
+_AT_ONCE = MiB // 2
 _CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
 
 
@@ -350,5 +354,5 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = os.pwrite(descriptor, data[:_AT_ONCE], offset)
         data, offset = data[written:], offset + written
