@@ -49,10 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The seed, the same for all processes of this run, and the way for a test to show a canary on purpose."""
+    """The seed, the same for all processes of this run, and the way for a test to show a canary on purpose; warnings are errors, but ours."""
     if config.option.seed is None:
         drawn = random.randrange(10**9) if config.option.long else 0
         config.option.seed = getattr(config, "workerinput", {}).get("seed", drawn)
+    # Plain web servers tell no checksums. Not in pyproject.toml, for which pytest would import asyncfetch too early.
+    config.addinivalue_line("filterwarnings", "ignore::asyncfetch.AsyncfetchWarning")
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
 
 

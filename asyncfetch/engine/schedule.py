@@ -12,10 +12,10 @@ from typing import Generic, TypeVar
 
 from ..spans import Span
 
-__all__ = ["LEAST_CUT", "Board", "Growth", "Lease", "least_cut"]
+__all__ = ["Board", "Growth", "Lease", "least_cut", "most_connections"]
 
 
-LEAST_CUT = 256 * 1024  # bytes that are worth a request however slow a connection is
+_LEAST = 256 * 1024  # bytes that are worth a request however slow a connection is
 
 K = TypeVar("K", bound=Hashable)
 
@@ -51,10 +51,24 @@ def least_cut(rate: float, connections: int, min_split: int) -> int:
     """The fewest bytes that a connection takes from another, where all of them bring `rate` bytes a second.
 
     What takes one a tenth of a second is worth a request: so slow connections end together. Never
-    more than `min_split`, which holds while the rate is not known; never less than LEAST_CUT or that.
+    more than `min_split`, which holds while the rate is not known; never less than 256 KiB or that.
     """
-    each = int(rate / 10 / connections)
-    return min(max(each, LEAST_CUT), min_split) if each else min_split
+    return _brought(0.1, rate, connections, min_split)
+
+
+def most_connections(sizes: Iterable[int], rate: float, connections: int, min_split: int) -> int:
+    """How many connections files of these sizes in bytes are worth, where `connections` bring `rate` bytes a second.
+
+    One for each file, and for each part of it that takes one half a second: where they are fast, what a file that is
+    cut up again loses of what is under way is more than it gains.
+    """
+    part = _brought(0.5, rate, connections, min_split)
+    return sum(max(size // part, 1) for size in sizes)
+
+
+def _brought(seconds: float, rate: float, connections: int, min_split: int) -> int:
+    each = int(rate * seconds / connections)
+    return min(max(each, _LEAST), min_split) if each else min_split
 
 
 class Growth:

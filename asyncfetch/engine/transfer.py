@@ -29,7 +29,7 @@ from ..tasks import off_loop
 from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
 from .receiving import Job, Receiving, begin
-from .schedule import LEAST_CUT, Lease, least_cut
+from .schedule import Lease, least_cut, most_connections
 from .signals import Signal
 
 __all__ = ["Landed", "Transfer"]
@@ -107,8 +107,8 @@ class Transfer:
         job, limits = self._job, self._job.transport.limits
         self._done = anyio.Event()
         threads = int(limits.threads.total_tokens)
-        pieces = sum(max(file.size // LEAST_CUT, 1) for file in self._waiting)
-        most = min(job.policy.connections, pieces)
+        sizes = [file.size for file in self._waiting]
+        most = self._most(sizes)
         self._wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
         async with anyio.create_task_group() as job.group:
             while not self._done.is_set():
@@ -120,7 +120,17 @@ class Transfer:
                 if self._lanes_wait():
                     job.growth.forget()
                 elif job.growth.observe(time.monotonic(), job.downloaded, busy):
-                    self._wanted = max(min(2 * self._running, most), self._wanted)
+                    self._wanted = max(min(2 * self._running, self._most(sizes)), self._wanted)
+
+    def _most(self, sizes: list[int]) -> int:
+        """How many lanes files of these sizes in bytes are worth, as fast as those are that run."""
+        policy = self._job.policy
+        worth = most_connections(sizes, self._rate(), max(self._running, 1), policy.min_split)
+        return min(policy.connections, worth)
+
+    def _rate(self) -> float:
+        """Bytes a second that connections bring by themselves; 0 while it is not known, or is held back."""
+        return 0.0 if self._job.policy.bandwidth_limit is not None else self._job.growth.rate
 
     def _far(self) -> bool:
         """Whether the bytes come from far away, as the looks at the files have shown."""
@@ -143,9 +153,7 @@ class Transfer:
 
     def _least_cut(self) -> int:
         """The fewest bytes to take from another connection, which loses what is in its socket beyond the cut."""
-        policy = self._job.policy
-        limited = policy.bandwidth_limit is not None  # then the rate is not the connections' own
-        return least_cut(0.0 if limited else self._job.growth.rate, max(self._running, 1), policy.min_split)
+        return least_cut(self._rate(), max(self._running, 1), self._job.policy.min_split)
 
     # -- what a lane does ----------------------------------------------------------------------
 

@@ -158,7 +158,7 @@ def parse_source(
         return _local(source, kind, revision, subfolder, repo_type)
     if isinstance(source, os.PathLike) or text.startswith(("/", "./", "../", "~")):
         raise SourceError(f"There is nothing at {text!r}.", hint="Check the path.")
-    if re.search(r"[\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
+    if re.search(r"[\x01-\x1f\x7f\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
         raise SourceError("The source has characters that no URL can carry.")
     sub = _folder(subfolder or "")
     if re.match(r"https?://", text, re.IGNORECASE):

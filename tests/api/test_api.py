@@ -250,7 +250,7 @@ async def test_a_reporter_that_fails(hub: Server, caplog: pytest.LogCaptureFixtu
         ("org/model", {"verify": "never"}),
         ("org/model", {"dtype": "int8"}),
         ("org/model", {"checksums": {"a": "md5:0"}}),
-        ("s3://bucket/key", {}),
+        ("ftp://host/key", {}),
         ("./nothing/here", {}),
     ],
 )

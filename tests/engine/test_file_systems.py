@@ -57,7 +57,8 @@ def test_a_load_and_the_next_one(server: FaultServer, tmp_path: Path, rules: tup
         assert leftovers(cache) == []
         assert right(asyncfetch.load("org/model", cache_dir=cache, offline=True))
         server.seen.clear()
-        snapshot = asyncfetch.download("org/model", endpoint=server.url, cache_dir=cache, token=False)
+        options = {"endpoint": server.url, "cache_dir": cache, "token": False}
+        snapshot = asyncfetch.download("org/model", weights_only=True, **options)
         assert {name: path.read_bytes() for name, path in snapshot.files.items()} == FILES
         assert not any("/storage/" in seen.path for seen in server.seen)
         server.hub("org/model", FILES, commit=NEXT)

@@ -186,10 +186,10 @@ async def test_a_second_try_has_as_many_connections(
 @pytest.mark.anyio
 async def test_a_tail_starts_no_lanes_for_nothing(server: FaultServer, tmp_path: Path, lanes: Lanes) -> None:
     """While one connection brings the last bytes and nothing can be taken from it, the others rest."""
-    shards = sharded_bytes({"long": BIG["w"], "short": BIG["w"][:100_000]}, 2)
+    shards = sharded_bytes({"long": BIG["w"][:480_000], "short": BIG["w"][:100_000]}, 2)  # too small to share
     path = server.hub("org/model", shards).storage["model-00001-of-00002.safetensors"]
-    server.fault(path, OK, Drip(50_000, 0.02), forever=True)
-    options: Any = {"policy": replace(QUICK, min_split=1 << 30), "token": False}
+    server.fault(path, OK, Drip(12_000, 0.02), forever=True)
+    options: Any = {"policy": QUICK, "token": False}
     snapshot = await asyncfetch.download_async("org/model", endpoint=server.url, cache_dir=tmp_path, **options)
     assert len(snapshot.files) == 3
     assert lanes.started == 2

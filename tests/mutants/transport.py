@@ -285,9 +285,9 @@ MUTANTS = (
     Mutant(
         "small-files-not-shared",
         "each connection is slow",
-        "engine.transfer:Transfer._run_lanes",
-        "file.size // LEAST_CUT",
-        "file.size // job.policy.min_split",
+        "engine.transfer:Transfer._most",
+        "most_connections(sizes, self._rate(),",
+        "most_connections(sizes, 0,",
         ("engine/test_transfer.py::test_small_shards_over_many_slow_connections",),
     ),
     Mutant(

@@ -22,7 +22,7 @@ from .loaders import Job, Loader, digest_of
 
 PROCESSES = 8
 _RANDOM = np.random.default_rng(17)
-TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 900_000, dtype=np.uint8) for n in range(3)}
+TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 450_000, dtype=np.uint8) for n in range(3)}  # too small to share
 FILES = sharded_bytes(TENSORS)
 RIGHT = digest_of(TENSORS)
 PATIENT = replace(QUICK, lock_patience=20.0, read_timeout=10.0)
@@ -42,7 +42,7 @@ def hub(server: FaultServer) -> Repository:
     """The model, its shards slow enough that all processes are at it at the same time."""
     repository = server.hub("org/model", FILES)
     for path in repository.storage.values():
-        server.fault(path, Drip(32_768, 0.01), forever=True)
+        server.fault(path, Drip(16_384, 0.01), forever=True)
     return repository
 
 
@@ -211,7 +211,7 @@ def test_a_holder_that_is_killed(server: FaultServer, tmp_path: Path, scale: Sca
         server.seen.clear()
         for path in sizes:
             server.heal(path)
-            server.fault(path, OK, Drip(16_384, 0.05), OK, OK, forever=True)
+            server.fault(path, OK, Drip(8_192, 0.05), OK, OK, forever=True)
         job = Job(server.url, str(cache), policy=PATIENT)
         with Loader(job) as holder, Loader(job) as waiter:
             holder.begin()
