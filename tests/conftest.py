@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The seed, the same for all processes of this run, and the way for a test to show a canary on purpose; warnings are errors, but ours."""
+    """The seed, the same for all processes of this run; the way to show a canary on purpose; which warnings may be."""
     if config.option.seed is None:
         drawn = random.randrange(10**9) if config.option.long else 0
         config.option.seed = getattr(config, "workerinput", {}).get("seed", drawn)
