@@ -39,13 +39,12 @@ from .options import (
 from .public import imported, public, refuse_misfits
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..events import Resolved
     from ..format.dtypes import Array
     from ..models.into import Rename, Skip, Strict
     from .call import LoadReport
     from .opened import Checkpoint
+    from .options import Tensor
     from .results import Inspection, Snapshot, StateDict, VerifiedFile
     from .streaming import Tensors
 

@@ -17,10 +17,14 @@ from ..policy import Policy
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from ..events import Reporter
     from ..format.index import Selector
     from ..models.names import Rename
+
+    class Tensor(torch.Tensor):  # type: ignore[misc]
+        """A `torch.Tensor`. Without torch a type checker knows of it what it does not inherit, and that is enough."""
 
 __all__ = [
     "Access",
