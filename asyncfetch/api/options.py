@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     class Tensor(torch.Tensor):  # type: ignore[misc]
         """A `torch.Tensor`. Without torch a type checker knows of it what it does not inherit, and that is enough."""
 
+
 __all__ = [
     "Access",
     "AsNumpy",
