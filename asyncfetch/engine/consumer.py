@@ -40,3 +40,11 @@ class Consumer(Protocol):
     def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
         """`file` is whole and verified; `partial` is None if it was here already."""
         ...
+
+    def verified(self, file: SourceFile) -> None:
+        """The hash of `file` is right, if one is known. It is synced and published next."""
+        ...
+
+    async def restarting(self, file: SourceFile) -> None:
+        """The hash of `file` is wrong. When this returns, all that was received of it is forgotten."""
+        ...

@@ -262,6 +262,8 @@ class Receiving:
             await self._start_over(digest)
             return
         self.job.notify(FileProgress(file.name, file.size, file.size))
+        if self.job.consumer is not None:
+            self.job.consumer.verified(file)
         landed = await self._publish(digest)
         self.stage = Stage.LANDED
         self.job.landed(file, landed, self.partial)
@@ -295,6 +297,8 @@ class Receiving:
         error = ChecksumMismatchError(
             file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
         )
+        if consumer is not None:
+            await consumer.restarting(file)
         await off_loop(partial.reset)
         if self._second_try or (consumer is not None and consumer.early):
             if isinstance(partial, StoredPartial):

@@ -78,11 +78,17 @@ class RepoCache:
     """One repository's part of the cache, without the files that are known to be `wrong`."""
 
     def __init__(
-        self, root: Path, repo_id: str, *, symlinks: bool | None = None, wrong: WrongFiles | None = None
+        self,
+        root: Path,
+        repo_id: str,
+        *,
+        kind: str = "models",
+        symlinks: bool | None = None,
+        wrong: WrongFiles | None = None,
     ) -> None:
         self.root = root
         self.wrong = WrongFiles() if wrong is None else wrong
-        self.name = "models--" + repo_id.replace("/", "--")
+        self.name = f"{kind}--" + repo_id.replace("/", "--")
         self.folder = root / self.name
         self.left_out = LeftOut()
         self._symlinks = symlinks

@@ -453,9 +453,11 @@ class FaultServer:
             return Answer(200, headers, json.dumps(page).encode())
 
         api = f"/api/models/{repository.name}"
-        self.resources[f"{api}/tree/{commit}"] = Resource(respond=respond)
+        siblings = [{"rfilename": name} for name in names]
+        about = json.dumps({"id": repository.name, "sha": commit, "siblings": siblings}).encode()
         for revision in ("main", commit):
-            self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps({"sha": commit}).encode())
+            self.resources[f"{api}/tree/{revision}"] = Resource(respond=respond)
+            self.resources[f"{api}/revision/{revision}"] = Resource(about)
         return f"{api}/tree/{commit}"
 
     def _redirecting(self, path: str, commit: str, etag: str, size: int) -> Callable[[Seen], Answer]:
