@@ -18,8 +18,10 @@ class Consumer(Protocol):
     handed out may be unverified, so a file with a wrong hash is not fetched again.
     """
 
-    early: bool
     wake: Callable[[], None]
+
+    @property
+    def early(self) -> bool: ...
 
     def admits(self, file: SourceFile) -> bool:
         """Whether there is memory to begin `file`; it is spoken for then."""

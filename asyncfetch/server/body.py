@@ -112,7 +112,7 @@ async def file_response(
     return FileBody(await catalog.open(file), part.span, part.status, headers)
 
 
-async def in_reader(read: Callable[[Unpack[Given]], bytes], *given: Unpack[Given]) -> bytes:
+async def in_reader(read: Callable[[Unpack[Given]], bytes], *given: *Given) -> bytes:
     """What `read` returns, in one of a few threads for bodies."""
     if (limiter := _readers.get(None)) is None:
         limiter = anyio.CapacityLimiter(_READERS)

@@ -85,9 +85,7 @@ def _read(path: Path) -> dict[str, _Mark]:
         document = json.loads(path.read_bytes())
         if document["format"] != _FORMAT:
             return {}
-        return {
-            str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()
-        }
+        return {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -113,7 +113,9 @@ def create_app(
     """
     if upstream is not None:
         if redirect or token is not None or gated or secret is not None or follow_links or ahead:
-            raise SourceError("With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it.")
+            raise SourceError(
+                "With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it."
+            )
         state = None if state_dir is None else Path(state_dir)
         passing = PullThrough(upstream, Path(root), state_dir=state, public_url=_checked(public_url))
         return _application(passing.respond, passing, lambda: None)

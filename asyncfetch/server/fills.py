@@ -20,11 +20,10 @@ from ..engine.transfer import Transfer
 from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
 from ..events import Notifier
 from ..network.ranges import read_span
-from ..spans import MiB, Span
 from ..sources.located import Landed, Located, SourceFile
+from ..spans import MiB, Span
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
-
 from .freshness import PATIENCE
 
 if TYPE_CHECKING:
@@ -59,7 +58,8 @@ class _Origin:
 class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
-    `generation` counts how often the bytes were forgotten; `error` is why it ended without the file.
+    `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
+    server is to blame or stops.
     """
 
     def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust) -> None:
@@ -85,10 +85,10 @@ class Fill:
     def ended(self) -> bool:
         return self._ended
 
-    async def begun(self, offset: int, generation: int) -> None:
+    async def begun(self, offset: int) -> None:
         """Wait until there is something to tell a reader at `offset`, for PATIENCE seconds at the most."""
         with anyio.move_on_after(PATIENCE):
-            while not (self.ready(offset) or self.is_far(offset) or self._ended or self.generation != generation):
+            while not (self.ready(offset) or self.is_far(offset) or self._ended):
                 await self.changed.wait()
 
     def ready(self, offset: int) -> int:
@@ -152,9 +152,8 @@ class Fill:
             self._verified = True
         except AsyncfetchError as error:
             self._failed(name, error)
-        except Exception as error:
+        except Exception:
             LOG.exception("The fill of %s failed", name)
-            self.error = StorageError(name, f"{type(error).__name__} in the server")
         finally:
             self._ended = True
             self.changed.give()

@@ -28,8 +28,8 @@ from ..errors import SourceError
 from ..storage.cache import is_commit
 
 __all__ = [
-    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "is_folder", "is_id", "kind_and_name", "qualified",
-    "unchanged", "watch",
+    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "is_folder", "is_id", "kind_and_name",
+    "qualified", "unchanged", "watch",
 ]  # fmt: skip
 
 CLOCK_TICK = 0.05  # seconds; file systems stamp changes with a clock no coarser than this

@@ -11,6 +11,7 @@ A client's token goes to the source, which says what it may see; here it is not 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
     NetworkError,
+    ProtocolError,
     RateLimitedError,
     SourceError,
     StorageError,
@@ -42,6 +44,7 @@ from .answers import failure, invalid_credentials, not_allowed, repository_not_f
 from .body import FileBody, Part, no_range
 from .distrust import Distrust
 from .fills import Fills
+from .forms import paths_of
 from .layout import is_id
 from .page import SAFETY, home_page
 from .store import Store
@@ -60,7 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PullThrough"]
 
-_RELAYED = ("content-type", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
+_RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 
 
@@ -97,9 +100,7 @@ class PullThrough:
         )
         # Questions have connections of their own: they never wait for bytes.
         asking = await self._tasks.enter_async_context(Transport(brief))
-        fetching = await self._tasks.enter_async_context(
-            Transport(replace(policy, connections=4 * policy.connections))
-        )
+        fetching = await self._tasks.enter_async_context(Transport(replace(policy, connections=4 * policy.connections)))
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json"))
@@ -113,8 +114,9 @@ class PullThrough:
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
         target = parse_resource(raw_path(request.scope))
-        if request.method not in ("GET", "HEAD"):
-            return not_allowed(request.method, "GET, HEAD")
+        allowed = "POST" if target and target.action == "paths-info" else "GET, HEAD"
+        if request.method not in allowed:
+            return not_allowed(request.method, allowed)
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
@@ -127,6 +129,8 @@ class PullThrough:
         try:
             if target.action == "resolve":
                 return await self._file(request, target, who)
+            if target.action == "paths-info":
+                return await self._paths_info(request, target, who)
             return self._relayed(request, await self._document(request, target, who))
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
@@ -139,6 +143,27 @@ class PullThrough:
             path = "/api/whoami-v2" if target.action == "whoami" else f"/api/{target.kind}"
             return await self.upstream.listing(path, query, who)
         return await self.upstream.document(target, query, who)
+
+    async def _paths_info(self, request: Request, target: Resource, who: Who) -> Response:
+        """What the listings of the folders around the paths say of them: these can be kept."""
+        asked = await paths_of(request)
+        if isinstance(asked, Response):
+            return asked
+        paths, expand = dict.fromkeys(path.strip("/") for path in asked[0]), asked[1]
+        found: dict[str, object] = {}
+        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths if path):
+            following: str | None = "expand=true" if expand else ""
+            passed = set[str]()
+            while following is not None and following not in passed:
+                passed.add(following)
+                page = await self.upstream.document(target._replace(action="tree", path=folder), following, who)
+                if page.status == 404 and page.headers.get("x-error-code") == "EntryNotFound":
+                    break
+                if page.status != 200:
+                    return self._relayed(request, page)
+                found |= {path: entry for path, entry in _entries(page.body, self.endpoint) if path in paths}
+                following = following_page(page.headers.get("link", ""))
+        return JSONResponse([found[path] for path in paths if path in found])
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -167,14 +192,12 @@ class PullThrough:
             return FileBody(descriptor, part.span, part.status, headers)
         if rest := self.distrust.rest_of(etag):
             return _wrong(target.path, rest)
-        file = SourceFile(
-            target.path, size, checksum_of_etag(etag), commit=commit, key=etag, blob=etag, identity=etag
-        )
+        file = SourceFile(target.path, size, checksum_of_etag(etag), commit=commit, key=etag, blob=etag, identity=etag)
         ref = None if is_commit(target.revision) else target.revision
         fill = self.fills.of(file, self.upstream.hub(target, who, self.fills.transport), cache, ref)
         fill.hold()
         try:
-            await fill.begun(part.span.start, fill.generation)
+            await fill.begun(part.span.start)
             if fill.over:
                 fill.release()
                 return self._fill_failed(fill)
@@ -188,7 +211,7 @@ class PullThrough:
         if isinstance(fill.error, ChecksumMismatchError):
             return _wrong(fill.file.name, self.distrust.rest_of(fill.file.key))
         if fill.error is None:
-            return failure(503, "Stopping", "The server stops.", {"Retry-After": "5"})
+            return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
         return _failed(fill.error)
 
     # -- what answers have in common -------------------------------------------------------------
@@ -198,9 +221,21 @@ class PullThrough:
 
     def _relayed(self, request: Request, answer: Answer) -> Response:
         headers = {name: answer.headers[name] for name in _RELAYED if name in answer.headers}
+        # What a browser would run is text: it shares an origin with this server.
+        is_json = answer.body[:1] in (b"{", b"[")
+        headers["Content-Type"] = "application/json" if is_json else "text/plain; charset=utf-8"
+        headers["X-Content-Type-Options"] = "nosniff"
         if following := following_page(answer.headers.get("link", "")):
             headers["Link"] = f'<{self._origin(request)}{raw_path(request.scope)}?{following}>; rel="next"'
         return Response(answer.body, answer.status, headers)
+
+
+def _entries(body: bytes, url: str) -> list[tuple[str, object]]:
+    """The files and folders on a page of a listing, by their paths. Raises ProtocolError."""
+    try:
+        return [(str(entry["path"]), entry) for entry in json.loads(body)]
+    except (ValueError, TypeError, KeyError):
+        raise ProtocolError("the listing is none of the Hub's", url=url) from None
 
 
 def _who(request: Request) -> Who | None:

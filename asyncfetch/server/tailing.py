@@ -51,6 +51,8 @@ class FillBody(StreamingResponse):
     async def _next(self, position: int, end: int) -> bytes:
         """Some bytes from `position` on, once there are any; none where there will be none."""
         fill = self.fill
+        if not position:  # nothing was handed out: whatever comes is the beginning
+            self.generation = fill.generation
         while not self._is_cut_off():
             if count := min(CHUNK, fill.ready(position), end - position):
                 return await in_reader(fill.read, position, count)

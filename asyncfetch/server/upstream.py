@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from ..policy import Policy
     from .store import Store
     from .wire import Resource
 
@@ -41,7 +40,7 @@ __all__ = ["Upstream", "Who", "without_xet"]
 LOG = logging.getLogger("asyncfetch.server")
 _LIMIT = 32 * MiB  # bytes of an answer
 # What clients are told beside the body. A Link is made anew for each: it leads to where they asked.
-_TOLD = ("content-type", "link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
+_TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
 _XET = frozenset({"xetHash", "xetEnabled"})
 
@@ -94,8 +93,9 @@ class Upstream:
 
     async def listing(self, path: str, query: str, who: Who) -> Answer:
         """What the API says of no repository in particular. It is not kept: it may hold what only `who` may see."""
-        with anyio.fail_after(PATIENCE):
+        with anyio.move_on_after(PATIENCE):
             return await self._relay(f"{path}?{query}" if query else path, who, fixed=False)
+        raise self._silent()
 
     async def file(self, target: Resource, who: Who) -> Answer:
         """What the source says of a file: a body-less 200 with its commit, etag and size; or its refusal.
@@ -108,7 +108,9 @@ class Upstream:
         async def ask() -> Answer:
             found = await self.hub(target, who).look(target.path, target.revision)
             if isinstance(found, Reply):
-                return _answer(found, who, fixed=is_commit(target.revision))
+                refused = _answer(found, who, fixed=is_commit(target.revision))
+                message = refused.headers.get("x-error-message", "The source refuses this file.")
+                return refused._replace(body=json.dumps({"error": message}).encode())
             if found.size is None:
                 raise ProtocolError("the answer tells no size", url=self.settings.endpoint)
             told = {"x-repo-commit": found.commit, "etag": found.etag, "size": str(found.size)}
@@ -133,9 +135,9 @@ class Upstream:
         """The answer that is kept, or that of the source. Raises NetworkError, RateLimitedError: there is neither."""
         repository = qualified(target.kind, target.name)
         kept = self._store.recent(question) or (await off_loop(lambda: self._store.get(question)) if keep else None)
-        if kept is not None and self._access.may(who.key, repository, scope, time.monotonic()):
-            if is_fresh(kept, time.time()):
-                return kept
+        may = self._access.may(who.key, repository, scope, time.monotonic())
+        if kept is not None and may and is_fresh(kept, time.time()):
+            return kept
         fallback = kept if kept and (kept.open or self._access.could(who.key, repository, scope)) else None
         if fallback is not None and self._health.away(time.monotonic()):
             return fallback
