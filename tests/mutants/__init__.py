@@ -89,6 +89,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         http_origins,
         models,
         processes,
+        pull_through,
         reasons,
         repositories,
         secrets,
@@ -98,5 +99,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, tensors, models)
+    groups = (*of_bytes, serving, pull_through, tensors, models)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -144,6 +144,15 @@ def test_bytes_come_while_the_file_arrives_and_it_goes_on_alone(
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_second_reader_shares_what_arrives(source: FaultServer, service: Server) -> None:
+    source.fault(STORED, Stall(1_000_000))
+    with httpx.stream("GET", service.url + PAGE) as first, httpx.stream("GET", service.url + PAGE) as second:
+        begun = [next(response.iter_bytes(500_000)) for response in (first, second)]
+        assert source.sent(STORED) <= 1_000_000  # neither waits for the whole
+    assert begun == [WEIGHTS[:500_000]] * 2
+
+
+@pytest.mark.usefixtures("quick")
 def test_ranges_before_within_and_far_beyond_what_has_come(source: FaultServer, tmp_path: Path) -> None:
     data = random.Random(6).randbytes(15 * MiB)
     path = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
