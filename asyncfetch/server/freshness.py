@@ -15,6 +15,7 @@ __all__ = ["PATIENCE", "Access", "Answer", "Health", "is_fresh"]
 BRANCH = 30.0  # seconds
 DECISION = 60.0  # seconds for which the source's word on who may see what counts
 PATIENCE = 8.0  # seconds that a client waits for an answer; huggingface_hub gives up after 10
+LAPSED = 86400.0  # seconds for which that word counts while the source cannot be asked
 AWAY = 10.0  # seconds for which a source that did not answer is not waited for where an answer is kept
 _MOST = 10_000  # decisions
 _SCOPES = ("told", "files")
@@ -67,9 +68,10 @@ class Access:
         at = self._decisions.get((who, repository, scope))
         return at is not None and now - at < DECISION
 
-    def could(self, who: str, repository: str, scope: str) -> bool:
-        """Whether it said so the last time, which counts while it cannot be asked."""
-        return (who, repository, scope) in self._decisions
+    def could(self, who: str, repository: str, scope: str, now: float) -> bool:
+        """Whether it said so the last time, within LAPSED seconds: that counts while it cannot be asked."""
+        at = self._decisions.get((who, repository, scope))
+        return at is not None and now - at < LAPSED
 
 
 class Health:

@@ -16,7 +16,7 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -65,6 +65,19 @@ __all__ = ["PullThrough"]
 
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
+
+
+class _File(NamedTuple):
+    """A file of a repository as the source tells it: its path there, a commit that has it, its hash, its bytes."""
+
+    path: str
+    commit: str
+    etag: str
+    size: int
+
+    def to_fetch(self) -> SourceFile:
+        checksum, etag = checksum_of_etag(self.etag), self.etag
+        return SourceFile(self.path, self.size, checksum, commit=self.commit, key=etag, blob=etag, identity=etag)
 
 
 class PullThrough:
@@ -171,41 +184,41 @@ class PullThrough:
         told = await self.upstream.file(target, who)
         if told.status != 200:
             return self._relayed(request, told)
-        commit, etag, size = told.headers["x-repo-commit"], told.headers["etag"], int(told.headers["size"])
-        quoted = f'"{etag}"'
-        extra = {"X-Repo-Commit": commit, "X-Linked-Etag": quoted, "X-Linked-Size": str(size)}
-
-        def part_and_headers() -> tuple[Part, dict[str, str]]:
-            part = Part.asked(request, size, quoted)
-            if part.status == 206 and part.span.start and not self.distrust.may_resume(etag):
-                part = Part(200, range(size), size)
-            return part, {**part.headers(target.path, quoted), **extra}
-
-        part, headers = part_and_headers()
+        file = _File(target.path, told.headers["x-repo-commit"], told.headers["etag"], int(told.headers["size"]))
+        part, headers = self._part(request, file)
         if part.status == 416:
-            return no_range(target.path, part, headers)
+            return no_range(file.path, part, headers)
         if request.method == "HEAD" or not part.span:
             return Response(status_code=part.status, headers=headers)
         cache = RepoCache(self.root, target.name, kind=target.kind)
-        descriptor = await off_loop(lambda: _open_cached(cache, commit, target.path, etag, size))
+        descriptor = await off_loop(lambda: _open_cached(cache, file))
         if descriptor is not None:
             return FileBody(descriptor, part.span, part.status, headers)
-        if rest := self.distrust.rest_of(etag):
-            return _wrong(target.path, rest)
-        file = SourceFile(target.path, size, checksum_of_etag(etag), commit=commit, key=etag, blob=etag, identity=etag)
+        if rest := self.distrust.rest_of(file.etag):
+            return _wrong(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
-        fill = self.fills.of(file, self.upstream.hub(target, who, self.fills.transport), cache, ref)
+        hub = self.upstream.hub(target, who, self.fills.transport)
+        fill = self.fills.of(file.to_fetch(), hub, cache, ref)
         fill.hold()
         try:
             await fill.begun(part.span.start)
-            if fill.over:
-                fill.release()
-                return self._fill_failed(fill)
-            part, headers = part_and_headers()  # what came may have proved wrong meanwhile
-            return FillBody(fill, self.fills.transport, part.span, part.status, headers)
+            if not fill.over:
+                part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
+                return FillBody(fill, self.fills.transport, part.span, part.status, headers)
         except BaseException:
             fill.release()
             raise
+        fill.release()
+        return self._fill_failed(fill)
+
+    def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:
+        """What of the file is sent, and the head of the answer."""
+        etag = f'"{file.etag}"'
+        part = Part.asked(request, file.size, etag)
+        if part.status == 206 and part.span.start and not self.distrust.may_resume(file.etag):
+            part = Part(200, range(file.size), file.size)
+        told = {"X-Repo-Commit": file.commit, "X-Linked-Etag": etag, "X-Linked-Size": str(file.size)}
+        return part, {**part.headers(file.path, etag), **told}
 
     def _fill_failed(self, fill: Fill) -> Response:
         if isinstance(fill.error, ChecksumMismatchError):
@@ -248,19 +261,19 @@ def _who(request: Request) -> Who | None:
     return Who(token) if scheme.lower() == "bearer" and usable else None
 
 
-def _open_cached(cache: RepoCache, commit: str, path: str, etag: str, size: int) -> int | None:
+def _open_cached(cache: RepoCache, file: _File) -> int | None:
     """A descriptor of a file that is in the cache, whole and with this etag; None where it is not."""
-    found = cache.find(commit, path)
+    found = cache.find(file.commit, file.path)
     if found is None:
         return None
     named = cache.checksum_of(found)
-    if named is not None and named.hex != etag:
+    if named is not None and named.hex != file.etag:
         return None
     try:
         descriptor = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    if os.fstat(descriptor).st_size == size:
+    if os.fstat(descriptor).st_size == file.size:
         return descriptor
     os.close(descriptor)
     return None

@@ -117,7 +117,7 @@ class Upstream:
             answer = Answer(200, told, b"", time.time(), is_commit(target.revision), who.token is None)
             if not answer.fixed:  # clients ask for the branch and then for its commit
                 at_commit = _file_question(target._replace(revision=found.commit))
-                await off_loop(lambda: self._store.put(at_commit, answer._replace(fixed=True)))
+                await off_loop(lambda: self._keep(at_commit, answer._replace(fixed=True)))
             return answer
 
         return await self._ask(_file_question(target), target, "files", who, ask)
@@ -135,19 +135,20 @@ class Upstream:
         """The answer that is kept, or that of the source. Raises NetworkError, RateLimitedError: there is neither."""
         repository = qualified(target.kind, target.name)
         kept = self._store.recent(question) or (await off_loop(lambda: self._store.get(question)) if keep else None)
-        may = self._access.may(who.key, repository, scope, time.monotonic())
+        asked_at = time.monotonic()
+        may = self._access.may(who.key, repository, scope, asked_at)
         if kept is not None and may and is_fresh(kept, time.time()):
             return kept
-        fallback = kept if kept and (kept.open or self._access.could(who.key, repository, scope)) else None
-        if fallback is not None and self._health.away(time.monotonic()):
+        could = self._access.could(who.key, repository, scope, asked_at)
+        fallback = kept if kept and (kept.open or could) else None
+        if fallback is not None and self._health.away(asked_at):
             return fallback
 
         async def ask() -> Answer:
             answer = await work()
             self._judge(answer, who, repository, scope)
             if keep and _is_for_all(answer):
-                was_open = kept is not None and kept.open  # who asks with a token says nothing about who has none
-                await off_loop(lambda: self._store.put(question, answer._replace(open=answer.open or was_open)))
+                await off_loop(lambda: self._keep(question, answer))
             elif kept is not None and kept.open and who.token is None:
                 await off_loop(lambda: self._store.put(question, kept._replace(open=False)))
             return answer
@@ -158,6 +159,12 @@ class Upstream:
             if fallback is None:
                 raise
             return fallback
+
+    def _keep(self, question: str, answer: Answer) -> None:
+        """Keep an answer. That of who has a token says nothing about who has none. Blocks."""
+        before = self._store.get(question)
+        was_open = before is not None and before.open
+        self._store.put(question, answer._replace(open=answer.open or was_open))
 
     def _judge(self, answer: Answer, who: Who, repository: str, scope: str) -> None:
         """Remember what an answer says about who may see what."""
