@@ -42,6 +42,7 @@ __all__ = ["HELD", "Fill", "Fills"]
 LOG = logging.getLogger("asyncfetch.server")
 HELD = 64 * 1024  # bytes at the end of a file that wait for the hash
 AHEAD = 8 * MiB  # beyond what has come: who reads there gets a request of its own
+AT_ONCE = 32  # files; the others wait for their turn
 PIECE = 4 * MiB  # of such a request
 
 
@@ -78,8 +79,8 @@ class Fill:
 
     @property
     def over(self) -> bool:
-        """Whether it ended without the file."""
-        return self._ended and not self._verified
+        """Whether it ended without the file, for who holds it."""
+        return self._ended and not (self._verified and self._descriptor is not None)
 
     @property
     def ended(self) -> bool:
@@ -219,6 +220,8 @@ class Fills:
         self.transport, self._policy = transport, policy
         self._distrust, self._tasks = distrust, tasks
         self._running: dict[tuple[Path, str, int], Fill] = {}
+        # Each of a large file has several buffers; those of small files never wait for them.
+        self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
 
     def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None) -> Fill:
         """The fill that brings `file` into `cache`; it is begun if there is none."""
@@ -231,7 +234,8 @@ class Fills:
 
     async def _run(self, key: tuple[Path, str, int], fill: Fill, cache: RepoCache, ref: str | None) -> None:
         try:
-            await fill.run(self.transport.for_call(Notifier(None)), self._policy, cache, ref)
+            async with self._large if fill.file.size > AHEAD else self._small:
+                await fill.run(self.transport.for_call(Notifier(None)), self._policy, cache, ref)
         finally:
             if self._running.get(key) is fill:
                 del self._running[key]

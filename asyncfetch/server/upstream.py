@@ -196,7 +196,7 @@ class Upstream:
         except Exception:
             LOG.exception("A question to the source failed")
         finally:
-            if isinstance(flight.outcome, NetworkError):
+            if _is_away(flight.outcome):
                 self._health.failed(time.monotonic())
             del self._flights[key]
             flight.done.set()
@@ -227,6 +227,12 @@ def _answer(reply: Reply, who: Who, *, fixed: bool) -> Answer:
     told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
     lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
     return Answer(reply.status, told, reply.body, time.time(), lasting, who.token is None)
+
+
+def _is_away(outcome: Answer | AsyncfetchError | None) -> bool:
+    """Whether the source is to be left alone for a while. A wrong answer is about one question."""
+    failed = isinstance(outcome, NetworkError) and not isinstance(outcome, ProtocolError)
+    return failed or isinstance(outcome, RateLimitedError)
 
 
 def _is_for_all(answer: Answer) -> bool:

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -31,8 +32,6 @@ from asyncfetch.storage.journal import spans_on_disk
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import (
     COMMIT,
-    OK,
-    Drip,
     FaultServer,
     Flip,
     Headers,
@@ -40,7 +39,9 @@ from ..kit.fault_server import (
     Mute,
     Stall,
     Status,
+    Truncate,
 )
+from ..kit.fault_server import Answer as Sent
 from .clients import hub
 
 if TYPE_CHECKING:
@@ -62,13 +63,6 @@ def source() -> Iterator[FaultServer]:
     with FaultServer() as server:
         server.listing(server.hub(NAME, FILES), per_page=2, elsewhere="http://elsewhere.invalid")
         yield server
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who says nothing is given up soon, and a failure is not tried for minutes."""
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.4")
-    monkeypatch.setenv("ASYNCFETCH_PATIENCE", "0")
 
 
 @pytest.fixture
@@ -127,15 +121,29 @@ def test_our_own_client(service: Server, source: FaultServer, tmp_path: Path) ->
     assert source.sent(STORED) == len(WEIGHTS)
 
 
+class Gate:
+    """Breaks off what begins at 0 after `cut` bytes, and holds up what goes on there until it is opened."""
+
+    def __init__(self, cut: int) -> None:
+        self.cut = cut
+        self.opened = threading.Event()
+
+    def __call__(self, answer: Sent) -> Sent:
+        start = int(answer.headers["content-range"].removeprefix("bytes ").partition("-")[0])
+        if start == self.cut:
+            self.opened.wait(20)
+        return answer if start else Truncate(self.cut)(answer)
+
+
 def test_bytes_come_while_the_file_arrives_and_it_goes_on_alone(
     source: FaultServer, service: Server, tmp_path: Path
 ) -> None:
-    source.fault(STORED, Drip(1 << 18, 0.03))
+    gate = Gate(1_000_000)
+    source.fault(STORED, gate, forever=True)
     with httpx.stream("GET", service.url + PAGE) as response:
-        first = next(response.iter_bytes(1000))
-        sent = source.sent(STORED)
-    assert (response.status_code, first) == (200, WEIGHTS[:1000])
-    assert sent < len(WEIGHTS)
+        assert (response.status_code, next(response.iter_bytes(900_000))) == (200, WEIGHTS[:900_000])
+    assert source.sent(STORED) == 1_000_000
+    gate.opened.set()
     blob = tmp_path / "cache" / "models--org--model" / "blobs" / SHA256
     source.wait_for(blob.is_file, 10)
     assert blob.read_bytes() == WEIGHTS
@@ -143,20 +151,22 @@ def test_bytes_come_while_the_file_arrives_and_it_goes_on_alone(
     source.wait_for(lambda: kept(tmp_path / "cache") == {"model.safetensors": WEIGHTS})
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_second_reader_shares_what_arrives(source: FaultServer, service: Server) -> None:
-    source.fault(STORED, Stall(1_000_000))
+    gate = Gate(1_000_000)
+    source.fault(STORED, gate, forever=True)
     with httpx.stream("GET", service.url + PAGE) as first, httpx.stream("GET", service.url + PAGE) as second:
-        begun = [next(response.iter_bytes(500_000)) for response in (first, second)]
-        assert source.sent(STORED) <= 1_000_000  # neither waits for the whole
-    assert begun == [WEIGHTS[:500_000]] * 2
+        pieces = [response.iter_bytes(500_000) for response in (first, second)]
+        begun = [next(piece) for piece in pieces]
+        gate.opened.set()
+        assert [b"".join([start, *piece]) for start, piece in zip(begun, pieces, strict=True)] == [WEIGHTS] * 2
+    assert source.times_sent(STORED).max() == 1
 
 
-@pytest.mark.usefixtures("quick")
 def test_ranges_before_within_and_far_beyond_what_has_come(source: FaultServer, tmp_path: Path) -> None:
     data = random.Random(6).randbytes(15 * MiB)
     path = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
-    source.fault(path, Stall(2 * MiB), OK, Stall(0))
+    gate = Gate(2 * MiB)
+    source.fault(path, gate, forever=True)
     with Server(tmp_path / "cache", upstream=source.url) as service, ThreadPoolExecutor(4) as pool:
 
         def ask(start: int, stop: int) -> bytes:
@@ -170,6 +180,7 @@ def test_ranges_before_within_and_far_beyond_what_has_come(source: FaultServer, 
         assert ask(0, 1000) == data[:1000]
         assert ask(12 * MiB, 12 * MiB + 10) == data[12 * MiB : 12 * MiB + 10]
         assert any(seen.start == 12 * MiB and seen.sent == 10 for seen in source.to(path))
+        gate.opened.set()
         spans = [(5, 3 * MiB), (3 * MiB, 9 * MiB), (13 * MiB, len(data)), (len(data) - 3, len(data))]
         assert list(pool.map(lambda span: ask(*span), spans)) == [data[slice(*span)] for span in spans]
 
@@ -303,6 +314,18 @@ def test_a_source_that_says_nothing(source: FaultServer, service: Server, monkey
     asked = len(source.to(PAGE))
     assert httpx.head(service.url + PAGE).status_code == 200  # it is away, and not waited for again
     assert len(source.to(PAGE)) == asked
+
+
+def test_a_source_that_limits_the_rate(source: FaultServer, service: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert httpx.head(service.url + PAGE).status_code == 200
+    monkeypatch.setattr(freshness, "BRANCH", 0.0)
+    unknown = f"/{NAME}/resolve/main/config.json"
+    for path in (PAGE, unknown):
+        source.fault(path, Status(429, {"retry-after": "100"}), forever=True)
+    assert [httpx.head(service.url + PAGE).status_code for _ in range(3)] == [200, 200, 200]
+    assert len(source.to(PAGE)) == 2  # it is left alone then
+    refused = httpx.head(service.url + unknown)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "101")
 
 
 def test_who_may(source: FaultServer, service: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
