@@ -8,7 +8,7 @@ imports only wings in the rows below it. Wings in one row (`|`) never import eac
 wing no circle forms, and nothing imports this file. `scripts/check` holds the code to this table.
 
     9  cli                           the command line
-    8  server | adapters             a folder of models, served with the Hub's protocol | models of other libraries
+    8  server | adapters             models, or another Hub, served with its protocol | models of other libraries
     7  api                           what people call, blocking and not, and what they get
     6  engine | tensors              moving the bytes | bytes become tensors
     5  sources | models              from a name to a located checkpoint | a state dict into a model

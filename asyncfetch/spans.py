@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -47,6 +47,11 @@ class SpanSet:
     def frontier(self) -> int:
         """The end of the run of bytes that begins at 0; 0 if byte 0 is missing."""
         return self._stops[0] if self._starts and self._starts[0] == 0 else 0
+
+    def reach(self, offset: int) -> int:
+        """The end of the run of bytes that holds `offset`; `offset` itself if that byte is missing."""
+        at = bisect_right(self._starts, offset) - 1
+        return max(self._stops[at], offset) if at >= 0 else offset
 
     def add(self, start: int, stop: int) -> None:
         """Add the bytes of [start, stop), merging what overlaps or touches."""

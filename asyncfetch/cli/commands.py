@@ -33,7 +33,7 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import stdout_errors
-from .serving import ServeFlags, serve_folder
+from .serving import ServeFlags, serve_folder, serve_upstream
 
 __all__ = ["app", "run"]
 
@@ -221,13 +221,22 @@ def _mending(source: str, flags: CommonFlags) -> str:
 
 @app.command
 def serve(
-    directory: Annotated[Path, Parameter(help="Models as NAME or ORG/NAME, one model, a hub cache, or a part of it.")],
+    directory: Annotated[
+        Path | None, Parameter(help="Models as NAME or ORG/NAME, one model, a hub cache, or a part of it.")
+    ] = None,
     /,
     *,
     flags: ServeFlags = SERVE,
 ) -> None:
-    """Serve a folder of models with the Hub's protocol, until Ctrl-C."""
-    serve_folder(directory, flags)
+    """Serve a folder of models, or another Hub by --upstream, with the Hub's protocol, until Ctrl-C."""
+    if (directory is None) == (flags.upstream is None):
+        raise SourceError("Name a folder to serve, or another Hub by --upstream, and not both.")
+    if directory is not None:
+        if flags.cache_dir is not None:
+            raise SourceError("--cache-dir is where what comes from --upstream is kept.")
+        serve_folder(directory, flags)
+    elif flags.upstream is not None:
+        serve_upstream(flags.upstream, flags)
 
 
 @app.command

@@ -13,19 +13,23 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..errors import SourceError
-from ..storage.cache import expanded
+from ..errors import SourceError, redact_url
+from ..storage.cache import cache_root, expanded
 from .options import FLAG
 from .text import printable
 
-__all__ = ["ServeFlags", "serve_folder", "state_folder"]
+__all__ = ["ServeFlags", "serve_folder", "serve_upstream", "state_folder"]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ServeFlags:
-    """How a folder is served, to whom, and what is said about it."""
+    """What is served and how, to whom, and what is said about it."""
 
+    upstream: str | None = None
+    """Serve another Hub instead of a folder: what is asked for is fetched from this URL once, verified and kept."""
+    cache_dir: Path | None = None
+    """Where what comes from --upstream is kept, in the Hub's own layout, instead of HF_HUB_CACHE."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all of this machine."""
     port: int = 8000
@@ -35,7 +39,8 @@ class ServeFlags:
     follow_links: Annotated[bool, FLAG] = False
     """Open what links in the folder lead to, wherever it is: whoever can make a link there says what is served."""
     state_dir: Path | None = None
-    """Folder that keeps the hashes of files. Default: asyncfetch/serve in XDG_CACHE_HOME, or in ~/.cache."""
+    """Folder that keeps the hashes of files. Default: asyncfetch/serve in XDG_CACHE_HOME, or in ~/.cache. With
+    --upstream it keeps what that Hub said; by default in the cache."""
     public_url: str | None = None
     """Where clients find this server, if it is behind a proxy that changes that."""
     trusted_proxies: str = "127.0.0.1,::1"
@@ -88,6 +93,35 @@ def serve_folder(directory: Path, flags: ServeFlags) -> None:
             state_dir=state_folder(os.environ, flags.state_dir),
             ahead=True,
             public_url=flags.public_url,
+        )
+
+
+def serve_upstream(upstream: str, flags: ServeFlags) -> None:
+    """Serve what another Hub has, until Ctrl-C. Raises SourceError, StorageError."""
+    from ..server.server import serve
+
+    if flags.token_env is not None or flags.follow_links:
+        raise SourceError(
+            "--token-env and --follow-links are for a folder: with --upstream, clients send their tokens there."
+        )
+    tls, root = _tls(flags), cache_root(os.environ, flags.cache_dir)
+    with _logging_to_stderr(quiet=flags.quiet):
+
+        def ready(url: str) -> None:
+            shown = printable(redact_url(upstream))
+            print(f"serving {shown} at {url}, by way of {printable(str(root))}", file=sys.stderr)
+            print(f"export HF_ENDPOINT={flags.public_url or url}", file=sys.stderr, flush=True)
+
+        serve(
+            root,
+            flags.host,
+            flags.port,
+            on_ready=ready,
+            tls=tls,
+            trusted_proxies=flags.trusted_proxies,
+            state_dir=flags.state_dir,
+            public_url=flags.public_url,
+            upstream=upstream,
         )
 
 

@@ -18,8 +18,10 @@ class Consumer(Protocol):
     handed out may be unverified, so a file with a wrong hash is not fetched again.
     """
 
-    early: bool
     wake: Callable[[], None]
+
+    @property
+    def early(self) -> bool: ...
 
     def admits(self, file: SourceFile) -> bool:
         """Whether there is memory to begin `file`; it is spoken for then."""
@@ -39,4 +41,12 @@ class Consumer(Protocol):
 
     def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
         """`file` is whole and verified; `partial` is None if it was here already."""
+        ...
+
+    def verified(self, file: SourceFile) -> None:
+        """The hash of `file` is right, if one is known. It is synced and published next."""
+        ...
+
+    async def restarting(self, file: SourceFile) -> None:
+        """The hash of `file` is wrong. When this returns, all that was received of it is forgotten."""
         ...

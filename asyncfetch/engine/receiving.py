@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
 from filelock import FileLock
 
-from ..errors import ChecksumMismatchError, ProtocolError, StorageError
-from ..events import FileProgress, FileStarted, FileVerified, Notifier, Retrying, Waiting
+from ..errors import ChecksumMismatchError, StorageError
+from ..events import FileProgress, FileStarted, FileVerified, Retrying, Waiting
 from ..format.header import PREFIX_BYTES
 from ..network.body import Body
 from ..network.ranges import Intake, Target, differ, receive, version_of
-from ..network.transport import Transport
-from ..policy import Policy
 from ..sources.headers import read_early
 from ..sources.late import hold_against_index
-from ..sources.links import Links
-from ..sources.located import PREFIX_LIMIT, Landed, Located, SourceFile
+from ..sources.located import PREFIX_LIMIT, Landed, SourceFile
 from ..spans import MiB, Span
 from ..storage.cache import RepoCache
 from ..storage.files import vanished
@@ -38,11 +32,11 @@ from ..storage.maps import pages_of
 from ..storage.partial import FilePartial, MemoryPartial, Partial, StoredPartial
 from ..storage.sequential import SequentialPartial
 from ..tasks import off_loop
-from .consumer import Consumer
-from .schedule import Board, Growth, Lease
+from .job import Job
+from .schedule import Lease
 from .signals import Signal
 
-__all__ = ["Job", "Receiving", "Stage", "begin"]
+__all__ = ["Receiving", "Stage", "begin"]
 
 _REPORT_INTERVAL = 0.1
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
@@ -56,56 +50,6 @@ class Stage(Enum):
     CATCHING_UP = "so they are, and a task hashes what the lanes left behind"
     VERIFYING = "all bytes are here: the rest of the hash, then its name"
     LANDED = "whole, verified, and where it belongs"
-
-
-@dataclass(eq=False)
-class Job:
-    """What all files of a transfer share. `landed` is told of each that landed."""
-
-    located: Located
-    transport: Transport
-    policy: Policy
-    notify: Notifier
-    storage: str
-    named: bool  # each file is wanted by its name in the snapshot, and else for its tensors
-    consumer: Consumer | None
-    landed: Callable[[SourceFile, Landed, Partial | None], None]
-    downloaded: int = 0
-    group: TaskGroup = field(init=False)  # of the lanes, and of what hashes behind them
-
-    def __post_init__(self) -> None:
-        self.board: Board[str] = Board(self.policy.min_split)
-        self.growth = Growth()
-        self.links = Links(self.located.origin)
-        self.memory = Signal()  # the consumer has some again
-
-    @property
-    def cache(self) -> RepoCache:
-        if self.located.cache is None:
-            raise ProtocolError("a local checkpoint has nothing to download", url=self.located.source)
-        return self.located.cache
-
-    @property
-    def commit(self) -> str:
-        if self.located.commit is None:
-            raise ProtocolError("no commit is known", url=self.located.source)
-        return self.located.commit
-
-    async def wait_connected(self, signal: Signal) -> bool:
-        """Wait for a signal with a connection in hand. False: somebody wants that connection."""
-        given, wanted = signal.next, False
-
-        async def watch() -> None:
-            nonlocal wanted
-            await self.transport.limits.connections.wanted()
-            wanted = True
-            group.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(watch)
-            await given.wait()
-            group.cancel_scope.cancel()
-        return not wanted
 
 
 async def begin(job: Job, file: SourceFile) -> Receiving | None:
@@ -288,6 +232,8 @@ class Receiving:
             await self._start_over(digest)
             return
         self.job.notify(FileProgress(file.name, file.size, file.size))
+        if self.job.consumer is not None:
+            self.job.consumer.verified(file)
         landed = await self._publish(digest)
         self.stage = Stage.LANDED
         self.job.landed(file, landed, self.partial)
@@ -321,6 +267,8 @@ class Receiving:
         error = ChecksumMismatchError(
             file.name, algorithm=file.checksum.algorithm, expected=file.checksum.hex, actual=digest
         )
+        if consumer is not None:
+            await consumer.restarting(file)
         await off_loop(partial.reset)
         if self._second_try or (consumer is not None and consumer.early):
             if isinstance(partial, StoredPartial):

@@ -28,7 +28,8 @@ from ..storage.partial import Partial
 from ..tasks import off_loop
 from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
-from .receiving import Job, Receiving, begin
+from .job import Job
+from .receiving import Receiving, begin
 from .schedule import Lease, least_cut, most_connections
 from .signals import Signal
 

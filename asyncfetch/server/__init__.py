@@ -1,4 +1,4 @@
-"""A directory of models, served with the protocol of the Hugging Face Hub. Needs the extra `serve`."""
+"""A directory of models, or another Hub, served with the protocol of the Hugging Face Hub. Needs the extra `serve`."""
 
 from .server import Record, Server, ServerOptions, create_app, serve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 import os
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVarTuple, Unpack
 from urllib.parse import quote
 
 import anyio
@@ -20,7 +20,7 @@ from .walk import read_listed
 from .wire import parse_range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .repository import File
 
-__all__ = ["content_type", "file_response", "text_response"]
+__all__ = ["CHUNK", "FileBody", "Part", "content_type", "file_response", "in_reader", "no_range", "text_response"]
 
+Given = TypeVarTuple("Given")
 CHUNK = MiB  # of a body; starlette's own 64 KiB cost five sixths of the throughput
 SMALL = 64 * 1024  # bytes that are read at once, with one change of threads
 _READERS = 32  # threads; anyio's own may all be taken by the application
@@ -66,7 +67,7 @@ def _headers_by_name(path: str) -> Mapping[str, str]:
     return {"Content-Type": content_type(path), "Content-Disposition": f"inline; filename*=UTF-8''{name}"}
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """What a request asks for of `size` bytes (RFC 9110, 13.1.5 and 14). `status` is 200, 206 or 416."""
 
     status: int
@@ -74,7 +75,7 @@ class _Part(NamedTuple):
     size: int
 
     @classmethod
-    def asked(cls, request: Request, size: int, etag: str) -> _Part:
+    def asked(cls, request: Request, size: int, etag: str) -> Part:
         span: range | None = None
         if request.method == "GET" and request.headers.get("if-range", etag) == etag:
             span = parse_range(request.headers.get("range"), size)
@@ -100,32 +101,40 @@ async def file_response(
     request: Request, catalog: Catalog, file: File, etag: str, extra: Mapping[str, str]
 ) -> Response:
     """The file, or the range of it that the request asks for. Raises ChangedError."""
-    part = _Part.asked(request, file.size, etag)
+    part = Part.asked(request, file.size, etag)
     headers = {**part.headers(file.path, etag), **extra}
     if part.status == 416:
-        return _no_range(file.path, part, headers)
+        return no_range(file.path, part, headers)
     if request.method == "HEAD" or not part.span:
         return Response(status_code=part.status, headers=headers)
     if len(part.span) <= SMALL:
         return Response(await off_loop(lambda: read_listed(file.listed, part.span)), part.status, headers)
-    return _FileBody(await catalog.open(file), part.span, part.status, headers)
+    return FileBody(await catalog.open(file), part.span, part.status, headers)
+
+
+async def in_reader(read: Callable[[Unpack[Given]], bytes], *given: *Given) -> bytes:
+    """What `read` returns, in one of a few threads for bodies."""
+    if (limiter := _readers.get(None)) is None:
+        limiter = anyio.CapacityLimiter(_READERS)
+        _readers.set(limiter)
+    return await to_thread.run_sync(read, *given, limiter=limiter)
 
 
 def text_response(request: Request, data: bytes, path: str, etag: str, extra: Mapping[str, str]) -> Response:
     """Likewise what is in memory: a text that stands for the file `path`."""
-    part = _Part.asked(request, len(data), etag)
+    part = Part.asked(request, len(data), etag)
     headers = {**part.headers(path, etag), **extra}
     if part.status == 416:
-        return _no_range(path, part, headers)
+        return no_range(path, part, headers)
     body = b"" if request.method == "HEAD" else data[part.span.start : part.span.stop]
     return Response(body, part.status, headers | {"Content-Type": "text/plain; charset=utf-8"})
 
 
-def _no_range(path: str, part: _Part, headers: Mapping[str, str]) -> Response:
+def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
     return failure(416, "RangeNotSatisfiable", f"{path!r} has {part.size} bytes, none of them in that range.", headers)
 
 
-class _FileBody(StreamingResponse):
+class FileBody(StreamingResponse):
     """Bytes `span` of an open file, in chunks that a worker thread reads. Closes the descriptor."""
 
     def __init__(self, descriptor: int, span: range, status: int, headers: Mapping[str, str]) -> None:
@@ -141,13 +150,10 @@ class _FileBody(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if (limiter := _readers.get(None)) is None:
-            limiter = anyio.CapacityLimiter(_READERS)
-            _readers.set(limiter)
         position, end = self.span.start, self.span.stop
         while position < end:
             count = min(CHUNK, end - position)
-            chunk = await to_thread.run_sync(os.pread, self.descriptor, count, position, limiter=limiter)
+            chunk = await in_reader(os.pread, self.descriptor, count, position)
             if not chunk:  # it was cut short meanwhile: an unfinished response closes the connection
                 return
             position += len(chunk)

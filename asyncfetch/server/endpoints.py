@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import urlsplit
 
@@ -47,10 +48,12 @@ except ImportError as missing:
 from .answers import failure, not_allowed
 from .gate import Gate
 from .hub import METHODS, Hub
+from .pull_through import PullThrough
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -70,6 +73,7 @@ class ServerOptions(TypedDict, total=False):
     follow_links: bool
     ahead: bool
     public_url: str | None
+    upstream: str | None
 
 
 def create_app(
@@ -84,10 +88,12 @@ def create_app(
     follow_links: bool = False,
     ahead: bool = False,
     public_url: str | None = None,
+    upstream: str | None = None,
 ) -> Starlette:
-    """The ASGI application that serves the repositories under `root`. `app.state.catalog` is its Catalog.
+    """The ASGI application that serves the repositories under `root`.
 
-    Its lifespan has to be run: it hashes files in the background.
+    Its lifespan has to be run: it hashes files, or fetches them, in the background. `app.state.stop` may be called
+    from any thread when nobody is answered any more.
 
     `redirect`: answer for LFS files with a 302 to a signed URL, on this server (True) or on another
     one (its origin, "http://host:port"), which serves the same directory with the same `secret`. Such
@@ -98,24 +104,46 @@ def create_app(
     `state_dir`: a folder that keeps the hashes of files over restarts. `ahead`: hash all files from the beginning, and
     not only those of what is asked for. `follow_links`: serve what links lead to, also outside of `root`.
     `public_url`: where clients find this server, for links in answers, if it is behind a proxy that changes that.
+    `upstream`: the URL of another Hub. Then `root` is a hub cache, made if there is none: what clients ask for is
+    fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
+    sent there, which decides what it may see. Of the other options `state_dir` and `public_url` go with it.
 
-    Raises SourceError when `root` is not a directory that can be read, `secret` is empty, or `public_url` is no URL.
+    Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
+    is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
+    if upstream is not None:
+        if redirect or token is not None or gated or secret is not None or follow_links or ahead:
+            raise SourceError(
+                "With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it."
+            )
+        state = None if state_dir is None else Path(state_dir)
+        passing = PullThrough(upstream, Path(root), state_dir=state, public_url=_checked(public_url))
+        return _application(passing.respond, passing, lambda: None)
     catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
     hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
 
+    return _application(hub.respond, catalog, catalog.close)
+
+
+def _application(
+    respond: Callable[[Request], Awaitable[Response]],
+    running: AbstractAsyncContextManager[object],
+    stop: Callable[[], None],
+) -> Starlette:
+    """An application that answers while `running` is entered."""
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with catalog:
+        async with running:
             yield
 
     app = Starlette(
-        routes=[Route("/{path:path}", hub.respond, methods=list(METHODS))],
+        routes=[Route("/{path:path}", respond, methods=list(METHODS))],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.catalog = catalog
+    app.state.stop = stop
     return app
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ..errors import ChangedError
-from ..spans import MiB
 from ..tasks import off_loop
 from .access_log import raw_path
 from .answers import (
@@ -34,6 +33,7 @@ from .documents import (
     selected,
     tree_page,
 )
+from .forms import paths_of
 from .hashing import Unready
 from .layout import KINDS, kind_and_name, qualified
 from .page import SAFETY, home_page, repository_page
@@ -41,7 +41,7 @@ from .repository import Repository, lfs_pointer
 from .revisions import has_file, refs_of
 from .signing import Refused
 from .weights import parameters_of
-from .wire import parse_paths, parse_resource, truthy
+from .wire import parse_resource, truthy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Hub"]
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # the last four are refused in JSON
-MAX_FORM = 8 * MiB
 MOST_TEXTS = 32  # answers about one repository that are kept as they were sent
 
 
@@ -249,15 +248,10 @@ class Hub:
         return Response(text, headers=headers, media_type="application/json")
 
     async def _paths_info(self, request: Request, repository: Repository) -> Response:
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_FORM:
-                return failure(413, "PayloadTooLarge", f"More than {MAX_FORM} bytes of paths.")
-        try:
-            asked, expand = parse_paths(bytes(body), request.headers.get("content-type", ""))
-        except ValueError:
-            return failure(400, "BadRequest", "The body must be a form, or a JSON object, with paths.")
+        given = await paths_of(request)
+        if isinstance(given, Response):
+            return given
+        asked, expand = given
         paths = dict.fromkeys(path.strip("/") for path in asked)
         found = [path for path in paths if path in repository.files or path in repository.folders]
         return JSONResponse([path_document(repository, path, expand=expand) for path in found])

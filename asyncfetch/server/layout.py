@@ -28,8 +28,8 @@ from ..errors import SourceError
 from ..storage.cache import is_commit
 
 __all__ = [
-    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "is_folder", "kind_and_name", "qualified",
-    "unchanged", "watch",
+    "CLOCK_TICK", "KINDS", "Layout", "Place", "Watched", "entries_of", "is_folder", "is_id", "kind_and_name",
+    "qualified", "unchanged", "watch",
 ]  # fmt: skip
 
 CLOCK_TICK = 0.05  # seconds; file systems stamp changes with a clock no coarser than this
@@ -42,6 +42,12 @@ _RESERVED = frozenset({"api", "cdn", "datasets", "spaces"})  # how other address
 _MOST_SAID = 1000  # links that are told to be left out
 
 Watched = dict[str, tuple[int, ...] | None]  # folders, each with its state; None where that cannot be relied on
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` may be the id of a repository: one part or two, and no way out of a folder or of a URL."""
+    parts = name.split("/")
+    return len(parts) in (1, 2) and parts[0] not in _RESERVED and all(map(_NAME.fullmatch, parts))
 
 
 class Place(NamedTuple):

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .catalog import Catalog
-
 __all__ = ["Record", "Server", "ServerOptions", "create_app", "serve"]
 
 GRACE = 1.0  # seconds that running responses get when the server stops
@@ -78,9 +76,9 @@ class _Recorder:
 class _Uvicorn(uvicorn.Server):
     """uvicorn that says when it is ready, and whose end is bounded: after GRACE, connections are cut."""
 
-    def __init__(self, config: uvicorn.Config, catalog: Catalog, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.catalog = catalog
+        self.stop = stop
         self.on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,7 +93,7 @@ class _Uvicorn(uvicorn.Server):
             cut.cancel()
 
     def _cut(self) -> None:
-        self.catalog.close()
+        self.stop()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -163,7 +161,7 @@ class Server:
         listener, self._url = _listen(*self._address, tls=self._transport.tls is not None)
         ready = threading.Event()
         config = _config(AccessLog(self._recorder), self._transport, log_config=None)
-        self._uvicorn = _Uvicorn(config, self._app.state.catalog, ready.set)
+        self._uvicorn = _Uvicorn(config, self._app.state.stop, ready.set)
 
         def run() -> None:
             try:
@@ -247,6 +245,6 @@ def serve(
     app = create_app(root, **options)
     listener, url = _listen(host, port, tls=tls is not None)
     config = _config(AccessLog(app), transport, log_level="warning")
-    server = _Uvicorn(config, app.state.catalog, lambda: on_ready and on_ready(url))
+    server = _Uvicorn(config, app.state.stop, lambda: on_ready and on_ready(url))
     with suppress(KeyboardInterrupt):
         server.run([listener])

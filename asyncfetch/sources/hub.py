@@ -24,6 +24,7 @@ from ..spans import MiB, Span
 from ..storage.cache import is_commit, path_inside
 from ..storage.checksums import Checksum, checksum_of_etag, digest_of
 from ..storage.listings import Records
+from .located import PREFIX_LIMIT, SourceFile
 from .refusals import Asked, refusal
 from .settings import DEFAULT_ENDPOINT, Settings
 
@@ -102,11 +103,7 @@ class Hub:
         this serves, for events. Raises the tree's NotFoundError,
         AccessError and NetworkError kinds. Nothing is written.
         """
-        url = self.url(file, revision)
-        headers = self.headers(url)
-        if not whole:
-            headers["range"] = f"bytes=0-{limit - 1}"
-        reply = await self.transport.fetch(url, limit=limit, headers=headers, may_follow=self._may_follow, file=told)
+        reply = await self._fetch(file, revision, limit=limit, whole=whole, told=told)
         self._raise_for(reply, file, revision)
         return self._file_of(reply, revision)
 
@@ -204,6 +201,29 @@ class Hub:
         if again.etag != etag:
             raise ChangedError(file, "the Hub names another hash for it")
         return again
+
+    async def target(self, file: SourceFile, revision: str, *, renew: bool = False) -> Target:
+        """Where the bytes of a known file are served; the Hub is asked for what is not known yet, and to renew it."""
+        if file.target is None or renew:
+            limit = PREFIX_LIMIT if file.target is None else 1  # of a small file the first answer brings the whole
+            again = await self.ask_again(file.name, revision, etag=file.key, limit=limit)
+            if file.target is None:
+                file.prefix, file.splittable = again.prefix, again.splittable
+                file.size = file.size if again.size is None else again.size
+            file.target = self.target_of(file.name, again)
+        return file.target
+
+    async def look(self, file: str, revision: str) -> HubFile | Reply:
+        """What the Hub says of a file, or its answer as it came where it is a refusal. Costs a byte at the most."""
+        reply = await self._fetch(file, revision, limit=1, whole=False, told=None)
+        return reply if reply.status >= 400 and reply.status != 416 else self._file_of(reply, revision)
+
+    async def _fetch(self, file: str, revision: str, *, limit: int, whole: bool, told: str | None) -> Reply:
+        url = self.url(file, revision)
+        headers = self.headers(url)
+        if not whole:
+            headers["range"] = f"bytes=0-{limit - 1}"
+        return await self.transport.fetch(url, limit=limit, headers=headers, may_follow=self._may_follow, file=told)
 
     def _may_follow(self, redirect: Reply, target: str) -> bool:
         """Within one site; and to wherever another Hub may be, as a mirror does that sends on to the official one.

@@ -159,14 +159,7 @@ class HubPlace:
         return State(commit)  # the Hub tells the hash of each file, so they were found by it when they were looked at
 
     async def target(self, file: SourceFile, *, renew: bool) -> Target:
-        if file.target is None or renew:
-            limit = PREFIX_LIMIT if file.target is None else 1  # of a small file the first answer brings the whole
-            again = await self._hub.ask_again(file.name, file.commit or self._revision, etag=file.key, limit=limit)
-            if file.target is None:
-                file.prefix, file.splittable = again.prefix, again.splittable
-                file.size = file.size if again.size is None else again.size
-            file.target = self._hub.target_of(file.name, again)
-        return file.target
+        return await self._hub.target(file, file.commit or self._revision, renew=renew)
 
     async def _cached(self, name: str, commit: str | None) -> Path | None:
         """The cached file, or None where the Hub must be asked. Raises where the answer is known."""

@@ -99,6 +99,11 @@ class Partial:
         with self._lock:
             return self.present.frontier
 
+    def reach(self, offset: int) -> int:
+        """The end of the run of bytes that begins at `offset`."""
+        with self._lock:
+            return self.present.reach(offset)
+
     @property
     def backlog(self) -> int:
         """Bytes at the frontier that are here and not hashed yet."""

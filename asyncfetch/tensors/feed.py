@@ -151,6 +151,12 @@ class Feed:
         elif self.early and isinstance(partial, FilePartial):
             self._offer_stored(file, partial)
 
+    def verified(self, file: SourceFile) -> None:
+        """Nothing to do: tensors are handed out when the file has landed."""
+
+    async def restarting(self, file: SourceFile) -> None:
+        """Nothing to do: what was handed out early is never fetched again."""
+
     def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:
         if isinstance(partial, TensorPartial) and self.early:
             self.advanced(file, partial)

@@ -78,6 +78,22 @@ def test_what_download_printed_is_served(tmp_path: Path) -> None:
     assert kept.read_text().count("\n") == 2
 
 
+def test_another_hub_is_served(tmp_path: Path) -> None:
+    """By way of a cache, which is one for all tools; what was said is kept beside it."""
+    weights = asyncfetch_file()
+    write(tmp_path / "models" / "org" / "name" / "model.safetensors", weights)
+    options = ("--cache-dir", tmp_path / "hub", "--state-dir", tmp_path / "state")
+    with (
+        Server(tmp_path / "models") as source,
+        serving("--upstream", source.url, *options, cache=tmp_path / "cache") as server,
+    ):
+        assert asyncfetch.load("org/name", endpoint=server.url, cache_dir=tmp_path / "own", token=False)["a"].size == 2
+    assert f"serving {source.url} at {server.url}, by way of {tmp_path / 'hub'}\n" in server.said
+    with Server(tmp_path / "hub") as cached:
+        assert httpx.get(f"{cached.url}/org/name/resolve/main/model.safetensors").content == weights
+    assert [path.name for path in (tmp_path / "state").iterdir()] != []
+
+
 def asyncfetch_file() -> bytes:
     """The bytes of a small safetensors file."""
     header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
@@ -109,6 +125,10 @@ def test_flags_that_make_no_sense(tmp_path: Path) -> None:
             run(["serve", str(tmp_path), *flags])
     with pytest.raises(SourceError, match="missing"):
         run(["serve", str(tmp_path / "missing")])
+    hub = ["--upstream", "http://localhost"]
+    for arguments in ([], [str(tmp_path), *hub], [str(tmp_path), "--cache-dir", "x"], [*hub, "--token-env", "PATH"]):
+        with pytest.raises(SourceError, match="--"):
+            run(["serve", *arguments])
 
 
 def test_where_hashes_are_kept(tmp_path: Path) -> None:

@@ -454,13 +454,13 @@ class FaultServer:
 
         dataset = repository.name.startswith("datasets/")
         api = f"/api/{repository.name if dataset else f'models/{repository.name}'}"
-        self.resources[f"{api}/tree/{commit}"] = Resource(respond=respond)
         told = {
             "id": repository.name.removeprefix("datasets/"),
             "sha": commit,
             "siblings": [{"rfilename": name} for name in names],
         }
         for revision in ("main", commit):
+            self.resources[f"{api}/tree/{revision}"] = Resource(respond=respond)
             self.resources[f"{api}/revision/{revision}"] = Resource(json.dumps(told).encode())
         return f"{api}/tree/{commit}"
 

@@ -90,6 +90,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         http_origins,
         models,
         processes,
+        pull_through,
         reasons,
         repositories,
         secrets,
@@ -100,5 +101,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

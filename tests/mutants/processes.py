@@ -317,7 +317,7 @@ MUTANTS = (
     Mutant(
         "keeps-a-connection-while-it-waits-for-memory",
         _MEMORY,
-        "engine.receiving:Job.wait_connected",
+        "engine.job:Job.wait_connected",
         "await self.transport.limits.connections.wanted()",
         "await anyio.sleep_forever()",
         ("engine/test_receiving.py::test_who_waits_for_memory_gives_its_connection_to_who_wants_it",),

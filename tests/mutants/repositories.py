@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant(
         "small-files-asked-for-twice",
         _COMPANIONS,
-        "sources.hub_finder:HubPlace.target",
+        "sources.hub:Hub.target",
         "PREFIX_LIMIT if file.target is None else 1",
         "1",
         ("api/test_downloads.py::test_small_files_take_one_request",),

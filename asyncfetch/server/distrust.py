@@ -1,0 +1,93 @@
+"""Which files once came with wrong bytes, kept on disk: their etags alone, never what they are called.
+
+What a reader was given before the hash was known cannot be recalled. It has a wrong beginning, and asks for the rest
+of the file later, from this process or from the next one. So such a file is not gone on with for some days: a request
+for a range that does not begin at 0 gets the whole file (RFC 9110, section 14.2 allows a server to ignore Range). And
+a source that is wrong twice in a row is not asked again for a while, whoever wants the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..storage.files import rename, write_synced
+from ..storage.locks import private_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Distrust"]
+
+LOG = logging.getLogger("asyncfetch.server")
+DAYS = 7 * 86400.0  # seconds in which a client may go on with what it has
+REST = 600.0  # seconds in which a source that was wrong twice is not asked again
+_FORMAT = 1
+
+
+class _Mark(NamedTuple):
+    """How often in a row the bytes were wrong, and when they were the last time, in seconds since 1970."""
+
+    wrong: int
+    at: float
+
+
+class Distrust:
+    """The marks of one service. `path` is where they are kept; what cannot be read there counts as no mark."""
+
+    def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
+        self._path, self._now = path, now
+        self._marks = _read(path)
+
+    def may_resume(self, etag: str) -> bool:
+        """Whether a client may go on with the beginning that it has."""
+        mark = self._marks.get(etag)
+        return mark is None or self._now() - mark.at >= DAYS
+
+    def rest_of(self, etag: str) -> float:
+        """Seconds until the source may be asked for it again; 0 if it may be now."""
+        mark = self._marks.get(etag)
+        return 0.0 if mark is None or mark.wrong < 2 else max(mark.at + REST - self._now(), 0.0)
+
+    def wrong(self, etag: str) -> None:
+        """The whole file came, and its hash is wrong."""
+        before = self._marks.get(etag, _Mark(0, 0.0))
+        self._marks[etag] = _Mark(before.wrong + 1, self._now())
+
+    def right(self, etag: str) -> bool:
+        """It came right. Whether that changes anything: clients may still hold a wrong beginning."""
+        mark = self._marks.get(etag)
+        if mark is None or not mark.wrong:
+            return False
+        self._marks[etag] = mark._replace(wrong=0)
+        return True
+
+    def save(self) -> None:
+        """Write all marks, by rename. Blocks. A failure is logged: then they count until the service ends."""
+        oldest = self._now() - DAYS
+        marks = {etag: mark for etag, mark in list(self._marks.items()) if mark.at > oldest}
+        document = {"format": _FORMAT, "etags": {etag: mark._asdict() for etag, mark in marks.items()}}
+        temporary = private_name(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(temporary, json.dumps(document).encode())
+            rename(temporary, self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            LOG.warning("Which files came wrong could not be written to %s: %s.", self._path, error)
+
+
+def _read(path: Path) -> dict[str, _Mark]:
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format"] != _FORMAT:
+            return {}
+        return {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        LOG.warning("%s cannot be read, so no file counts as one that came wrong: %s.", path, error)
+        return {}
