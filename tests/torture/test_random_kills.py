@@ -44,7 +44,8 @@ class Chain:
 
     def __init__(self, forker: Forks, model: Model, cache: Path, *, split: bool) -> None:
         self.forker, self.model, self.cache = forker, model, cache
-        self.policy = {**POLICY, "min_split": 4 * MiB} if split else POLICY
+        # Under a limit on the rate no connection is taken for a slow one, whose file others would share.
+        self.policy = {**POLICY, **({"min_split": 4 * MiB} if split else {"bandwidth_limit": 1e9})}
         # A connection whose end another one has taken over is closed with some of it under way.
         self.under_way = LOSS if split else 0
         self.most_lost = self.left_behind = 0
