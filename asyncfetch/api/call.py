@@ -59,8 +59,12 @@ class Call:
         if target is None and session.storage == "disk" and not session.request.dequantize:
             session = session.late()
 
+        names: dict[str, str] | None = None
+
         async def judged(located: Located, scaling: Scaling | None) -> Located:
-            await off_loop(lambda: form.names(located, scaling), slow=True)
+            nonlocal names
+            if form.rename is not None:
+                names = await off_loop(lambda: form.names(located, scaling), slow=True)
             return located
 
         try:
@@ -68,7 +72,7 @@ class Call:
 
             def merged() -> dict[str, Any]:
                 tensors = state_dict(located, landed, dtype=target, scaling=scaling)
-                return maker.state_dict(tensors, form.names(located, scaling))
+                return maker.state_dict(tensors, names)
 
             return located, scaling, StateDict(await off_loop(merged, slow=True))
         finally:

@@ -37,13 +37,8 @@ class _Lister(Protocol):
 async def saves_requests(place: _Lister, request: Request, paths: Sequence[str], commit: str | None) -> bool:
     """Whether a listing takes fewer requests than a look at each shard, and headers may be late."""
     cache = place.cache
-    if (
-        not (request.late and request.believed and isinstance(request.source, HubSource))
-        or cache is None
-        or commit is None
-    ):
-        return False
-    if request.settings.offline:
+    wanted = request.late and request.believed and isinstance(request.source, HubSource)
+    if not wanted or request.settings.offline or cache is None or commit is None:
         return False
     missing = await off_loop(lambda: sum(cache.find(commit, path) is None for path in paths))
     return missing >= _FEW or (missing > 0 and request.chosen is not None)

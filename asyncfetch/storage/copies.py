@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..spans import MiB
-from .files import sync_file
+from .files import sync_file, write_at
 
 __all__ = ["copy_file", "link_or_copy", "takes_clones"]
 
@@ -89,8 +89,6 @@ def _copy_rest(source: int, target: int, at: int, check: Callable[[], None]) -> 
         got = os.preadv(source, [buffer], at)
         if not got:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        done = 0
-        while done < got:
-            done += os.pwrite(target, buffer[done:got], at + done)
+        write_at(target, buffer[:got], at)
         at += got
         check()

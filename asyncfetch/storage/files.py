@@ -21,12 +21,16 @@ from ..spans import MiB
 
 __all__ = [
     "LeftOut", "copy_to", "has_locks", "make_folder", "rename", "sync_file", "sync_folder", "takes_any_order",
-    "vanished", "write_synced",
+    "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 # What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY})
 _NO_SYNC = (_UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EROFS}) - {errno.EPERM}
+# Written by one call. Of more the kernel makes larger folios in its cache, where the file system has them
+# (https://docs.kernel.org/admin-guide/mm/transhuge.html): where memory is in pieces, to find them takes seven times as
+# long as to write.
+_AT_ONCE = MiB // 2
 
 
 class LeftOut:
@@ -134,6 +138,13 @@ def copy_to(descriptor: int, path: Path) -> None:
                 left = left[stream.write(left) or 0 :]
             at += got
         sync_file(stream.fileno())
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at byte `offset` of a file. Raises OSError."""
+    while data:
+        written = os.pwrite(descriptor, data[:_AT_ONCE], offset)
+        data, offset = data[written:], offset + written
 
 
 def write_synced(path: Path, data: bytes) -> None:

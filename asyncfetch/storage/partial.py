@@ -24,7 +24,7 @@ from ..errors import StorageError, storage_errors
 from ..spans import MiB, Span, SpanSet
 from .buffers import aligned_buffer
 from .checksums import new_hash
-from .files import LeftOut, copy_to, make_folder, sync_file, vanished
+from .files import LeftOut, copy_to, make_folder, sync_file, vanished, write_at
 from .journal import forget_journal, journal_of, spans_on_disk, write_journal
 from .locks import claim, private_name
 
@@ -32,10 +32,6 @@ __all__ = ["FilePartial", "MemoryPartial", "Partial", "StoredPartial", "spans_on
 
 _JOURNAL_INTERVAL = 1.0  # seconds
 _JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
-# Written by one call. Of more the kernel makes larger folios in its cache, where the file system has them
-# (https://docs.kernel.org/admin-guide/mm/transhuge.html): where memory is in pieces, to find them takes seven times as
-# long as to write.
-_AT_ONCE = MiB // 2
 _CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
 
 
@@ -223,7 +219,7 @@ class FilePartial(StoredPartial):
 
     def _store(self, offset: int, data: memoryview) -> None:
         with storage_errors(self.path, needed=self.size, writing=True):
-            _write_all(self._fd, data, offset)
+            write_at(self._fd, data, offset)
 
     def accept(self, offset: int, data: memoryview) -> None:
         super().accept(offset, data)
@@ -355,9 +351,3 @@ def _leave_to_the_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data[:_AT_ONCE], offset)
-        data, offset = data[written:], offset + written

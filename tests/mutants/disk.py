@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "short-writes-believed",
         _SHORT,
-        "storage.partial:_write_all",
+        "storage.files:write_at",
         "while data:",
         "if data:",
         ("storage/test_partial.py::test_short_writes_go_on",),
