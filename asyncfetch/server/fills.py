@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
+from ..api.progress import ProgressState
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
 from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
-from ..events import Notifier
+from ..events import Notifier, Retrying
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB, Span
+from ..storage.checksums import checksum_of_etag
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
 from .freshness import PATIENCE
@@ -29,6 +33,7 @@ from .freshness import PATIENCE
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from ..events import Event
     from ..network.ranges import Target
     from ..network.transport import Transport
     from ..policy import Policy
@@ -37,13 +42,19 @@ if TYPE_CHECKING:
     from ..storage.partial import Partial
     from .distrust import Distrust
 
-__all__ = ["HELD", "Fill", "Fills"]
+__all__ = ["HELD", "Failure", "Fill", "Fills", "file_to_fetch"]
 
 LOG = logging.getLogger("asyncfetch.server")
 HELD = 64 * 1024  # bytes at the end of a file that wait for the hash
 AHEAD = 8 * MiB  # beyond what has come: who reads there gets a request of its own
 AT_ONCE = 32  # files; the others wait for their turn
 PIECE = 4 * MiB  # of such a request
+_FAILURES = 20  # that are remembered
+
+
+def file_to_fetch(path: str, commit: str, etag: str, size: int) -> SourceFile:
+    """A file of a repository, as the source tells it."""
+    return SourceFile(path, size, checksum_of_etag(etag), commit=commit, key=etag, blob=etag, identity=etag)
 
 
 class _Origin:
@@ -60,20 +71,44 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops.
+    server is to blame or stops. `complete`: the file is in the cache. `progress` is how it goes, and `retries` how often
+    a request was sent again.
     """
 
     def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust) -> None:
-        self.file = file
+        self.file, self.repository = file, hub.name
+        self.name = f"{hub.name}/{file.name}"
+        self.progress = ProgressState()
+        self.retries = 0
         self.generation = 0
         self.error: AsyncfetchError | None = None
+        self.complete = False
         self.changed = Signal()
         self.wake = lambda: None
         self._origin, self._distrust = _Origin(hub), distrust
         self._verified = self._ended = False
         self._partial: Partial | None = None
         self._descriptor: int | None = None
-        self._readers = 0
+        self._readers = self._jobs = 0
+        self._asked_for = False  # by a reader, who may have left: it goes on then
+        self.scope = anyio.CancelScope()
+
+    # -- the side of who only wants it to be here ------------------------------------------------
+
+    async def joined(self) -> None:
+        """Wait until it ends. Where all who wait so are cancelled, and nobody ever read it, it stops, to be resumed."""
+        self._jobs += 1
+        try:
+            while not self._ended:
+                await self.changed.wait()
+        finally:
+            self._jobs -= 1
+            if not (self._jobs or self._asked_for or self._ended):
+                self.scope.cancel()
+
+    @property
+    def stops(self) -> bool:
+        return self.scope.cancel_called
 
     # -- the readers' side ---------------------------------------------------------------------
 
@@ -85,6 +120,11 @@ class Fill:
     @property
     def ended(self) -> bool:
         return self._ended
+
+    @property
+    def readers(self) -> int:
+        """How many clients wait for it or read it."""
+        return self._readers
 
     async def begun(self, offset: int) -> None:
         """Wait until there is something to tell a reader at `offset`, for PATIENCE seconds at the most."""
@@ -128,6 +168,7 @@ class Fill:
     def hold(self) -> None:
         """Let the bytes be read until `release`, also when the file has got its name, or was removed."""
         self._readers += 1
+        self._asked_for = True
 
     def release(self) -> None:
         self._readers -= 1
@@ -142,32 +183,40 @@ class Fill:
 
     async def run(self, transport: Transport, policy: Policy, cache: RepoCache, ref: str | None) -> None:
         """Bring the file into the cache, where it is not there yet. What goes wrong is told by `error`."""
-        name = f"{cache.name}/{self.file.name}"
-        located = Located(name, self.file.commit, ref, "", None, None, [self.file], cache, self._origin)
+        located = Located(self.name, self.file.commit, ref, "", None, None, [self.file], cache, self._origin)
         try:
             with plain_errors():
-                transfer = Transfer(located, transport, policy, Notifier(None), consumer=self, named=True)
+                transfer = Transfer(located, transport, policy, transport.notify, consumer=self, named=True)
                 found = await transfer.run()
             if self._descriptor is None:
                 self._descriptor = await off_loop(lambda: _opened(found[self.file.name]))
-            self._verified = True
+            self._verified = self.complete = True
         except AsyncfetchError as error:
-            self._failed(name, error)
+            self._failed(error)
         except Exception:
-            LOG.exception("The fill of %s failed", name)
+            LOG.exception("The fill of %s failed", self.name)
         finally:
-            self._ended = True
-            self.changed.give()
-            self._close_if_unused()
+            self.end()
         if self._verified and self._distrust.right(self.file.key):
             await off_loop(self._distrust.save)
 
-    def _failed(self, name: str, error: AsyncfetchError) -> None:
+    def end(self) -> None:
+        """Let all know that no more comes."""
+        self._ended = True
+        self.changed.give()
+        self._close_if_unused()
+
+    def _failed(self, error: AsyncfetchError) -> None:
         self.error = error
         if isinstance(error, ChecksumMismatchError):
-            LOG.error("%s came with wrong bytes again and again: %s It is not served.", name, error)
+            LOG.error("%s came with wrong bytes again and again: %s It is not served.", self.name, error)
         else:
-            LOG.warning("%s could not be fetched: %s", name, error)
+            LOG.warning("%s could not be fetched: %s", self.name, error)
+
+    def hear(self, event: Event) -> None:
+        """Note what happens on the way."""
+        self.retries += isinstance(event, Retrying)
+        self.progress.apply(event, time.monotonic())
 
     @property
     def early(self) -> bool:
@@ -213,29 +262,57 @@ def _opened(landed: Landed) -> int:
         raise StorageError(str(path), error.strerror or str(error)) from error
 
 
+class Failure(NamedTuple):
+    """A file that could not be fetched. `at` is in seconds since 1970, `repository` as in addresses."""
+
+    at: float
+    repository: str
+    file: str
+    error: AsyncfetchError
+
+
 class Fills:
-    """All files on their way, each once. `tasks` is where they run, so that they outlast their readers."""
+    """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
+
+    `failures` are the last files that could not be fetched, and not since.
+    """
 
     def __init__(self, transport: Transport, policy: Policy, distrust: Distrust, tasks: TaskGroup) -> None:
         self.transport, self._policy = transport, policy
         self._distrust, self._tasks = distrust, tasks
         self._running: dict[tuple[Path, str, int], Fill] = {}
+        self.failures: deque[Failure] = deque(maxlen=_FAILURES)
         # Each of a large file has several buffers; those of small files never wait for them.
         self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
+
+    @property
+    def running(self) -> list[Fill]:
+        """Those that are on their way, or wait for their turn; the first to begin first."""
+        return list(self._running.values())
 
     def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None) -> Fill:
         """The fill that brings `file` into `cache`; it is begun if there is none."""
         key = (cache.folder, file.key, file.size)
         fill = self._running.get(key)
-        if fill is None or fill.ended:
+        if fill is None or fill.ended or fill.stops:
             fill = self._running[key] = Fill(file, hub, self._distrust)
             self._tasks.start_soon(self._run, key, fill, cache, ref)
         return fill
 
     async def _run(self, key: tuple[Path, str, int], fill: Fill, cache: RepoCache, ref: str | None) -> None:
         try:
-            async with self._large if fill.file.size > AHEAD else self._small:
-                await fill.run(self.transport.for_call(Notifier(None)), self._policy, cache, ref)
+            with fill.scope:
+                async with self._large if fill.file.size > AHEAD else self._small:
+                    await fill.run(self.transport.for_call(Notifier(fill.hear)), self._policy, cache, ref)
         finally:
+            fill.end()
+            self._note(fill)
             if self._running.get(key) is fill:
                 del self._running[key]
+
+    def _note(self, fill: Fill) -> None:
+        before = [one for one in self.failures if (one.repository, one.file) == (fill.repository, fill.file.name)]
+        for failure in before:
+            self.failures.remove(failure)
+        if fill.error is not None:
+            self.failures.append(Failure(time.time(), fill.repository, fill.file.name, fill.error))
