@@ -278,7 +278,7 @@ class Fills:
     """
 
     def __init__(self, transport: Transport, policy: Policy, distrust: Distrust, tasks: TaskGroup) -> None:
-        self.transport, self._policy = transport, policy
+        self.transport, self.policy = transport, policy
         self._distrust, self._tasks = distrust, tasks
         self._running: dict[tuple[Path, str, int], Fill] = {}
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -303,7 +303,7 @@ class Fills:
         try:
             with fill.scope:
                 async with self._large if fill.file.size > AHEAD else self._small:
-                    await fill.run(self.transport.for_call(Notifier(fill.hear)), self._policy, cache, ref)
+                    await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy, cache, ref)
         finally:
             fill.end()
             self._note(fill)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .fills import Fill
 
-__all__ = ["Job", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
+__all__ = ["Job", "JobFailedError", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
 
 LOG = logging.getLogger("asyncfetch.server")
 AT_ONCE = 2
@@ -72,6 +72,14 @@ class Refusal(NamedTuple):
     @classmethod
     def of(cls, error: AsyncfetchError) -> Refusal:
         return cls(error.code, error.message, error.hint)
+
+
+class JobFailedError(Exception):
+    """A job came to an end of its own kind."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 @dataclass(slots=True)
@@ -249,6 +257,9 @@ class Jobs:
             lost = refused and job.with_token and who.token is None
             job.enter(JobState.NEEDS_TOKEN if lost else JobState.FAILED, Refusal.of(error))
             LOG.warning("%s of %s: %s", job.wanted.task, job.wanted.name, error)
+        except JobFailedError as failed:
+            job.enter(JobState.FAILED, failed.refusal)
+            LOG.warning("%s of %s: %s", job.wanted.task, job.wanted.name, failed)
         except Exception as error:
             LOG.exception("%s of %s failed", job.wanted.task, job.wanted.name)
             job.enter(JobState.FAILED, Refusal("unexpected", f"The server failed: {type(error).__name__}.", ""))

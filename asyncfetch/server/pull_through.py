@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from ..errors import (
     AsyncfetchError,
@@ -37,14 +37,22 @@ from ..sources.hub import following_page
 from ..sources.settings import Settings
 from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
+from .access import Admin, Door
 from .access_log import raw_path
 from .answers import failure, invalid_credentials, not_allowed, repository_not_found
 from .body import FileBody, Part, no_range
+from .control import BASE, Control
+from .counts import Counts
 from .distrust import Distrust
 from .fills import Fills, file_to_fetch
 from .forms import paths_of
+from .job_files import JobFiles
+from .jobs import Jobs
+from .kept import Kept
 from .layout import is_id
-from .page import SAFETY, home_page
+from .live import Live
+from .prefetch import Worker
+from .state import Parts, State
 from .store import Store
 from .tailing import FillBody
 from .upstream import Upstream, Who
@@ -53,6 +61,7 @@ from .wire import parse_resource
 if TYPE_CHECKING:
     from typing import Self
 
+    from anyio.abc import TaskGroup
     from starlette.requests import Request
 
     from ..sources.located import SourceFile
@@ -96,6 +105,7 @@ class PullThrough:
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
+        self.door, self.admin, self.kept, self.counts = Door(), Admin(local=True), Kept(root), Counts()
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -117,21 +127,35 @@ class PullThrough:
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json"))
         self.upstream = Upstream(self.endpoint, asking, Store(self._state / "answers"), tasks)
         self.fills = Fills(fetching, policy, self.distrust, tasks)
+        await self._begin_jobs(tasks)
         return self
+
+    async def _begin_jobs(self, tasks: TaskGroup) -> None:
+        """Go on with what an earlier process was to do, and answer who asks for it."""
+        files = JobFiles(self._state / "jobs")
+        self._tasks.callback(files.close)
+        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root), tasks)
+        self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
+        self.live = Live(self.state)
+        self.control = Control(jobs, self.kept, self.state, self.live, self.admin, self.door, self.public_url)
+        await jobs.resume()
 
     async def __aexit__(self, *_: object) -> None:
         await self._tasks.aclose()
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
-        target = parse_resource(raw_path(request.scope))
+        path = raw_path(request.scope)
+        if path.startswith(BASE):
+            return await self.control.respond(request, path.removeprefix(BASE))
+        target = parse_resource(path)
         allowed = "POST" if target and target.action == "paths-info" else "GET, HEAD"
         if request.method not in allowed:
             return not_allowed(request.method, allowed)
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return HTMLResponse(home_page(self._origin(request), {}), headers=SAFETY)
+            return await self.control.page(request, self._origin(request))
         if target.action not in _PRIVATE and not is_id(target.name):
             return repository_not_found()
         who = _who(request)
