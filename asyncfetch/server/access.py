@@ -173,4 +173,3 @@ class Admin:
         passed_on = "forwarded" in request.headers or "x-forwarded-for" in request.headers
         named = request.url.hostname or ""
         return self.local and not passed_on and is_loopback(client) and is_loopback(named.strip("[]"))
-

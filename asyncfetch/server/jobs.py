@@ -8,6 +8,7 @@ says so and waits for it. Few jobs run at a time, the others wait for their turn
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -71,7 +72,9 @@ class Refusal(NamedTuple):
 
     @classmethod
     def of(cls, error: AsyncfetchError) -> Refusal:
-        return cls(error.code, error.message, error.hint)
+        """What an error says, in words for who asked a server, and not the library."""
+        hint = re.sub("et HF_TOKEN or pass token=", "end a token of the source along", error.hint)
+        return cls(error.code, error.message, hint)
 
 
 class JobFailedError(Exception):
@@ -84,9 +87,14 @@ class JobFailedError(Exception):
 
 @dataclass(slots=True)
 class JobFile:
-    """One file of a job. `fill` is how it arrives, `done` whether it is here, `error` why not."""
+    """One file of a job. `fill` is how it arrives, `done` whether it is here, `error` why not.
+
+    `etag` is its hash, once the source has told it. `fetched` counts the bytes that came from the source.
+    """
 
     size: int
+    etag: str | None = None
+    fetched: int = 0
     done: bool = False
     fill: Fill | None = None
     error: Refusal | None = None

@@ -89,6 +89,8 @@ _JOB_FILE = _object(
         "file": _TEXT,
         "size": _BYTES,
         "received": _BYTES,
+        "fetched": _BYTES | {"description": "Bytes that came from the source for it."},
+        "etag": _maybe(_TEXT),
         "done": _FLAG,
         "retries": _COUNT,
         **_HELD,
@@ -222,7 +224,9 @@ def _paths() -> _Schema:
     no_job: dict[str, tuple[str, _Schema | None]] = {"404": ("There is no such job.", _ref("Error"))}
     bad: dict[str, tuple[str, _Schema | None]] = {"400": ("What was sent is not usable.", _ref("Error"))}
     changed = {"200": ("Done.", _ref("Changed")), **bad}
-    state = _operation("What arrives, jobs, what is kept, traffic", {"200": ("The state.", _ref("State"))}, changes=False)
+    state = _operation(
+        "What arrives, jobs, what is kept, traffic", {"200": ("The state.", _ref("State"))}, changes=False
+    )
     events = {
         "summary": "The state at each change, as server-sent events `state`; with view=page as parts of the page",
         "parameters": [{"name": "view", "in": "query", "schema": {"enum": ["page"]}}],

@@ -20,6 +20,7 @@ from ..errors import (
     EntryNotFoundError,
     ProtocolError,
     RateLimitedError,
+    RepositoryNotFoundError,
     redact_url,
 )
 from ..network.transport import Reply
@@ -33,7 +34,7 @@ from ..storage.removal import entries_of as names_of
 from ..storage.removal import plan_removal, remove
 from ..tasks import each, off_loop
 from .fills import file_to_fetch
-from .jobs import JobFile, JobFailedError, Refusal
+from .jobs import JobFailedError, JobFile, Refusal
 from .layout import qualified
 from .wire import Resource
 
@@ -87,8 +88,9 @@ class Worker:
         wrong = [(path, file.error) for path, file in job.files.items() if file.error is not None]
         if wrong:
             path, first = wrong[0]
-            others = f" So are {len(wrong) - 1:,} other files." if len(wrong) > 1 else ""
-            raise JobFailedError(first._replace(message=f"{path}: {first.message}{others}"))
+            named = first.message if first.message.startswith(path) else f"{path}: {first.message}"
+            others = f" And {len(wrong) - 1:,} more." if len(wrong) > 1 else ""
+            raise JobFailedError(first._replace(message=f"{named}{others}"))
 
     # -- prefetch ----------------------------------------------------------------------------------
 
@@ -108,7 +110,9 @@ class Worker:
     async def _commit(self, job: Job, who: Who) -> str:
         wanted = job.wanted
         target = Resource("info", wanted.name, wanted.revision, kind=wanted.kind)
-        told = self._checked(job, who, target, await self._answer(job, lambda: self._upstream.document(target, "", who)))
+        told = self._checked(
+            job, who, target, await self._answer(job, lambda: self._upstream.document(target, "", who))
+        )
         try:
             commit = str(json.loads(told.body)["sha"])
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -152,6 +156,7 @@ class Worker:
             file.error = Refusal.of(error)
             return
         etag, file.size = told.headers["etag"], int(told.headers["size"])
+        file.etag = etag
         if rest := self._distrust.rest_of(etag):
             hint = f"Retry in {rest / 60:.0f} minutes, or tell who runs the source."
             file.error = Refusal("checksum_mismatch", "The source sends wrong bytes for it.", hint)
@@ -166,7 +171,7 @@ class Worker:
         hub = self._upstream.hub(target, who, self._fills.transport)
         fill = file.fill = self._fills.of(file_to_fetch(target.path, commit, etag, file.size), hub, cache, ref)
         await fill.joined()
-        file.fill, file.done = None, fill.complete
+        file.fill, file.done, file.fetched = None, fill.complete, fill.progress.transferred
         if fill.complete:
             return
         if fill.error is None:
@@ -200,6 +205,8 @@ class Worker:
         if told.status == 200:
             return told
         endpoint, name = redact_url(self._upstream.settings.endpoint), qualified(target.kind, target.name)
+        if told.status == 404 and not target.path and "x-error-code" not in told.headers:  # of a mirror
+            raise RepositoryNotFoundError(name, authenticated=who.token is not None)
         reply = Reply(endpoint, told.status, told.headers, told.body, truncated=False)
         page = f"{endpoint}/{name}"
         raise refusal(reply, Asked(name, target.path, target.revision, page, authenticated=who.token is not None))
@@ -210,7 +217,7 @@ class Worker:
         """Hash all blobs of a repository again. A wrong one is removed, so that it is fetched anew when it is wanted."""
         cache = RepoCache(self._root, job.wanted.name, repo_type=job.wanted.kind.removesuffix("s"))
         found = await off_loop(lambda: _blobs(cache))
-        job.files = {name: JobFile(size) for name, (_, size) in found.items()}
+        job.files = {name: JobFile(size, etag=blob.name) for name, (blob, size) in found.items()}
 
         async def check(name: str) -> None:
             blob, checksum = found[name][0], checksum_of_etag(found[name][0].name)

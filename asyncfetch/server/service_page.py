@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import time
 from datetime import UTC, datetime
 from html import escape
@@ -112,12 +113,14 @@ def _title(name: str, text: str) -> str:
 def _overview(document: Mapping[str, Any]) -> str:
     source, traffic, room = document["source"], document["traffic"], document["room"]
     mark, word = _SOURCE[source["state"]]
-    used = f"{size_text(room['used'])} of {size_text(room['max_size'])}" if room["max_size"] else size_text(room["used"])
+    used = (
+        f"{size_text(room['used'])} of {size_text(room['max_size'])}" if room["max_size"] else size_text(room["used"])
+    )
     limit = source["rate_limit"]
     left = f", {limit['remaining']:,} requests left for {span_text(limit['seconds'])}" if limit else ""
     rate = sum(one["rate"] or 0 for one in document["arriving"])
     facts = [
-        ("Saved", size_text(traffic["saved"]), "that did not come from the source again"),
+        ("Saved", size_text(traffic["saved"]), "not fetched again"),
         ("Handed out", size_text(traffic["served"]), "to clients"),
         ("Fetched", size_text(traffic["fetched"]), f"by {traffic['asked']:,} requests"),
         ("Kept", used, f"in {_counted(document['kept_in_all'], 'repository', 'repositories')}"),
@@ -142,9 +145,7 @@ def _trouble(document: Mapping[str, Any]) -> str:
         )
     for one in document["failures"]:
         where = f"{escape(one['repository'])}/{escape(one['file'])}"
-        items.append(
-            f"<li><strong>{where}</strong> {_when(one['at'])}: {escape(one['message'])} {escape(one['hint'])}</li>"
-        )
+        items.append(f"<li><strong>{where}</strong> {_when(one['at'])}: {_said(one)}</li>")
     return f'{_title("trouble", "Trouble")}<ul class="plain">{"".join(items)}</ul>' if items else ""
 
 
@@ -213,7 +214,12 @@ def _job_error(one: Mapping[str, Any]) -> str:
     hint = one["error"]["hint"]
     if one["state"] == "needs_token":
         hint = "A token is not kept over a restart: put one into the form above, and retry."
-    return f'<p class="hold">{escape(one["error"]["message"])} {escape(hint)}</p>'
+    return f'<p class="hold">{_said({**one["error"], "hint": hint})}</p>'
+
+
+def _said(error: Mapping[str, str]) -> str:
+    """An error and what to do about it; of hashes the beginning, which tells them apart."""
+    return escape(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", f"{error['message']} {error['hint']}".strip()))
 
 
 def _job_buttons(one: Mapping[str, Any], name: str) -> str:
@@ -233,11 +239,13 @@ def _kept(document: Mapping[str, Any], *, full: bool) -> str:
     if not rows:
         return f"{_title('kept', 'Kept')}{more or '<p>Nothing yet.</p>'}"
     heads = ["Repository", "Size", "Files", "Last read", "Reads", *(["Change"] if full else [])]
-    head = "".join(f'<th scope="col"{_numeric(name)}>{name}</th>' for name in heads)
+    head = "".join(f'<th scope="col"{_aligned(name)}>{name}</th>' for name in heads)
     return f"{_title('kept', 'Kept')}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _numeric(name: str) -> str:
+def _aligned(name: str) -> str:
+    if name == "Change":
+        return ' class="buttons scripted"'
     return ' class="number"' if name in ("Size", "Files", "Reads") else ""
 
 
@@ -250,8 +258,8 @@ def _kept_row(one: Mapping[str, Any], *, full: bool) -> str:
         ("Last read", _when(one["last_read"]) if one["last_read"] else "never"),
         ("Reads", f"{one['hits']:,}"),
     ]
-    told = "".join(f'<td data-head="{head}"{_numeric(head)}>{value}</td>' for head, value in cells)
-    buttons = f'<td class="buttons"><span class="scripted">{_kept_buttons(one, name, key)}</span></td>' if full else ""
+    told = "".join(f'<td data-head="{head}"{_aligned(head)}>{value}</td>' for head, value in cells)
+    buttons = f'<td class="buttons scripted">{_kept_buttons(one, name, key)}</td>' if full else ""
     return f'<tr id="k-{key}"><th scope="row">{escape(name)}{pinned}</th>{told}{buttons}</tr>'
 
 
@@ -328,7 +336,9 @@ def _prefetch_form(*, token: bool) -> str:
     unlock = ""
     if token:
         field = _field("admin-token", "Admin token", "kept in this page until it is closed", secret)
-        unlock = f'<form id="unlock" class="scripted">{field}<p><button>Show all, and let me change it</button></p></form>'
+        unlock = (
+            f'<form id="unlock" class="scripted">{field}<p><button>Show all, and let me change it</button></p></form>'
+        )
     return (
         f"{_title('prefetch', 'Fetch in advance')}"
         "<noscript><p>Without JavaScript: <code>asyncfetch prefetch org/model --server URL</code></p></noscript>"
@@ -347,5 +357,5 @@ def _clients(origin: str) -> str:
         ("In a container", f"docker run -e HF_ENDPOINT={where} ..."),
         ("Fetch in advance", f"asyncfetch prefetch org/model --server {where}"),
     ]
-    told = "".join(f"<h3>{name}</h3><pre tabindex=\"0\"><code>{code}</code></pre>" for name, code in lines)
+    told = "".join(f'<h3>{name}</h3><pre tabindex="0"><code>{code}</code></pre>' for name, code in lines)
     return f"{_title('clients', 'For clients')}{told}"

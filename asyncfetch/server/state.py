@@ -127,7 +127,9 @@ class State:
             "state": state,
             "reason": trouble.code if trouble is not None else None,
             "retry_after": after,
-            "rate_limit": {"remaining": limit.remaining, "seconds": round(limit.until - now)} if limit and limit.until > now else None,
+            "rate_limit": {"remaining": limit.remaining, "seconds": round(limit.until - now)}
+            if limit and limit.until > now
+            else None,
         }
 
     def _room(self, kept: list[KeptRepository]) -> dict[str, Any]:
@@ -196,6 +198,8 @@ def job_document(job: Job, *, files: bool = False) -> dict[str, Any]:
                 "file": path,
                 "size": file.size,
                 "received": file.received,
+                "fetched": file.fill.progress.transferred if file.fill else file.fetched,
+                "etag": file.etag,
                 "done": file.done,
                 "retries": file.fill.retries if file.fill else 0,
                 **_hold(file.fill.progress.rows.get(path) if file.fill else None, now),
@@ -241,5 +245,3 @@ def traffic_of(counts: Mapping[str, int]) -> dict[str, int]:
         "retries": counts["retries"],
         "wrong_hashes": counts["wrong_hashes"],
     }
-
-
