@@ -14,7 +14,6 @@ from urllib.parse import quote
 import httpx
 from cyclopts import Parameter
 
-from .. import errors
 from ..api.options import RepoType
 from ..errors import (
     AccessError,
@@ -77,7 +76,7 @@ class PrefetchFlags:
 
 
 def prefetch_from(source: str, flags: PrefetchFlags) -> None:
-    """Let a server fetch `source` in advance. Raises what the job ended with, SourceError, AccessError, NetworkError."""
+    """Let a server fetch `source` in advance. Raises what the job ended with, and what `_Server.ask` raises."""
     with _Server.of(flags) as server:
         job = server.ask("POST", "jobs", flags.body(source))
         if flags.wait:
@@ -167,7 +166,7 @@ class _Server:
 
 
 def _watch(server: _Server, job: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """The job when it is over, with its files; meanwhile it is told how it goes. A server that is away is waited for."""
+    """The job when it is over, with its files. Tells how it goes meanwhile; a server that is away is waited for."""
     told, patience = _Told(report), Policy.from_env().patience
     lost: float | None = None
     while True:
@@ -244,10 +243,17 @@ def job_error(job: Mapping[str, Any]) -> AsyncfetchError:
     if job["state"] == "cancelled" or job["error"] is None:
         return SourceError(f"The job for {name} was cancelled.", hint="Run the same command again to go on.")
     error = job["error"]
-    kinds = {kind.code: kind for kind in map(vars(errors).get, errors.__all__) if isinstance(kind, type)}
-    kind = kinds.get(str(error["code"]), AsyncfetchError)
+    kind = _kinds(AsyncfetchError).get(str(error["code"]), AsyncfetchError)
     hint = "Run the same command again with HF_TOKEN set." if job["state"] == "needs_token" else str(error["hint"])
     named = error["message"] if job["repository"] in error["message"] else f"{name}: {error['message']}"
-    found: AsyncfetchError = kind.__new__(kind, named)  # what else it carries stayed there
+    found = kind.__new__(kind, named)  # what else it carries stayed there
     found.hint = hint
+    return found
+
+
+def _kinds(kind: type[AsyncfetchError]) -> dict[str, type[AsyncfetchError]]:
+    """The errors below one, and it itself, by their codes."""
+    found = {kind.code: kind}
+    for below in kind.__subclasses__():
+        found |= _kinds(below)
     return found

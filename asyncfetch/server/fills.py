@@ -96,7 +96,7 @@ class Fill:
     # -- the side of who only wants it to be here ------------------------------------------------
 
     async def joined(self) -> None:
-        """Wait until it ends. Where all who wait so are cancelled, and nobody ever read it, it stops, to be resumed."""
+        """Wait until it ends. When all who wait so are cancelled, and nobody ever read it, it stops."""
         self._jobs += 1
         try:
             while not self._ended:

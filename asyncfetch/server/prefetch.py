@@ -39,9 +39,10 @@ from .layout import qualified
 from .wire import Resource
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from pathlib import Path
 
+    from ..storage.listings import Records
     from .distrust import Distrust
     from .fills import Fills
     from .freshness import Answer
@@ -121,15 +122,15 @@ class Worker:
             raise ProtocolError("no commit in the answer, so this is not a Hub", url=self._upstream.settings.endpoint)
         return commit
 
-    async def _listing(self, job: Job, who: Who, commit: str) -> dict[str, dict[str, int | str]]:
+    async def _listing(self, job: Job, who: Who, commit: str) -> Records:
         """All files of a commit, asked for as huggingface_hub asks."""
         target = Resource("tree", job.wanted.name, commit, kind=job.wanted.kind)
-        records: dict[str, dict[str, int | str]] = {}
+        records: dict[str, Mapping[str, int | str]] = {}
         query: str | None = "recursive=true&expand=false"
         asked = set[str]()
         while query is not None and query not in asked:
             asked.add(query)
-            page = self._checked(job, who, target, await self._answer(job, self._asking(target, query, who)))
+            page = self._checked(who, target, await self._answer(job, self._asking(target, query, who)))
             try:
                 entries = json.loads(page.body)
             except (ValueError, RecursionError):
@@ -151,7 +152,7 @@ class Worker:
             target = target._replace(revision=commit)
             told = await self._answer(job, lambda: self._upstream.file(target, who))
         try:
-            self._checked(job, who, target, told)
+            self._checked(who, target, told)
         except EntryNotFoundError as error:
             file.error = Refusal.of(error)
             return
@@ -181,7 +182,7 @@ class Worker:
         file.error = Refusal.of(fill.error)
 
     async def _answer(self, job: Job, ask: Callable[[], Awaitable[T]]) -> T:
-        """What `ask` returns. A source that is away, or limits the rate, is waited for, within the policy's patience."""
+        """What `ask` returns. A source that is away or limits the rate is waited for, within the policy's patience."""
         until, failed = time.monotonic() + self._patience, 0
         while True:
             try:
@@ -200,7 +201,7 @@ class Worker:
                 job.hold = None
                 return found
 
-    def _checked(self, job: Job, who: Who, target: Resource, told: Answer) -> Answer:
+    def _checked(self, who: Who, target: Resource, told: Answer) -> Answer:
         """An answer, if it is no refusal. Raises the NotFoundError, AccessError and NetworkError kinds."""
         if told.status == 200:
             return told
@@ -214,7 +215,7 @@ class Worker:
     # -- verify ------------------------------------------------------------------------------------
 
     async def _verify(self, job: Job) -> None:
-        """Hash all blobs of a repository again. A wrong one is removed, so that it is fetched anew when it is wanted."""
+        """Hash all blobs of a repository again. A wrong one is removed, and so fetched anew when it is wanted."""
         cache = RepoCache(self._root, job.wanted.name, repo_type=job.wanted.kind.removesuffix("s"))
         found = await off_loop(lambda: _blobs(cache))
         job.files = {name: JobFile(size, etag=blob.name) for name, (blob, size) in found.items()}
@@ -236,7 +237,7 @@ class Worker:
 
 
 def _blobs(cache: RepoCache) -> dict[str, tuple[Path, int]]:
-    """The blobs that files of snapshots name, by the name of one of these files, and their sizes. Raises StorageError."""
+    """The blobs that snapshots name, by the name of one such file, and their sizes. Raises StorageError."""
     found: dict[Path, str] = {}
     for entry in names_of(cache):
         if entry.blob is not None and entry.blob.exists() and checksum_of_etag(entry.blob.name) is not None:

@@ -325,17 +325,17 @@ def _field(name: str, label: str, note: str, attributes: str) -> str:
 def _prefetch_form(*, token: bool) -> str:
     """The form that begins a job; with `token` also the field for the admin token, which is kept in the page alone."""
     plain = 'autocomplete="off" autocapitalize="off" spellcheck="false"'
-    secret = 'type="password" autocomplete="off"'
+    hidden = 'type="password" autocomplete="off"'
     fields = [
         _field("source", "Repository", "org/model, datasets/org/name, or its address", f"required {plain}"),
         _field("revision", "Revision", "branch, tag or commit; main if empty", plain),
         _field("include", "Only", "globs such as *.json, separated by spaces", plain),
         _field("exclude", "Without", "globs, separated by spaces", plain),
-        _field("hub-token", "Token of the source", "for what not everybody may see; not kept on disk", secret),
+        _field("hub-token", "Token of the source", "for what not everybody may see; not kept on disk", hidden),
     ]
     unlock = ""
     if token:
-        field = _field("admin-token", "Admin token", "kept in this page until it is closed", secret)
+        field = _field("admin-token", "Admin token", "kept in this page until it is closed", hidden)
         unlock = (
             f'<form id="unlock" class="scripted">{field}<p><button>Show all, and let me change it</button></p></form>'
         )
