@@ -17,7 +17,7 @@ import anyio
 
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
+from ..errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
 from ..events import Notifier
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
@@ -25,6 +25,7 @@ from ..spans import MiB, Span
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
 from .freshness import PATIENCE
+from .kept import open_shared
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..storage.cache import RepoCache
     from ..storage.partial import Partial
     from .distrust import Distrust
+    from .kept import Kept
 
 __all__ = ["HELD", "Fill", "Fills"]
 
@@ -60,11 +62,11 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops.
+    server is to blame or stops. `strict`: no byte is handed out before the hash is right.
     """
 
-    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust) -> None:
-        self.file = file
+    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust, *, strict: bool = False) -> None:
+        self.file, self._strict = file, strict
         self.generation = 0
         self.error: AsyncfetchError | None = None
         self.changed = Signal()
@@ -95,14 +97,14 @@ class Fill:
     def ready(self, offset: int) -> int:
         """How many bytes from `offset` on may be handed out now."""
         size = self.file.size
-        if self._descriptor is None or self.over:
+        if self._descriptor is None or self.over or (self._strict and not self._verified):
             return 0
         here = self._partial.reach(offset) if self._partial is not None else size
         return max(min(here, size if self._verified else size - HELD) - offset, 0)
 
     def is_far(self, offset: int) -> bool:
         """Whether the fill comes to `offset` so late that a reader there gets a request of its own."""
-        if self._ended or self._verified or self.generation or self._partial is None:
+        if self._ended or self._verified or self._strict or self.generation or self._partial is None:
             return False
         missing = not self._partial.reach(offset) > offset
         return missing and self._partial.frontier + AHEAD < offset < self.file.size - HELD
@@ -152,7 +154,7 @@ class Fill:
                 self._descriptor = await off_loop(lambda: _opened(found[self.file.name]))
             self._verified = True
         except AsyncfetchError as error:
-            self._failed(name, error)
+            await self._failed(name, error)
         except Exception:
             LOG.exception("The fill of %s failed", name)
         finally:
@@ -162,10 +164,22 @@ class Fill:
         if self._verified and self._distrust.right(self.file.key):
             await off_loop(self._distrust.save)
 
-    def _failed(self, name: str, error: AsyncfetchError) -> None:
+    def refuse(self, name: str) -> None:
+        """There is no room for it."""
+        self.error = DiskFullError(name, needed=self.file.size, free=None)
+        LOG.warning("%s has no room here, and is passed on without being kept.", name)
+        self._ended = True
+        self.changed.give()
+
+    async def _failed(self, name: str, error: AsyncfetchError) -> None:
         self.error = error
         if isinstance(error, ChecksumMismatchError):
             LOG.error("%s came with wrong bytes again and again: %s It is not served.", name, error)
+        elif isinstance(error, StorageError):
+            LOG.warning("%s cannot be kept, and is passed on: %s", name, error)
+            # What was handed out of it may be wrong, and what is passed on cannot show that.
+            if self._distrust.passed(self.file.key):
+                await off_loop(self._distrust.save)
         else:
             LOG.warning("%s could not be fetched: %s", name, error)
 
@@ -208,16 +222,29 @@ def _opened(landed: Landed) -> int:
     """A descriptor of a file that was in the cache already. Raises StorageError."""
     path = landed.path or Path()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_shared(path)
     except OSError as error:
         raise StorageError(str(path), error.strerror or str(error)) from error
 
 
 class Fills:
-    """All files on their way, each once. `tasks` is where they run, so that they outlast their readers."""
+    """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
 
-    def __init__(self, transport: Transport, policy: Policy, distrust: Distrust, tasks: TaskGroup) -> None:
-        self.transport, self._policy = transport, policy
+    `strict` is that of each fill; `kept` says whether there is room.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        policy: Policy,
+        distrust: Distrust,
+        tasks: TaskGroup,
+        kept: Kept,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.transport, self.strict = transport, strict
+        self._policy, self._kept = policy, kept
         self._distrust, self._tasks = distrust, tasks
         self._running: dict[tuple[Path, str, int], Fill] = {}
         # Each of a large file has several buffers; those of small files never wait for them.
@@ -228,14 +255,19 @@ class Fills:
         key = (cache.folder, file.key, file.size)
         fill = self._running.get(key)
         if fill is None or fill.ended:
-            fill = self._running[key] = Fill(file, hub, self._distrust)
+            fill = self._running[key] = Fill(file, hub, self._distrust, strict=self.strict)
             self._tasks.start_soon(self._run, key, fill, cache, ref)
         return fill
 
     async def _run(self, key: tuple[Path, str, int], fill: Fill, cache: RepoCache, ref: str | None) -> None:
+        partial = cache.partial(fill.file.key)
         try:
             async with self._large if fill.file.size > AHEAD else self._small:
-                await fill.run(self.transport.for_call(Notifier(None)), self._policy, cache, ref)
+                if await self._kept.admit(partial, fill.file.size):
+                    await fill.run(self.transport.for_call(Notifier(None)), self._policy, cache, ref)
+                else:
+                    fill.refuse(f"{cache.name}/{fill.file.name}")
         finally:
+            self._kept.left(partial)
             if self._running.get(key) is fill:
                 del self._running[key]
