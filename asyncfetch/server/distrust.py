@@ -4,6 +4,9 @@ What a reader was given before the hash was known cannot be recalled. It has a w
 of the file later, from this process or from the next one. So such a file is not gone on with for some days: a request
 for a range that does not begin at 0 gets the whole file (RFC 9110, section 14.2 allows a server to ignore Range). And
 a source that is wrong twice in a row is not asked again for a while, whoever wants the file.
+
+A file that was passed on without being kept may have begun with bytes that were never held against its hash, where that
+broke off. Who asks for all the rest of it gets the whole file too; one who asks for a range of it gets that.
 """
 
 from __future__ import annotations
@@ -40,12 +43,24 @@ class Distrust:
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = path, now
-        self._marks = _read(path)
+        self._marks, self._passed = _read(path)
 
     def may_resume(self, etag: str) -> bool:
         """Whether a client may go on with the beginning that it has."""
         mark = self._marks.get(etag)
         return mark is None or self._now() - mark.at >= DAYS
+
+    def may_take_the_rest(self, etag: str) -> bool:
+        """Whether it may go on to the end with a beginning that may have come when the file was not kept."""
+        return self._now() - self._passed.get(etag, -DAYS) >= DAYS
+
+    def passed(self, etag: str) -> bool:
+        """It is passed on without being kept. Whether that changes anything that has to be saved."""
+        before = self._passed.get(etag, -DAYS)
+        if self._now() - before < DAYS / 7:
+            return False
+        self._passed[etag] = self._now()
+        return True
 
     def rest_of(self, etag: str) -> float:
         """Seconds until the source may be asked for it again; 0 if it may be now."""
@@ -69,7 +84,9 @@ class Distrust:
         """Write all marks, by rename. Blocks. A failure is logged: then they count until the service ends."""
         oldest = self._now() - DAYS
         marks = {etag: mark for etag, mark in list(self._marks.items()) if mark.at > oldest}
-        document = {"format": _FORMAT, "etags": {etag: mark._asdict() for etag, mark in marks.items()}}
+        passed = {etag: at for etag, at in list(self._passed.items()) if at > oldest}
+        marked = {etag: mark._asdict() for etag, mark in marks.items()}
+        document = {"format": _FORMAT, "etags": marked, "passed": passed}
         temporary = private_name(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,14 +97,15 @@ class Distrust:
             LOG.warning("Which files came wrong could not be written to %s: %s.", self._path, error)
 
 
-def _read(path: Path) -> dict[str, _Mark]:
+def _read(path: Path) -> tuple[dict[str, _Mark], dict[str, float]]:
     try:
         document = json.loads(path.read_bytes())
         if document["format"] != _FORMAT:
-            return {}
-        return {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
+            return {}, {}
+        marks = {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
+        return marks, {str(etag): float(at) for etag, at in document.get("passed", {}).items()}
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOG.warning("%s cannot be read, so no file counts as one that came wrong: %s.", path, error)
-        return {}
+        return {}, {}

@@ -45,14 +45,16 @@ except ImportError as missing:
         hint="Run: pip install 'asyncfetch[serve]'",
     ) from missing
 
+from .access import Admin, Door, Rules
 from .answers import failure, not_allowed
 from .gate import Gate
 from .hub import METHODS, Hub
 from .pull_through import PullThrough
+from .room import Limits
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -74,6 +76,14 @@ class ServerOptions(TypedDict, total=False):
     ahead: bool
     public_url: str | None
     upstream: str | None
+    allow: Sequence[str]
+    deny: Sequence[str]
+    upstream_token: str | None
+    admin_token: str | None
+    max_size: int | None
+    min_free: int | None
+    upstream_bandwidth: float | None
+    strict: bool
 
 
 def create_app(
@@ -89,6 +99,15 @@ def create_app(
     ahead: bool = False,
     public_url: str | None = None,
     upstream: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    upstream_token: str | None = None,
+    admin_token: str | None = None,
+    max_size: int | None = None,
+    min_free: int | None = None,
+    upstream_bandwidth: float | None = None,
+    strict: bool = False,
+    local: bool = False,
 ) -> Starlette:
     """The ASGI application that serves the repositories under `root`.
 
@@ -106,19 +125,50 @@ def create_app(
     `public_url`: where clients find this server, for links in answers, if it is behind a proxy that changes that.
     `upstream`: the URL of another Hub. Then `root` is a hub cache, made if there is none: what clients ask for is
     fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
-    sent there, which decides what it may see. Of the other options `state_dir` and `public_url` go with it.
+    sent there, which decides what it may see. Of the options above `state_dir`, `public_url` and `token` go with it: a
+    token that clients are asked for is not sent there, and then, or with `upstream_token`, which is sent there for all
+    of them, they are one for that Hub. An `upstream_token` needs `allow`. And with `upstream` alone:
+
+    `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
+    what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
+    the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
+    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
+    twentieth of it and 10 GiB at the most. Where neither is given nothing goes. What has no room is
+    handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
+    before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
     if upstream is not None:
-        if redirect or token is not None or gated or secret is not None or follow_links or ahead:
+        if redirect or gated or secret is not None or follow_links or ahead:
             raise SourceError(
-                "With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it."
+                "redirect=, gated=, secret=, follow_links= and ahead= are for a folder, not for upstream=."
             )
-        state = None if state_dir is None else Path(state_dir)
-        passing = PullThrough(upstream, Path(root), state_dir=state, public_url=_checked(public_url))
+        passing = PullThrough(
+            upstream,
+            Path(root),
+            state_dir=None if state_dir is None else Path(state_dir),
+            public_url=_checked(public_url),
+            door=Door(Rules.checked(allow, deny), token, upstream_token),
+            admin=Admin(admin_token, local),
+            limits=Limits.checked(max_size, min_free),
+            bandwidth=upstream_bandwidth,
+            strict=strict,
+        )
         return _application(passing.respond, passing, lambda: None)
+    if (
+        allow
+        or deny
+        or upstream_token
+        or admin_token
+        or strict
+        or (max_size, min_free, upstream_bandwidth) != (None,) * 3
+    ):
+        raise SourceError(
+            "allow=, deny=, upstream_token=, admin_token=, max_size=, min_free=, upstream_bandwidth= and strict= go "
+            "with upstream=."
+        )
     catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
     hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))

@@ -20,7 +20,7 @@ import anyio
 from ..api.progress import ProgressState
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
+from ..errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
 from ..events import Notifier, Retrying
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
@@ -29,6 +29,7 @@ from ..storage.checksums import checksum_of_etag
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
 from .freshness import PATIENCE
+from .kept import open_shared
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from ..storage.cache import RepoCache
     from ..storage.partial import Partial
     from .distrust import Distrust
+    from .kept import Kept
 
 __all__ = ["HELD", "Failure", "Fill", "Fills", "file_to_fetch"]
 
@@ -71,13 +73,14 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops. `complete`: the file is in the cache. `progress` is how it goes, and `retries` how often
-    a request was sent again.
+    server is to blame or stops. `complete`: it is in the cache. `progress` is how it goes, and `retries` how often
+    a request was sent again. `strict`: no byte is handed out before the hash is right.
     """
 
-    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust) -> None:
+    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust, *, strict: bool = False) -> None:
         self.file, self.repository = file, hub.name
         self.name = f"{hub.name}/{file.name}"
+        self._strict = strict
         self.progress = ProgressState()
         self.retries = 0
         self.generation = 0
@@ -135,14 +138,14 @@ class Fill:
     def ready(self, offset: int) -> int:
         """How many bytes from `offset` on may be handed out now."""
         size = self.file.size
-        if self._descriptor is None or self.over:
+        if self._descriptor is None or self.over or (self._strict and not self._verified):
             return 0
         here = self._partial.reach(offset) if self._partial is not None else size
         return max(min(here, size if self._verified else size - HELD) - offset, 0)
 
     def is_far(self, offset: int) -> bool:
         """Whether the fill comes to `offset` so late that a reader there gets a request of its own."""
-        if self._ended or self._verified or self.generation or self._partial is None:
+        if self._ended or self._verified or self._strict or self.generation or self._partial is None:
             return False
         missing = not self._partial.reach(offset) > offset
         return missing and self._partial.frontier + AHEAD < offset < self.file.size - HELD
@@ -192,7 +195,7 @@ class Fill:
                 self._descriptor = await off_loop(lambda: _opened(found[self.file.name]))
             self._verified = self.complete = True
         except AsyncfetchError as error:
-            self._failed(error)
+            await self._failed(error)
         except Exception:
             LOG.exception("The fill of %s failed", self.name)
         finally:
@@ -206,10 +209,21 @@ class Fill:
         self.changed.give()
         self._close_if_unused()
 
-    def _failed(self, error: AsyncfetchError) -> None:
+    def refuse(self) -> None:
+        """There is no room for it."""
+        self.error = DiskFullError(self.name, needed=self.file.size, free=None)
+        LOG.warning("%s has no room here, and is passed on without being kept.", self.name)
+        self.end()
+
+    async def _failed(self, error: AsyncfetchError) -> None:
         self.error = error
         if isinstance(error, ChecksumMismatchError):
             LOG.error("%s came with wrong bytes again and again: %s It is not served.", self.name, error)
+        elif isinstance(error, StorageError):
+            LOG.warning("%s cannot be kept, and is passed on: %s", self.name, error)
+            # What was handed out of it may be wrong, and what is passed on cannot show that.
+            if self._distrust.passed(self.file.key):
+                await off_loop(self._distrust.save)
         else:
             LOG.warning("%s could not be fetched: %s", self.name, error)
 
@@ -257,7 +271,7 @@ def _opened(landed: Landed) -> int:
     """A descriptor of a file that was in the cache already. Raises StorageError."""
     path = landed.path or Path()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_shared(path)
     except OSError as error:
         raise StorageError(str(path), error.strerror or str(error)) from error
 
@@ -274,11 +288,22 @@ class Failure(NamedTuple):
 class Fills:
     """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
 
-    `failures` are the last files that could not be fetched, and not since.
+    `strict` is that of each fill; `kept` says whether there is room. `failures` are the last files that could not be
+    fetched, and not since.
     """
 
-    def __init__(self, transport: Transport, policy: Policy, distrust: Distrust, tasks: TaskGroup) -> None:
-        self.transport, self.policy = transport, policy
+    def __init__(
+        self,
+        transport: Transport,
+        policy: Policy,
+        distrust: Distrust,
+        tasks: TaskGroup,
+        kept: Kept,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.transport, self.strict = transport, strict
+        self.policy, self._kept = policy, kept
         self._distrust, self._tasks = distrust, tasks
         self._running: dict[tuple[Path, str, int], Fill] = {}
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -295,16 +320,21 @@ class Fills:
         key = (cache.folder, file.key, file.size)
         fill = self._running.get(key)
         if fill is None or fill.ended or fill.stops:
-            fill = self._running[key] = Fill(file, hub, self._distrust)
+            fill = self._running[key] = Fill(file, hub, self._distrust, strict=self.strict)
             self._tasks.start_soon(self._run, key, fill, cache, ref)
         return fill
 
     async def _run(self, key: tuple[Path, str, int], fill: Fill, cache: RepoCache, ref: str | None) -> None:
+        partial = cache.partial(fill.file.key)
         try:
             with fill.scope:
                 async with self._large if fill.file.size > AHEAD else self._small:
-                    await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy, cache, ref)
+                    if await self._kept.admit(partial, fill.file.size):
+                        await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy, cache, ref)
+                    else:
+                        fill.refuse()
         finally:
+            self._kept.left(partial)
             fill.end()
             self._note(fill)
             if self._running.get(key) is fill:

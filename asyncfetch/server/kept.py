@@ -41,6 +41,7 @@ __all__ = ["Kept", "KeptFile", "KeptRepository", "open_shared"]
 LOG = logging.getLogger("asyncfetch.server")
 TEND = 30.0  # seconds between two looks; so much of what was read may be forgotten by a kill
 _TRUSTED = 60.0  # seconds for which a walk counts: others may write to the cache too
+_UNLIMITED = Limits()
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reads (path TEXT PRIMARY KEY, at REAL NOT NULL, hits INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS pins (folder TEXT PRIMARY KEY);
@@ -84,7 +85,7 @@ class Kept:
     `now` tells the seconds since 1970.
     """
 
-    def __init__(self, root: Path, limits: Limits = Limits(), *, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, root: Path, limits: Limits = _UNLIMITED, *, now: Callable[[], float] = time.time) -> None:
         self.root, self.limits = root, limits
         self._now = now
         self._ledger = Ledger(root / ".locks" / "asyncfetch" / "kept.sqlite3", _SCHEMA)
@@ -153,10 +154,9 @@ class Kept:
     # -- room ------------------------------------------------------------------------------------
 
     async def admit(self, partial: Path, size: int) -> bool:
-        """Whether a file of `size` bytes that is to be written at `partial` has room, once that was made. See `left`."""
+        """Whether a file of `size` bytes, to be written at `partial`, has room once that was made. See `left`."""
         async with self._turn:
-            fits = await off_loop(lambda: self._admit(partial, size), slow=True)
-        return fits
+            return await off_loop(lambda: self._admit(partial, size), slow=True)
 
     def left(self, partial: Path) -> None:
         """A file that was admitted is whole, or is not going on."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import SourceError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -26,6 +28,13 @@ class Limits(NamedTuple):
 
     max_size: int | None = None
     min_free: int | None = None
+
+    @classmethod
+    def checked(cls, max_size: int | None, min_free: int | None) -> Limits:
+        """Raises SourceError for a size that makes no sense."""
+        if (max_size is not None and max_size <= 0) or (min_free is not None and min_free < 0):
+            raise SourceError("The room of a cache is a number of bytes above 0, and what stays free is none below it.")
+        return cls(max_size, min_free)
 
     @property
     def evict(self) -> bool:
@@ -69,9 +78,9 @@ def in_order(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "200G": a number, and k, M, G or T for powers of 1024, as curl and nginx read them. Raises ValueError."""
+    """Bytes of "200G": a number, and k, M, G or T for powers of 1024, as curl reads them. Raises ValueError."""
     number, unit = text.strip(), ""
-    if number[-1:].lower() in _UNITS and number[-1:]:
+    if number and number[-1].lower() in _UNITS:
         number, unit = number[:-1], number[-1:].lower()
     if not number.replace(".", "", 1).isdigit() or not number.isascii():
         raise ValueError(f"{text!r} is no size: write it as 200G, with k, M, G or T.")

@@ -13,11 +13,18 @@ import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio
 
-from ..errors import AsyncfetchError, NetworkError, ProtocolError, RateLimitedError, SourceError
+from ..errors import (
+    AsyncfetchError,
+    NetworkError,
+    ProtocolError,
+    RateLimitedError,
+    RepositoryNotFoundError,
+    SourceError,
+)
 from ..network.transport import Reply, Transport
 from ..network.urls import may_identify
 from ..sources.hub import Hub
@@ -25,14 +32,16 @@ from ..sources.settings import Settings
 from ..spans import MiB
 from ..storage.cache import is_commit, path_inside
 from ..tasks import off_loop
-from .freshness import PATIENCE, Access, Answer, Health, is_fresh
+from .freshness import PATIENCE, Answer, Health, is_fresh
 from .layout import qualified
+from .wire import parse_resource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
+    from .grants import Grants
     from .store import Store
     from .wire import Resource
 
@@ -77,24 +86,41 @@ class _Flight:
 
 
 class Upstream:
-    """One Hub, asked on behalf of many. `tasks` is where questions are asked: they outlast who asks them."""
+    """One Hub, asked on behalf of many. `tasks` is where questions are asked: they outlast who asks them.
 
-    def __init__(self, endpoint: str, transport: Transport, store: Store, tasks: TaskGroup) -> None:
+    `admit` says of a kind and a name whether that repository may be asked for: the source may send on to another one.
+    `now` tells the seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        transport: Transport,
+        store: Store,
+        tasks: TaskGroup,
+        grants: Grants,
+        *,
+        admit: Callable[[str, str], bool] = lambda _kind, _name: True,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.settings = Settings.from_env({}, endpoint=endpoint, token=False)
         self._transport, self._store, self._tasks = transport, store, tasks
-        self._access, self._health = Access(), Health()
+        self._grants, self._access, self._health = grants, grants.access, Health()
+        self._saving = anyio.Lock()  # changes are written in the order in which they came
+        self._admit, self._now = admit, now
         self._flights: dict[tuple[str, str], _Flight] = {}
         self.trouble: AsyncfetchError | None = None  # why the last question had no answer
         self.rate_limit: RateLimit | None = None  # what the source last said of it
 
     def is_open(self, repository: str) -> bool:
         """Whether the source said, not long ago, that everybody may see a repository (see `qualified`)."""
-        return self._access.could("", repository, "told", time.monotonic())
+        return self._access.could("", repository, "told", self._now())
 
     def hub(self, target: Resource, who: Who, transport: Transport | None = None) -> Hub:
         """The repository in question, as `who` sees it."""
         settings = replace(self.settings, token=who.token)
-        return Hub(transport or self._transport, settings, qualified(target.kind, target.name))
+        name = qualified(target.kind, target.name)
+        return Hub(transport or self._transport, settings, name, passes=self._passes)
 
     async def document(self, target: Resource, query: str, who: Who) -> Answer:
         """What the API says of a repository, or a file as git holds it. Raises as `_ask` does."""
@@ -124,13 +150,13 @@ class Upstream:
         async def ask() -> Answer:
             found = await self.hub(target, who).look(target.path, target.revision)
             if isinstance(found, Reply):
-                refused = _answer(found, who, fixed=is_commit(target.revision))
+                refused = self._answer(found, who, fixed=is_commit(target.revision))
                 message = refused.headers.get("x-error-message", "The source refuses this file.")
                 return refused._replace(body=json.dumps({"error": message}).encode())
             if found.size is None:
                 raise ProtocolError("the answer tells no size", url=self.settings.endpoint)
             told = {"x-repo-commit": found.commit, "etag": found.etag, "size": str(found.size)}
-            answer = Answer(200, told, b"", time.time(), is_commit(target.revision), who.token is None)
+            answer = Answer(200, told, b"", self._now(), is_commit(target.revision), who.token is None)
             if not answer.fixed:  # clients ask for the branch and then for its commit
                 at_commit = _file_question(target._replace(revision=found.commit))
                 await off_loop(lambda: self._keep(at_commit, answer._replace(fixed=True)))
@@ -151,9 +177,9 @@ class Upstream:
         """The answer that is kept, or that of the source. Raises NetworkError, RateLimitedError: there is neither."""
         repository = qualified(target.kind, target.name)
         kept = self._store.recent(question) or (await off_loop(lambda: self._store.get(question)) if keep else None)
-        asked_at = time.monotonic()
+        asked_at = self._now()
         may = self._access.may(who.key, repository, scope, asked_at)
-        if kept is not None and may and is_fresh(kept, time.time()):
+        if kept is not None and may and is_fresh(kept, asked_at):
             return kept
         could = self._access.could(who.key, repository, scope, asked_at)
         fallback = kept if kept and (kept.open or could) else None
@@ -162,7 +188,7 @@ class Upstream:
 
         async def ask() -> Answer:
             answer = await work()
-            self._judge(answer, who, repository, scope)
+            await self._judge(answer, who, repository, scope)
             if keep and _is_for_all(answer):
                 await off_loop(lambda: self._keep(question, answer))
             elif kept is not None and kept.open and who.token is None:
@@ -182,12 +208,19 @@ class Upstream:
         was_open = before is not None and before.open
         self._store.put(question, answer._replace(open=answer.open or was_open))
 
-    def _judge(self, answer: Answer, who: Who, repository: str, scope: str) -> None:
-        """Remember what an answer says about who may see what."""
+    async def _judge(self, answer: Answer, who: Who, repository: str, scope: str) -> None:
+        """Remember what an answer says about who may see what; a refusal before it is told."""
         if _is_for_all(answer):
-            self._access.grant(who.key, repository, scope, time.monotonic())
+            self._access.grant(who.key, repository, scope, self._now())
+            self._tasks.start_soon(self._save_grants)
         elif answer.status in (401, 403) or answer.headers.get("x-error-code") == "RepoNotFound":
             self._access.revoke(who.key, repository, scope)
+            await self._save_grants()
+
+    async def _save_grants(self) -> None:
+        async with self._saving:
+            if changes := self._access.take_changes():
+                await off_loop(lambda: self._grants.save(changes))
 
     async def _once(self, key: tuple[str, str], work: Callable[[], Awaitable[Answer]]) -> Answer:
         """What `work` returns, or raises, for all who want it while it runs."""
@@ -215,9 +248,26 @@ class Upstream:
         finally:
             if _is_away(flight.outcome):
                 self.trouble = flight.outcome if isinstance(flight.outcome, AsyncfetchError) else None
-                self._health.failed(time.monotonic())
+                self._health.failed(self._now())
             del self._flights[key]
             flight.done.set()
+
+    def _may_follow(self, here: str, to: str) -> bool:
+        """Whether a redirect is followed: within the source. Raises RepositoryNotFoundError."""
+        if not may_identify(here, to):
+            return False
+        self._passes(to)
+        return True
+
+    def _passes(self, to: str) -> None:
+        """See that a redirect leads to no repository that may not be asked for, as that of a renamed one may do.
+
+        Raises RepositoryNotFoundError.
+        """
+        path = urlsplit(to).path.removeprefix(urlsplit(self.settings.endpoint).path)
+        target = parse_resource(path)
+        if target is not None and target.action != "page" and target.name and not self._admit(target.kind, target.name):
+            raise RepositoryNotFoundError(target.name, authenticated=False)
 
     def _silent(self) -> NetworkError:
         return NetworkError(f"no answer within {PATIENCE:g} s", url=self.settings.endpoint)
@@ -226,14 +276,14 @@ class Upstream:
         url = f"{self.settings.endpoint}{path}"
         headers = {"authorization": f"Bearer {who.token}"} if who.token else {}
         reply = await self._transport.fetch(
-            url, limit=_LIMIT, headers=headers, may_follow=lambda redirect, to: may_identify(redirect.url, to)
+            url, limit=_LIMIT, headers=headers, may_follow=lambda redirect, to: self._may_follow(redirect.url, to)
         )
         self.rate_limit = _rate_limit_of(reply) or self.rate_limit
         if reply.truncated:
             raise ProtocolError(f"the answer has more than {_LIMIT:,} bytes", url=url)
         if 300 <= reply.status < 400:
             raise ProtocolError("it redirects to another site", url=url)
-        answer = _answer(reply, who, fixed=fixed)
+        answer = self._answer(reply, who, fixed=fixed)
         if answer.status != 200 or not path.startswith("/api/"):
             return answer
         try:
@@ -241,11 +291,10 @@ class Upstream:
         except (ValueError, RecursionError):
             raise ProtocolError("the answer is no JSON of the Hub's", url=url) from None
 
-
-def _answer(reply: Reply, who: Who, *, fixed: bool) -> Answer:
-    told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
-    lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
-    return Answer(reply.status, told, reply.body, time.time(), lasting, who.token is None)
+    def _answer(self, reply: Reply, who: Who, *, fixed: bool) -> Answer:
+        told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
+        lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
+        return Answer(reply.status, told, reply.body, self._now(), lasting, who.token is None)
 
 
 def _rate_limit_of(reply: Reply) -> RateLimit | None:

@@ -426,7 +426,12 @@ def test_paths_that_lead_elsewhere(source: FaultServer, service: Server, path: s
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
-    for options in ({"token": "t"}, {"follow_links": True}, {"upstream": "ftp://x"}, {"upstream": "http://a:b@x"}):
+    for options in (
+        {"gated": frozenset({"a"})},
+        {"follow_links": True},
+        {"upstream": "ftp://x"},
+        {"upstream": "http://a:b@x"},
+    ):
         with pytest.raises(SourceError):
             Server(tmp_path / "cache", **{"upstream": "http://x", **options})  # type: ignore[arg-type]
 
