@@ -24,8 +24,8 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB, Span
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
+from .eviction import open_shared
 from .freshness import PATIENCE
-from .kept import open_shared
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup

@@ -47,10 +47,11 @@ from .access_log import raw_path
 from .answers import failure, not_allowed, repository_not_found
 from .body import FileBody, Part, no_range
 from .distrust import Distrust
+from .eviction import open_shared
 from .fills import Fills
 from .forms import paths_of
 from .grants import Grants
-from .kept import Kept, open_shared
+from .kept import Kept
 from .layout import is_id
 from .page import SAFETY, home_page
 from .passing import Passage, PassBody
