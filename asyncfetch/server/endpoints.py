@@ -122,7 +122,7 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
     the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
     goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
-    twentieth of it and 10 GiB at the most. Where neither is given nothing goes. What has no room is
+    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
     handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
     before its hash is right.
 

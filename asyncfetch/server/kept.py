@@ -206,7 +206,7 @@ class Kept:
         return found
 
     def _free(self, found: Inventory, over: int) -> int:
-        """Remove what was read least recently until `over` bytes are free, and a little more. The bytes that are."""
+        """Remove what was read least recently until `over` bytes are free; the bytes that are. Raises StorageError."""
         reads = {key: read.at for key, read in self.books.reads().items()}
         coming = set(self._coming)
         items = [item for item in found.items if self.root / item.key not in coming]
@@ -214,23 +214,26 @@ class Kept:
         most = sum(group[0].size for group, _ in waiting)
         if most < over:  # nothing would come of it
             return 0
-        freed, wanted = 0, over + self.limits.slack()
-        while waiting and freed < wanted:
+        freed = 0
+        while waiting and freed < over:
             chosen: list[Item] = []
-            missing = wanted - freed
+            missing = over - freed
             while waiting and missing > 0:
                 group, _ = waiting.pop(0)
                 chosen += group
                 missing -= group[0].size - group[0].owed
             freed += self._remove(chosen)
-        self._last = None
+        # Not walked anew for the next file: of many small ones only the first makes room.
+        free = None if found.free is None else found.free + freed
+        self._last, self._since = (self._now(), found._replace(used=found.used - freed, free=free)), 0
         if freed:
             LOG.info("Removed %s that nobody has read for the longest time.", size_text(freed))
         return freed
 
     def _remove(self, items: Iterable[Item]) -> int:
         """Remove what of these nobody uses; the bytes that are free now. What cannot be removed is logged."""
-        freed, by_folder = 0, dict[str, list[Item]]()
+        freed = 0
+        by_folder: dict[str, list[Item]] = {}
         for item in items:
             by_folder.setdefault(item.folder, []).append(item)
         for folder, of_folder in by_folder.items():
