@@ -69,8 +69,8 @@ class ServeFlags:
     """How large the cache may get, as in 200G (k, M, G, T: powers of 1024). Beyond it goes what was not read for the
     longest time, whoever brought it. What is larger is handed on without being kept."""
     min_free: str | None = None
-    """How much of the disk stays free, as in 50G; what nobody read goes for it. Default: a twentieth of the disk, at
-    most 10G, for which nothing goes: what has no room is handed on without being kept."""
+    """How much of the disk stays free, as in 50G; what nobody read goes for it. Default: 1G, or a hundredth of
+    a smaller disk, for which nothing goes: what has no room is handed on without being kept."""
     upstream_bandwidth: str | None = None
     """How much may come from --upstream, as in 100M a second."""
     strict: Annotated[bool, FLAG] = False

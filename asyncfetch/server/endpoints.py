@@ -28,7 +28,7 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
 from ..errors import SourceError
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -63,19 +64,20 @@ if TYPE_CHECKING:
 __all__ = ["ServerOptions", "create_app"]
 
 
-class ServerOptions(TypedDict, total=False):
-    """What `create_app`, `Server` and `serve` take beside the directory; told at `create_app`."""
+class FolderOptions(TypedDict, total=False):
+    """What goes with a folder alone; told at `create_app`."""
 
     redirect: str | bool | None
-    token: str | None
     gated: frozenset[str]
     secret: bytes | None
     lifetime: float
-    state_dir: str | os.PathLike[str] | None
     follow_links: bool
     ahead: bool
-    public_url: str | None
-    upstream: str | None
+
+
+class UpstreamOptions(TypedDict, total=False):
+    """What goes with another Hub alone; told at `create_app`."""
+
     allow: Sequence[str]
     deny: Sequence[str]
     upstream_token: str | None
@@ -86,29 +88,16 @@ class ServerOptions(TypedDict, total=False):
     strict: bool
 
 
-def create_app(
-    root: str | os.PathLike[str],
-    *,
-    redirect: str | bool | None = None,
-    token: str | None = None,
-    gated: frozenset[str] = frozenset(),
-    secret: bytes | None = None,
-    lifetime: float = 3600.0,
-    state_dir: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
-    ahead: bool = False,
-    public_url: str | None = None,
-    upstream: str | None = None,
-    allow: Sequence[str] = (),
-    deny: Sequence[str] = (),
-    upstream_token: str | None = None,
-    admin_token: str | None = None,
-    max_size: int | None = None,
-    min_free: int | None = None,
-    upstream_bandwidth: float | None = None,
-    strict: bool = False,
-    local: bool = False,
-) -> Starlette:
+class ServerOptions(FolderOptions, UpstreamOptions, total=False):
+    """What `create_app`, `Server` and `serve` take beside the directory; told at `create_app`."""
+
+    token: str | None
+    state_dir: str | os.PathLike[str] | None
+    public_url: str | None
+    upstream: str | None
+
+
+def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: Unpack[ServerOptions]) -> Starlette:
     """The ASGI application that serves the repositories under `root`.
 
     Its lifespan has to be run: it hashes files, or fetches them, in the background. `app.state.stop` may be called
@@ -133,47 +122,72 @@ def create_app(
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
     the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
     goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
-    twentieth of it and 10 GiB at the most. Where neither is given nothing goes. What has no room is
+    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
     handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
     before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
-    if upstream is not None:
-        if redirect or gated or secret is not None or follow_links or ahead:
-            raise SourceError(
-                "redirect=, gated=, secret=, follow_links= and ahead= are for a folder, not for upstream=."
-            )
-        passing = PullThrough(
-            upstream,
-            Path(root),
-            state_dir=None if state_dir is None else Path(state_dir),
-            public_url=_checked(public_url),
-            door=Door(Rules.checked(allow, deny), token, upstream_token),
-            admin=Admin(admin_token, local),
-            limits=Limits.checked(max_size, min_free),
-            bandwidth=upstream_bandwidth,
-            strict=strict,
-        )
-        return _application(passing.respond, passing, lambda: None)
-    if (
-        allow
-        or deny
-        or upstream_token
-        or admin_token
-        or strict
-        or (max_size, min_free, upstream_bandwidth) != (None,) * 3
-    ):
-        raise SourceError(
-            "allow=, deny=, upstream_token=, admin_token=, max_size=, min_free=, upstream_bandwidth= and strict= go "
-            "with upstream=."
-        )
+    given: dict[str, Any] = dict(options)
+    upstream = given.pop("upstream", None)
+    alone, other = ("a folder", FolderOptions) if upstream is not None else ("upstream=", UpstreamOptions)
+    if wrong := [f"{name}=" for name in other.__annotations__ if given.get(name)]:
+        raise SourceError(f"{', '.join(wrong)}: such options go with {alone} alone.")
+    ours = {name: value for name, value in given.items() if name not in other.__annotations__}
+    if upstream is None:
+        return _serving_folder(root, **ours)
+    return _serving_upstream(Path(root), upstream, local, **ours)
+
+
+def _serving_folder(
+    root: str | os.PathLike[str],
+    *,
+    redirect: str | bool | None = None,
+    token: str | None = None,
+    gated: frozenset[str] = frozenset(),
+    secret: bytes | None = None,
+    lifetime: float = 3600.0,
+    state_dir: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+    ahead: bool = False,
+    public_url: str | None = None,
+) -> Starlette:
     catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
     hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
-
     return _application(hub.respond, catalog, catalog.close)
+
+
+def _serving_upstream(
+    root: Path,
+    upstream: str,
+    local: bool,
+    *,
+    token: str | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    public_url: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    upstream_token: str | None = None,
+    admin_token: str | None = None,
+    max_size: int | None = None,
+    min_free: int | None = None,
+    upstream_bandwidth: float | None = None,
+    strict: bool = False,
+) -> Starlette:
+    passing = PullThrough(
+        upstream,
+        root,
+        state_dir=None if state_dir is None else Path(state_dir),
+        public_url=_checked(public_url),
+        door=Door(Rules.checked(allow, deny), token, upstream_token),
+        admin=Admin(admin_token, local),
+        limits=Limits.checked(max_size, min_free),
+        bandwidth=upstream_bandwidth,
+        strict=strict,
+    )
+    return _application(passing.respond, passing, lambda: None)
 
 
 def _application(

@@ -28,8 +28,8 @@ from ..spans import MiB, Span
 from ..storage.checksums import checksum_of_etag
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
+from .eviction import open_shared
 from .freshness import PATIENCE
-from .kept import open_shared
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup

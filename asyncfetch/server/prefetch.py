@@ -111,9 +111,7 @@ class Worker:
     async def _commit(self, job: Job, who: Who) -> str:
         wanted = job.wanted
         target = Resource("info", wanted.name, wanted.revision, kind=wanted.kind)
-        told = self._checked(
-            job, who, target, await self._answer(job, lambda: self._upstream.document(target, "", who))
-        )
+        told = self._checked(who, target, await self._answer(job, lambda: self._upstream.document(target, "", who)))
         try:
             commit = str(json.loads(told.body)["sha"])
         except (ValueError, TypeError, KeyError, RecursionError):

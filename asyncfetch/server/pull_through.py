@@ -47,12 +47,13 @@ from .body import FileBody, Part, no_range
 from .control import BASE, Control
 from .counts import Counts
 from .distrust import Distrust
+from .eviction import open_shared
 from .fills import Fills, file_to_fetch
 from .forms import paths_of
 from .grants import Grants
 from .job_files import JobFiles
 from .jobs import Jobs
-from .kept import Kept, open_shared
+from .kept import Kept
 from .layout import is_id
 from .live import Live
 from .passing import Passage, PassBody

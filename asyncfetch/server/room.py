@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "excess", "in_order", "parse_size"]
 
-_FLOOR = 10 * 2**30  # bytes of a file system that are left free where nobody said how many
-_FLOOR_PART = 20  # and of a smaller one this part
-_SLACK = 2**30  # bytes that go beyond what has to, at the most
-_SLACK_PART = 50  # of the size that is allowed, so that not each small file makes room for itself
+_FLOOR = 2**30  # bytes of a file system that are left free where nobody said how many
+_FLOOR_PART = 100  # and of a smaller one this part
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -45,9 +43,6 @@ class Limits(NamedTuple):
         if self.min_free is not None:
             return self.min_free
         return _FLOOR if total is None else min(_FLOOR, total // _FLOOR_PART)
-
-    def slack(self) -> int:
-        return min(_SLACK, (self.max_size or 0) // _SLACK_PART)
 
 
 def excess(found: Inventory, more: int, limits: Limits) -> int:
