@@ -231,9 +231,9 @@ def test_no_byte_of_a_small_file_before_its_hash(source: FaultServer, service: S
 
 
 @contextmanager
-def process_of(source: FaultServer, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process_of(source: FaultServer, cache: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service in a process of its own, which is killed in the end, and its URL."""
-    options = [f"--upstream={source.url}", f"--cache-dir={cache}", "--port=0", "--quiet"]
+    options = [f"--upstream={source.url}", f"--cache-dir={cache}", "--port=0", "--quiet", *more]
     command = [sys.executable, "-m", "asyncfetch", "serve", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
