@@ -33,6 +33,8 @@
   }
 
   function morphChildren(now, next) {
+    const staying = new Set([...next.children].map((child) => child.id));
+    for (const child of [...now.children]) if (child.id && !staying.has(child.id)) child.remove();
     const known = new Map([...now.children].filter((child) => child.id).map((child) => [child.id, child]));
     let at = now.firstChild;
     for (const wanted of [...next.childNodes]) {
