@@ -241,13 +241,13 @@ def job_error(job: Mapping[str, Any]) -> AsyncfetchError:
     """The error that a job ended with: of the class with its code, so that the exit code is that of a download."""
     name = f"{job['repository']}@{job['revision']}"
     if job["state"] == "cancelled" or job["error"] is None:
-        return SourceError(f"The job for {name} was cancelled.", hint="Run the same command again to go on.")
+        return AsyncfetchError(f"The job for {name} was cancelled.", hint="Run the same command again to go on.")
     error = job["error"]
     kind = _kinds(AsyncfetchError).get(str(error["code"]), AsyncfetchError)
     hint = "Run the same command again with HF_TOKEN set." if job["state"] == "needs_token" else str(error["hint"])
     named = error["message"] if job["repository"] in error["message"] else f"{name}: {error['message']}"
-    found = kind.__new__(kind, named)  # what else it carries stayed there
-    found.hint = hint
+    found = kind.__new__(kind)  # what else it carries stayed there
+    found.args, found.hint = (named,), hint
     return found
 
 
