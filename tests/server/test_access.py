@@ -124,7 +124,8 @@ def test_one_token_for_all(source: FaultServer, tmp_path: Path) -> None:
         told = httpx.get(f"{service.url}/api/whoami-v2", headers={"Authorization": "Bearer of-a-client"})
         assert told.json()["name"] == "local"
         asked = [seen.headers.get("authorization") for seen in source.seen if not seen.second]
-        assert asked and set(asked) == {f"Bearer {TOKEN}"}
+        assert asked
+        assert set(asked) == {f"Bearer {TOKEN}"}
         assert not [seen for seen in source.seen if "whoami" in seen.path]
 
 
@@ -166,7 +167,9 @@ def request_of(client: str = "127.0.0.1", host: str = "localhost:8000", **header
 def test_who_may_change_something() -> None:
     ours = {"authorization": f"Bearer {TOKEN}"}
     with_token, at_home, off = Admin(TOKEN, local=True), Admin(local=True), Admin()
-    assert [with_token.allows(request_of(**ours)), with_token.allows(request_of("10.0.0.7", "hub", **ours))] == [True] * 2
+    assert [with_token.allows(request_of(**ours)), with_token.allows(request_of("10.0.0.7", "hub", **ours))] == [
+        True
+    ] * 2
     assert not with_token.allows(request_of())
     assert not with_token.allows(request_of(authorization="Bearer another"))
     for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
@@ -254,9 +257,7 @@ def test_the_word_of_the_source_has_an_end() -> None:
     assert list(access.take_changes().values()) == [100.0 + freshness.KEPT_AGAIN]
 
 
-def test_the_command_says_what_it_opens(
-    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_what_it_opens(source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = [f"--upstream={source.url}", f"--cache-dir={tmp_path / 'cache'}"]
     monkeypatch.setenv("HUB", TOKEN)
     command = [sys.executable, "-m", "asyncfetch", "serve", *base, "--port=0", "--host=0.0.0.0"]

@@ -107,7 +107,8 @@ def test_pins(tmp_path: Path) -> None:
     other.unpin("models", "org/b")
     assert kept.evict("models", "org/b", [b.files[0].etag]) == SIZE
     assert kept.evict("models", "org/b") == 2 * SIZE
-    assert os.listdir(tmp_path) and not left(tmp_path)
+    assert os.listdir(tmp_path)
+    assert not left(tmp_path)
 
 
 @contextmanager
@@ -176,9 +177,12 @@ def test_partials(tmp_path: Path) -> None:
     kept.note(cache.folder / "blobs" / next(item.name for item in take_inventory(tmp_path).items if not item.partial))
     with holding(ours, "writes"):
         assert not kept.make_room(3 * SIZE)
-        assert ours.exists() and journal.exists() and not theirs.exists()
+        assert ours.exists()
+        assert journal.exists()
+        assert not theirs.exists()
     assert kept.make_room(3 * SIZE)
-    assert not ours.exists() and not journal.exists()
+    assert not ours.exists()
+    assert not journal.exists()
 
 
 def test_other_limits(tmp_path: Path) -> None:
