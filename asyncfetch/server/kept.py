@@ -199,8 +199,12 @@ class Kept:
     def _look(self) -> Inventory:
         """What lies there, with the room of what was admitted and has not begun."""
         found = take_inventory(self.root)
-        there = {self.root / item.key for item in found.items}
-        coming = sum(size for partial, size in list(self._coming.items()) if partial not in there)
+        there = {(item.folder, item.name.partition(".")[0]) for item in found.items}  # as a partial, or whole by now
+        coming = sum(
+            size
+            for partial, size in list(self._coming.items())
+            if (partial.parts[-3], partial.name.partition(".")[0]) not in there
+        )
         found = found._replace(used=found.used + coming, owed=found.owed + coming)
         self._last, self._since = (self._now(), found), 0
         return found

@@ -6,10 +6,11 @@ import fcntl
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from huggingface_hub import scan_cache_dir
@@ -22,6 +23,8 @@ from asyncfetch.server.kept import Kept
 from asyncfetch.server.room import Limits, excess, in_order, parse_size
 from asyncfetch.storage.cache import RepoCache
 
+from ..kit.small_model import ONE_LOOP
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -29,6 +32,12 @@ if TYPE_CHECKING:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIZE = 1000
 FREE = 10**18  # bytes; room on the disk is not what these tests are about
+
+
+class DiskUsage(NamedTuple):
+    total: int
+    used: int
+    free: int
 
 
 class Clock:
@@ -107,7 +116,8 @@ def test_pins(tmp_path: Path) -> None:
     other.unpin("models", "org/b")
     assert kept.evict("models", "org/b", [b.files[0].etag]) == SIZE
     assert kept.evict("models", "org/b") == 2 * SIZE
-    assert os.listdir(tmp_path) and not left(tmp_path)
+    assert os.listdir(tmp_path)
+    assert not left(tmp_path)
 
 
 @contextmanager
@@ -176,9 +186,12 @@ def test_partials(tmp_path: Path) -> None:
     kept.note(cache.folder / "blobs" / next(item.name for item in take_inventory(tmp_path).items if not item.partial))
     with holding(ours, "writes"):
         assert not kept.make_room(3 * SIZE)
-        assert ours.exists() and journal.exists() and not theirs.exists()
+        assert ours.exists()
+        assert journal.exists()
+        assert not theirs.exists()
     assert kept.make_room(3 * SIZE)
-    assert not ours.exists() and not journal.exists()
+    assert not ours.exists()
+    assert not journal.exists()
 
 
 def test_other_limits(tmp_path: Path) -> None:
@@ -191,6 +204,28 @@ def test_other_limits(tmp_path: Path) -> None:
     assert left(tmp_path) == {"a3"}  # nobody said that anything may go
     assert Kept(tmp_path, Limits(SIZE, 0)).make_room(0)
     assert left(tmp_path) == {"a1"}
+
+
+def test_nothing_goes_that_nobody_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "org/a")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(10**9, 10**9, 0))
+    assert not Kept(tmp_path).make_room(0)
+    assert left(tmp_path) == {"a3"}
+
+
+@ONE_LOOP
+@pytest.mark.anyio
+async def test_what_landed_counts_once(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, Limits(4 * SIZE, 0))
+    for at, etag in enumerate(("e" * 64, "f" * 64)):
+        partial = RepoCache(tmp_path, "org/a").partial(etag)
+        assert await kept.admit(partial, 2 * SIZE)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.with_name(etag).write_bytes(b"\0" * 2 * SIZE)  # it has its name, and its fill has not ended yet
+        kept._last = None
+        assert kept._look().used == (at + 1) * 2 * SIZE
+        assert not await kept.admit(RepoCache(tmp_path, "org/b").partial(etag), 5 * SIZE)
+    assert left(tmp_path) == {"a2"}
 
 
 def test_how_much_has_to_go() -> None:
