@@ -98,6 +98,7 @@ folder = snapshot_download("org/model", ignore_patterns=["*.bin", "*.onnx"])
 result = [sorted(os.listdir(folder)), os.path.getsize(hf_hub_download("org/model", "model.safetensors"))]
 """
     with serving(source, tmp_path) as service:
+        assert httpx.head(service.url + PAGE).status_code == 200
         listed = ["config.json", "empty.txt", "model.safetensors", "sub"]
         assert hub(service.url, tmp_path / "home", code) == [listed, len(WEIGHTS)]
     assert source.times_sent(STORED).max() == 1
