@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["COUNTERS", "GAUGES", "Counter", "Counts", "Gauge", "Kind", "Meter"]
+__all__ = ["COUNTERS", "GAUGES", "ORIGIN", "Counter", "Counts", "Gauge", "Kind", "Meter", "Origin"]
 
 LOG = logging.getLogger("asyncfetch.server")
 
 # "questions" are those about metadata, "fills" bring files into the cache, what is "passed" is handed on and not kept.
 Kind = Literal["questions", "fills", "passed"]
+# Where the bytes of an answer were. Who sends a body says so in the scope of the request.
+Origin = Literal["cache", "fill", "passed", "own", "answer"]
+ORIGIN = "asyncfetch.origin"
 # A place on the disk each: new ones go to the end.
 Counter = Literal[
     "upstream_bytes_questions",  # body bytes that came from the source, whatever became of them

@@ -4,20 +4,26 @@ What a reader was given before the hash was known cannot be recalled. It has a w
 of the file later, from this process or from the next one. So such a file is not gone on with for some days: a request
 for a range that does not begin at 0 gets the whole file (RFC 9110, section 14.2 allows a server to ignore Range). And
 a source that is wrong twice in a row is not asked again for a while, whoever wants the file.
+
+Several services of one cache share the file of marks: each takes over what the others wrote.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
+import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..storage.files import rename, write_synced
 from ..storage.locks import private_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 __all__ = ["Distrust"]
@@ -40,7 +46,40 @@ class Distrust:
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = path, now
-        self._marks = _read(path)
+        self._lock = threading.Lock()  # guards what is below
+        self._marks = dict[str, _Mark]()
+        self._seen: tuple[int, ...] | None = None  # the state of the file that was read last
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over what another process wrote. Blocks for a stat, and where there is something new to read it."""
+        with self._lock:
+            self._merge()
+
+    def _merge(self) -> None:
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen != self._seen:
+            self._seen = seen
+            for etag, mark in _read(self._path).items():
+                if etag not in self._marks or self._marks[etag].at < mark.at:
+                    self._marks[etag] = mark
+
+    def identity(self, etag: str) -> str:
+        """What the partial of a file is bound to: bytes that came before it was last marked are not gone on with.
+
+        So a kill between the mark and the end of those bytes does not let them count as wrong once more.
+        """
+        wrong = self.wrongs(etag)
+        return f"{etag} after {wrong} wrong" if wrong else etag
+
+    def wrongs(self, etag: str) -> int:
+        """How often in a row it came wrong."""
+        mark = self._marks.get(etag)
+        return mark.wrong if mark else 0
 
     def may_resume(self, etag: str) -> bool:
         """Whether a client may go on with the beginning that it has."""
@@ -51,6 +90,11 @@ class Distrust:
         """Seconds until the source may be asked for it again; 0 if it may be now."""
         mark = self._marks.get(etag)
         return 0.0 if mark is None or mark.wrong < 2 else max(mark.at + REST - self._now(), 0.0)
+
+    def doubt(self, etag: str) -> None:
+        """A part of it was handed out that nobody holds against a hash any more."""
+        before = self._marks.get(etag, _Mark(0, 0.0))
+        self._marks[etag] = before._replace(at=self._now())
 
     def wrong(self, etag: str) -> None:
         """The whole file came, and its hash is wrong."""
@@ -67,17 +111,30 @@ class Distrust:
 
     def save(self) -> None:
         """Write all marks, by rename. Blocks. A failure is logged: then they count until the service ends."""
-        oldest = self._now() - DAYS
-        marks = {etag: mark for etag, mark in list(self._marks.items()) if mark.at > oldest}
-        document = {"format": _FORMAT, "etags": {etag: mark._asdict() for etag, mark in marks.items()}}
         temporary = private_name(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(temporary, json.dumps(document).encode())
-            rename(temporary, self._path)
+            with self._lock, _alone(self._path.with_suffix(".lock")):
+                self._merge()
+                oldest = self._now() - DAYS
+                marks = {etag: mark._asdict() for etag, mark in list(self._marks.items()) if mark.at > oldest}
+                write_synced(temporary, json.dumps({"format": _FORMAT, "etags": marks}).encode())
+                rename(temporary, self._path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             LOG.warning("Which files came wrong could not be written to %s: %s.", self._path, error)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """No other process writes meanwhile, where there are locks. Raises OSError."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[str, _Mark]:

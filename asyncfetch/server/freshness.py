@@ -7,6 +7,7 @@ where the source does not answer (stale-if-error, RFC 5861, section 4).
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ BRANCH = 30.0  # seconds
 DECISION = 60.0  # seconds for which the source's word on who may see what counts
 PATIENCE = 8.0  # seconds that a client waits for an answer; huggingface_hub gives up after 10
 LAPSED = 86400.0  # seconds for which that word counts while the source cannot be asked
+REACHED = 30.0  # seconds for which an answer shows that it is there
 AWAY = 10.0  # seconds for which a source that did not answer is not waited for where an answer is kept
 _MOST = 10_000  # decisions
 _SCOPES = ("told", "files")
@@ -79,12 +81,17 @@ class Health:
 
     def __init__(self) -> None:
         self._away_until = 0.0
+        self._answered_at = -math.inf
 
     def failed(self, now: float) -> None:
         self._away_until = now + AWAY
 
-    def answered(self) -> None:
-        self._away_until = 0.0
+    def answered(self, now: float) -> None:
+        self._away_until, self._answered_at = 0.0, now
+
+    def reached(self, now: float) -> bool:
+        """Whether it answered within REACHED seconds."""
+        return now - self._answered_at < REACHED
 
     def away(self, now: float) -> bool:
         return now < self._away_until

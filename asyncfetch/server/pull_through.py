@@ -31,6 +31,7 @@ from ..errors import (
     StorageError,
     storage_errors,
 )
+from ..events import Event, Notifier, Retrying
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -42,9 +43,11 @@ from ..tasks import off_loop
 from .access_log import raw_path
 from .answers import failure, invalid_credentials, not_allowed, repository_not_found
 from .body import FileBody, Part, no_range
+from .counts import Counts
 from .distrust import Distrust
 from .fills import Fills
 from .forms import paths_of
+from .health import PROBE, Check, writable
 from .layout import is_id
 from .page import SAFETY, home_page
 from .store import Store
@@ -65,6 +68,7 @@ __all__ = ["PullThrough"]
 
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
+SAVE = 2.0  # seconds between two times that counters are written
 
 
 class _File(NamedTuple):
@@ -98,10 +102,12 @@ class PullThrough:
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
+        self.counts = Counts(self._state / "counts")
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        policy = self.policy
+        policy, counts = self.policy, self.counts
+        await off_loop(counts.begin)
         brief = replace(
             policy,
             patience=0,
@@ -112,17 +118,41 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        asking = await self._tasks.enter_async_context(Transport(brief))
-        fetching = await self._tasks.enter_async_context(Transport(replace(policy, connections=4 * policy.connections)))
+        told, many = Notifier(self._hear), replace(policy, connections=4 * policy.connections)
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json"))
-        self.upstream = Upstream(self.endpoint, asking, Store(self._state / "answers"), tasks)
-        self.fills = Fills(fetching, policy, self.distrust, tasks)
+        self.upstream = Upstream(self.endpoint, asking, Store(self._state / "answers"), tasks, counts)
+        self.fills = Fills(fetching, policy, self.distrust, tasks, counts)
+        tasks.start_soon(self._save_counts)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._tasks.aclose()
+        try:
+            await self._tasks.aclose()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self.counts.end, abandon=True)
+
+    async def _save_counts(self) -> None:
+        while True:
+            await anyio.sleep(SAVE)
+            await off_loop(self.counts.save)
+
+    def _hear(self, event: Event) -> None:
+        self.counts.add("retries", isinstance(event, Retrying))
+
+    async def checks(self) -> dict[str, Check]:
+        """Whether clients can be served, and what speaks against it."""
+        cache = await writable(self._state)
+        if await self.upstream.reached(PROBE):
+            return {"cache": cache, "upstream": Check(True, "It answers.")}
+        if await off_loop(self.upstream.has_answers):
+            why = "It does not answer: what is kept is served, and nothing else."
+            return {"cache": cache, "upstream": Check(True, why)}
+        return {"cache": cache, "upstream": Check(False, "It does not answer, and nothing is kept.")}
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
@@ -191,9 +221,11 @@ class PullThrough:
         if request.method == "HEAD" or not part.span:
             return Response(status_code=part.status, headers=headers)
         cache = RepoCache(self.root, target.name, repo_type=target.kind.removesuffix("s"))
-        descriptor = await off_loop(lambda: _open_cached(cache, file))
+        descriptor = await off_loop(lambda: self._open_cached(cache, file))
+        part, headers = self._part(request, file)  # another process may have found it wrong
         if descriptor is not None:
-            return FileBody(descriptor, part.span, part.status, headers)
+            self.counts.add("hits")
+            return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
             return _wrong(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
@@ -204,12 +236,16 @@ class PullThrough:
             await fill.begun(part.span.start)
             if not fill.over:
                 part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
-                return FillBody(fill, self.fills.transport, part.span, part.status, headers)
+                return FillBody(fill, self.fills.passing, part.span, part.status, headers)
         except BaseException:
             fill.release()
             raise
         fill.release()
         return self._fill_failed(fill)
+
+    def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
+        self.distrust.refresh()
+        return _open_cached(cache, file)
 
     def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:
         """What of the file is sent, and the head of the answer."""

@@ -78,6 +78,13 @@ class Store:
             temporary.unlink(missing_ok=True)
             LOG.warning("An answer of the source could not be kept in %s: %s.", self._folder, error)
 
+    def holds_any(self) -> bool:
+        """Whether any answer is kept."""
+        try:
+            return bool(self._recent) or any(self._folder.iterdir())
+        except OSError:
+            return False
+
     def _path(self, question: str) -> Path:
         digest = hashlib.sha256(question.encode()).hexdigest()
         return self._folder / digest[:2] / digest

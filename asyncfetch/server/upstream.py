@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from .counts import Counts
     from .store import Store
     from .wire import Resource
 
@@ -69,9 +70,9 @@ class _Flight:
 class Upstream:
     """One Hub, asked on behalf of many. `tasks` is where questions are asked: they outlast who asks them."""
 
-    def __init__(self, endpoint: str, transport: Transport, store: Store, tasks: TaskGroup) -> None:
+    def __init__(self, endpoint: str, transport: Transport, store: Store, tasks: TaskGroup, counts: Counts) -> None:
         self.settings = Settings.from_env({}, endpoint=endpoint, token=False)
-        self._transport, self._store, self._tasks = transport, store, tasks
+        self._transport, self._store, self._tasks, self._counts = transport, store, tasks, counts
         self._access, self._health = Access(), Health()
         self._flights: dict[tuple[str, str], _Flight] = {}
 
@@ -96,6 +97,22 @@ class Upstream:
         with anyio.move_on_after(PATIENCE):
             return await self._relay(f"{path}?{query}" if query else path, who, fixed=False)
         raise self._silent()
+
+    async def reached(self, patience: float) -> bool:
+        """Whether the source answers, by what it did lately, or by a question. Waits for `patience` seconds at most."""
+        now = time.monotonic()
+        if self._health.away(now) or self._health.reached(now):
+            return not self._health.away(now)
+        with anyio.move_on_after(patience):
+            try:
+                await self._once(("reached", ""), lambda: self._relay("/api/whoami-v2", Who(None), fixed=False))
+            except AsyncfetchError as error:
+                return not _is_away(error)
+        return self._health.reached(now)
+
+    def has_answers(self) -> bool:
+        """Whether anything is kept that can be answered without the source. Blocks."""
+        return self._store.holds_any()
 
     async def file(self, target: Resource, who: Who) -> Answer:
         """What the source says of a file: a body-less 200 with its commit, etag and size; or its refusal.
@@ -138,10 +155,12 @@ class Upstream:
         asked_at = time.monotonic()
         may = self._access.may(who.key, repository, scope, asked_at)
         if kept is not None and may and is_fresh(kept, time.time()):
+            self._counts.add("answers_kept")
             return kept
         could = self._access.could(who.key, repository, scope, asked_at)
         fallback = kept if kept and (kept.open or could) else None
         if fallback is not None and self._health.away(asked_at):
+            self._counts.add("answers_kept")
             return fallback
 
         async def ask() -> Answer:
@@ -158,6 +177,7 @@ class Upstream:
         except (NetworkError, RateLimitedError):
             if fallback is None:
                 raise
+            self._counts.add("answers_kept")
             return fallback
 
     def _keep(self, question: str, answer: Answer) -> None:
@@ -190,13 +210,15 @@ class Upstream:
                 flight.outcome = await work()
             if scope.cancelled_caught:
                 flight.outcome = self._silent()
-            self._health.answered()
+            else:
+                self._health.answered(time.monotonic())
         except AsyncfetchError as error:
             flight.outcome = error
         except Exception:
             LOG.exception("A question to the source failed")
         finally:
             if _is_away(flight.outcome):
+                self._counts.add("upstream_failures")
                 self._health.failed(time.monotonic())
             del self._flights[key]
             flight.done.set()
