@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..events import Event, Reporter
-from .progress import ProgressState, RowState
+from ..api.progress import ProgressState, RowState
 from .text import amount, fit_names, printable, ratio
 from .wording import (
     Audience,

@@ -35,17 +35,15 @@ from ..events import Event, Notifier, Retrying
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
-from ..sources.located import SourceFile
 from ..sources.settings import Settings
 from ..storage.cache import RepoCache, is_commit
-from ..storage.checksums import checksum_of_etag
 from ..tasks import off_loop
 from .access_log import raw_path
 from .answers import failure, invalid_credentials, not_allowed, repository_not_found
 from .body import FileBody, Part, no_range
 from .counts import Counts
 from .distrust import Distrust
-from .fills import Fills
+from .fills import Fills, file_to_fetch
 from .forms import paths_of
 from .health import PROBE, Check, writable
 from .layout import is_id
@@ -60,6 +58,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from ..sources.located import SourceFile
     from .fills import Fill
     from .freshness import Answer
     from .wire import Resource
@@ -80,8 +79,7 @@ class _File(NamedTuple):
     size: int
 
     def to_fetch(self) -> SourceFile:
-        checksum, etag = checksum_of_etag(self.etag), self.etag
-        return SourceFile(self.path, self.size, checksum, commit=self.commit, key=etag, blob=etag, identity=etag)
+        return file_to_fetch(self.path, self.commit, self.etag, self.size)
 
 
 class PullThrough:

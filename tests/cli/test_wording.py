@@ -12,7 +12,7 @@ import pytest
 
 import asyncfetch
 from asyncfetch.cli.options import policy_of
-from asyncfetch.cli.progress import ProgressState
+from asyncfetch.api.progress import ProgressState
 from asyncfetch.cli.wording import (
     Audience,
     announcement,
