@@ -103,9 +103,8 @@ class _File(WatchedFileHandler):
     """A file that is opened anew when it was moved away."""
 
     def _open(self) -> TextIOWrapper:
-        return open(
-            self.baseFilename, self.mode, encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o640)
-        )
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return open(descriptor, self.mode, encoding="utf-8")
 
 
 def who_asks(scope: Scope) -> str:

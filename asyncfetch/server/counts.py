@@ -97,8 +97,8 @@ class Counts:
     def snapshot(self) -> dict[str, int]:
         """All counters and gauges by their names; a gauge as "running_fills", "running_readers", and so on."""
         with self._lock:
-            counters = dict(zip(COUNTERS, self._values, strict=True))
-            return {**counters, **{f"running_{name}": value for name, value in self._gauges.items()}}
+            numbers = [*zip(COUNTERS, self._values, strict=True)]
+            return dict([*numbers, *((f"running_{name}", value) for name, value in self._gauges.items())])
 
     @contextmanager
     def running(self, name: Gauge) -> Iterator[None]:

@@ -76,6 +76,11 @@ class Distrust:
         wrong = self.wrongs(etag)
         return f"{etag} after {wrong} wrong" if wrong else etag
 
+    def marked_at(self, etag: str) -> float:
+        """When it was last marked, in seconds since 1970; 0 if it never was. That it came right changes nothing."""
+        mark = self._marks.get(etag)
+        return mark.at if mark else 0.0
+
     def wrongs(self, etag: str) -> int:
         """How often in a row it came wrong."""
         mark = self._marks.get(etag)

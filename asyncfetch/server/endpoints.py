@@ -18,6 +18,8 @@ Of no repository:
     HEAD, GET  /                                               what is served, for people
     HEAD, GET  /api/whoami-v2                                  whether a token is right
     HEAD, GET  /cdn/{sha256}?...                               the bytes behind a redirect, by a signed URL
+    HEAD, GET  /healthz, /readyz                               whether it lives, and can serve (health.py)
+    HEAD, GET  /metrics                                        what it has done, for Prometheus (metrics.py)
 
 The revisions are told in revisions.py, and where the repositories lie in the directory in layout.py. There is no Xet
 and no Content-Encoding.
@@ -28,16 +30,20 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 from urllib.parse import urlsplit
 
+import anyio
+
 from ..errors import SourceError
+from ..tasks import off_loop
 from .catalog import Catalog
 from .signing import Signer
 
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 except ImportError as missing:
     raise SourceError(
@@ -46,13 +52,18 @@ except ImportError as missing:
     ) from missing
 
 from .answers import failure, not_allowed
+from .audit import Audit
+from .beside import Beside
+from .counts import Counts
 from .gate import Gate
 from .hub import METHODS, Hub
+from .observing import Observing
+from .operation import Operation
 from .pull_through import PullThrough
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -74,6 +85,8 @@ class ServerOptions(TypedDict, total=False):
     ahead: bool
     public_url: str | None
     upstream: str | None
+    own: str | os.PathLike[str] | None
+    audit: str | None
 
 
 def create_app(
@@ -89,6 +102,8 @@ def create_app(
     ahead: bool = False,
     public_url: str | None = None,
     upstream: str | None = None,
+    own: str | os.PathLike[str] | None = None,
+    audit: str | None = None,
 ) -> Starlette:
     """The ASGI application that serves the repositories under `root`.
 
@@ -107,43 +122,68 @@ def create_app(
     `upstream`: the URL of another Hub. Then `root` is a hub cache, made if there is none: what clients ask for is
     fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
     sent there, which decides what it may see. Of the other options `state_dir` and `public_url` go with it.
+    `own`: a folder of repositories beside that Hub, which are served instead of those of the same names there;
+    `follow_links` and `ahead` are about it. `audit`: a file that gets a line of JSON for each request, "-" for stdout.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
     if upstream is not None:
-        if redirect or token is not None or gated or secret is not None or follow_links or ahead:
+        if redirect or token is not None or gated or secret is not None or (own is None and (follow_links or ahead)):
             raise SourceError(
-                "With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it."
+                "With upstream=, that Hub says who may see what: only state_dir=, public_url= and own= go with it."
             )
         state = None if state_dir is None else Path(state_dir)
         passing = PullThrough(upstream, Path(root), state_dir=state, public_url=_checked(public_url))
-        return _application(passing.respond, passing, lambda: None)
-    catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
+        if own is None:
+            return _application(passing, passing, lambda: None, Operation(passing.counts, passing.checks), audit)
+    elif own is not None:
+        raise SourceError("own= is a folder beside another Hub: it goes with upstream=.")
+    if upstream is not None and state_dir is None:
+        state_dir = Path(root) / ".locks" / "asyncfetch"
+    catalog = Catalog(own or root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
     hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
+    if upstream is not None:
+        both = Beside(hub, passing)
+        return _application(both, both, catalog.close, Operation(passing.counts, both.checks), audit)
+    operation = Operation(Counts(), hub.checks, lambda request: hub.gate.refusal(request))
+    return _application(hub, catalog, catalog.close, operation, audit)
 
-    return _application(hub.respond, catalog, catalog.close)
+
+class _Endpoints(Protocol):
+    async def respond(self, request: Request) -> Response: ...
 
 
 def _application(
-    respond: Callable[[Request], Awaitable[Response]],
+    endpoints: _Endpoints,
     running: AbstractAsyncContextManager[object],
     stop: Callable[[], None],
+    operation: Operation,
+    audit: str | None,
 ) -> Starlette:
     """An application that answers while `running` is entered."""
+    log = None if audit is None else Audit(audit)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with running:
-            yield
+        if log is not None:
+            log.begin()
+        try:
+            async with running:
+                yield
+        finally:
+            if log is not None:
+                with anyio.CancelScope(shield=True):
+                    await off_loop(log.end)
 
     app = Starlette(
-        routes=[Route("/{path:path}", respond, methods=list(METHODS))],
+        routes=[*operation.routes(), Route("/{path:path}", endpoints.respond, methods=list(METHODS))],
+        middleware=[Middleware(Observing, counts=operation.counts, audit=log)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.stop = stop
+    app.state.stop, app.state.counts = stop, operation.counts
     return app
 
 

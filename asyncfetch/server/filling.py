@@ -12,6 +12,7 @@ fetching is read as it comes (following.py).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -32,7 +33,6 @@ from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
 from .borrowing import borrow
 from .following import Followed, inode_of
-from .freshness import PATIENCE
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -102,6 +102,7 @@ class Fill:
         self._origin, self._distrust, self._counts = _Origin(wanted.hub), distrust, counts
         self._verified = self._ended = self._restarted = self._doubted = False
         self._partial: Partial | Followed | None = None
+        self._marked = distrust.marked_at(self.file.key)  # when what comes was last found wrong
         self._group: TaskGroup | None = None  # of the transfer
         self._descriptor: int | None = None
         self._readers = self._jobs = 0
@@ -147,9 +148,9 @@ class Fill:
         if (wanted.cache.folder, wanted.file.commit, wanted.file.name) not in places:
             self.others.append(wanted)
 
-    async def begun(self, offset: int) -> None:
-        """Wait until there is something to tell a reader at `offset`, for PATIENCE seconds at the most."""
-        with anyio.move_on_after(PATIENCE):
+    async def begun(self, offset: int, deadline: float = math.inf) -> None:
+        """Wait until there is something to tell a reader at `offset`, or until `deadline`, by the event loop's clock."""
+        with anyio.CancelScope(deadline=deadline):
             while not (self.ready(offset) or self.is_far(offset) or self._ended):
                 await self.changed.wait()
 
@@ -220,7 +221,8 @@ class Fill:
         finally:
             self.end()
         if (self._verified and self._distrust.right(self.file.key)) or self._doubted:
-            await off_loop(self._distrust.save)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self._distrust.save)
 
     async def _transfer(self, located: Located, transport: Transport, policy: Policy) -> Landed:
         """Run the transfer, and read what another process brings for as long as that has the file."""
@@ -248,14 +250,15 @@ class Fill:
 
     def _look(self, followed: Followed) -> bool:
         """Whether what was there before still is. Blocks."""
-        before = self._distrust.wrongs(self.file.key)
         self._distrust.refresh()
         self.file.identity = self._distrust.identity(self.file.key)
-        return followed.look(self.file.identity) and self._distrust.wrongs(self.file.key) <= before
+        return followed.look(self.file.identity)
 
     def _heed(self, same: bool) -> None:
-        """More may be here; or what came is another file now: then who reads is cut off."""
-        self.generation += not same
+        """More may be here; or what came is another file now, or was found wrong: then who reads is cut off."""
+        marked = self._distrust.marked_at(self.file.key)
+        self.generation += not same or marked > self._marked
+        self._marked = marked
         self.changed.give()
 
     async def _landed_at(self, landed: Landed) -> None:

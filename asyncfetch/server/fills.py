@@ -100,7 +100,7 @@ class Fills:
         cache, file = wanted.cache, wanted.file
         borrowed = await off_loop(lambda: borrow(cache, file.key, file.size))
         self._counts.add("shared", borrowed)
-        if borrowed or await off_loop(lambda: cache.whole_blob(file.key, file.size)):
+        if borrowed or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
             await Fill(wanted, self._distrust, self._counts).run(self.transport, self._policy)
 
     def _note(self, fill: Fill) -> None:

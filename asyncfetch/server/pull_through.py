@@ -45,6 +45,7 @@ from .counts import Counts
 from .distrust import Distrust
 from .fills import Fills, file_to_fetch
 from .forms import paths_of
+from .freshness import PATIENCE
 from .health import PROBE, Check, writable
 from .layout import is_id
 from .page import SAFETY, home_page
@@ -54,6 +55,7 @@ from .upstream import Upstream, Who
 from .wire import parse_resource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from starlette.requests import Request
@@ -101,6 +103,7 @@ class PullThrough:
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
+        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -161,7 +164,7 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return HTMLResponse(home_page(self._origin(request), {}), headers=SAFETY)
+            return HTMLResponse(home_page(self._origin(request), await off_loop(self.beside)), headers=SAFETY)
         if target.action not in _PRIVATE and not is_id(target.name):
             return repository_not_found()
         who = _who(request)
@@ -171,7 +174,9 @@ class PullThrough:
             if target.action == "resolve":
                 return await self._file(request, target, who)
             if target.action == "paths-info":
-                return await self._paths_info(request, target, who)
+                with anyio.move_on_after(PATIENCE):  # several questions may be needed
+                    return await self._paths_info(request, target, who)
+                raise self.upstream.silent()
             return self._relayed(request, await self._document(request, target, who))
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
@@ -209,6 +214,7 @@ class PullThrough:
     # -- files -----------------------------------------------------------------------------------
 
     async def _file(self, request: Request, target: Resource, who: Who) -> Response:
+        deadline = anyio.current_time() + PATIENCE
         told = await self.upstream.file(target, who)
         if told.status != 200:
             return self._relayed(request, told)
@@ -231,7 +237,7 @@ class PullThrough:
         fill = self.fills.of(file.to_fetch(), hub, cache, ref)
         fill.hold()
         try:
-            await fill.begun(part.span.start)
+            await fill.begun(part.span.start, deadline)
             if not fill.over:
                 part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
                 return FillBody(fill, self.fills.passing, part.span, part.status, headers)

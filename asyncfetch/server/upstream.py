@@ -96,7 +96,7 @@ class Upstream:
         """What the API says of no repository in particular. It is not kept: it may hold what only `who` may see."""
         with anyio.move_on_after(PATIENCE):
             return await self._relay(f"{path}?{query}" if query else path, who, fixed=False)
-        raise self._silent()
+        raise self.silent()
 
     async def reached(self, patience: float) -> bool:
         """Whether the source answers, by what it did lately, or by a question. Waits for `patience` seconds at most."""
@@ -202,14 +202,14 @@ class Upstream:
         await flight.done.wait()
         if isinstance(flight.outcome, Answer):
             return flight.outcome
-        raise flight.outcome or self._silent()
+        raise flight.outcome or self.silent()
 
     async def _fly(self, key: tuple[str, str], flight: _Flight, work: Callable[[], Awaitable[Answer]]) -> None:
         try:
             with anyio.move_on_after(PATIENCE) as scope:
                 flight.outcome = await work()
             if scope.cancelled_caught:
-                flight.outcome = self._silent()
+                flight.outcome = self.silent()
             else:
                 self._health.answered(time.monotonic())
         except AsyncfetchError as error:
@@ -223,7 +223,8 @@ class Upstream:
             del self._flights[key]
             flight.done.set()
 
-    def _silent(self) -> NetworkError:
+    def silent(self) -> NetworkError:
+        """What it is that it did not answer in time."""
         return NetworkError(f"no answer within {PATIENCE:g} s", url=self.settings.endpoint)
 
     async def _relay(self, path: str, who: Who, *, fixed: bool) -> Answer:
