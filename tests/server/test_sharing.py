@@ -50,6 +50,12 @@ def source() -> Iterator[FaultServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each file, so that what is sent is what is asked for: no connection takes over what another has in flight."""
+    monkeypatch.setenv("ASYNCFETCH_CONNECTIONS", "1")
+
+
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_file_that_another_repository_has(
     source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
@@ -138,7 +144,7 @@ def test_wrong_bytes_that_another_service_brought(source: FaultServer, tmp_path:
     data = random.Random(14).randbytes(12 * MiB)
     stored = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
     gate = Gate(9 * MiB)
-    source.fault(stored, (gate, Flip(5)), (gate, Flip(5)))
+    source.fault(stored, (gate, Flip(5)))
     url = page(NAME, "big.safetensors")
     with Server(tmp_path, upstream=source.url) as one, Server(tmp_path, upstream=source.url) as other:
         with httpx.stream("GET", one.url + url, timeout=30) as first, pytest.raises(httpx.RemoteProtocolError):
@@ -175,6 +181,25 @@ def test_killed_between_the_mark_and_the_end_of_the_wrong_bytes(source: FaultSer
     assert source.sent(STORED) == len(WEIGHTS)
 
 
+def test_wrong_bytes_once_and_a_kill_before_they_came_again(source: FaultServer, tmp_path: Path) -> None:
+    """It goes on with the right half, and whoever has a wrong beginning gets the whole."""
+    data = random.Random(17).randbytes(12 * MiB)
+    stored = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
+    source.fault(stored, Flip(5), Stall(9 * MiB))
+    url = page(NAME, "big.safetensors")
+    with process_of(source, tmp_path) as (process, service):
+        with httpx.stream("GET", service + url, timeout=30) as response, pytest.raises(httpx.RemoteProtocolError):
+            [*response.iter_bytes(MiB)]
+        source.wait_for(lambda: metric(service, "upstream_bytes_total") > 21 * MiB, 20)
+        kill(process)
+    with process_of(source, tmp_path) as (_, service):
+        again = httpx.get(service + url, headers={"Range": "bytes=4000000-"}, timeout=30)
+        assert (again.status_code, again.content == data) == (200, True)
+        assert metric(service, "wrong_hashes_total") == 1
+    assert source.sent(stored) <= 2 * len(data) + 8 * MiB
+    assert source.to(stored)[-1].start > 0  # type: ignore[operator]
+
+
 def counted(cache: Path) -> dict[str, int]:
     """What a service counted that does not run any more."""
     (folder,) = (cache / ".locks" / "asyncfetch").glob("*/counts")
@@ -191,8 +216,11 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def test_a_kill_costs_eight_mib_of_a_file_at_the_most(source: FaultServer, tmp_path: Path) -> None:
+def test_a_kill_costs_eight_mib_of_a_file_at_the_most(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle of what comes over several connections."""
+    monkeypatch.setenv("ASYNCFETCH_CONNECTIONS", "8")
     data = random.Random(15).randbytes(48 * MiB)
     stored = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
     source.fault(stored, Drip(MiB // 2, 0.01), forever=True)
