@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from huggingface_hub import scan_cache_dir
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from asyncfetch.server import Server, store
 from asyncfetch.server.distrust import DAYS, Distrust
-from asyncfetch.server.endpoints import _application
 from asyncfetch.server.freshness import LAPSED, Answer
 from asyncfetch.server.inventory import take_inventory
 from asyncfetch.server.kept import Kept
@@ -295,8 +296,7 @@ async def service_at(
 ) -> AsyncIterator[tuple[PullThrough, httpx.AsyncClient]]:
     """A service whose time is that of `clock`, and a client of it; there is no socket between them."""
     async with PullThrough(source.url, cache, limits=Limits(max_size=700_000, min_free=0), now=clock) as passing:
-        app = _application(passing.respond, passing, lambda: None)
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(Starlette(routes=[Route("/{path:path}", passing.respond)]))
         async with httpx.AsyncClient(transport=transport, base_url="http://hub", timeout=30) as client:
             yield passing, client
 
