@@ -210,14 +210,6 @@ MUTANTS = (
         (f"{KEPT}::test_other_limits",),
     ),
     Mutant(
-        "files-go-for-what-never-fits",
-        _ROOM,
-        "server.kept:Kept.make_room",
-        "limits.max_size is not None and nbytes > limits.max_size",
-        "False",
-        (f"{SERVICE}::test_what_has_no_room_is_handed_on", f"{KEPT}::test_what_was_read_least_recently_goes_first"),
-    ),
-    Mutant(
         "files-go-that-nobody-gave-up",
         _ROOM,
         "server.kept:Kept.make_room",

@@ -273,11 +273,16 @@ def test_two_services_on_one_cache(source: FaultServer, tmp_path: Path) -> None:
         source.wait_for(lambda: {path.name[-1] for path in cache.glob("models--*")} == {"b", "c", "d"})
 
 
-def test_bandwidth(source: FaultServer, tmp_path: Path) -> None:
-    with Server(tmp_path / "cache", upstream=source.url, upstream_bandwidth=6_000_000) as service:
+@ONE_LOOP
+@pytest.mark.anyio
+async def test_bandwidth(source: FaultServer, tmp_path: Path) -> None:
+    async with PullThrough(source.url, tmp_path / "cache", bandwidth=6_000_000) as passing:
+        for transport in (passing.fills.transport, passing.fills.apart()):
+            assert transport.limits.piece(10**9) == 600_000  # of a tenth of a second
         began = time.monotonic()
-        assert httpx.get(service.url + PAGE).content == WEIGHTS
-        assert time.monotonic() - began > 0.4  # of half a second
+        await passing.fills.transport.limits.spend(600_000)
+        await passing.fills.apart().limits.spend(600_000)  # they share it
+        assert time.monotonic() - began >= 0.19
 
 
 class Clock:
