@@ -34,7 +34,7 @@ from .options import (
 )  # fmt: skip
 from .output import stdout_errors
 from .prefetching import PrefetchFlags, prefetch_from
-from .serving import ServeFlags, serve_folder, serve_upstream
+from .serving import ServeFlags, serve_until_stopped
 
 __all__ = ["app", "run"]
 
@@ -230,15 +230,8 @@ def serve(
     *,
     flags: ServeFlags = SERVE,
 ) -> None:
-    """Serve a folder of models, or another Hub by --upstream, with the Hub's protocol, until Ctrl-C."""
-    if (directory is None) == (flags.upstream is None):
-        raise SourceError("Name a folder to serve, or another Hub by --upstream, and not both.")
-    if directory is not None:
-        if flags.cache_dir is not None:
-            raise SourceError("--cache-dir is where what comes from --upstream is kept.")
-        serve_folder(directory, flags)
-    elif flags.upstream is not None:
-        serve_upstream(flags.upstream, flags)
+    """Serve a folder of models, another Hub by --upstream, or both, with the Hub's protocol, until Ctrl-C."""
+    serve_until_stopped(directory, flags)
 
 
 @app.command

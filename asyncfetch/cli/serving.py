@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from ..errors import SourceError, redact_url
 from ..storage.cache import cache_root, expanded
@@ -19,9 +20,9 @@ from .options import FLAG
 from .text import printable
 
 if TYPE_CHECKING:
-    from ..server.endpoints import ServerOptions
+    from ..server.endpoints import UpstreamOptions
 
-__all__ = ["ServeFlags", "serve_folder", "serve_upstream", "state_folder"]
+__all__ = ["ServeFlags", "serve_until_stopped", "state_folder"]
 
 
 @Parameter(name="*")
@@ -30,7 +31,8 @@ class ServeFlags:
     """What is served and how, to whom, and what is said about it."""
 
     upstream: str | None = None
-    """Serve another Hub instead of a folder: what is asked for is fetched from this URL once, verified and kept."""
+    """Serve another Hub: what is asked for is fetched from this URL once, verified and kept. A folder that is named too
+    is served beside it, and its repositories come before those of the same names there."""
     cache_dir: Path | None = None
     """Where what comes from --upstream is kept, in the Hub's own layout, instead of HF_HUB_CACHE."""
     host: str = "127.0.0.1"
@@ -54,6 +56,10 @@ class ServeFlags:
     """Key of the certificate, as a PEM file without a password."""
     quiet: Annotated[bool, FLAG] = False
     """No line for each request, and none about hashing; only warnings and errors."""
+    audit: str | None = None
+    """A file that gets a line of JSON for each request: who, what, how many bytes and from where; - for stdout."""
+    grace: Annotated[float, Parameter(validator=Number(gte=0, lte=3600))] = 10.0
+    """Seconds that running answers get when the server is told to stop. What is being fetched can be gone on with."""
     # With --upstream: who may have what, and the room that it takes.
     allow: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """With --upstream: serve only repositories like this: ORG/NAME, ORG/*, datasets/ORG/NAME. May be repeated."""
@@ -85,6 +91,46 @@ def state_folder(environ: Mapping[str, str], explicit: Path | None) -> Path | No
     return expanded(os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "asyncfetch", "serve"))
 
 
+def serve_until_stopped(directory: Path | None, flags: ServeFlags) -> None:
+    """Serve a folder, another Hub, or both, until Ctrl-C. Raises SourceError, StorageError.
+
+    SourceError is for what cannot be served, and for flags that make no sense together.
+    """
+    from ..server.server import serve
+
+    if directory is None and flags.upstream is None:
+        raise SourceError("Name a folder to serve, or another Hub by --upstream, or both.")
+    tls, token, options = _tls(flags), _token(directory, flags), _upstream_options(directory, flags)
+    root = directory if flags.upstream is None else cache_root(os.environ, flags.cache_dir)
+    with _logging_to_stderr(quiet=flags.quiet):
+        serve(
+            root or "",
+            flags.host,
+            flags.port,
+            on_ready=_announcement(directory, root, flags),
+            tls=tls,
+            trusted_proxies=flags.trusted_proxies,
+            grace=flags.grace,
+            token=token,
+            state_dir=flags.state_dir if flags.upstream else state_folder(os.environ, flags.state_dir),
+            follow_links=flags.follow_links,
+            ahead=directory is not None,
+            public_url=flags.public_url,
+            upstream=flags.upstream,
+            audit=flags.audit,
+            **options,
+        )
+
+
+def _token(directory: Path | None, flags: ServeFlags) -> str | None:
+    """What clients are asked for. Raises SourceError for that and other flags that do not go together."""
+    if flags.upstream is None and flags.cache_dir is not None:
+        raise SourceError("--cache-dir is where what comes from --upstream is kept.")
+    if directory is None and flags.follow_links:
+        raise SourceError("--follow-links is about links in a folder.")
+    return _token_in(flags.token_env, "--token-env")
+
+
 def _token_in(variable: str | None, option: str) -> str | None:
     """The token that an option names by its variable. Raises SourceError where it is not set."""
     if variable is None:
@@ -107,73 +153,37 @@ def _size_of(text: str | None, option: str) -> int | None:
         raise SourceError(f"{option}: {error}") from None
 
 
-def serve_folder(directory: Path, flags: ServeFlags) -> None:
-    """Serve until Ctrl-C. Raises SourceError for what cannot be served, and for flags that make no sense."""
+def _announcement(directory: Path | None, root: Path | None, flags: ServeFlags) -> Callable[[str], None]:
+    """Says on stderr what is served at a URL. Raises SourceError where the folder is none."""
     from ..server.layout import KINDS, Layout
-    from ..server.server import serve
 
-    _refuse_flags_of_upstream(flags)
-    tls, token = _tls(flags), _token_in(flags.token_env, "--token-env")
-    with _logging_to_stderr(quiet=flags.quiet):
-        layout = Layout(directory, follow_links=flags.follow_links)
-        counts = {kind: len(layout.names(kind)) for kind in KINDS}
+    layout = None if directory is None else Layout(directory, follow_links=flags.follow_links)
+    counts = {kind: len(layout.names(kind)) for kind in KINDS} if layout else {}
 
-        def ready(url: str) -> None:
-            print(f"serving {_counted(counts)} of {printable(str(directory))} at {url}", file=sys.stderr)
-            if not any(counts.values()):
-                print("no folder in it holds files: name one that holds models as NAME or ORG/NAME", file=sys.stderr)
-            print(f"export HF_ENDPOINT={flags.public_url or url}", file=sys.stderr, flush=True)
-
-        serve(
-            directory,
-            flags.host,
-            flags.port,
-            on_ready=ready,
-            tls=tls,
-            trusted_proxies=flags.trusted_proxies,
-            token=token,
-            follow_links=flags.follow_links,
-            state_dir=state_folder(os.environ, flags.state_dir),
-            ahead=True,
-            public_url=flags.public_url,
-        )
-
-
-def serve_upstream(upstream: str, flags: ServeFlags) -> None:
-    """Serve what another Hub has, until Ctrl-C. Raises SourceError, StorageError."""
-    from ..server.server import serve
-
-    if flags.follow_links:
-        raise SourceError("--follow-links is for a folder, not for --upstream.")
-    options = _upstream_options(upstream, flags)
-    tls, root = _tls(flags), cache_root(os.environ, flags.cache_dir)
-    with _logging_to_stderr(quiet=flags.quiet):
-
-        def ready(url: str) -> None:
-            shown = printable(redact_url(upstream))
-            print(f"serving {shown} at {url}, by way of {printable(str(root))}", file=sys.stderr)
+    def ready(url: str) -> None:
+        own = f"{_counted(counts)} of {printable(str(directory))}"
+        if flags.upstream is None:
+            print(f"serving {own} at {url}", file=sys.stderr)
+        else:
+            before = f"{own} and " if layout else ""
+            shown = printable(redact_url(flags.upstream))
+            print(f"serving {before}{shown} at {url}, by way of {printable(str(root))}", file=sys.stderr)
             for line in _warnings(flags):
                 print(f"WARNING: {line}", file=sys.stderr)
-            print(f"export HF_ENDPOINT={flags.public_url or url}", file=sys.stderr, flush=True)
+        if layout and not any(counts.values()):
+            print("no folder in it holds files: name one that holds models as NAME or ORG/NAME", file=sys.stderr)
+        print(f"export HF_ENDPOINT={flags.public_url or url}", file=sys.stderr, flush=True)
 
-        serve(
-            root,
-            flags.host,
-            flags.port,
-            on_ready=ready,
-            tls=tls,
-            trusted_proxies=flags.trusted_proxies,
-            **options,
-        )
+    return ready
 
 
-def _upstream_options(upstream: str, flags: ServeFlags) -> ServerOptions:
-    """How another Hub is served. Raises SourceError."""
+def _upstream_options(directory: Path | None, flags: ServeFlags) -> UpstreamOptions:
+    """What goes with another Hub alone. Raises SourceError."""
+    if flags.upstream is None:
+        _refuse_flags_of_upstream(flags)
+        return {}
     return {
-        "upstream": upstream,
-        "state_dir": flags.state_dir,
-        "public_url": flags.public_url,
-        "token": _token_in(flags.token_env, "--token-env"),
+        "own": directory,
         "allow": flags.allow,
         "deny": flags.deny,
         "upstream_token": _token_in(flags.upstream_token_env, "--upstream-token-env"),

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from ..spans import MiB
 from ..tasks import off_loop
 from .answers import failure
+from .counts import ORIGIN
 from .walk import read_listed
 from .wire import parse_range
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .catalog import Catalog
+    from .counts import Origin
     from .repository import File
 
 __all__ = ["CHUNK", "FileBody", "Part", "content_type", "file_response", "in_reader", "no_range", "text_response"]
@@ -108,6 +110,7 @@ async def file_response(
     if request.method == "HEAD" or not part.span:
         return Response(status_code=part.status, headers=headers)
     if len(part.span) <= SMALL:
+        request.scope[ORIGIN] = "own"
         return Response(await off_loop(lambda: read_listed(file.listed, part.span)), part.status, headers)
     return FileBody(await catalog.open(file), part.span, part.status, headers)
 
@@ -135,14 +138,21 @@ def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
 
 
 class FileBody(StreamingResponse):
-    """Bytes `span` of an open file, in chunks that a worker thread reads. Closes the descriptor."""
+    """Bytes `span` of an open file, in chunks that a worker thread reads. Closes the descriptor.
 
-    def __init__(self, descriptor: int, span: range, status: int, headers: Mapping[str, str]) -> None:
+    `origin` is what they are counted as.
+    """
+
+    def __init__(
+        self, descriptor: int, span: range, status: int, headers: Mapping[str, str], origin: Origin = "own"
+    ) -> None:
         super().__init__((), status, headers)
+        self.origin = origin
         self.descriptor = descriptor
         self.span = span
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ORIGIN] = self.origin
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["COUNTERS", "GAUGES", "Counter", "Counts", "Gauge", "Kind", "Meter"]
+__all__ = ["COUNTERS", "GAUGES", "ORIGIN", "Counter", "Counts", "Gauge", "Kind", "Meter", "Origin"]
 
 LOG = logging.getLogger("asyncfetch.server")
 
 # "questions" are those about metadata, "fills" bring files into the cache, what is "passed" is handed on and not kept.
 Kind = Literal["questions", "fills", "passed"]
+# Where the bytes of an answer were. Who sends a body says so in the scope of the request.
+Origin = Literal["cache", "fill", "passed", "own", "answer"]
+ORIGIN = "asyncfetch.origin"
 # A place on the disk each: new ones go to the end.
 Counter = Literal[
     "upstream_bytes_questions",  # body bytes that came from the source, whatever became of them
@@ -94,8 +97,8 @@ class Counts:
     def snapshot(self) -> dict[str, int]:
         """All counters and gauges by their names; a gauge as "running_fills", "running_readers", and so on."""
         with self._lock:
-            counters = dict(zip(COUNTERS, self._values, strict=True))
-            return {**counters, **{f"running_{name}": value for name, value in self._gauges.items()}}
+            numbers = [*zip(COUNTERS, self._values, strict=True)]
+            return dict([*numbers, *((f"running_{name}", value) for name, value in self._gauges.items())])
 
     @contextmanager
     def running(self, name: Gauge) -> Iterator[None]:

@@ -18,6 +18,8 @@ Of no repository:
     HEAD, GET  /                                               what is served, for people
     HEAD, GET  /api/whoami-v2                                  whether a token is right
     HEAD, GET  /cdn/{sha256}?...                               the bytes behind a redirect, by a signed URL
+    HEAD, GET  /healthz, /readyz                               whether it lives, and can serve (health.py)
+    HEAD, GET  /metrics                                        what it has done, for Prometheus (metrics.py)
 
 The revisions are told in revisions.py, and where the repositories lie in the directory in layout.py. There is no Xet
 and no Content-Encoding.
@@ -28,16 +30,20 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from urllib.parse import urlsplit
 
+import anyio
+
 from ..errors import SourceError
+from ..tasks import off_loop
 from .catalog import Catalog
 from .signing import Signer
 
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 except ImportError as missing:
     raise SourceError(
@@ -47,14 +53,19 @@ except ImportError as missing:
 
 from .access import Admin, Door, Rules
 from .answers import failure, not_allowed
+from .audit import Audit
+from .beside import Beside
+from .counts import Counts
 from .gate import Gate
 from .hub import METHODS, Hub
+from .observing import Observing
+from .operation import Operation
 from .pull_through import PullThrough
 from .room import Limits
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Unpack
 
@@ -71,13 +82,12 @@ class FolderOptions(TypedDict, total=False):
     gated: frozenset[str]
     secret: bytes | None
     lifetime: float
-    follow_links: bool
-    ahead: bool
 
 
 class UpstreamOptions(TypedDict, total=False):
     """What goes with another Hub alone; told at `create_app`."""
 
+    own: str | os.PathLike[str] | None
     allow: Sequence[str]
     deny: Sequence[str]
     upstream_token: str | None
@@ -93,8 +103,11 @@ class ServerOptions(FolderOptions, UpstreamOptions, total=False):
 
     token: str | None
     state_dir: str | os.PathLike[str] | None
+    follow_links: bool
+    ahead: bool
     public_url: str | None
     upstream: str | None
+    audit: str | None
 
 
 def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: Unpack[ServerOptions]) -> Starlette:
@@ -116,31 +129,34 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
     sent there, which decides what it may see. Of the options above `state_dir`, `public_url` and `token` go with it: a
     token that clients are asked for is not sent there, and then, or with `upstream_token`, which is sent there for all
-    of them, they are one for that Hub. An `upstream_token` needs `allow`. And with `upstream` alone:
+    of them, they are one for that Hub. An `upstream_token` needs `allow`.
+    `own`: a folder of repositories beside that Hub, which are served instead of those of the same names there;
+    `follow_links` and `ahead` are about it. `audit`: a file that gets a line of JSON for each request, "-" for stdout.
 
+    And with `upstream` alone:
     `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
     the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
-    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
-    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
-    handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
-    before its hash is right.
+    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a hundredth
+    of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is handed on without being kept.
+    `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
     given: dict[str, Any] = dict(options)
-    upstream = given.pop("upstream", None)
+    upstream, audit = given.pop("upstream", None), given.pop("audit", None)
     alone, other = ("a folder", FolderOptions) if upstream is not None else ("upstream=", UpstreamOptions)
-    if wrong := [f"{name}=" for name in other.__annotations__ if given.get(name)]:
+    if wrong := [f"{name}=" for name in other.__annotations__ if given.pop(name, None)]:
         raise SourceError(f"{', '.join(wrong)}: such options go with {alone} alone.")
-    ours = {name: value for name, value in given.items() if name not in other.__annotations__}
-    if upstream is None:
-        return _serving_folder(root, **ours)
-    return _serving_upstream(Path(root), upstream, local, **ours)
+    if upstream is not None:
+        return _before_another_hub(Path(root), upstream, audit, local=local, **given)
+    hub = _over_folder(root, **given)
+    operation = Operation(Counts(), hub.checks, lambda request: hub.gate.refusal(request))
+    return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
 
 
-def _serving_folder(
+def _over_folder(
     root: str | os.PathLike[str],
     *,
     redirect: str | bool | None = None,
@@ -152,18 +168,19 @@ def _serving_folder(
     follow_links: bool = False,
     ahead: bool = False,
     public_url: str | None = None,
-) -> Starlette:
+) -> Hub:
     catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
-    hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
-    return _application(hub.respond, catalog, catalog.close)
+    return Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
 
 
-def _serving_upstream(
+def _before_another_hub(
     root: Path,
     upstream: str,
-    local: bool,
+    audit: str | None,
     *,
+    local: bool,
+    own: str | os.PathLike[str] | None = None,
     token: str | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     public_url: str | None = None,
@@ -175,6 +192,7 @@ def _serving_upstream(
     min_free: int | None = None,
     upstream_bandwidth: float | None = None,
     strict: bool = False,
+    **about_own: Any,
 ) -> Starlette:
     passing = PullThrough(
         upstream,
@@ -187,27 +205,51 @@ def _serving_upstream(
         bandwidth=upstream_bandwidth,
         strict=strict,
     )
-    return _application(passing.respond, passing, lambda: None)
+    if own is None:
+        if any(about_own.values()):
+            raise SourceError("follow_links= and ahead= are about a folder: with upstream= they need own=.")
+        operation = Operation(passing.counts, passing.checks, passing.door.refusal)
+        return _application(passing, passing, lambda: None, operation, audit)
+    beside = root / ".locks" / "asyncfetch" if state_dir is None else state_dir
+    hub = _over_folder(own, token=token, state_dir=beside, public_url=public_url, **about_own)
+    both = Beside(hub, passing)
+    operation = Operation(passing.counts, both.checks, passing.door.refusal)
+    return _application(both, both, hub.catalog.close, operation, audit)
+
+
+class _Endpoints(Protocol):
+    async def respond(self, request: Request) -> Response: ...
 
 
 def _application(
-    respond: Callable[[Request], Awaitable[Response]],
+    endpoints: _Endpoints,
     running: AbstractAsyncContextManager[object],
     stop: Callable[[], None],
+    operation: Operation,
+    audit: str | None,
 ) -> Starlette:
     """An application that answers while `running` is entered."""
+    log = None if audit is None else Audit(audit)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with running:
-            yield
+        if log is not None:
+            log.begin()
+        try:
+            async with running:
+                yield
+        finally:
+            if log is not None:
+                with anyio.CancelScope(shield=True):
+                    await off_loop(log.end)
 
     app = Starlette(
-        routes=[Route("/{path:path}", respond, methods=list(METHODS))],
+        routes=[*operation.routes(), Route("/{path:path}", endpoints.respond, methods=list(METHODS))],
+        middleware=[Middleware(Observing, counts=operation.counts, audit=log)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.stop = stop
+    app.state.stop, app.state.counts = stop, operation.counts
     return app
 
 

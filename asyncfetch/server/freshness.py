@@ -22,6 +22,7 @@ DECISION = 60.0  # seconds for which the source's word on who may see what count
 PATIENCE = 8.0  # seconds that a client waits for an answer; huggingface_hub gives up after 10
 LAPSED = 86400.0  # seconds for which that word counts while the source cannot be asked
 KEPT_AGAIN = 3600.0  # seconds after which a decision that was renewed is written down again
+REACHED = 30.0  # seconds for which an answer shows that it is there
 AWAY = 10.0  # seconds for which a source that did not answer is not waited for where an answer is kept
 _MOST = 10_000  # decisions
 _SCOPES = ("told", "files")
@@ -105,12 +106,17 @@ class Health:
 
     def __init__(self) -> None:
         self._away_until = 0.0
+        self._answered_at = -math.inf
 
     def failed(self, now: float) -> None:
         self._away_until = now + AWAY
 
-    def answered(self) -> None:
-        self._away_until = 0.0
+    def answered(self, now: float) -> None:
+        self._away_until, self._answered_at = 0.0, now
+
+    def reached(self, now: float) -> bool:
+        """Whether it answered within REACHED seconds."""
+        return 0 <= now - self._answered_at < REACHED
 
     def away(self, now: float) -> bool:
         return 0 < self._away_until - now <= AWAY

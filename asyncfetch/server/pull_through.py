@@ -33,7 +33,7 @@ from ..errors import (
     StorageError,
     storage_errors,
 )
-from ..events import Notifier
+from ..events import Event, Notifier, Retrying
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -50,7 +50,9 @@ from .distrust import Distrust
 from .eviction import open_shared
 from .fills import Fills, file_to_fetch
 from .forms import paths_of
+from .freshness import PATIENCE
 from .grants import Grants
+from .health import PROBE, Check, writable
 from .job_files import JobFiles
 from .jobs import Jobs
 from .kept import Kept
@@ -66,7 +68,7 @@ from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from anyio.abc import TaskGroup
@@ -83,6 +85,7 @@ __all__ = ["PullThrough"]
 
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
+SAVE = 2.0  # seconds between two times that counters are written
 
 
 class _File(NamedTuple):
@@ -132,11 +135,13 @@ class PullThrough:
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
-        self.counts = Counts()
+        self.counts = Counts(self._state / "counts")
+        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        policy = self.policy
+        policy, counts = self.policy, self.counts
+        await off_loop(counts.begin)
         brief = replace(
             policy,
             patience=0,
@@ -147,20 +152,24 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        asking = await self._tasks.enter_async_context(Transport(brief))
-        lent = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
-        fetching = await self._tasks.enter_async_context(Transport(lent))
+        told = Notifier(self._hear)
+        many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
         self._tasks.callback(grants.close)
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
-        self.upstream = Upstream(self.endpoint, asking, store, tasks, grants, admit=self.door.rules.admit, now=now)
-        self.fills = Fills(fetching, replace(policy, bandwidth_limit=self._bandwidth), self.distrust, tasks, self.kept)
-        self.fills.strict = self.strict
+        self.upstream = Upstream(
+            self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
+        )
+        bounded = replace(policy, bandwidth_limit=self._bandwidth)
+        self.fills = Fills(fetching, bounded, self.distrust, tasks, counts, self.kept, strict=self.strict)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
+        tasks.start_soon(self._save_counts)
         await self._begin_jobs(tasks)
         return self
 
@@ -168,14 +177,36 @@ class PullThrough:
         """Go on with what an earlier process was to do, and answer who asks for it."""
         files = JobFiles(self._state / "jobs")
         self._tasks.callback(files.close)
-        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root), tasks)
+        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
         self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
         self.live = Live(self.state)
         self.control = Control(jobs, self.kept, self.state, self.live, self.admin, self.door, self.public_url)
         await jobs.resume()
 
     async def __aexit__(self, *_: object) -> None:
-        await self._tasks.aclose()
+        try:
+            await self._tasks.aclose()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self.counts.end, abandon=True)
+
+    async def _save_counts(self) -> None:
+        while True:
+            await anyio.sleep(SAVE)
+            await off_loop(self.counts.save)
+
+    def _hear(self, event: Event) -> None:
+        self.counts.add("retries", isinstance(event, Retrying))
+
+    async def checks(self) -> dict[str, Check]:
+        """Whether clients can be served, and what speaks against it."""
+        cache = await writable(self._state)
+        if await self.upstream.reached(PROBE):
+            return {"cache": cache, "upstream": Check(True, "It answers.")}
+        if await off_loop(self.upstream.has_answers):
+            why = "It does not answer: what is kept is served, and nothing else."
+            return {"cache": cache, "upstream": Check(True, why)}
+        return {"cache": cache, "upstream": Check(False, "It does not answer, and nothing is kept.")}
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
@@ -189,7 +220,7 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.control.page(request, self._origin(request))
+            return await self.control.page(request, self._origin(request), await off_loop(self.beside))
         who = self.door.who(request)
         if isinstance(who, Response):
             return who
@@ -203,7 +234,9 @@ class PullThrough:
             if target.action == "resolve":
                 return await self._file(request, target, who)
             if target.action == "paths-info":
-                return await self._paths_info(request, target, who)
+                with anyio.move_on_after(PATIENCE):  # several questions may be needed
+                    return await self._paths_info(request, target, who)
+                raise self.upstream.silent()
             return self._relayed(request, await self._document(request, target, who))
         except RepositoryNotFoundError:
             return repository_not_found()
@@ -244,6 +277,7 @@ class PullThrough:
     # -- files -----------------------------------------------------------------------------------
 
     async def _file(self, request: Request, target: Resource, who: Who) -> Response:
+        deadline = anyio.current_time() + PATIENCE
         told = await self.upstream.file(target, who)
         if told.status != 200:
             return self._relayed(request, told)
@@ -255,8 +289,10 @@ class PullThrough:
             return Response(status_code=part.status, headers=headers)
         cache = RepoCache(self.root, target.name, repo_type=target.kind.removesuffix("s"))
         descriptor = await off_loop(lambda: self._open_cached(cache, file))
+        part, headers = self._part(request, file)  # another process may have found it wrong
         if descriptor is not None:
-            return FileBody(descriptor, part.span, part.status, headers)
+            self.counts.add("hits")
+            return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
             return _wrong(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
@@ -264,11 +300,11 @@ class PullThrough:
         fill = self.fills.of(file.to_fetch(), hub, cache, ref)
         fill.hold()
         try:
-            await fill.begun(part.span.start)
+            await fill.begun(part.span.start, deadline)
             if not fill.over:
                 part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
                 self.kept.note(cache.blob(file.etag))
-                return FillBody(fill, self.fills.transport, part.span, part.status, headers)
+                return FillBody(fill, self.fills.passing, part.span, part.status, headers)
         except BaseException:
             fill.release()
             raise
@@ -282,8 +318,7 @@ class PullThrough:
         if self.distrust.passed(file.etag):
             await off_loop(self.distrust.save)  # before anybody can come back for the rest
         part, headers = self._part(request, file)
-        transport = self.fills.transport.for_call(Notifier(None))
-        passage = Passage(file.to_fetch(), hub, transport, self.distrust, part.span)
+        passage = Passage(file.to_fetch(), hub, self.fills.apart(), self.distrust, self.counts, part.span)
         return PassBody(passage, part.status, headers, lambda error: self._not_fetched(file.path, file.etag, error))
 
     def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:
@@ -310,6 +345,7 @@ class PullThrough:
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
         """A descriptor of a file that is in the cache, whole and with this etag; None where it is not."""
+        self.distrust.refresh()
         found = cache.find(file.commit, file.path)
         if found is None:
             return None

@@ -130,6 +130,13 @@ class Store:
     def _stamp(self, path: Path) -> None:
         os.utime(path, (self._now(), self._now()))
 
+    def holds_any(self) -> bool:
+        """Whether any answer is kept."""
+        try:
+            return bool(self._recent) or any(self._folder.iterdir())
+        except OSError:
+            return False
+
     def _path(self, question: str) -> Path:
         digest = hashlib.sha256(question.encode()).hexdigest()
         return self._folder / digest[:2] / digest

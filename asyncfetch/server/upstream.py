@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from .counts import Counts
     from .grants import Grants
     from .store import Store
     from .wire import Resource
@@ -99,12 +100,13 @@ class Upstream:
         store: Store,
         tasks: TaskGroup,
         grants: Grants,
+        counts: Counts,
         *,
         admit: Callable[[str, str], bool] = lambda _kind, _name: True,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = Settings.from_env({}, endpoint=endpoint, token=False)
-        self._transport, self._store, self._tasks = transport, store, tasks
+        self._transport, self._store, self._tasks, self._counts = transport, store, tasks, counts
         self._grants, self._access, self._health = grants, grants.access, Health()
         self._saving = anyio.Lock()  # changes are written in the order in which they came
         self._admit, self._now = admit, now
@@ -137,7 +139,23 @@ class Upstream:
         """What the API says of no repository in particular. It is not kept: it may hold what only `who` may see."""
         with anyio.move_on_after(PATIENCE):
             return await self._relay(f"{path}?{query}" if query else path, who, fixed=False)
-        raise self._silent()
+        raise self.silent()
+
+    async def reached(self, patience: float) -> bool:
+        """Whether the source answers, by what it did lately, or by a question. Waits for `patience` seconds at most."""
+        now = self._now()
+        if self._health.away(now) or self._health.reached(now):
+            return not self._health.away(now)
+        with anyio.move_on_after(patience):
+            try:
+                await self._once(("reached", ""), lambda: self._relay("/api/whoami-v2", Who(None), fixed=False))
+            except AsyncfetchError as error:
+                return not _is_away(error)
+        return self._health.reached(now)
+
+    def has_answers(self) -> bool:
+        """Whether anything is kept that can be answered without the source. Blocks."""
+        return self._store.holds_any()
 
     async def file(self, target: Resource, who: Who) -> Answer:
         """What the source says of a file: a body-less 200 with its commit, etag and size; or its refusal.
@@ -180,10 +198,12 @@ class Upstream:
         asked_at = self._now()
         may = self._access.may(who.key, repository, scope, asked_at)
         if kept is not None and may and is_fresh(kept, asked_at):
+            self._counts.add("answers_kept")
             return kept
         could = self._access.could(who.key, repository, scope, asked_at)
         fallback = kept if kept and (kept.open or could) else None
         if fallback is not None and self._health.away(asked_at):
+            self._counts.add("answers_kept")
             return fallback
 
         async def ask() -> Answer:
@@ -200,6 +220,7 @@ class Upstream:
         except (NetworkError, RateLimitedError):
             if fallback is None:
                 raise
+            self._counts.add("answers_kept")
             return fallback
 
     def _keep(self, question: str, answer: Answer) -> None:
@@ -231,22 +252,24 @@ class Upstream:
         await flight.done.wait()
         if isinstance(flight.outcome, Answer):
             return flight.outcome
-        raise flight.outcome or self._silent()
+        raise flight.outcome or self.silent()
 
     async def _fly(self, key: tuple[str, str], flight: _Flight, work: Callable[[], Awaitable[Answer]]) -> None:
         try:
             with anyio.move_on_after(PATIENCE) as scope:
                 flight.outcome = await work()
             if scope.cancelled_caught:
-                flight.outcome = self._silent()
-            self._health.answered()
-            self.trouble = None
+                flight.outcome = self.silent()
+            else:
+                self._health.answered(self._now())
+                self.trouble = None
         except AsyncfetchError as error:
             flight.outcome = error
         except Exception:
             LOG.exception("A question to the source failed")
         finally:
             if _is_away(flight.outcome):
+                self._counts.add("upstream_failures")
                 self.trouble = flight.outcome if isinstance(flight.outcome, AsyncfetchError) else None
                 self._health.failed(self._now())
             del self._flights[key]
@@ -269,7 +292,8 @@ class Upstream:
         if target is not None and target.action != "page" and target.name and not self._admit(target.kind, target.name):
             raise RepositoryNotFoundError(target.name, authenticated=False)
 
-    def _silent(self) -> NetworkError:
+    def silent(self) -> NetworkError:
+        """What it is that it did not answer in time."""
         return NetworkError(f"no answer within {PATIENCE:g} s", url=self.settings.endpoint)
 
     async def _relay(self, path: str, who: Who, *, fixed: bool) -> Answer:

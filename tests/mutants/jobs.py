@@ -12,7 +12,7 @@ MUTANTS = (
     Mutant(
         "a-cancelled-job-goes-on",
         _JOBS,
-        "server.fills:Fill.joined",
+        "server.filling:Fill.joined",
         "self.scope.cancel()",
         "pass",
         ("server/test_jobs.py::test_a_cancelled_job_stops_and_goes_on_from_where_it_was",),
@@ -20,7 +20,7 @@ MUTANTS = (
     Mutant(
         "a-cancelled-job-takes-readers-along",
         _JOBS,
-        "server.fills:Fill.joined",
+        "server.filling:Fill.joined",
         "self._jobs or self._asked_for or self._ended",
         "self._jobs or self._ended",
         ("server/test_jobs.py::test_what_a_client_reads_outlasts_the_job",),
