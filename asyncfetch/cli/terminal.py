@@ -18,8 +18,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from ..events import Event, Reporter
 from ..api.progress import ProgressState, RowState
+from ..events import Event, Reporter
 from .text import amount, fit_names, printable, ratio
 from .wording import (
     Audience,

@@ -12,8 +12,8 @@ from enum import Enum
 from math import ceil
 from typing import assert_never
 
-from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
 from ..api.progress import FileRow, Hold, ProgressState, RowState
+from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
 from .text import amount, clock_text, files, printable, rate_text, ratio, seconds_text, size_text
 
 __all__ = [

@@ -1,8 +1,8 @@
 """Who may ask a server that stands before another Hub, for which repositories, and with whose token it asks there.
 
 A pattern names repositories: `org/*`, `datasets/org/name`. In it `*` stands for any characters, `?` for one, and a
-pattern that is `*` alone for all there is. Letters are compared without their case, as the Hub does
-(https://huggingface.co/docs/hub/repositories-settings): else `ORG/name` would pass where `org/name` is denied.
+pattern that is `*` alone for all there is. Letters are compared without their case: a Hub may find `ORG/name` where
+there is `org/name`, and then it would pass where that is denied.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from starlette.responses import JSONResponse, Response
 
 from ..errors import SourceError
-from .answers import failure, invalid_credentials, repository_not_found
+from .answers import failure, invalid_credentials
 from .layout import kind_and_name
 from .upstream import Who
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
 
     from .freshness import Answer
-    from .wire import Resource
 
 __all__ = ["Admin", "Door", "Rules", "is_loopback"]
 
@@ -37,7 +38,7 @@ class Rules(NamedTuple):
     deny: tuple[str, ...] = ()
 
     @classmethod
-    def checked(cls, allow: tuple[str, ...] | list[str], deny: tuple[str, ...] | list[str]) -> Rules:
+    def checked(cls, allow: Sequence[str], deny: Sequence[str]) -> Rules:
         """Raises SourceError for a pattern that can match nothing."""
         for pattern in (*allow, *deny):
             _, name = kind_and_name(pattern)
@@ -87,7 +88,7 @@ class Door:
     neither is set, each sends its own. Raises SourceError for an upstream token without a list of what it may open.
     """
 
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     token: str | None = field(default=None, repr=False)
     upstream_token: str | None = field(default=None, repr=False)
 
@@ -120,10 +121,6 @@ class Door:
             return Who(None)
         scheme, _, token = sent.partition(" ")
         return Who(token) if scheme.lower() == "bearer" and _is_token(token) else invalid_credentials()
-
-    def refusal(self, target: Resource) -> Response | None:
-        """The answer for a repository that may not be asked for, as if there were none; None for one that may."""
-        return None if self.rules.admit(target.kind, target.name) else repository_not_found()
 
     def whoami(self, request: Request) -> Response | None:
         """Who a client is, where the source cannot say it: whose account a token of ours is concerns nobody."""
@@ -173,4 +170,3 @@ class Admin:
         passed_on = "forwarded" in request.headers or "x-forwarded-for" in request.headers
         named = request.url.hostname or ""
         return self.local and not passed_on and is_loopback(client) and is_loopback(named.strip("[]"))
-

@@ -5,6 +5,9 @@ of the file later, from this process or from the next one. So such a file is not
 for a range that does not begin at 0 gets the whole file (RFC 9110, section 14.2 allows a server to ignore Range). And
 a source that is wrong twice in a row is not asked again for a while, whoever wants the file.
 
+A file that was passed on without being kept may have begun with bytes that were never held against its hash, where that
+broke off. Who asks for all the rest of it gets the whole file too; one who asks for a range of it gets that.
+
 Several services of one cache share the file of marks: each takes over what the others wrote.
 """
 
@@ -47,7 +50,7 @@ class Distrust:
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = path, now
         self._lock = threading.Lock()  # guards what is below
-        self._marks = dict[str, _Mark]()
+        self._marks, self._passed = dict[str, _Mark](), dict[str, float]()
         self._seen: tuple[int, ...] | None = None  # the state of the file that was read last
         self.refresh()
 
@@ -64,7 +67,9 @@ class Distrust:
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if seen != self._seen:
             self._seen = seen
-            for etag, mark in _read(self._path).items():
+            marks, passed = _read(self._path)
+            self._passed = {**passed, **{etag: max(at, passed.get(etag, at)) for etag, at in self._passed.items()}}
+            for etag, mark in marks.items():
                 if etag not in self._marks or self._marks[etag].at < mark.at:
                     self._marks[etag] = mark
 
@@ -90,6 +95,18 @@ class Distrust:
         """Whether a client may go on with the beginning that it has."""
         mark = self._marks.get(etag)
         return mark is None or self._now() - mark.at >= DAYS
+
+    def may_take_the_rest(self, etag: str) -> bool:
+        """Whether it may go on to the end with a beginning that may have come when the file was not kept."""
+        return self._now() - self._passed.get(etag, -DAYS) >= DAYS
+
+    def passed(self, etag: str) -> bool:
+        """It is passed on without being kept. Whether that changes anything that has to be saved."""
+        before = self._passed.get(etag, -DAYS)
+        if self._now() - before < DAYS / 7:
+            return False
+        self._passed[etag] = self._now()
+        return True
 
     def rest_of(self, etag: str) -> float:
         """Seconds until the source may be asked for it again; 0 if it may be now."""
@@ -123,7 +140,9 @@ class Distrust:
                 self._merge()
                 oldest = self._now() - DAYS
                 marks = {etag: mark._asdict() for etag, mark in list(self._marks.items()) if mark.at > oldest}
-                write_synced(temporary, json.dumps({"format": _FORMAT, "etags": marks}).encode())
+                passed = {etag: at for etag, at in list(self._passed.items()) if at > oldest}
+                document = {"format": _FORMAT, "etags": marks, "passed": passed}
+                write_synced(temporary, json.dumps(document).encode())
                 rename(temporary, self._path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -142,14 +161,15 @@ def _alone(lock: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _read(path: Path) -> dict[str, _Mark]:
+def _read(path: Path) -> tuple[dict[str, _Mark], dict[str, float]]:
     try:
         document = json.loads(path.read_bytes())
         if document["format"] != _FORMAT:
-            return {}
-        return {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
+            return {}, {}
+        marks = {str(etag): _Mark(int(mark["wrong"]), float(mark["at"])) for etag, mark in document["etags"].items()}
+        return marks, {str(etag): float(at) for etag, at in document.get("passed", {}).items()}
     except FileNotFoundError:
-        return {}
+        return {}, {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         LOG.warning("%s cannot be read, so no file counts as one that came wrong: %s.", path, error)
-        return {}
+        return {}, {}

@@ -5,8 +5,7 @@ A reader gets what is here at its offset, except for the last HELD bytes: these 
 ever has a whole file that is wrong. Where the hash is wrong, all who read what came so far are cut off, and may not
 go on with what they have (distrust.py).
 
-What another repository of the cache has already is taken from there (borrowing.py), and what another process is
-fetching is read as it comes (following.py).
+What another process is fetching is read as it comes (following.py).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import anyio
 from ..api.progress import ProgressState
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
+from ..errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
 from ..events import Retrying, Waiting
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
@@ -31,7 +30,7 @@ from ..spans import MiB, Span
 from ..storage.checksums import checksum_of_etag
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
-from .borrowing import borrow
+from .eviction import open_shared
 from .following import Followed, inode_of
 
 if TYPE_CHECKING:
@@ -84,11 +83,12 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops. `complete`: the file is in the cache. `progress` is how it goes, and `retries` how often
-    a request was sent again.
+    server is to blame or stops. `complete`: it is in the cache. `progress` is how it goes, and `retries` how often
+    a request was sent again. `strict`: no byte is handed out before the hash is right.
     """
 
-    def __init__(self, wanted: Wanted, distrust: Distrust, counts: Counts) -> None:
+    def __init__(self, wanted: Wanted, distrust: Distrust, counts: Counts, *, strict: bool = False) -> None:
+        self._strict = strict
         self.wanted, self.file, self.repository = wanted, wanted.file, wanted.hub.name
         self.name = f"{self.repository}/{self.file.name}"
         self.others: list[Wanted] = []  # in other repositories, from where it is a second name of the same file
@@ -112,7 +112,7 @@ class Fill:
     # -- the side of who only wants it to be here ------------------------------------------------
 
     async def joined(self) -> None:
-        """Wait until it ends. Where all who wait so are cancelled, and nobody ever read it, it stops, to be resumed."""
+        """Wait until it ends. When all who wait so are cancelled, and nobody ever read it, it stops."""
         self._jobs += 1
         try:
             while not self._ended:
@@ -149,7 +149,7 @@ class Fill:
             self.others.append(wanted)
 
     async def begun(self, offset: int, deadline: float = math.inf) -> None:
-        """Wait until there is something to tell a reader at `offset`, or until `deadline`, by the event loop's clock."""
+        """Wait until there is something to tell a reader at `offset`, or until `deadline` by the event loop's clock."""
         with anyio.CancelScope(deadline=deadline):
             while not (self.ready(offset) or self.is_far(offset) or self._ended):
                 await self.changed.wait()
@@ -157,14 +157,14 @@ class Fill:
     def ready(self, offset: int) -> int:
         """How many bytes from `offset` on may be handed out now."""
         size = self.file.size
-        if self._descriptor is None or self.over:
+        if self._descriptor is None or self.over or (self._strict and not self._verified):
             return 0
         here = self._partial.reach(offset) if self._partial is not None else size
         return max(min(here, size if self._verified else size - HELD) - offset, 0)
 
     def is_far(self, offset: int) -> bool:
         """Whether the fill comes to `offset` so late that a reader there gets a request of its own."""
-        if self._ended or self._verified or self.generation or self._partial is None:
+        if self._ended or self._verified or self._strict or self.generation or self._partial is None:
             return False
         missing = not self._partial.reach(offset) > offset
         return missing and self._partial.frontier + AHEAD < offset < self.file.size - HELD
@@ -208,14 +208,12 @@ class Fill:
         cache, ref = self.wanted.cache, self.wanted.ref
         located = Located(self.name, self.file.commit, ref, "", None, None, [self.file], cache, self._origin)
         try:
-            if await off_loop(lambda: borrow(cache, self.file.key, self.file.size)):
-                self._counts.add("shared")
             with plain_errors():
                 landed = await self._transfer(located, transport, policy)
             await self._landed_at(landed)
             self._verified = self.complete = True
         except AsyncfetchError as error:
-            self._failed(error)
+            await self._failed(error)
         except Exception:
             LOG.exception("The fill of %s failed", self.name)
         finally:
@@ -288,11 +286,22 @@ class Fill:
         self.changed.give()
         self._close_if_unused()
 
-    def _failed(self, error: AsyncfetchError) -> None:
+    def refuse(self) -> None:
+        """There is no room for it."""
+        self.error = DiskFullError(self.name, needed=self.file.size, free=None)
+        LOG.warning("%s has no room here, and is passed on without being kept.", self.name)
+        self.end()
+
+    async def _failed(self, error: AsyncfetchError) -> None:
         self.error = error
         self._counts.add("fills_failed")
         if isinstance(error, ChecksumMismatchError):
             LOG.error("%s came with wrong bytes again and again: %s It is not served.", self.name, error)
+        elif isinstance(error, StorageError):
+            LOG.warning("%s cannot be kept, and is passed on: %s", self.name, error)
+            # What was handed out of it may be wrong, and what is passed on cannot show that.
+            if self._distrust.passed(self.file.key):
+                await off_loop(self._distrust.save)
         else:
             LOG.warning("%s could not be fetched: %s", self.name, error)
 
@@ -354,6 +363,6 @@ def _opened(landed: Landed) -> int:
     """A descriptor of a file that was in the cache already. Raises StorageError."""
     path = landed.path or Path()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_shared(path)
     except OSError as error:
         raise StorageError(str(path), error.strerror or str(error)) from error

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..storage.cache import RepoCache
     from .counts import Counts
     from .distrust import Distrust
+    from .kept import Kept
 
 __all__ = ["Failure", "Fill", "Fills", "file_to_fetch"]
 
@@ -49,14 +50,22 @@ class Failure(NamedTuple):
 class Fills:
     """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
 
-    `transport` is for fills, `passing` for what is handed on beside them. `failures` are the last files that could not
-    be fetched, and not since.
+    `transport` is for fills, `passing` for what is handed on beside them. `strict` is that of each fill; `kept` says
+    whether there is room. `failures` are the last files that could not be fetched, and not since.
     """
 
     def __init__(
-        self, transport: Transport, policy: Policy, distrust: Distrust, tasks: TaskGroup, counts: Counts
+        self,
+        transport: Transport,
+        policy: Policy,
+        distrust: Distrust,
+        tasks: TaskGroup,
+        kept: Kept,
+        *,
+        counts: Counts,
+        strict: bool = False,
     ) -> None:
-        self.transport, self._policy = transport, policy
+        self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
         self.passing = transport.for_call(transport.notify, counts.meter("passed"))
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
         self._running: dict[tuple[Path | None, str, int], Fill] = {}
@@ -78,16 +87,21 @@ class Fills:
             fill.join(wanted)
             return fill
         self._counts.add("misses")
-        fill = self._running[key] = Fill(wanted, self._distrust, self._counts)
+        fill = self._running[key] = Fill(wanted, self._distrust, self._counts, strict=self.strict)
         self._tasks.start_soon(self._run, key, fill)
         return fill
 
     async def _run(self, key: tuple[Path | None, str, int], fill: Fill) -> None:
+        partial = fill.wanted.cache.partial(fill.file.key)
         try:
             with fill.scope, self._counts.running("fills"):
                 async with self._large if fill.file.size > AHEAD else self._small:
-                    await fill.run(self.transport.for_call(Notifier(fill.hear)), self._policy)
+                    if await self._borrowed(fill.wanted) or await self._kept.admit(partial, fill.file.size):
+                        await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy)
+                    else:
+                        fill.refuse()
         finally:
+            self._kept.left(partial)
             fill.end()
             self._note(fill)
             if self._running.get(key) is fill:
@@ -98,10 +112,15 @@ class Fills:
     async def _name(self, wanted: Wanted) -> None:
         """Give a file that was just fetched another name. Nothing is fetched for it."""
         cache, file = wanted.cache, wanted.file
-        borrowed = await off_loop(lambda: borrow(cache, file.key, file.size))
-        self._counts.add("shared", borrowed)
-        if borrowed or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
-            await Fill(wanted, self._distrust, self._counts).run(self.transport, self._policy)
+        here = await self._borrowed(wanted)
+        if here or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
+            await Fill(wanted, self._distrust, self._counts).run(self.transport, self.policy)
+
+    async def _borrowed(self, wanted: Wanted) -> bool:
+        """Whether another repository lent the file: then it takes no room."""
+        lent = await off_loop(lambda: borrow(wanted.cache, wanted.file.key, wanted.file.size))
+        self._counts.add("shared", lent)
+        return lent
 
     def _note(self, fill: Fill) -> None:
         before = [one for one in self.failures if (one.repository, one.file) == (fill.repository, fill.file.name)]

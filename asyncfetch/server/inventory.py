@@ -23,8 +23,8 @@ class Item(NamedTuple):
     """A file that takes room: a blob, a partial, or a file that lies in a snapshot itself.
 
     `folder` is that of its repository, such as `models--org--name`; `path` is below it. `size` is what it takes when it
-    is whole, in bytes, and `owed` what of that it does not take yet. `at` is when it was written, in seconds since 1970.
-    `inode`: files that share one take room once.
+    is whole, in bytes, and `owed` what of that it does not take yet. `at` is when it was written, in seconds since
+    1970. `inode`: files that share one take room once.
     """
 
     folder: str
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """All items. `used` and `owed` are bytes; `free` those of the file system, and `total` its size, None if unknown."""
+    """All items. `used` and `owed` are bytes; `free` are those of the file system, of `total` (None: unknown)."""
 
     items: list[Item]
     used: int

@@ -1,7 +1,8 @@
 """Small facts that outlast the process, in a SQLite file that several processes may share.
 
-They are bookkeeping: where the file cannot be read or written (a full disk, a file system without locks), the log says
-so, the server goes on with what it has in memory, and a damaged file is begun anew. Blocking calls: run them in a thread.
+They are bookkeeping: where the file cannot be read or written (a full disk, a file system without locks), the log
+says so, and the server goes on with what it has in memory. A damaged file is begun anew. Blocking calls: run them in a
+thread.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Ledger:
                 except (sqlite3.Error, OSError) as error:
                     self._drop()
                     if fresh or not _is_damage(error):
-                        return self._failed(error)
+                        self._failed(error)
+                        return None
                     self._put_aside()
                 else:
                     self._said = False

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .counts import Counts
     from .health import Check
 
-__all__ = ["Operation"]
+    Checks = Callable[[], Awaitable[Mapping[str, Check]]]
+
+__all__ = ["Checks", "Operation"]
 
 
 class Operation:
@@ -31,7 +33,7 @@ class Operation:
     def __init__(
         self,
         counts: Counts,
-        checks: Callable[[], Awaitable[Mapping[str, Check]]],
+        checks: Checks,
         refusal: Callable[[Request], Response | None] = lambda _: None,
     ) -> None:
         self.counts, self._checks, self._refusal = counts, checks, refusal

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import SourceError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -11,10 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "excess", "in_order", "parse_size"]
 
-_FLOOR = 10 * 2**30  # bytes of a file system that are left free where nobody said how many
-_FLOOR_PART = 20  # and of a smaller one this part
-_SLACK = 2**30  # bytes that go beyond what has to, at the most
-_SLACK_PART = 50  # of the size that is allowed, so that not each small file makes room for itself
+_FLOOR = 2**30  # bytes of a file system that are left free where nobody said how many
+_FLOOR_PART = 100  # and of a smaller one this part
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -27,6 +27,13 @@ class Limits(NamedTuple):
     max_size: int | None = None
     min_free: int | None = None
 
+    @classmethod
+    def checked(cls, max_size: int | None, min_free: int | None) -> Limits:
+        """Raises SourceError for a size that makes no sense."""
+        if (max_size is not None and max_size <= 0) or (min_free is not None and min_free < 0):
+            raise SourceError("The room of a cache is a number of bytes above 0, and what stays free is none below it.")
+        return cls(max_size, min_free)
+
     @property
     def evict(self) -> bool:
         return self.max_size is not None or self.min_free is not None
@@ -36,9 +43,6 @@ class Limits(NamedTuple):
         if self.min_free is not None:
             return self.min_free
         return _FLOOR if total is None else min(_FLOOR, total // _FLOOR_PART)
-
-    def slack(self) -> int:
-        return min(_SLACK, (self.max_size or 0) // _SLACK_PART)
 
 
 def excess(found: Inventory, more: int, limits: Limits) -> int:
@@ -69,9 +73,9 @@ def in_order(
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "200G": a number, and k, M, G or T for powers of 1024, as curl and nginx read them. Raises ValueError."""
+    """Bytes of "200G": a number, and k, M, G or T for powers of 1024, as curl reads them. Raises ValueError."""
     number, unit = text.strip(), ""
-    if number[-1:].lower() in _UNITS and number[-1:]:
+    if number and number[-1].lower() in _UNITS:
         number, unit = number[:-1], number[-1:].lower()
     if not number.replace(".", "", 1).isdigit() or not number.isascii():
         raise ValueError(f"{text!r} is no size: write it as 200G, with k, M, G or T.")

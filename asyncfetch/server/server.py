@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
+from .access import is_loopback
 from .access_log import AccessLog, raw_path
 from .endpoints import ServerOptions, create_app
 
@@ -136,7 +137,7 @@ class Server:
         **options: Unpack[ServerOptions],
     ) -> None:
         self._transport = _Transport(tls, trusted_proxies)
-        self._app = create_app(root, **options)
+        self._app = create_app(root, local=is_loopback(host), **options)
         self._recorder = _Recorder(self._app)
         self._address = (host, port)
         self._url: str | None = None
@@ -244,7 +245,7 @@ def serve(
     address that cannot be had.
     """
     transport = _Transport(tls, trusted_proxies)
-    app = create_app(root, **options)
+    app = create_app(root, local=is_loopback(host), **options)
     listener, url = _listen(host, port, tls=tls is not None)
     config = _config(AccessLog(app), transport, grace, log_level="warning")
     server = _Uvicorn(config, app.state.stop, lambda: on_ready and on_ready(url), grace)

@@ -9,14 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import anyio
 
-from ..errors import AsyncfetchError, NetworkError, ProtocolError, RateLimitedError, SourceError
+from ..errors import (
+    AsyncfetchError,
+    NetworkError,
+    ProtocolError,
+    RateLimitedError,
+    RepositoryNotFoundError,
+    SourceError,
+)
 from ..network.transport import Reply, Transport
 from ..network.urls import may_identify
 from ..sources.hub import Hub
@@ -24,15 +32,17 @@ from ..sources.settings import Settings
 from ..spans import MiB
 from ..storage.cache import is_commit, path_inside
 from ..tasks import off_loop
-from .freshness import PATIENCE, Access, Answer, Health, is_fresh
+from .counts import Counts
+from .freshness import PATIENCE, Answer, Health, is_fresh
 from .layout import qualified
+from .wire import parse_resource
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
-    from .counts import Counts
+    from .grants import Grants
     from .store import Store
     from .wire import Resource
 
@@ -42,8 +52,17 @@ LOG = logging.getLogger("asyncfetch.server")
 _LIMIT = 32 * MiB  # bytes of an answer
 # What clients are told beside the body. A Link is made anew for each: it leads to where they asked.
 _TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
+# "api";r=489;t=268 (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/)
+_RATE_LIMIT = re.compile(r";\s*r=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
 _XET = frozenset({"xetHash", "xetEnabled"})
+
+
+class RateLimit(NamedTuple):
+    """How many requests the source still answers until `until`, on a monotonic clock."""
+
+    remaining: int
+    until: float
 
 
 class Who(NamedTuple):
@@ -68,18 +87,43 @@ class _Flight:
 
 
 class Upstream:
-    """One Hub, asked on behalf of many. `tasks` is where questions are asked: they outlast who asks them."""
+    """One Hub, asked on behalf of many. `tasks` is where questions are asked: they outlast who asks them.
 
-    def __init__(self, endpoint: str, transport: Transport, store: Store, tasks: TaskGroup, counts: Counts) -> None:
+    `admit` says of a kind and a name whether that repository may be asked for: the source may send on to another one.
+    `now` tells the seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        transport: Transport,
+        store: Store,
+        tasks: TaskGroup,
+        grants: Grants,
+        *,
+        counts: Counts | None = None,
+        admit: Callable[[str, str], bool] = lambda _kind, _name: True,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.settings = Settings.from_env({}, endpoint=endpoint, token=False)
-        self._transport, self._store, self._tasks, self._counts = transport, store, tasks, counts
-        self._access, self._health = Access(), Health()
+        self._transport, self._store, self._tasks = transport, store, tasks
+        self._grants, self._access, self._health = grants, grants.access, Health()
+        self._saving = anyio.Lock()  # changes are written in the order in which they came
+        self._admit, self._now = admit, now
+        self._counts = Counts() if counts is None else counts
         self._flights: dict[tuple[str, str], _Flight] = {}
+        self.trouble: AsyncfetchError | None = None  # why the last question had no answer
+        self.rate_limit: RateLimit | None = None  # what the source last said of it
+
+    def is_open(self, repository: str) -> bool:
+        """Whether the source said, not long ago, that everybody may see a repository (see `qualified`)."""
+        return self._access.could("", repository, "told", self._now())
 
     def hub(self, target: Resource, who: Who, transport: Transport | None = None) -> Hub:
         """The repository in question, as `who` sees it."""
         settings = replace(self.settings, token=who.token)
-        return Hub(transport or self._transport, settings, qualified(target.kind, target.name))
+        name = qualified(target.kind, target.name)
+        return Hub(transport or self._transport, settings, name, passes=self._passes)
 
     async def document(self, target: Resource, query: str, who: Who) -> Answer:
         """What the API says of a repository, or a file as git holds it. Raises as `_ask` does."""
@@ -100,7 +144,7 @@ class Upstream:
 
     async def reached(self, patience: float) -> bool:
         """Whether the source answers, by what it did lately, or by a question. Waits for `patience` seconds at most."""
-        now = time.monotonic()
+        now = self._now()
         if self._health.away(now) or self._health.reached(now):
             return not self._health.away(now)
         with anyio.move_on_after(patience):
@@ -125,13 +169,13 @@ class Upstream:
         async def ask() -> Answer:
             found = await self.hub(target, who).look(target.path, target.revision)
             if isinstance(found, Reply):
-                refused = _answer(found, who, fixed=is_commit(target.revision))
+                refused = self._answer(found, who, fixed=is_commit(target.revision))
                 message = refused.headers.get("x-error-message", "The source refuses this file.")
                 return refused._replace(body=json.dumps({"error": message}).encode())
             if found.size is None:
                 raise ProtocolError("the answer tells no size", url=self.settings.endpoint)
             told = {"x-repo-commit": found.commit, "etag": found.etag, "size": str(found.size)}
-            answer = Answer(200, told, b"", time.time(), is_commit(target.revision), who.token is None)
+            answer = Answer(200, told, b"", self._now(), is_commit(target.revision), who.token is None)
             if not answer.fixed:  # clients ask for the branch and then for its commit
                 at_commit = _file_question(target._replace(revision=found.commit))
                 await off_loop(lambda: self._keep(at_commit, answer._replace(fixed=True)))
@@ -152,9 +196,9 @@ class Upstream:
         """The answer that is kept, or that of the source. Raises NetworkError, RateLimitedError: there is neither."""
         repository = qualified(target.kind, target.name)
         kept = self._store.recent(question) or (await off_loop(lambda: self._store.get(question)) if keep else None)
-        asked_at = time.monotonic()
+        asked_at = self._now()
         may = self._access.may(who.key, repository, scope, asked_at)
-        if kept is not None and may and is_fresh(kept, time.time()):
+        if kept is not None and may and is_fresh(kept, asked_at):
             self._counts.add("answers_kept")
             return kept
         could = self._access.could(who.key, repository, scope, asked_at)
@@ -165,7 +209,7 @@ class Upstream:
 
         async def ask() -> Answer:
             answer = await work()
-            self._judge(answer, who, repository, scope)
+            await self._judge(answer, who, repository, scope)
             if keep and _is_for_all(answer):
                 await off_loop(lambda: self._keep(question, answer))
             elif kept is not None and kept.open and who.token is None:
@@ -186,12 +230,19 @@ class Upstream:
         was_open = before is not None and before.open
         self._store.put(question, answer._replace(open=answer.open or was_open))
 
-    def _judge(self, answer: Answer, who: Who, repository: str, scope: str) -> None:
-        """Remember what an answer says about who may see what."""
+    async def _judge(self, answer: Answer, who: Who, repository: str, scope: str) -> None:
+        """Remember what an answer says about who may see what; a refusal before it is told."""
         if _is_for_all(answer):
-            self._access.grant(who.key, repository, scope, time.monotonic())
+            self._access.grant(who.key, repository, scope, self._now())
+            self._tasks.start_soon(self._save_grants)
         elif answer.status in (401, 403) or answer.headers.get("x-error-code") == "RepoNotFound":
             self._access.revoke(who.key, repository, scope)
+            await self._save_grants()
+
+    async def _save_grants(self) -> None:
+        async with self._saving:
+            if changes := self._access.take_changes():
+                await off_loop(lambda: self._grants.save(changes))
 
     async def _once(self, key: tuple[str, str], work: Callable[[], Awaitable[Answer]]) -> Answer:
         """What `work` returns, or raises, for all who want it while it runs."""
@@ -211,7 +262,8 @@ class Upstream:
             if scope.cancelled_caught:
                 flight.outcome = self.silent()
             else:
-                self._health.answered(time.monotonic())
+                self._health.answered(self._now())
+                self.trouble = None
         except AsyncfetchError as error:
             flight.outcome = error
         except Exception:
@@ -219,9 +271,27 @@ class Upstream:
         finally:
             if _is_away(flight.outcome):
                 self._counts.add("upstream_failures")
-                self._health.failed(time.monotonic())
+                self.trouble = flight.outcome if isinstance(flight.outcome, AsyncfetchError) else None
+                self._health.failed(self._now())
             del self._flights[key]
             flight.done.set()
+
+    def _may_follow(self, here: str, to: str) -> bool:
+        """Whether a redirect is followed: within the source. Raises RepositoryNotFoundError."""
+        if not may_identify(here, to):
+            return False
+        self._passes(to)
+        return True
+
+    def _passes(self, to: str) -> None:
+        """See that a redirect leads to no repository that may not be asked for, as that of a renamed one may do.
+
+        Raises RepositoryNotFoundError.
+        """
+        path = urlsplit(to).path.removeprefix(urlsplit(self.settings.endpoint).path)
+        target = parse_resource(path)
+        if target is not None and target.action != "page" and target.name and not self._admit(target.kind, target.name):
+            raise RepositoryNotFoundError(target.name, authenticated=False)
 
     def silent(self) -> NetworkError:
         """What it is that it did not answer in time."""
@@ -231,13 +301,14 @@ class Upstream:
         url = f"{self.settings.endpoint}{path}"
         headers = {"authorization": f"Bearer {who.token}"} if who.token else {}
         reply = await self._transport.fetch(
-            url, limit=_LIMIT, headers=headers, may_follow=lambda redirect, to: may_identify(redirect.url, to)
+            url, limit=_LIMIT, headers=headers, may_follow=lambda redirect, to: self._may_follow(redirect.url, to)
         )
+        self.rate_limit = _rate_limit_of(reply) or self.rate_limit
         if reply.truncated:
             raise ProtocolError(f"the answer has more than {_LIMIT:,} bytes", url=url)
         if 300 <= reply.status < 400:
             raise ProtocolError("it redirects to another site", url=url)
-        answer = _answer(reply, who, fixed=fixed)
+        answer = self._answer(reply, who, fixed=fixed)
         if answer.status != 200 or not path.startswith("/api/"):
             return answer
         try:
@@ -245,11 +316,15 @@ class Upstream:
         except (ValueError, RecursionError):
             raise ProtocolError("the answer is no JSON of the Hub's", url=url) from None
 
+    def _answer(self, reply: Reply, who: Who, *, fixed: bool) -> Answer:
+        told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
+        lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
+        return Answer(reply.status, told, reply.body, self._now(), lasting, who.token is None)
 
-def _answer(reply: Reply, who: Who, *, fixed: bool) -> Answer:
-    told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
-    lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
-    return Answer(reply.status, told, reply.body, time.time(), lasting, who.token is None)
+
+def _rate_limit_of(reply: Reply) -> RateLimit | None:
+    found = _RATE_LIMIT.search(reply.headers.get("ratelimit", "")[:1000])
+    return RateLimit(int(found[1]), time.monotonic() + int(found[2])) if found else None
 
 
 def _is_away(outcome: Answer | AsyncfetchError | None) -> bool:

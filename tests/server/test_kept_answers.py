@@ -121,9 +121,12 @@ def test_years_later_and_the_source_is_away(source: FaultServer, tmp_path: Path,
     with Server(tmp_path, upstream=source.url) as service:
         assert [httpx.get(service.url + path).status_code for path in asked] == before
         assert httpx.get(service.url + page("config.json")).content == b"{}"
-        assert httpx.post(
-            f"{service.url}/api/models/{NAME}/paths-info/{COMMIT}", json={"paths": ["config.json"]}
-        ).json()[0]["size"] == 2
+        assert (
+            httpx.post(f"{service.url}/api/models/{NAME}/paths-info/{COMMIT}", json={"paths": ["config.json"]}).json()[
+                0
+            ]["size"]
+            == 2
+        )
 
 
 def test_several_questions_take_no_longer_than_one(
@@ -139,7 +142,12 @@ def test_several_questions_take_no_longer_than_one(
 
 def test_how_long_things_count() -> None:
     answer = Answer(404, {}, b"", 1000.0, fixed=False, open=True)
-    assert [is_fresh(answer, 1000.0 + after) for after in (0, BRANCH - 0.1, BRANCH, YEARS)] == [True, True, False, False]
+    assert [is_fresh(answer, 1000.0 + after) for after in (0, BRANCH - 0.1, BRANCH, YEARS)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert not is_fresh(answer, 999.0)  # the clock was set back
     assert is_fresh(answer._replace(fixed=True), 1000.0 + YEARS)
     access = Access()

@@ -36,9 +36,7 @@ from ..kit.fault_server import (
     Mute,
     Stall,
     Status,
-    Truncate,
 )
-from ..kit.fault_server import Answer as Sent
 from .clients import hub
 from .services import Gate, process_of
 
@@ -397,7 +395,12 @@ def test_paths_that_lead_elsewhere(source: FaultServer, service: Server, path: s
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
-    for options in ({"token": "t"}, {"follow_links": True}, {"upstream": "ftp://x"}, {"upstream": "http://a:b@x"}):
+    for options in (
+        {"gated": frozenset({"a"})},
+        {"follow_links": True},
+        {"upstream": "ftp://x"},
+        {"upstream": "http://a:b@x"},
+    ):
         with pytest.raises(SourceError):
             Server(tmp_path / "cache", **{"upstream": "http://x", **options})  # type: ignore[arg-type]
 
