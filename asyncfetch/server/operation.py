@@ -5,26 +5,24 @@ They come before repositories of these names, of which only the page for people 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from ..tasks import off_loop
-from .health import alive, readiness
+from .health import Check, alive, readiness
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from .counts import Counts
-    from .health import Check
-
-    Checks = Callable[[], Awaitable[Mapping[str, Check]]]
 
 __all__ = ["Checks", "Operation"]
+
+Checks = Callable[[], Awaitable[Mapping[str, Check]]]
 
 
 class Operation:
