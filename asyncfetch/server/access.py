@@ -108,12 +108,18 @@ class Door:
         """Whether all clients are one for the source."""
         return self.token is not None or self.upstream_token is not None
 
+    def refusal(self, request: Request) -> Response | None:
+        """The answer to who does not send the token that clients are asked for; None for who may come in."""
+        if self.token is None or holds(request, self.token):
+            return None
+        if "authorization" in request.headers:
+            return invalid_credentials()
+        return failure(401, "Unauthorized", "This server asks for a token.")
+
     def who(self, request: Request) -> Who | Response:
         """As who the source is asked, or the answer to who may not ask. Sends no token of ours to the source."""
-        if self.token is not None and not holds(request, self.token):
-            if "authorization" in request.headers:
-                return invalid_credentials()
-            return failure(401, "Unauthorized", "This server asks for a token.")
+        if refused := self.refusal(request):
+            return refused
         if self.shared:
             return Who(self.upstream_token)
         sent = request.headers.get("authorization")

@@ -72,6 +72,8 @@ class Distrust:
             for etag, mark in marks.items():
                 if etag not in self._marks or self._marks[etag].at < mark.at:
                     self._marks[etag] = mark
+            for etag, at in passed.items():
+                self._passed[etag] = max(at, self._passed.get(etag, at))
 
     def identity(self, etag: str) -> str:
         """What the partial of a file is bound to: bytes that came before it was last marked are not gone on with.

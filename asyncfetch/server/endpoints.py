@@ -84,8 +84,6 @@ class FolderOptions(TypedDict, total=False):
     gated: frozenset[str]
     secret: bytes | None
     lifetime: float
-    follow_links: bool
-    ahead: bool
 
 
 class UpstreamOptions(TypedDict, total=False):
@@ -108,6 +106,8 @@ class ServerOptions(FolderOptions, UpstreamOptions, total=False):
 
     token: str | None
     state_dir: str | os.PathLike[str] | None
+    follow_links: bool
+    ahead: bool
     public_url: str | None
     audit: str | None
 
@@ -131,8 +131,11 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
     sent there, which decides what it may see. Of the options above `state_dir`, `public_url` and `token` go with it: a
     token that clients are asked for is not sent there, and then, or with `upstream_token`, which is sent there for all
-    of them, they are one for that Hub. An `upstream_token` needs `allow`. And with `upstream` alone:
+    of them, they are one for that Hub. An `upstream_token` needs `allow`.
+    `own`: a folder of repositories beside that Hub, which are served instead of those of the same names there;
+    `follow_links` and `ahead` are about it. `audit`: a file that gets a line of JSON for each request, "-" for stdout.
 
+    And with `upstream` alone:
     `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
     the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
@@ -193,8 +196,10 @@ def _folder_hub(
 def _pull_through(
     root: Path,
     upstream: str,
-    local: bool,
+    audit: str | None,
     *,
+    local: bool,
+    own: str | os.PathLike[str] | None = None,
     token: str | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     public_url: str | None = None,

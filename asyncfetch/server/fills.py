@@ -60,6 +60,7 @@ class Fills:
         policy: Policy,
         distrust: Distrust,
         tasks: TaskGroup,
+        counts: Counts,
         kept: Kept,
         *,
         counts: Counts,
@@ -68,10 +69,15 @@ class Fills:
         self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
         self.passing = transport.for_call(transport.notify, counts.meter("passed"))
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
+        self.passing = self.apart()
         self._running: dict[tuple[Path | None, str, int], Fill] = {}
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
         # Each of a large file has several buffers; those of small files never wait for them.
         self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
+
+    def apart(self) -> Transport:
+        """A transport for bytes that are handed on and not kept, as those of a call of its own."""
+        return self.transport.for_call(self.transport.notify, self._counts.meter("passed"))
 
     @property
     def running(self) -> list[Fill]:

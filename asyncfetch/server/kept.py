@@ -123,9 +123,8 @@ class Kept:
         self._coming.pop(partial, None)
 
     def _admit(self, partial: Path, size: int) -> bool:
-        with suppress(OSError):
-            if partial.stat().st_size == size:  # gone on with: it is counted already
-                size = 0
+        if self._is_counted(partial, size):
+            size = 0
         self._coming[partial] = 0  # so that it does not go itself
         fits = False
         try:
@@ -138,6 +137,15 @@ class Kept:
         self._coming[partial] = size
         self._since += size
         return True
+
+    def _is_counted(self, partial: Path, size: int) -> bool:
+        """Whether a file takes its room already: as a partial, or in another repository, of which it is made a name."""
+        etag = partial.name.partition(".")[0]
+        for path in (partial, *self.root.glob(f"*--*/blobs/{etag}")):
+            with suppress(OSError):
+                if path.stat().st_size == size:
+                    return True
+        return False
 
     def make_room(self, nbytes: int) -> bool:
         """Whether `nbytes` more have room, once what may go has gone. Raises StorageError."""

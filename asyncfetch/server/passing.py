@@ -1,7 +1,7 @@
 """Files that have no room here: passed on from the source without being kept.
 
-The rules are those of fills (fills.py): the last HELD bytes come when the hash is right, and a source that was wrong is
-not believed again. Each reader has a request of its own, which waits while the reader does. What it asks for beyond
+The rules are those of fills (filling.py): the last HELD bytes come when the hash is right, and a source that was wrong
+is not believed again. Each reader has a request of its own, which waits while the reader does. What it asks for beyond
 the beginning, up to the end, comes with all that is before it, since only the whole has a hash. A range that ends
 before the last HELD bytes comes alone, as it does while a file arrives.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..network.transport import Transport
     from ..sources.hub import Hub
     from ..sources.located import SourceFile
+    from .counts import Counts
     from .distrust import Distrust
 
 __all__ = ["PassBody", "Passage", "needs_all"]
@@ -52,8 +53,11 @@ def needs_all(span: range, size: int) -> bool:
 class Passage(Intake):
     """Bytes `wanted` of a file on their way from the source to one reader, in order."""
 
-    def __init__(self, file: SourceFile, hub: Hub, transport: Transport, distrust: Distrust, wanted: range) -> None:
+    def __init__(
+        self, file: SourceFile, hub: Hub, transport: Transport, distrust: Distrust, counts: Counts, wanted: range
+    ) -> None:
         self.file = file
+        self._counts = counts
         self.error: AsyncfetchError | None = None
         self._hub, self._transport, self._distrust = hub, transport, distrust
         self._wanted, self._size = wanted, file.size
@@ -118,6 +122,7 @@ class Passage(Intake):
         checksum, digest = self.file.checksum, self._hash.hexdigest()
         if checksum is not None and digest != checksum.hex:
             self._distrust.wrong(self.file.key)
+            self._counts.add("wrong_hashes")
             await off_loop(self._distrust.save)  # before the reader can come back for the rest
             LOG.error("%s came with wrong bytes: who reads it is cut off.", self.file.name)
             raise ChecksumMismatchError(
@@ -190,6 +195,7 @@ class PassBody(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive = scope, receive
+        scope[ORIGIN] = "passed"
         await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:

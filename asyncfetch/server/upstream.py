@@ -100,13 +100,14 @@ class Upstream:
         store: Store,
         tasks: TaskGroup,
         grants: Grants,
+        counts: Counts,
         *,
         counts: Counts | None = None,
         admit: Callable[[str, str], bool] = lambda _kind, _name: True,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = Settings.from_env({}, endpoint=endpoint, token=False)
-        self._transport, self._store, self._tasks = transport, store, tasks
+        self._transport, self._store, self._tasks, self._counts = transport, store, tasks, counts
         self._grants, self._access, self._health = grants, grants.access, Health()
         self._saving = anyio.Lock()  # changes are written in the order in which they came
         self._admit, self._now = admit, now

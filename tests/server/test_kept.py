@@ -208,7 +208,7 @@ def test_other_limits(tmp_path: Path) -> None:
 
 def test_nothing_goes_that_nobody_gave_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "org/a")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(10**9, 10**9, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(10**9, 10**9, 10**7 - SIZE))
     assert not Kept(tmp_path).make_room(0)
     assert left(tmp_path) == {"a3"}
 

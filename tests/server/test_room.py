@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from huggingface_hub import scan_cache_dir
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from asyncfetch.server import Server, store
 from asyncfetch.server.distrust import DAYS, Distrust
-from asyncfetch.server.endpoints import _application
 from asyncfetch.server.freshness import LAPSED, Answer
 from asyncfetch.server.inventory import take_inventory
 from asyncfetch.server.kept import Kept
@@ -272,11 +273,16 @@ def test_two_services_on_one_cache(source: FaultServer, tmp_path: Path) -> None:
         source.wait_for(lambda: {path.name[-1] for path in cache.glob("models--*")} == {"b", "c", "d"})
 
 
-def test_bandwidth(source: FaultServer, tmp_path: Path) -> None:
-    with Server(tmp_path / "cache", upstream=source.url, upstream_bandwidth=6_000_000) as service:
+@ONE_LOOP
+@pytest.mark.anyio
+async def test_bandwidth(source: FaultServer, tmp_path: Path) -> None:
+    async with PullThrough(source.url, tmp_path / "cache", bandwidth=6_000_000) as passing:
+        for transport in (passing.fills.transport, passing.fills.apart()):
+            assert transport.limits.piece(10**9) == 600_000  # of a tenth of a second
         began = time.monotonic()
-        assert httpx.get(service.url + PAGE).content == WEIGHTS
-        assert time.monotonic() - began > 0.4  # of half a second
+        await passing.fills.transport.limits.spend(600_000)
+        await passing.fills.apart().limits.spend(600_000)  # they share it
+        assert time.monotonic() - began >= 0.19
 
 
 class Clock:
@@ -295,8 +301,7 @@ async def service_at(
 ) -> AsyncIterator[tuple[PullThrough, httpx.AsyncClient]]:
     """A service whose time is that of `clock`, and a client of it; there is no socket between them."""
     async with PullThrough(source.url, cache, limits=Limits(max_size=700_000, min_free=0), now=clock) as passing:
-        app = _application(passing.respond, passing, lambda: None)
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(Starlette(routes=[Route("/{path:path}", passing.respond)]))
         async with httpx.AsyncClient(transport=transport, base_url="http://hub", timeout=30) as client:
             yield passing, client
 
