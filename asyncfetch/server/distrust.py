@@ -68,7 +68,6 @@ class Distrust:
         if seen != self._seen:
             self._seen = seen
             marks, passed = _read(self._path)
-            self._passed = {**passed, **{etag: max(at, passed.get(etag, at)) for etag, at in self._passed.items()}}
             for etag, mark in marks.items():
                 if etag not in self._marks or self._marks[etag].at < mark.at:
                     self._marks[etag] = mark

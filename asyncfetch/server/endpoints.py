@@ -142,10 +142,7 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
     hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
     handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
-    before its hash is right. `own`: a folder of repositories beside that Hub, which are served instead of those of the
-    same names there; `follow_links` and `ahead` are about it then.
-
-    `audit`: a file that gets a line of JSON for each request, "-" for stdout.
+    before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
@@ -155,7 +152,9 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     alone, other = ("a folder", FolderOptions) if upstream is not None else ("upstream=", UpstreamOptions)
     if upstream is None and own is not None:
         raise SourceError("own= is a folder beside another Hub: it goes with upstream=.")
-    of_own = {name: given.pop(name) for name in ("follow_links", "ahead") if own is not None and name in given}
+    of_own = {name: given.pop(name) for name in ("follow_links", "ahead") if upstream is not None and name in given}
+    if own is None and any(of_own.values()):
+        raise SourceError("follow_links= and ahead= are about a folder, and there is none: see own=.")
     if wrong := [f"{name}=" for name in other.__annotations__ if given.get(name)]:
         raise SourceError(f"{', '.join(wrong)}: such options go with {alone} alone.")
     ours = {name: value for name, value in given.items() if name not in other.__annotations__}
@@ -196,10 +195,8 @@ def _folder_hub(
 def _pull_through(
     root: Path,
     upstream: str,
-    audit: str | None,
-    *,
     local: bool,
-    own: str | os.PathLike[str] | None = None,
+    *,
     token: str | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     public_url: str | None = None,

@@ -63,11 +63,9 @@ class Fills:
         counts: Counts,
         kept: Kept,
         *,
-        counts: Counts,
         strict: bool = False,
     ) -> None:
         self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
-        self.passing = transport.for_call(transport.notify, counts.meter("passed"))
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
         self.passing = self.apart()
         self._running: dict[tuple[Path | None, str, int], Fill] = {}

@@ -210,7 +210,6 @@ class PassBody(StreamingResponse):
         if not chunk and self.passage.error is not None:
             await self._refusal(self.passage.error)(self._scope, self._receive, send)
             return
-        self._scope[ORIGIN] = "passed"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         left = int(self.headers["content-length"])
         while chunk:

@@ -151,10 +151,10 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        lent = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
+        many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
         told = Notifier(self._hear)
         asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
-        fetching = await self._tasks.enter_async_context(Transport(lent, notify=told, meter=counts.meter("fills")))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
@@ -162,10 +162,10 @@ class PullThrough:
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.upstream = Upstream(
-            self.endpoint, asking, store, tasks, grants, counts=counts, admit=self.door.rules.admit, now=now
+            self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
         )
         filling = replace(policy, bandwidth_limit=self._bandwidth)
-        self.fills = Fills(fetching, filling, self.distrust, tasks, self.kept, counts=counts, strict=self.strict)
+        self.fills = Fills(fetching, filling, self.distrust, tasks, counts, self.kept, strict=self.strict)
         tasks.start_soon(self._save_counts)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
@@ -311,7 +311,7 @@ class PullThrough:
         if self.distrust.passed(file.etag):
             await off_loop(self.distrust.save)  # before anybody can come back for the rest
         part, headers = self._part(request, file)
-        passage = Passage(file.to_fetch(), hub, self.fills.passing, self.distrust, part.span)
+        passage = Passage(file.to_fetch(), hub, self.fills.apart(), self.distrust, self.counts, part.span)
         return PassBody(passage, part.status, headers, lambda error: self._not_fetched(file.path, file.etag, error))
 
     def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:

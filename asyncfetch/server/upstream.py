@@ -32,7 +32,6 @@ from ..sources.settings import Settings
 from ..spans import MiB
 from ..storage.cache import is_commit, path_inside
 from ..tasks import off_loop
-from .counts import Counts
 from .freshness import PATIENCE, Answer, Health, is_fresh
 from .layout import qualified
 from .wire import parse_resource
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from .counts import Counts
     from .grants import Grants
     from .store import Store
     from .wire import Resource
@@ -102,7 +102,6 @@ class Upstream:
         grants: Grants,
         counts: Counts,
         *,
-        counts: Counts | None = None,
         admit: Callable[[str, str], bool] = lambda _kind, _name: True,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -111,7 +110,6 @@ class Upstream:
         self._grants, self._access, self._health = grants, grants.access, Health()
         self._saving = anyio.Lock()  # changes are written in the order in which they came
         self._admit, self._now = admit, now
-        self._counts = Counts() if counts is None else counts
         self._flights: dict[tuple[str, str], _Flight] = {}
         self.trouble: AsyncfetchError | None = None  # why the last question had no answer
         self.rate_limit: RateLimit | None = None  # what the source last said of it
