@@ -52,7 +52,7 @@ from .fills import Fills, file_to_fetch
 from .forms import paths_of
 from .freshness import PATIENCE
 from .grants import Grants
-from .health import PROBE, Check, writable
+from .health import Check, checks_of
 from .job_files import JobFiles
 from .jobs import Jobs
 from .kept import Kept
@@ -68,7 +68,7 @@ from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
     from anyio.abc import TaskGroup
@@ -136,7 +136,7 @@ class PullThrough:
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
-        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
+        self.live: Live | None = None
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -152,8 +152,8 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        told = Notifier(self._hear)
         many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
+        told = Notifier(self._hear)
         asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
         fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
         now, store = self._now, Store(self._state / "answers", self._now)
@@ -165,11 +165,11 @@ class PullThrough:
         self.upstream = Upstream(
             self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
         )
-        bounded = replace(policy, bandwidth_limit=self._bandwidth)
-        self.fills = Fills(fetching, bounded, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        filling = replace(policy, bandwidth_limit=self._bandwidth)
+        self.fills = Fills(fetching, filling, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        tasks.start_soon(self._save_counts)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
-        tasks.start_soon(self._save_counts)
         await self._begin_jobs(tasks)
         return self
 
@@ -179,8 +179,8 @@ class PullThrough:
         self._tasks.callback(files.close)
         jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
         self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
-        self.live = Live(self.state)
-        self.control = Control(jobs, self.kept, self.state, self.live, self.admin, self.door, self.public_url)
+        self.live = live = Live(self.state)
+        self.control = Control(jobs, self.kept, self.state, live, self.admin, self.door, self.public_url)
         await jobs.resume()
 
     async def __aexit__(self, *_: object) -> None:
@@ -200,13 +200,7 @@ class PullThrough:
 
     async def checks(self) -> dict[str, Check]:
         """Whether clients can be served, and what speaks against it."""
-        cache = await writable(self._state)
-        if await self.upstream.reached(PROBE):
-            return {"cache": cache, "upstream": Check(True, "It answers.")}
-        if await off_loop(self.upstream.has_answers):
-            why = "It does not answer: what is kept is served, and nothing else."
-            return {"cache": cache, "upstream": Check(True, why)}
-        return {"cache": cache, "upstream": Check(False, "It does not answer, and nothing is kept.")}
+        return await checks_of(self._state, self.upstream)
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
@@ -220,7 +214,7 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.control.page(request, self._origin(request), await off_loop(self.beside))
+            return await self.home(request, {})
         who = self.door.who(request)
         if isinstance(who, Response):
             return who
@@ -244,6 +238,15 @@ class PullThrough:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
             return _failed(error)
+
+    async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
+        """The page for people. `own` is what else is served here, by kind."""
+        return await self.control.page(request, self._origin(request), own)
+
+    def leave(self) -> None:
+        """Let those go who watch how it goes, which has no end. In the event loop."""
+        if self.live is not None:
+            self.live.end()
 
     async def _document(self, request: Request, target: Resource, who: Who) -> Answer:
         query = request.url.query
@@ -344,7 +347,7 @@ class PullThrough:
         return _wrong(path, self.distrust.rest_of(etag)) if isinstance(error, ChecksumMismatchError) else _failed(error)
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
-        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not."""
+        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
         self.distrust.refresh()
         found = cache.find(file.commit, file.path)
         if found is None:
