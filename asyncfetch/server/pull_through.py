@@ -25,9 +25,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
-    NetworkError,
     ProtocolError,
-    RateLimitedError,
     RepositoryNotFoundError,
     SourceError,
     StorageError,
@@ -42,7 +40,7 @@ from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
 from .access import Admin, Door
 from .access_log import raw_path
-from .answers import failure, not_allowed, repository_not_found
+from .answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
 from .body import FileBody, Part, no_range
 from .control import BASE, Control
 from .counts import Counts
@@ -237,7 +235,7 @@ class PullThrough:
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
-            return _failed(error)
+            return source_failure(error)
 
     async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
         """The page for people. `own` is what else is served here, by kind."""
@@ -297,7 +295,7 @@ class PullThrough:
             self.counts.add("hits")
             return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
-            return _wrong(file.path, rest)
+            return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
         fill = self.fills.of(file.to_fetch(), hub, cache, ref)
@@ -344,7 +342,8 @@ class PullThrough:
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)
 
     def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
-        return _wrong(path, self.distrust.rest_of(etag)) if isinstance(error, ChecksumMismatchError) else _failed(error)
+        wrong = isinstance(error, ChecksumMismatchError)
+        return wrong_bytes(path, self.distrust.rest_of(etag)) if wrong else source_failure(error)
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
         """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
@@ -387,19 +386,3 @@ def _entries(body: bytes, url: str) -> list[tuple[str, object]]:
         return [(str(entry["path"]), entry) for entry in json.loads(body)]
     except (ValueError, TypeError, KeyError):
         raise ProtocolError("the listing is none of the Hub's", url=url) from None
-
-
-def _failed(error: AsyncfetchError) -> Response:
-    """Why there is no answer, without what the source's addresses are."""
-    if isinstance(error, RateLimitedError):
-        after = str(int(error.retry_after or 30) + 1)
-        return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
-    if isinstance(error, StorageError):
-        return failure(507, "Storage", "The server has no room for this file, or cannot write it.")
-    what = "does not answer" if isinstance(error, NetworkError) else "gives no usable answer"
-    return failure(502, "Source", f"The source {what} ({error.code}).", {"Retry-After": "5"})
-
-
-def _wrong(path: str, seconds: float) -> Response:
-    message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
-    return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})
