@@ -39,6 +39,7 @@ class Beside:
 
     def __init__(self, own: Hub, passing: PullThrough) -> None:
         self.own, self.passing = own, passing
+        passing.beside = self._names
 
     def _names(self) -> dict[str, list[str]]:
         """What is in the folder, by kind. Blocks."""

@@ -36,6 +36,8 @@ from .state import job_document, kept_document
 from .upstream import Who
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from starlette.requests import Request
 
     from .access import Admin, Door
@@ -83,15 +85,15 @@ class Control:
         """Whether a request comes from who may change something."""
         return self._admin.allows(request)
 
-    async def page(self, request: Request, origin: str) -> Response:
-        """The page for people, as it is now. `origin` is where they find this server."""
+    async def page(self, request: Request, origin: str, own: Mapping[str, Sequence[str]]) -> Response:
+        """The page for people, as it is now. `origin` is where they find this server, `own` what else it serves."""
         may = "yes" if self.may_change(request) else "no" if self._admin.token is None else "token"
         try:
             document = await self._state.document(full=may == "yes")
         except StorageError as error:
             return failure(507, "Storage", error.message)
         base = f"{self._public_url or ''}{BASE}"
-        return HTMLResponse(service_page(document, origin=origin, base=base, admin=may), headers=HEADERS)
+        return HTMLResponse(service_page(document, origin=origin, base=base, admin=may, own=own), headers=HEADERS)
 
     async def respond(self, request: Request, path: str) -> Response:
         """The answer to a request; `path` is what follows BASE."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..policy import __version__
@@ -9,6 +10,7 @@ from ..policy import __version__
 __all__ = ["openapi_document"]
 
 _Schema = dict[str, Any]
+_Answers = Mapping[str, tuple[str, _Schema | None]]  # by status: what it means, and what it holds
 _NULL = {"type": "null"}
 
 
@@ -199,7 +201,7 @@ def _json(schema: _Schema) -> _Schema:
 
 def _operation(
     summary: str,
-    answers: dict[str, tuple[str, _Schema | None]],
+    answers: _Answers,
     *,
     body: _Schema | None = None,
     parameters: list[_Schema] | None = None,
@@ -220,84 +222,79 @@ def _operation(
     return operation | ({"security": [{"admin": []}, {}]} if changes else {})
 
 
-def _paths() -> _Schema:
-    no_job: dict[str, tuple[str, _Schema | None]] = {"404": ("There is no such job.", _ref("Error"))}
-    bad: dict[str, tuple[str, _Schema | None]] = {"400": ("What was sent is not usable.", _ref("Error"))}
-    changed = {"200": ("Done.", _ref("Changed")), **bad}
-    state = _operation(
-        "What arrives, jobs, what is kept, traffic", {"200": ("The state.", _ref("State"))}, changes=False
-    )
+_NO_JOB: _Answers = {"404": ("There is no such job.", _ref("Error"))}
+_BAD: _Answers = {"400": ("What was sent is not usable.", _ref("Error"))}
+_CHANGED: _Answers = {"200": ("Done.", _ref("Changed")), **_BAD}
+_BEGUN: _Answers = {
+    "202": ("A new job.", _ref("Job")),
+    "200": ("A job that does this already.", _ref("Job")),
+    "429": ("Too many jobs wait.", _ref("Error")),
+    **_BAD,
+}
+
+
+def _told_paths() -> _Schema:
+    """What only tells."""
     events = {
         "summary": "The state at each change, as server-sent events `state`; with view=page as parts of the page",
         "parameters": [{"name": "view", "in": "query", "schema": {"enum": ["page"]}}],
-        "responses": {"200": {"description": "Events.", "content": {"text/event-stream": {"schema": _TEXT}}}},
+        "responses": {
+            "200": {"description": "Events.", "content": {"text/event-stream": {"schema": _TEXT}}},
+            "503": {"description": "Too many watch already.", "content": _json(_ref("Error"))},
+        },
     }
-    of_repository = _ref("Repository")
+    state = {"200": ("The state.", _ref("State"))}
+    kept = {"200": ("The largest first.", _list(_ref("KeptWithFiles")))}
+    itself = {"200": ("OpenAPI.", {"type": "object"})}
     return {
-        "state": {"get": state},
+        "state": {"get": _operation("What arrives, jobs, what is kept, traffic", state, changes=False)},
         "events": {"get": events},
+        "kept": {"get": _operation("What is kept, with its files", kept, changes=False)},
+        "openapi.json": {"get": _operation("This description", itself, changes=False)},
+    }
+
+
+def _job_paths() -> _Schema:
+    every = {"200": ("The newest first.", _list(_ref("Job")))}
+    one = {"200": ("The job.", _ref("JobWithFiles")), **_NO_JOB}
+    ended: _Answers = {"200": ("It is cancelled.", _ref("Job")), "204": ("It is forgotten.", None), **_NO_JOB}
+    again = {"202": ("It begins.", _ref("Job")), **_NO_JOB, **_BAD}
+    prefetch, empty = _ref("Prefetch"), {"type": "object"}
+    begin = "Fetch a repository before anybody asks for it"
+    return {
         "jobs": {
-            "get": _operation("All jobs", {"200": ("The newest first.", _list(_ref("Job")))}, changes=False),
-            "post": _operation(
-                "Fetch a repository before anybody asks for it",
-                {
-                    "202": ("A new job.", _ref("Job")),
-                    "200": ("A job that does this already.", _ref("Job")),
-                    "429": ("Too many jobs wait.", _ref("Error")),
-                    **bad,
-                },
-                body=_ref("Prefetch"),
-                parameters=[_HUB_TOKEN],
-            ),
+            "get": _operation("All jobs", every, changes=False),
+            "post": _operation(begin, _BEGUN, body=prefetch, parameters=[_HUB_TOKEN]),
         },
         "jobs/{id}": {
             "parameters": [_JOB_ID],
-            "get": _operation(
-                "One job, with its files", {"200": ("The job.", _ref("JobWithFiles")), **no_job}, changes=False
-            ),
-            "delete": _operation(
-                "Cancel a job, or forget one that is over",
-                {"200": ("It is cancelled.", _ref("Job")), "204": ("It is forgotten.", None), **no_job},
-            ),
+            "get": _operation("One job, with its files", one, changes=False),
+            "delete": _operation("Cancel a job, or forget one that is over", ended),
         },
         "jobs/{id}/retry": {
             "parameters": [_JOB_ID],
-            "post": _operation(
-                "Begin a job once more",
-                {"202": ("It begins.", _ref("Job")), **no_job, **bad},
-                body={"type": "object"},
-                parameters=[_HUB_TOKEN],
-            ),
+            "post": _operation("Begin a job once more", again, body=empty, parameters=[_HUB_TOKEN]),
         },
-        "kept": {
-            "get": _operation(
-                "What is kept, with its files",
-                {"200": ("The largest first.", _list(_ref("KeptWithFiles")))},
-                changes=False,
-            )
-        },
-        "kept/pin": {"post": _operation("Keep it whatever happens", changed, body=of_repository)},
-        "kept/unpin": {"post": _operation("Let it go when room is needed", changed, body=of_repository)},
-        "kept/evict": {
-            "post": _operation(
-                "Remove it", {**changed, "404": ("Nothing of it is kept.", _ref("Error"))}, body=of_repository
-            )
-        },
-        "kept/verify": {
-            "post": _operation(
-                "Hash all its files again; wrong ones are removed",
-                {"202": ("A new job.", _ref("Job")), "200": ("A job that does this already.", _ref("Job")), **bad},
-                body=of_repository,
-            )
-        },
-        "openapi.json": {
-            "get": _operation("This description", {"200": ("OpenAPI.", {"type": "object"})}, changes=False)
-        },
+    }
+
+
+def _kept_paths() -> _Schema:
+    evicted = {**_CHANGED, "404": ("Nothing of it is kept.", _ref("Error"))}
+    told = {
+        "pin": ("Keep it whatever happens", _CHANGED),
+        "unpin": ("Let it go when room is needed", _CHANGED),
+        "evict": ("Remove it", evicted),
+        "verify": ("Hash all its files again; wrong ones are removed", _BEGUN),
+    }
+    return {
+        f"kept/{action}": {"post": _operation(summary, answers, body=_ref("Repository"))}
+        for action, (summary, answers) in told.items()
     }
 
 
 def openapi_document() -> dict[str, Any]:
     """The description of all endpoints below /api/asyncfetch/."""
+    paths = _told_paths() | _job_paths() | _kept_paths()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -306,7 +303,7 @@ def openapi_document() -> dict[str, Any]:
             "description": "Jobs, what is kept, and how it goes. Sizes are bytes, times seconds since 1970.",
         },
         "servers": [{"url": "/api/asyncfetch"}],
-        "paths": {f"/{path}": item for path, item in _paths().items()},
+        "paths": {f"/{path}": item for path, item in paths.items()},
         "components": {
             "schemas": _SCHEMAS,
             "securitySchemes": {"admin": {"type": "http", "scheme": "bearer", "description": "The admin token."}},

@@ -73,12 +73,11 @@ def wanted_paths(paths: Collection[str], wanted: Wanted) -> list[str]:
 
 
 class Worker:
-    """Does jobs, one call for each."""
+    """Does jobs, one call for each. `patience`: seconds for which a source that does not answer is asked again."""
 
-    def __init__(self, upstream: Upstream, fills: Fills, distrust: Distrust, root: Path) -> None:
+    def __init__(self, upstream: Upstream, fills: Fills, distrust: Distrust, root: Path, patience: float) -> None:
         self._upstream, self._fills, self._distrust = upstream, fills, distrust
-        self._root = root
-        self._patience = fills.policy.patience
+        self._root, self._patience = root, patience
 
     async def __call__(self, job: Job, who: Who) -> None:
         """Do what the job wants, and note on it how that goes. Raises AsyncfetchError, JobFailedError."""

@@ -68,7 +68,7 @@ from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from anyio.abc import TaskGroup
@@ -136,6 +136,7 @@ class PullThrough:
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
+        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -176,7 +177,7 @@ class PullThrough:
         """Go on with what an earlier process was to do, and answer who asks for it."""
         files = JobFiles(self._state / "jobs")
         self._tasks.callback(files.close)
-        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root), tasks)
+        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
         self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
         self.live = Live(self.state)
         self.control = Control(jobs, self.kept, self.state, self.live, self.admin, self.door, self.public_url)
@@ -213,7 +214,7 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.control.page(request, self._origin(request))
+            return await self.control.page(request, self._origin(request), await off_loop(self.beside))
         who = self.door.who(request)
         if isinstance(who, Response):
             return who

@@ -16,11 +16,13 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from .layout import qualified
 from .text import size_text, span_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["HEADERS", "page_parts", "service_page"]
 
@@ -64,8 +66,10 @@ _SOURCE = {
 }
 
 
-def service_page(document: Mapping[str, Any], *, origin: str, base: str, admin: str) -> str:
-    """The page. `base` is where the API is; `admin` says who may change something.
+def service_page(
+    document: Mapping[str, Any], *, origin: str, base: str, admin: str, own: Mapping[str, Sequence[str]]
+) -> str:
+    """The page. `base` is where the API is, `own` what is served from a folder, by kind; `admin` who may change things.
 
     That is "yes" for who asks, "token" for who sends the admin token, and "no" for nobody who asks from there.
     """
@@ -73,6 +77,8 @@ def service_page(document: Mapping[str, Any], *, origin: str, base: str, admin: 
     sections = {name: _section(name, html) for name, html in parts.items()}
     if admin != "no":
         sections["jobs"] = _section("prefetch", _prefetch_form(token=admin == "token")) + sections["jobs"]
+    if any(own.values()):
+        sections["own"] = _section("own", _own(origin, own))
     title = escape(str(document["source"]["url"]).partition("//")[2])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -344,6 +350,13 @@ def _prefetch_form(*, token: bool) -> str:
         "<noscript><p>Without JavaScript: <code>asyncfetch prefetch org/model --server URL</code></p></noscript>"
         f'{unlock}<form id="start" class="scripted">{"".join(fields)}<p><button>Fetch</button></p></form>'
     )
+
+
+def _own(origin: str, own: Mapping[str, Sequence[str]]) -> str:
+    """What is served from a folder beside the source, instead of what the source has under the same names."""
+    names = [qualified(kind, name) for kind, found in own.items() for name in found]
+    links = "".join(f'<li><a href="{escape(origin)}/{quote(name)}">{escape(name)}</a></li>' for name in names)
+    return f"{_title('own', 'From a folder of this server')}<ul>{links}</ul>"
 
 
 def _clients(origin: str) -> str:

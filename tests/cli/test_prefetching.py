@@ -41,7 +41,7 @@ def source() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def server(source: FaultServer, tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "cache", upstream=source.url, min_free=0) as running:
+    with Server(tmp_path / "cache", upstream=source.url) as running:
         yield running
 
 
@@ -114,7 +114,7 @@ def test_tokens(
 ) -> None:
     source.token = TOKEN
     monkeypatch.setenv("ADMIN", "admin-token")
-    with Server(tmp_path / "cache", upstream=source.url, min_free=0, admin_token="admin-token") as server:
+    with Server(tmp_path / "cache", upstream=source.url, admin_token="admin-token") as server:
         asking = ["prefetch", "org/model", "--server", server.url]
         assert main(asking) == 4
         assert "--admin-token-env" in capsys.readouterr().err
@@ -146,14 +146,14 @@ def test_a_server_that_begins_anew_is_waited_for(
     monkeypatch.setenv("ASYNCFETCH_PATIENCE", "60")
     source.fault(stored(source), Stall(500_000), forever=True)
     with ExitStack() as first, ThreadPoolExecutor(1) as pool, ExitStack() as second:
-        server = first.enter_context(Server(tmp_path / "cache", upstream=source.url, min_free=0))
+        server = first.enter_context(Server(tmp_path / "cache", upstream=source.url))
         port = int(server.url.rpartition(":")[2])
 
         def begin_anew() -> None:
             source.wait_for(lambda: source.sent(stored(source)) == 500_000, 20)
             first.close()
             source.heal(stored(source))
-            second.enter_context(Server(tmp_path / "cache", port=port, upstream=source.url, min_free=0))
+            second.enter_context(Server(tmp_path / "cache", port=port, upstream=source.url))
 
         begun = pool.submit(begin_anew)
         assert main(["prefetch", "org/model", "--server", server.url]) == 0

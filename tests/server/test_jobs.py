@@ -24,7 +24,8 @@ from asyncfetch.server.prefetch import wanted_paths
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, FaultServer, Flip, Status
 from .clients import hub
-from .test_pull_through import Gate, kept, process_of
+from .services import Gate, process_of
+from .test_pull_through import kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +51,7 @@ def source() -> Iterator[FaultServer]:
 @contextmanager
 def serving(source: FaultServer, tmp_path: Path, **options: Any) -> Iterator[Service]:
     with (
-        Server(tmp_path / "cache", upstream=source.url, min_free=0, **options) as server,
+        Server(tmp_path / "cache", upstream=source.url, **options) as server,
         httpx.Client(base_url=f"{server.url}/api/asyncfetch/") as client,
     ):
         yield Service(server.url, client, source)
@@ -98,6 +99,7 @@ folder = snapshot_download("org/model", ignore_patterns=["*.bin", "*.onnx"])
 result = [sorted(os.listdir(folder)), os.path.getsize(hf_hub_download("org/model", "model.safetensors"))]
 """
     with serving(source, tmp_path) as service:
+        assert httpx.head(service.url + PAGE).status_code == 200
         listed = ["config.json", "empty.txt", "model.safetensors", "sub"]
         assert hub(service.url, tmp_path / "home", code) == [listed, len(WEIGHTS)]
     assert source.times_sent(STORED).max() == 1
@@ -196,7 +198,7 @@ def test_what_a_client_reads_outlasts_the_job(source: FaultServer, tmp_path: Pat
 def test_jobs_outlast_a_killed_server(source: FaultServer, tmp_path: Path) -> None:
     gate = Gate(1_000_000)
     source.fault(STORED, gate, forever=True)
-    with process_of(source, tmp_path / "cache", "--min-free=0") as (process, url):
+    with process_of(source, tmp_path / "cache") as (process, url):
         job = httpx.post(f"{url}/api/asyncfetch/jobs", json={"source": NAME}).json()["id"]
         source.wait_for(lambda: source.sent(STORED) == 1_000_000, 20)
         process.send_signal(signal.SIGKILL)

@@ -17,7 +17,7 @@ from asyncfetch.server import Server
 from ..kit.browser import chromium
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import FaultServer
-from .test_pull_through import Gate
+from .services import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def page_of(browser: Browser, **options: Any) -> Iterator[Page]:
 
 @contextmanager
 def serving(source: FaultServer, tmp_path: Path, **options: Any) -> Iterator[Server]:
-    with Server(tmp_path / "cache", upstream=source.url, min_free=0, **options) as server:
+    with Server(tmp_path / "cache", upstream=source.url, **options) as server:
         yield server
 
 

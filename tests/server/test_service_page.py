@@ -70,7 +70,7 @@ def test_names_are_text_wherever_they_stand() -> None:
     source = {"url": HOSTILE, "state": "away", "reason": HOSTILE, "retry_after": 5.0, "rate_limit": None}
     failure = {"at": 1.0, "repository": HOSTILE, "file": HOSTILE, **error}
     document = state(arriving=[arriving], jobs=[job], kept=[kept], source=source, failures=[failure])
-    page = service_page(document, origin=HOSTILE, base=HOSTILE, admin="yes")
+    page = service_page(document, origin=HOSTILE, base=HOSTILE, admin="yes", own={"models": [HOSTILE]})
     elements = Elements(page).found
     assert [tag for tag, _ in elements].count("script") == 1
     assert not any(tag == "img" or any(name.startswith("on") for name in attributes) for tag, attributes in elements)
