@@ -72,7 +72,7 @@ EXPECTED = (
     (404, r".*/custom_generate/generate\.py", "transformers: code that comes with a model"),
     (404, r".*/model\.safetensors", "transformers, HfApi, npm: the whole model, before the index of its shards"),
     (404, r"/datasets/.*/(dataset_infos\.json|\.huggingface\.yaml|tiny-data\.py)", "datasets: older ways to say it"),
-    (404, r".*/model_index\.json", "diffusers: whether it is a pipeline"),
+    (404, r".*/diffusion_pytorch_model\.safetensors\.index\.json", "diffusers: whether a part is in shards"),
 )  # fmt: skip
 
 

@@ -37,10 +37,10 @@ unet = UNet2DModel(
 DDPMPipeline(unet, DDPMScheduler()).save_pretrained(root / "team/tiny-ddpm")
 if "--sentences" in sys.argv:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers import models as modules
+    from sentence_transformers.sentence_transformer import modules
 
     transformer = modules.Transformer(str(root / "team/tiny-bert"))
-    pooling = modules.Pooling(transformer.get_word_embedding_dimension())
+    pooling = modules.Pooling(transformer.get_embedding_dimension())
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(root / "team/tiny-sentences"))
 table = root / "datasets/team/tiny-data/data"
 table.mkdir(parents=True, exist_ok=True)
