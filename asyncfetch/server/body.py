@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVarTuple, Unpack
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from .walk import read_listed
 from .wire import parse_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .repository import File
 
-__all__ = ["CHUNK", "FileBody", "Part", "content_type", "file_response", "in_reader", "no_range", "text_response"]
+__all__ = ["FileBody", "Part", "chunk_size", "content_type", "file_response", "in_reader", "no_range", "sending", "text_response"]
 
 Given = TypeVarTuple("Given")
 CHUNK = MiB  # of a body; starlette's own 64 KiB cost five sixths of the throughput
+LEAST_CHUNK = 64 * 1024
+ALL_CHUNKS = 64 * MiB  # of all bodies together: each waits in memory for its client
 SMALL = 64 * 1024  # bytes that are read at once, with one change of threads
 _READERS = 32  # threads; anyio's own may all be taken by the application
+_bodies = 0  # that are being sent, in all threads of this process
 _readers: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_readers")
 
 _TEXT = frozenset(
@@ -112,6 +116,22 @@ async def file_response(
     return FileBody(await catalog.open(file), part.span, part.status, headers)
 
 
+@contextmanager
+def sending() -> Iterator[None]:
+    """Around a body that is being sent, so that it counts for `chunk_size`."""
+    global _bodies  # noqa: PLW0603
+    _bodies += 1
+    try:
+        yield
+    finally:
+        _bodies -= 1
+
+
+def chunk_size() -> int:
+    """How many bytes of a body are read at once: fewer, the more bodies there are."""
+    return max(min(CHUNK, ALL_CHUNKS // max(_bodies, 1)), LEAST_CHUNK)
+
+
 async def in_reader(read: Callable[[Unpack[Given]], bytes], *given: *Given) -> bytes:
     """What `read` returns, in one of a few threads for bodies."""
     if (limiter := _readers.get(None)) is None:
@@ -144,7 +164,8 @@ class FileBody(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with sending():
+                await super().__call__(scope, receive, send)
         finally:
             os.close(self.descriptor)
 
@@ -152,7 +173,7 @@ class FileBody(StreamingResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         position, end = self.span.start, self.span.stop
         while position < end:
-            count = min(CHUNK, end - position)
+            count = min(chunk_size(), end - position)
             chunk = await in_reader(os.pread, self.descriptor, count, position)
             if not chunk:  # it was cut short meanwhile: an unfinished response closes the connection
                 return

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import anyio
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -31,6 +32,7 @@ from ..errors import (
     StorageError,
     storage_errors,
 )
+from ..network.reach import Reach
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -65,6 +67,7 @@ __all__ = ["PullThrough"]
 
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
+_MOST_FOLDERS = 8  # that are listed for one request
 
 
 class _File(NamedTuple):
@@ -112,8 +115,10 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        asking = await self._tasks.enter_async_context(Transport(brief))
-        fetching = await self._tasks.enter_async_context(Transport(replace(policy, connections=4 * policy.connections)))
+        reach = Reach(urlsplit(self.endpoint).hostname or "")
+        asking = await self._tasks.enter_async_context(Transport(brief, reach=reach))
+        many = replace(policy, connections=4 * policy.connections)
+        fetching = await self._tasks.enter_async_context(Transport(many, reach=reach))
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json"))
@@ -164,8 +169,12 @@ class PullThrough:
             return asked
         paths, expand = dict.fromkeys(path.strip("/") for path in asked[0]), asked[1]
         found: dict[str, object] = {}
-        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths if path):
-            following: str | None = "expand=true" if expand else ""
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in paths if path)
+        query = urlencode({"expand": "true"} if expand else {})
+        if len(folders) > _MOST_FOLDERS:  # one listing of all costs the source less
+            folders, query = {"": None}, urlencode({"expand": str(expand).lower(), "recursive": "true"})
+        for folder in folders:
+            following: str | None = query
             passed = set[str]()
             while following is not None and following not in passed:
                 passed.add(following)

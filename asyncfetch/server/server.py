@@ -22,6 +22,8 @@ from .endpoints import ServerOptions, create_app
 
 try:
     import uvicorn
+
+    from .connections import Connection, raise_descriptor_limit
 except ImportError as missing:
     raise SourceError(
         f"Serving needs starlette and uvicorn: {missing}.",
@@ -207,6 +209,7 @@ def _config(app: ASGIApp, transport: _Transport, **logging: object) -> uvicorn.C
     certificate, key = transport.tls or (None, None)
     return uvicorn.Config(
         app,
+        http=Connection,
         lifespan="on",
         ws="none",
         access_log=False,
@@ -245,6 +248,7 @@ def serve(
     app = create_app(root, **options)
     listener, url = _listen(host, port, tls=tls is not None)
     config = _config(AccessLog(app), transport, log_level="warning")
+    raise_descriptor_limit()
     server = _Uvicorn(config, app.state.stop, lambda: on_ready and on_ready(url))
     with suppress(KeyboardInterrupt):
         server.run([listener])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import StreamingResponse
 
 from ..errors import AsyncfetchError
-from .body import CHUNK, in_reader
+from .body import chunk_size, in_reader, sending
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,8 @@ class FillBody(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with sending():
+                await super().__call__(scope, receive, send)
         finally:
             self.fill.release()
 
@@ -54,7 +55,7 @@ class FillBody(StreamingResponse):
         if not position:  # nothing was handed out: whatever comes is the beginning
             self.generation = fill.generation
         while not self._is_cut_off():
-            if count := min(CHUNK, fill.ready(position), end - position):
+            if count := min(chunk_size(), fill.ready(position), end - position):
                 return await in_reader(fill.read, position, count)
             if fill.is_far(position):
                 try:

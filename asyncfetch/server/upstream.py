@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +44,7 @@ _LIMIT = 32 * MiB  # bytes of an answer
 _TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
 _XET = frozenset({"xetHash", "xetEnabled"})
+_OUTSIDE = frozenset({"", ".", ".."})  # no part of a path in a repository
 
 
 class Who(NamedTuple):
@@ -270,9 +272,28 @@ def _api_path(target: Resource) -> str:
 
 
 def without_xet(body: bytes) -> bytes:
-    """A JSON body without what sends clients to a Xet service, which is not here. Raises ValueError, RecursionError."""
+    """A JSON body without what sends clients to a Xet service, which is not here. Raises ValueError, RecursionError.
+
+    ValueError too where clients would write to another place than their cache, if they believed it.
+    """
     document = json.loads(body)
+    _refuse_misleading(document)
     return json.dumps(_stripped(document), separators=(",", ":")).encode() if b'"xet' in body else body
+
+
+def _refuse_misleading(document: Any) -> None:
+    """Raises ValueError for a path or a commit that leads out of a folder."""
+    if isinstance(document, dict):
+        siblings, commit = document.get("siblings") or [], document.get("sha")
+        if isinstance(commit, str) and not is_commit(commit):
+            raise ValueError("a commit that is none")
+    else:
+        siblings = document if isinstance(document, list) else []
+    for entry in siblings if isinstance(siblings, list) else []:
+        for name in ("path", "rfilename"):
+            path = entry.get(name) if isinstance(entry, dict) else None
+            if isinstance(path, str) and not _OUTSIDE.isdisjoint(re.split(r"[/\\]", path)):
+                raise ValueError("a path that leads elsewhere")
 
 
 def _stripped(document: Any) -> Any:
