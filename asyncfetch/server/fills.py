@@ -17,7 +17,7 @@ import anyio
 
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, StorageError
+from ..errors import AsyncfetchError, ChangedError, ChecksumMismatchError, ProtocolError, StorageError
 from ..events import Notifier
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
@@ -27,6 +27,8 @@ from ..tasks import off_loop, plain_errors
 from .freshness import PATIENCE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from anyio.abc import TaskGroup
 
     from ..network.ranges import Target
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from ..storage.cache import RepoCache
     from ..storage.partial import Partial
     from .distrust import Distrust
+
+    Forget = Callable[[], Awaitable[None]]
 
 __all__ = ["HELD", "Fill", "Fills"]
 
@@ -63,13 +67,14 @@ class Fill:
     server is to blame or stops.
     """
 
-    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust) -> None:
+    def __init__(self, file: SourceFile, hub: Hub, distrust: Distrust, forget: Forget) -> None:
         self.file = file
+        self.size = file.size  # as readers were told; the source may tell another one on the way
         self.generation = 0
         self.error: AsyncfetchError | None = None
         self.changed = Signal()
         self.wake = lambda: None
-        self._origin, self._distrust = _Origin(hub), distrust
+        self._origin, self._distrust, self._forget = _Origin(hub), distrust, forget
         self._verified = self._ended = False
         self._partial: Partial | None = None
         self._descriptor: int | None = None
@@ -79,8 +84,13 @@ class Fill:
 
     @property
     def over(self) -> bool:
-        """Whether it ended without the file, for who holds it."""
-        return self._ended and not (self._verified and self._descriptor is not None)
+        """Whether there is nothing more to come for who holds it: it ended without the file, or with another one."""
+        return self.misled or (self._ended and not (self._verified and self._descriptor is not None))
+
+    @property
+    def misled(self) -> bool:
+        """Whether the source told readers a size that it does not stand by."""
+        return self.file.size != self.size
 
     @property
     def ended(self) -> bool:
@@ -89,7 +99,7 @@ class Fill:
     async def begun(self, offset: int) -> None:
         """Wait until there is something to tell a reader at `offset`, for PATIENCE seconds at the most."""
         with anyio.move_on_after(PATIENCE):
-            while not (self.ready(offset) or self.is_far(offset) or self._ended):
+            while not (self.ready(offset) or self.is_far(offset) or self._ended or self.misled):
                 await self.changed.wait()
 
     def ready(self, offset: int) -> int:
@@ -159,6 +169,8 @@ class Fill:
             self._ended = True
             self.changed.give()
             self._close_if_unused()
+        if self.misled or isinstance(self.error, ChangedError | ChecksumMismatchError | ProtocolError):
+            await self._forget()
         if self._verified and self._distrust.right(self.file.key):
             await off_loop(self._distrust.save)
 
@@ -223,12 +235,15 @@ class Fills:
         # Each of a large file has several buffers; those of small files never wait for them.
         self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
 
-    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None) -> Fill:
-        """The fill that brings `file` into `cache`; it is begun if there is none."""
+    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None, forget: Forget) -> Fill:
+        """The fill that brings `file` into `cache`; it is begun if there is none.
+
+        `forget`: what to do where the file does not come as the source told, so that it is asked anew.
+        """
         key = (cache.folder, file.key, file.size)
         fill = self._running.get(key)
         if fill is None or fill.ended:
-            fill = self._running[key] = Fill(file, hub, self._distrust)
+            fill = self._running[key] = Fill(file, hub, self._distrust, forget)
             self._tasks.start_soon(self._run, key, fill, cache, ref)
         return fill
 

@@ -207,7 +207,7 @@ class PullThrough:
             return _wrong(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
-        fill = self.fills.of(file.to_fetch(), hub, cache, ref)
+        fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
         fill.hold()
         try:
             await fill.begun(part.span.start)
@@ -232,6 +232,8 @@ class PullThrough:
     def _fill_failed(self, fill: Fill) -> Response:
         if isinstance(fill.error, ChecksumMismatchError):
             return _wrong(fill.file.name, self.distrust.rest_of(fill.file.key))
+        if fill.misled:
+            return _failed(ProtocolError("it tells another size of the file by now", url=self.endpoint))
         if fill.error is None:
             return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
         return _failed(fill.error)

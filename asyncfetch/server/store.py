@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..storage.files import rename
@@ -77,6 +78,13 @@ class Store:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             LOG.warning("An answer of the source could not be kept in %s: %s.", self._folder, error)
+
+    def drop(self, question: str) -> None:
+        """Keep it no longer. Blocks."""
+        with self._lock:
+            self._recent.pop(question, None)
+        with suppress(OSError):
+            self._path(question).unlink()
 
     def _path(self, question: str) -> Path:
         digest = hashlib.sha256(question.encode()).hexdigest()

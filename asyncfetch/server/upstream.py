@@ -124,6 +124,11 @@ class Upstream:
 
         return await self._ask(_file_question(target), target, "files", who, ask)
 
+    async def forget(self, target: Resource, commit: str) -> None:
+        """Do not go on with what was told of a file: it did not come that way."""
+        questions = [_file_question(target._replace(revision=revision)) for revision in (target.revision, commit)]
+        await off_loop(lambda: [self._store.drop(question) for question in questions])
+
     async def _ask(
         self,
         question: str,
