@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, report, scale
+from . import checkpoints, report, scale, service
 from .line import Line
 from .origin import Origin
 
@@ -34,7 +34,7 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale"], default="peers")
+    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale", "service"], default="peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
@@ -48,8 +48,8 @@ def main() -> None:
         raise SystemExit("scripts/bench needs nginx: apt-get install nginx-light")
     options.work.mkdir(parents=True, exist_ok=True)
     os.chmod(options.work, 0o755)
-    if options.mode == "scale":
-        scale.main(options)
+    if options.mode in ("scale", "service"):
+        {"scale": scale, "service": service}[options.mode].main(options)
         return
     rows = {"peers": peers, "latency": latency, "slow": slow}[options.mode](options)
     if options.json:

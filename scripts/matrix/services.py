@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-__all__ = ["Asked", "Service", "both"]
+__all__ = ["Asked", "Service", "both", "running"]
 
 _LINE = re.compile(r"\S+ \S+ (?P<method>[A-Z]+) (?P<target>\S+) (?P<status>\d+) \d+ [\d.]+ms.*")
 _PATIENCE = 60.0  # seconds
@@ -28,10 +28,10 @@ class Asked(NamedTuple):
 
 
 class Service:
-    """A server that runs. `url` is what clients are told."""
+    """A server that runs. `url` is what clients are told, `pid` its process."""
 
-    def __init__(self, name: str, url: str, log: Path) -> None:
-        self.name, self.url, self._log = name, url, log
+    def __init__(self, name: str, url: str, log: Path, pid: int) -> None:
+        self.name, self.url, self._log, self.pid = name, url, log, pid
         self._read = len(log.read_text())
         self._marks = 0
 
@@ -58,18 +58,19 @@ class Service:
 def both(models: Path, work: Path) -> Iterator[list[Service]]:
     """The models as they are in a folder, and by way of a cache."""
     with ExitStack() as stack:
-        folder = stack.enter_context(_running("folder", [str(models)], work))
+        folder = stack.enter_context(running("folder", [str(models)], work))
         options = [f"--upstream={folder.url}", f"--cache-dir={work / 'cache'}"]
-        yield [folder, stack.enter_context(_running("upstream", options, work))]
+        yield [folder, stack.enter_context(running("upstream", options, work))]
 
 
 @contextmanager
-def _running(name: str, options: list[str], work: Path) -> Iterator[Service]:
+def running(name: str, options: list[str], work: Path) -> Iterator[Service]:
+    """`asyncfetch serve` with these options, in a process; what it says goes to `work`/`name`.log."""
     log = work / f"{name}.log"
     command = [sys.executable, "-m", "asyncfetch", "serve", *options, "--port=0", f"--state-dir={work / name}"]
     with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
-            yield Service(name, _url_in(log, process), log)
+            yield Service(name, _url_in(log, process), log, process.pid)
         finally:
             process.terminate()
             process.wait(30)

@@ -45,8 +45,6 @@ def source() -> Iterator[FaultServer]:
 
 @pytest.fixture
 def service(source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name, value in {"ASYNCFETCH_ATTEMPTS": "2", "ASYNCFETCH_BACKOFF": "0.01"}.items():
-        monkeypatch.setenv(name, value)
     with Server(tmp_path / "cache", upstream=source.url) as running:
         yield running
 
