@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, report, scale, service
+from . import checkpoints, report, scale, service, soak
 from .line import Line
 from .origin import Origin
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="four,one,many")
     parser.add_argument("--only", help="contestants whose label contains one of these texts (comma between)")
     parser.add_argument("--work", type=Path, default=default_work(), help="data and downloads; reused")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="service: watch memory and descriptors instead")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     options = parser.parse_args()
@@ -48,8 +49,14 @@ def main() -> None:
         raise SystemExit("scripts/bench needs nginx: apt-get install nginx-light")
     options.work.mkdir(parents=True, exist_ok=True)
     os.chmod(options.work, 0o755)
-    if options.mode in ("scale", "service"):
-        {"scale": scale, "service": service}[options.mode].main(options)
+    if options.mode == "service":
+        data = service.make(options)
+        if options.soak:
+            raise SystemExit(soak.main(options, data))
+        service.main(options, data)
+        return
+    if options.mode == "scale":
+        scale.main(options)
         return
     rows = {"peers": peers, "latency": latency, "slow": slow}[options.mode](options)
     if options.json:

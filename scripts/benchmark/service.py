@@ -30,10 +30,15 @@ _FILE = "model.safetensors"
 _MIB = {"cold": 64, "cached": 256, "other": 256}  # of each checkpoint
 
 
-def main(options: argparse.Namespace) -> None:
-    data = options.work / "service"
+def make(options: argparse.Namespace) -> Path:
+    """The folder with all that the source has."""
+    data: Path = options.work / "service"
     for name, mib in _MIB.items():
         checkpoints.make(data, checkpoints.Shape(name, 1, mib))
+    return data
+
+
+def main(options: argparse.Namespace, data: Path) -> None:
     rows = [*_cold(data, options), *_cached(data, options), *_beside(data, options)]
     if options.json:
         print(json.dumps(rows, indent=1))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DATA = b"0123456789"
 PAGE = "/org/m/resolve/main/a.txt"
+CLIENT = httpx.Client(timeout=30)  # one for all: to make one costs more than what it asks
 IDLE = 2000  # connections; the server's end of each is in this process too
 PATHS_INFO = "/api/models/org/m/paths-info/main"
 JSON = {"Content-Type": "application/json"}
@@ -66,7 +67,7 @@ def exchange(service: Server, request: bytes) -> int:
 
 
 def is_well(service: Server) -> bool:
-    return httpx.get(service.url + PAGE).content == DATA
+    return CLIENT.get(service.url + PAGE).content == DATA
 
 
 HOST = b"Host: h\r\n\r\n"
@@ -126,14 +127,12 @@ RANGES = (
 def test_ranges_of_nonsense(services: list[Server]) -> None:
     for service in services:
         for header, status, sent in RANGES:
-            answer = httpx.get(service.url + PAGE, headers={"Range": header})
+            answer = CLIENT.get(service.url + PAGE, headers={"Range": header})
             assert answer.status_code == status, header[:60]
             assert sent is None or answer.content == sent, header[:60]
 
 
 def test_bodies_that_are_bombs(services: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forms, "PATIENCE", 0.3)
-
     def endless() -> Iterator[bytes]:
         while True:
             yield b"paths=a&" * 8192
@@ -149,8 +148,10 @@ def test_bodies_that_are_bombs(services: list[Server], monkeypatch: pytest.Monke
             (b"\xff\xfe", JSON, (400,)),
         ):
             with suppress(httpx.WriteError):  # it need not read what it refuses
-                answer = httpx.post(service.url + PATHS_INFO, content=content, headers=headers)
+                answer = CLIENT.post(service.url + PATHS_INFO, content=content, headers=headers)
                 assert answer.status_code in statuses
+    monkeypatch.setattr(forms, "PATIENCE", 0.3)
+    for service in services:
         slow = b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\npaths=" % PATHS_INFO.encode()
         assert exchange(service, slow) == 408
         assert is_well(service)
@@ -160,7 +161,7 @@ def test_a_question_about_many_folders_is_one_for_the_source(services: list[Serv
     folder, passing = services
     paths = [f"folder{number}/{name}" for number in range(12) for name in ("b.txt", "none")]
     before = len(folder.requests)
-    answer = httpx.post(passing.url + PATHS_INFO, json={"paths": paths, "expand": True})
+    answer = CLIENT.post(passing.url + PATHS_INFO, json={"paths": paths, "expand": True})
     assert [entry["path"] for entry in answer.json()] == paths[::2]
     assert all("lastCommit" in entry for entry in answer.json())
     assert len(folder.requests) - before <= 2
@@ -183,7 +184,7 @@ def test_who_takes_nothing_is_cut_off(root: Path, tmp_path: Path, monkeypatch: p
     """A reader that reads is not, however long it takes; nor is a fill."""
     os.truncate(root / "org" / "m" / "a.txt", 64 * MiB)
     with Server(root) as folder, Server(tmp_path / "cache", upstream=folder.url) as passing:
-        httpx.head(passing.url + PAGE, timeout=30)
+        CLIENT.head(passing.url + PAGE)
         monkeypatch.setattr(connections, "STALL", 0.5)
         for service in (folder, passing):
             with dial(service) as sock:
@@ -191,7 +192,7 @@ def test_who_takes_nothing_is_cut_off(root: Path, tmp_path: Path, monkeypatch: p
                 broken = select.poll()
                 broken.register(sock, select.POLLHUP | select.POLLERR)
                 assert broken.poll(20_000)
-            with httpx.stream("GET", service.url + PAGE) as answer:
+            with CLIENT.stream("GET", service.url + PAGE) as answer:
                 assert sum(len(piece) for piece in answer.iter_raw()) == 64 * MiB
 
 
@@ -210,14 +211,14 @@ def test_pieces_are_smaller_where_many_read() -> None:
 def test_slow_readers_count(folder: Server, root: Path) -> None:
     """Those who read nothing hold their share of what all may hold, and others are served beside them."""
     os.truncate(root / "org" / "m" / "a.txt", 16 * MiB)
-    httpx.head(folder.url + PAGE)
+    CLIENT.head(folder.url + PAGE)
     with ExitStack() as stack:
         for _ in range(128):
             sock = stack.enter_context(dial(folder))
             sock.sendall(b"GET %s HTTP/1.1\r\nHost: h\r\n\r\n" % PAGE.encode())
             assert sock.recv(12) == b"HTTP/1.1 200"
         assert body.chunk_size() == body.ALL_CHUNKS // 128
-        assert httpx.get(f"{folder.url}/org/m/resolve/main/folder0/b.txt").content == DATA
+        assert CLIENT.get(f"{folder.url}/org/m/resolve/main/folder0/b.txt").content == DATA
     done = threading.Event()
     while body.chunk_size() != body.CHUNK:
         assert not done.wait(0.01)

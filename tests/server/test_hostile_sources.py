@@ -129,14 +129,17 @@ class Told(NamedTuple):
         return cls(weights, *pages, repository.storage["model.safetensors"], f"{api}/tree/main", f"{api}/revision/main")
 
 
+CLIENT = httpx.Client(timeout=30)  # one for all: to make one costs more than what it asks
+
+
 def is_well(service: Server) -> bool:
-    return httpx.get(service.url + AT_MAIN.replace("model.s", "other.s")).content == WEIGHTS[::-1]
+    return CLIENT.get(service.url + AT_MAIN.replace("model.s", "other.s")).content == WEIGHTS[::-1]
 
 
 def expect_refusal(url: str, lie: str) -> None:
     """The answer is an error of ours, or breaks off where the source proved wrong on the way."""
     try:
-        answer = httpx.get(url, timeout=30)
+        answer = CLIENT.get(url)
     except httpx.RemoteProtocolError:
         assert "size" in lie
     else:
@@ -157,8 +160,8 @@ def test_lies_of_the_source(
         expect_refusal(url, lie)
         assert is_well(service), lie
         source.heal(getattr(told, faulty))
-        source.wait_for(lambda url=url: httpx.head(url).headers.get("x-linked-size") in (None, str(SIZE)))  # type: ignore[misc]
-        again = httpx.get(url)
+        source.wait_for(lambda url=url: CLIENT.head(url).headers.get("x-linked-size") in (None, str(SIZE)))  # type: ignore[misc]
+        again = CLIENT.get(url)
         assert again.status_code == 200, lie
         assert asked in ("tree", "info") or again.content == told.weights, lie
     for path in (tmp_path / "cache").rglob("blobs/*"):
@@ -174,7 +177,7 @@ def digests(path: Path) -> tuple[str, str]:
 def test_a_refusal_that_is_a_bomb(source: FaultServer, service: Server) -> None:
     for path in (TREE, AT_MAIN):
         source.fault(path, Status(404, {"content-encoding": "gzip", "x-error-code": "EntryNotFound"}, BOMB), forever=True)
-        answer = httpx.get(service.url + path)
+        answer = CLIENT.get(service.url + path)
         assert answer.status_code in (404, 502)
         assert len(answer.content) < 32 * MiB
     assert is_well(service)
@@ -224,6 +227,6 @@ def test_a_source_elsewhere_does_not_lead_here(
     with FaultServer() as inside:
         here = inside.url.replace("localhost", "127.0.0.1")
         source.fault(STORED, redirect(f"{here}/admin"), forever=True)
-        answer = httpx.get(service.url + AT_MAIN)
+        answer = CLIENT.get(service.url + AT_MAIN)
         assert (answer.status_code, answer.headers["x-error-code"]) == (502, "Source")
         assert not inside.accepted
