@@ -56,6 +56,7 @@ def run(client: Client, command: list[str], service: Service, originals: Path) -
             "HOME": home,
             "NO_PROXY": "*",
             "ORIGINALS": str(originals),
+            "PYTHONPATH": str(PROGRAMS),
             "TMPDIR": home,
             "TOKENIZERS_PARALLELISM": "false",
         }
