@@ -29,7 +29,19 @@ if TYPE_CHECKING:
     from .catalog import Catalog
     from .repository import File
 
-__all__ = ["FILE_PARTS", "FileBody", "FilePart", "Part", "chunk_size", "content_type", "file_response", "in_reader", "no_range", "sending", "text_response"]
+__all__ = [
+    "FILE_PARTS",
+    "FileBody",
+    "FilePart",
+    "Part",
+    "chunk_size",
+    "content_type",
+    "file_response",
+    "in_reader",
+    "no_range",
+    "sending",
+    "text_response",
+]
 
 Given = TypeVarTuple("Given")
 T = TypeVar("T")
@@ -122,7 +134,7 @@ async def file_response(
 @contextmanager
 def sending() -> Iterator[None]:
     """Around a body that is being sent, so that it counts for `chunk_size`."""
-    global _bodies  # noqa: PLW0603
+    global _bodies
     _bodies += 1
     try:
         yield

@@ -15,11 +15,13 @@ import os
 import select
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import is_ssl
 
 from .body import FILE_PARTS, FilePart, in_reader
 
@@ -45,7 +47,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that `drain` waits until nothing is left before a file
+        if not is_ssl(transport):
+            transport.set_write_buffer_limits(high=0)  # so that `drain` waits until nothing is left before a file
         self._head = self._later(HEAD)
 
     async def send_file(self, part: FilePart) -> None:
@@ -126,7 +129,7 @@ def _taking_files(app: Any, connection: Connection) -> ASGIApp:
                 message = {**message, "body": b""}
             await send(message)
 
-        plain = scope["type"] == "http" and scope["scheme"] == "http" and hasattr(os, "sendfile")
+        plain = scope["type"] == "http" and not is_ssl(connection.transport) and hasattr(os, "sendfile")
         await app({**scope, FILE_PARTS: True} if plain else scope, receive, passing)
 
     return taking
@@ -145,7 +148,5 @@ def raise_descriptor_limit() -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:
+        with suppress(OSError, ValueError):  # macOS refuses its own "no limit"
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):  # macOS refuses its own "no limit"
-            pass

@@ -39,5 +39,7 @@ async def paths_of(request: Request) -> tuple[list[str], bool] | Response:
     try:
         paths, expand = await off_loop(lambda: parse_paths(bytes(body), content_type, MOST_PATHS), slow=True)
     except ValueError:
-        return failure(400, "BadRequest", f"The body must be a form, or a JSON object, with up to {MOST_PATHS:,} paths.")
+        return failure(
+            400, "BadRequest", f"The body must be a form, or a JSON object, with up to {MOST_PATHS:,} paths."
+        )
     return paths, expand

@@ -95,7 +95,8 @@ class Origin:
 worker_processes 2; daemon off; pid {self.work}/nginx.pid; error_log {self.work}/error.log;
 events {{ worker_connections 1024; }}
 http {{
-  log_format counted '$connection $request_method $status $bytes_sent $body_bytes_sent $uri'; access_log {self.work}/access.log counted;
+  log_format counted '$connection $request_method $status $bytes_sent $body_bytes_sent $uri';
+  access_log {self.work}/access.log counted;
   sendfile on; tcp_nopush on; keepalive_requests 1000000; default_type application/octet-stream;
   client_body_temp_path {self.work}/body; proxy_temp_path {self.work}/proxy; fastcgi_temp_path {self.work}/fcgi;
   uwsgi_temp_path {self.work}/uwsgi; scgi_temp_path {self.work}/scgi;

@@ -97,7 +97,11 @@ async def _heads(url: str, clients: int, seconds: float, pause: float) -> list[f
 def heads(url: str, clients: int, seconds: float, pause: float) -> dict[str, Any]:
     """Many who ask again and again, each `pause` seconds after its last answer."""
     latencies = sorted(asyncio.run(_heads(url, clients, seconds, pause)))
-    return {"asked": len(latencies), "p50": latencies[len(latencies) // 2], "p99": latencies[len(latencies) * 99 // 100]}
+    return {
+        "asked": len(latencies),
+        "p50": latencies[len(latencies) // 2],
+        "p99": latencies[len(latencies) * 99 // 100],
+    }
 
 
 if __name__ == "__main__":

@@ -91,7 +91,10 @@ def _row(case: str, measured: float, unit: str, bar: str = "") -> dict[str, Any]
 def _cold(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Eight clients at once; the source gives little to each connection. The best of the rounds."""
     best: dict[str, float] = {}
-    with Line(0.0, SLOW, 1e12, narrow=True) as line, Origin(data, options.work / "nginx", data_port=line.port, narrow=True) as origin:
+    with (
+        Line(0.0, SLOW, 1e12, narrow=True) as line,
+        Origin(data, options.work / "nginx", data_port=line.port, narrow=True) as origin,
+    ):
         line.connect(origin.ports["http_data"])
         direct = COLD_BYTES / SLOW
         for _ in range(options.rounds):
@@ -124,7 +127,9 @@ def _cached(data: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
                     told = finished(start(what="get", url=url, clients=clients, rounds=8))
                     best[name] = max(best[name], told["rate"])
                     if name == "service":
-                        cpu = min(cpu, (cpu_seconds(service.pid) - before) / (clients * 8 * _MIB["cached"] * 2**20 / 1e9))
+                        cpu = min(
+                            cpu, (cpu_seconds(service.pid) - before) / (clients * 8 * _MIB["cached"] * 2**20 / 1e9)
+                        )
             rows.append(_row(f"cached, clients: {clients}", best["service"] / 1e9, "GB/s"))
             rows.append(_row(f"cached, clients: {clients}", best["service"] / best["nginx"], "of nginx", "0.8"))
             rows.append(_row(f"cached, clients: {clients}: CPU of the service", cpu, "s/GB"))

@@ -1,5 +1,6 @@
-"""scripts/bench service --soak MINUTES: whether memory and descriptors of a service stay flat while all kinds of clients
-come and go: cold and cached readers, ranges, heads, refusals, those who read slowly or leave, thousands of idle ones.
+"""scripts/bench service --soak MINUTES: whether memory and descriptors of a service stay flat.
+
+All kinds of clients come and go: cold and cached readers, ranges, refusals, those who leave, thousands of idle ones.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _GROWTH = 1.1  # of the most memory, from the second third of the time to the la
 
 
 def main(options: argparse.Namespace, data: Path) -> int:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     samples: list[tuple[int, int]] = []
     with Origin(data, options.work / "nginx") as origin, bench.served(origin, options.work) as service:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import Mutant
 
+_CHANGES = "a served file that changes"
 _WAITS = "clients of a server that ask for nothing or take nothing"
 _BOMBS = "clients of a server that ask for too much"
 _LIES = "a Hub behind a server that lies"
@@ -41,6 +42,14 @@ MUTANTS = (
         "self._stall = _cancelled(self._stall)",
         "pass",
         ("server/test_enemies.py::test_who_takes_nothing_is_cut_off",),
+    ),
+    Mutant(
+        "a-file-that-became-shorter-is-sent-to-its-end",
+        _CHANGES,
+        "server.connections:_push",
+        'raise EOFError("the file has become shorter")',
+        "return end",
+        ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
     ),
     Mutant(
         "a-body-is-waited-for-without-end",

@@ -1,4 +1,4 @@
-"""The real clients that are installed with the tests, against both kinds of service. `scripts/clients` runs the others."""
+"""The clients that are installed with the tests, against both kinds of service. `scripts/clients` runs the others."""
 
 from __future__ import annotations
 
@@ -49,5 +49,9 @@ def test_frameworks(tmp_path: Path) -> None:
 def test_a_file_that_should_be_there_is_missed() -> None:
     assert why_expected(404, "/api/agent-harnesses")
     assert why_expected(404, "/team/m/resolve/main/adapter_config.json")
-    for status, path in ((404, "/team/m/resolve/main/config.json"), (404, "/api/models/team/m/refs"), (502, "/absent.txt")):
+    for status, path in (
+        (404, "/team/m/resolve/main/config.json"),
+        (404, "/api/models/team/m/refs"),
+        (502, "/absent.txt"),
+    ):
         assert why_expected(status, path) is None

@@ -101,7 +101,11 @@ LIES: dict[str, tuple[str, str, Fault]] = {
     "a path that leads elsewhere": ("tree", "tree", document([entry("config.json"), entry("../../.bashrc")])),
     "a path of Windows": ("tree", "tree", document([entry("..\\..\\evil.exe")])),
     "an absolute path": ("tree", "tree", document([entry("/etc/passwd")])),
-    "a file that leads elsewhere": ("info", "info", document({"sha": COMMIT, "siblings": [{"rfilename": "a/../../b"}]})),
+    "a file that leads elsewhere": (
+        "info",
+        "info",
+        document({"sha": COMMIT, "siblings": [{"rfilename": "a/../../b"}]}),
+    ),
     "a commit that is a path": ("info", "info", document({"sha": "../../evil", "siblings": []})),
     "a loop of the API": ("info", "info", loop),
     "another site": ("info", "info", redirect("http://127.0.0.1:9/")),
@@ -176,7 +180,9 @@ def digests(path: Path) -> tuple[str, str]:
 
 def test_a_refusal_that_is_a_bomb(source: FaultServer, service: Server) -> None:
     for path in (TREE, AT_MAIN):
-        source.fault(path, Status(404, {"content-encoding": "gzip", "x-error-code": "EntryNotFound"}, BOMB), forever=True)
+        source.fault(
+            path, Status(404, {"content-encoding": "gzip", "x-error-code": "EntryNotFound"}, BOMB), forever=True
+        )
         answer = CLIENT.get(service.url + path)
         assert answer.status_code in (404, 502)
         assert len(answer.content) < 32 * MiB

@@ -73,11 +73,13 @@ def certificate(tmp_path: Path) -> tuple[str, str, ssl.SSLContext]:
 
 
 def test_tls(root: Path, certificate: tuple[str, str, ssl.SSLContext]) -> None:
-    """With a certificate and its key it is https, links included."""
+    """With a certificate and its key it is https, links and large bodies included."""
     cert, key, context = certificate
+    large = write(root / "m" / "large", bytes(range(256)) * 20_000).read_bytes()
     with Server(root, tls=(cert, key)) as server, httpx.Client(base_url=server.url, verify=context) as client:
         assert server.url.startswith("https://127.0.0.1:")
         assert client.get("/m/resolve/main/a").content == b"a"
+        assert client.get("/m/resolve/main/large").content == large
         assert following(client).startswith(server.url)
 
 

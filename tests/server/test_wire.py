@@ -88,7 +88,9 @@ def test_ranges_without_bytes(header: str, size: int) -> None:
 def test_paths() -> None:
     """Both bodies of paths-info mean the same."""
     form = parse_paths(b"paths=a%2Fb&paths=c&expand=True", "application/x-www-form-urlencoded", 2)
-    assert form == parse_paths(b'{"paths": ["a/b", "c"], "expand": true}', "application/json", 2) == (["a/b", "c"], True)
+    assert (
+        form == parse_paths(b'{"paths": ["a/b", "c"], "expand": true}', "application/json", 2) == (["a/b", "c"], True)
+    )
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"paths": 1}', b'{"paths": [1]}', b"[" * 100_000, b"\xff"])

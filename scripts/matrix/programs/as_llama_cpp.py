@@ -1,8 +1,8 @@
 """What llama.cpp asks for with `-hf`, in its order, since it keeps its models in the cache of the Hub's own tools.
 
 https://github.com/ggml-org/llama.cpp, common/hf-cache.cpp and common/download.cpp: which commit `main` is, what is in
-it, and then of a file a HEAD and a GET. What is left of an interrupted one it asks for by a range, and takes nothing but
-a 206 for an answer.
+it, and then of a file a HEAD and a GET. What is left of an interrupted one it asks for by a range, and takes nothing
+but a 206 for an answer.
 """
 
 from __future__ import annotations

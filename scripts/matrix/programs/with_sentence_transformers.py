@@ -7,5 +7,7 @@ from originals import ORIGINALS
 from sentence_transformers import SentenceTransformer
 
 NAME = "team/tiny-sentences"
-local, remote = (SentenceTransformer(source, device="cpu").encode("one two") for source in (str(ORIGINALS / NAME), NAME))
+local, remote = (
+    SentenceTransformer(source, device="cpu").encode("one two") for source in (str(ORIGINALS / NAME), NAME)
+)
 assert np.array_equal(local, remote)
