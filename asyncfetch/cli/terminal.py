@@ -18,8 +18,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from ..api.progress import ProgressState, RowState
 from ..events import Event, Reporter
-from .progress import ProgressState, RowState
 from .text import amount, fit_names, printable, ratio
 from .wording import (
     Audience,

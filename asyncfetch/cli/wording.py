@@ -1,6 +1,6 @@
 """The words of the command line: a line for an event, the state of a file, what to do about an error.
 
-A new event gets its words here and its effect on the table in progress.py; nothing else in this
+A new event gets its words here and its effect on the table in api/progress.py; nothing else in this
 wing tells one event from another.
 """
 
@@ -12,8 +12,8 @@ from enum import Enum
 from math import ceil
 from typing import assert_never
 
+from ..api.progress import FileRow, Hold, ProgressState, RowState
 from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
-from .progress import FileRow, Hold, ProgressState, RowState
 from .text import amount, clock_text, files, printable, rate_text, ratio, seconds_text, size_text
 
 __all__ = [

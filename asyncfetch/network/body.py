@@ -101,6 +101,7 @@ class Body:
                     self._failure = error
                     return total, False
                 if received:
+                    self._count(received)
                     accept(view[:received])
                     total += received
                     _give_way()
@@ -132,6 +133,7 @@ class Body:
             except Exception as error:  # what came before it is good: that counts first
                 self._failure = error
                 break
+            self._count(len(piece))
             pieces.append(piece)
             filled += len(piece)
         data = b"".join(pieces)
@@ -149,6 +151,10 @@ class Body:
 
         return await self._limits.in_thread(work) if data else 0
 
+    def _count(self, nbytes: int) -> None:
+        if nbytes and self._limits.meter is not None:
+            self._limits.meter.received(nbytes)
+
     def _check_floor(self) -> None:
         seconds, count = self._window
         if seconds < self._policy.stall_window:
@@ -161,6 +167,8 @@ class Body:
         """Close the answer; its connection lives on if the body was read to the end."""
         if self._stream is not None and self._left == 0 and self.headers.get("connection", "").lower() != "close":
             self._stream.reusable = self._response.http_version == "HTTP/1.1"
+        elif self._stream is not None and self._left:  # the source has sent this too
+            self._count(min(self._stream.unread, self._left))
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
             if self._iterator is not None and self._left == 0:
                 with anyio.move_on_after(1):  # a connection serves again only after the end of the message

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import anyio
 from anyio import to_thread
 
 from ..policy import Policy
 
-__all__ = ["Connections", "Limits"]
+__all__ = ["Connections", "Limits", "Meter"]
 
 T = TypeVar("T")
 
@@ -101,10 +101,26 @@ class Connections:
             await self._arrival.wait()
 
 
-class Limits:
-    """Few threads that receive and hash, a bandwidth, and connections. `for_call` shares them all with one call."""
+class Meter(Protocol):
+    """Counts what a source is asked for and sends. From any thread; does not block for long."""
 
-    def __init__(self, policy: Policy) -> None:
+    def asked(self) -> None:
+        """One more request was sent."""
+        ...
+
+    def received(self, nbytes: int) -> None:
+        """So many bytes of a body came, whatever becomes of them."""
+        ...
+
+
+class Limits:
+    """Few threads that receive and hash, a bandwidth, and connections. `for_call` shares them all with one call.
+
+    `meter` is told of requests and bytes.
+    """
+
+    def __init__(self, policy: Policy, meter: Meter | None = None) -> None:
+        self.meter = meter
         threads = max(2, os.cpu_count() or 2)
         self.threads = anyio.CapacityLimiter(threads)
         self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
@@ -112,10 +128,10 @@ class Limits:
         self.busy = 0.0  # seconds that worker threads spent on the bodies of this call
         self._bandwidth = _Bandwidth(policy.bandwidth_limit)
 
-    def for_call(self) -> Limits:
-        """The same limits for one call, which counts for itself how busy it is."""
+    def for_call(self, meter: Meter | None = None) -> Limits:
+        """The same limits for one call, which counts for itself how busy it is, and by `meter` what it costs."""
         shared = copy.copy(self)
-        shared.busy = 0.0
+        shared.busy, shared.meter = 0.0, meter or self.meter
         return shared
 
     async def in_thread(self, work: Callable[[], T]) -> T:

@@ -10,11 +10,14 @@ to the backend and serves the next connection to the same place, TLS session and
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import select
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -157,6 +160,17 @@ class Stream(httpcore.AsyncNetworkStream):
                 return filled, True
             filled += received
         return filled, False
+
+    @property
+    def unread(self) -> int:
+        """How many bytes are here and were not received; of TLS those that are still encrypted, which are few more."""
+        waiting = bytearray(4)
+        try:
+            fcntl.ioctl(self._sock, termios.FIONREAD, waiting)
+            pending = self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        except (OSError, ValueError):  # it is closed
+            return len(self._surplus)
+        return len(self._surplus) + int.from_bytes(waiting, sys.byteorder) + pending
 
     async def readable(self, timeout: float, wanted: int = 1) -> bool:
         """Wait until a burst may receive something. False after `timeout` seconds.

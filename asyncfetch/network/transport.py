@@ -22,7 +22,7 @@ from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError,
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
-from .limits import Limits
+from .limits import Limits, Meter
 from .pool import LazyClient
 from .reach import Reach
 from .retry import BRIEF, Budget, Hurry, may_pass, retrying
@@ -59,16 +59,22 @@ class Transport:
     """Sends requests. An `async with` block bounds its connections. Several calls share one by `for_call`.
 
     `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its
-    bodies take the generic path. Without it, one of our own is made by the first request. `reach` says where that one
-    may lead.
+    bodies take the generic path. Without it, one of our own is made by the first request. `meter` counts; `reach` says
+    where our own client may lead.
     """
 
     def __init__(
-        self, policy: Policy, *, client: Any = None, notify: Notifier | None = None, reach: Reach | None = None
+        self,
+        policy: Policy,
+        *,
+        client: Any = None,
+        notify: Notifier | None = None,
+        meter: Meter | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.policy = policy
         self.notify = notify or Notifier(None)
-        self.limits = Limits(policy)
+        self.limits = Limits(policy, meter)
         self.requests = 0
         self._client = LazyClient(client, reach)
         self._gates: dict[tuple[str, str, int], float] = {}
@@ -76,10 +82,10 @@ class Transport:
         self._met: set[tuple[str, str, int]] = set()  # origins that gave a good answer
         self._hurry = Hurry(over=True)
 
-    def for_call(self, notify: Notifier) -> Transport:
+    def for_call(self, notify: Notifier, meter: Meter | None = None) -> Transport:
         """This transport for one call: connections, limits and gates shared, its waits told to `notify`."""
         one = copy.copy(self)
-        one.notify, one.limits, one.requests = notify, self.limits.for_call(), 0
+        one.notify, one.limits, one.requests = notify, self.limits.for_call(meter), 0
         return one
 
     @contextmanager
@@ -206,6 +212,8 @@ class Transport:
         own = {"user-agent": USER_AGENT, "accept-encoding": "identity", "accept": "*/*", **headers}
         timeout = (policy.connect_timeout, policy.read_timeout, policy.read_timeout, policy.connect_timeout)
         self.requests += 1
+        if self.limits.meter is not None:
+            self.limits.meter.asked()
         began = time.monotonic()
         try:
             client = self._client.get()

@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from ..spans import MiB
 from ..tasks import off_loop
 from .answers import failure
+from .counts import ORIGIN
 from .walk import read_listed
 from .wire import parse_range
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from .catalog import Catalog
+    from .counts import Origin
     from .repository import File
 
 __all__ = [
@@ -127,6 +129,7 @@ async def file_response(
     if request.method == "HEAD" or not part.span:
         return Response(status_code=part.status, headers=headers)
     if len(part.span) <= SMALL:
+        request.scope[ORIGIN] = "own"
         return Response(await off_loop(lambda: read_listed(file.listed, part.span)), part.status, headers)
     return FileBody(await catalog.open(file), part.span, part.status, headers)
 
@@ -180,14 +183,21 @@ class FilePart:
 
 
 class FileBody(StreamingResponse):
-    """Bytes `span` of an open file, in chunks that worker threads read, or send. Closes the descriptor."""
+    """Bytes `span` of an open file, in chunks that worker threads read, or send. Closes the descriptor.
 
-    def __init__(self, descriptor: int, span: range, status: int, headers: Mapping[str, str]) -> None:
+    `origin` is what they are counted as.
+    """
+
+    def __init__(
+        self, descriptor: int, span: range, status: int, headers: Mapping[str, str], origin: Origin = "own"
+    ) -> None:
         super().__init__((), status, headers)
+        self.origin = origin
         self.descriptor = descriptor
         self.span = span
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ORIGIN] = self.origin
         try:
             with sending():
                 self._in_place = scope.get(FILE_PARTS, False)

@@ -23,7 +23,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import is_ssl
 
-from .body import FILE_PARTS, FilePart, in_reader
+from .body import FILE_PARTS, BrokenOffError, FilePart, in_reader
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,7 +43,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self.app = _taking_files(self.app, self)  # type: ignore[assignment]
+        self.app = _taking_files(self.app, self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -52,29 +52,32 @@ class Connection(H11Protocol):
         self._head = self._later(HEAD)
 
     async def send_file(self, part: FilePart) -> None:
-        """Send a part of a file as a piece of the body. OSError where the file has become shorter, or nobody reads."""
+        """Send a part of a file as a piece of the body. Raises BrokenOffError, and the OSError of a broken disk."""
         await self.flow.drain()
         if self.cycle.disconnected:
             return
         self.conn.send_with_data_passthrough(h11.Data(data=part))  # type: ignore[arg-type]  # h11 counts its length
         # Of its own: the loop lets nobody else wait for the descriptor of a transport.
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:
-            position, end = part.start, part.start + len(part)
-            while (position := await in_reader(_push, sock.fileno(), part.descriptor, position, end)) < end:
-                with anyio.move_on_after(STALL) as waiting:
-                    await anyio.wait_writable(sock)
-                if waiting.cancelled_caught:
-                    self._cut()
-                    raise ConnectionAbortedError("nothing was taken for a long time")
+            try:
+                await _send_from(part, sock)
+            except (ConnectionError, TimeoutError):
+                self._cut()
+                await anyio.sleep(0.01)  # until uvicorn has noticed
+                raise BrokenOffError from None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._head, self._stall = _cancelled(self._head), _cancelled(self._stall)
+        for timer in (self._head, self._stall):
+            if timer is not None:
+                timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._head = _cancelled(self._head)
+            if self._head is not None:
+                self._head.cancel()
+            self._head = None
         elif self._head is None:  # the beginning of the next request, or what nobody asked for
             self._head = self._later(HEAD)
 
@@ -84,7 +87,8 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stall = _cancelled(self._stall)
+        if self._stall is not None:
+            self._stall.cancel()
 
     def _later(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self._cut)
@@ -97,10 +101,18 @@ class Connection(H11Protocol):
         self.transport.abort()
 
 
+async def _send_from(part: FilePart, sock: socket.socket) -> None:
+    """Send a part of a file as the client takes it. TimeoutError where it takes nothing for STALL seconds."""
+    position, end = part.start, part.start + len(part)
+    while (position := await in_reader(_push, sock.fileno(), part.descriptor, position, end)) < end:
+        with anyio.fail_after(STALL):
+            await anyio.wait_writable(sock)
+
+
 def _push(sink: int, source: int, position: int, end: int) -> int:
     """Send what the socket takes; the position then. Blocks for the disk, and a moment for a client that is quick.
 
-    Raises OSError, and EOFError where the file ends before `end`.
+    Raises OSError, and BrokenOffError where the file ends before `end`.
     """
     writable, begun = select.poll(), position
     writable.register(sink, select.POLLOUT)
@@ -112,7 +124,7 @@ def _push(sink: int, source: int, position: int, end: int) -> int:
                 continue
             break
         if not moved:
-            raise EOFError("the file has become shorter")
+            raise BrokenOffError
         position += moved
     return position
 
@@ -133,11 +145,6 @@ def _taking_files(app: Any, connection: Connection) -> ASGIApp:
         await app({**scope, FILE_PARTS: True} if plain else scope, receive, passing)
 
     return taking
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
 
 
 def raise_descriptor_limit() -> None:

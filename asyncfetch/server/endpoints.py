@@ -18,6 +18,8 @@ Of no repository:
     HEAD, GET  /                                               what is served, for people
     HEAD, GET  /api/whoami-v2                                  whether a token is right
     HEAD, GET  /cdn/{sha256}?...                               the bytes behind a redirect, by a signed URL
+    HEAD, GET  /healthz, /readyz                               whether it lives, and can serve (health.py)
+    HEAD, GET  /metrics                                        what it has done, for Prometheus (metrics.py)
 
 The revisions are told in revisions.py, and where the repositories lie in the directory in layout.py. There is no Xet
 and no Content-Encoding.
@@ -28,16 +30,20 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from urllib.parse import urlsplit
 
+import anyio
+
 from ..errors import SourceError
+from ..tasks import off_loop
 from .catalog import Catalog
 from .signing import Signer
 
 try:
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
     from starlette.routing import Route
 except ImportError as missing:
     raise SourceError(
@@ -45,55 +51,72 @@ except ImportError as missing:
         hint="Run: pip install 'asyncfetch[serve]'",
     ) from missing
 
+from .access import Admin, Door, Rules, holds
 from .answers import failure, not_allowed
+from .audit import Audit
+from .beside import Beside
+from .counts import Counts
 from .gate import Gate
 from .hub import METHODS, Hub
+from .observing import Observing
+from .operation import Operation
 from .pull_through import PullThrough
+from .room import Limits
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+    from typing import Unpack
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from .operation import Checks
+
 __all__ = ["ServerOptions", "create_app"]
 
 
-class ServerOptions(TypedDict, total=False):
-    """What `create_app`, `Server` and `serve` take beside the directory; told at `create_app`."""
+class FolderOptions(TypedDict, total=False):
+    """What goes with a folder alone; told at `create_app`."""
 
     redirect: str | bool | None
-    token: str | None
     gated: frozenset[str]
     secret: bytes | None
     lifetime: float
+
+
+class UpstreamOptions(TypedDict, total=False):
+    """What goes with another Hub alone; told at `create_app`."""
+
+    upstream: str | None
+    own: str | os.PathLike[str] | None
+    allow: Sequence[str]
+    deny: Sequence[str]
+    upstream_token: str | None
+    admin_token: str | None
+    max_size: int | None
+    min_free: int | None
+    upstream_bandwidth: float | None
+    strict: bool
+
+
+class ServerOptions(FolderOptions, UpstreamOptions, total=False):
+    """What `create_app`, `Server` and `serve` take beside the directory; told at `create_app`."""
+
+    token: str | None
     state_dir: str | os.PathLike[str] | None
     follow_links: bool
     ahead: bool
     public_url: str | None
-    upstream: str | None
+    audit: str | None
 
 
-def create_app(
-    root: str | os.PathLike[str],
-    *,
-    redirect: str | bool | None = None,
-    token: str | None = None,
-    gated: frozenset[str] = frozenset(),
-    secret: bytes | None = None,
-    lifetime: float = 3600.0,
-    state_dir: str | os.PathLike[str] | None = None,
-    follow_links: bool = False,
-    ahead: bool = False,
-    public_url: str | None = None,
-    upstream: str | None = None,
-) -> Starlette:
+def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: Unpack[ServerOptions]) -> Starlette:
     """The ASGI application that serves the repositories under `root`.
 
     Its lifespan has to be run: it hashes files, or fetches them, in the background. `app.state.stop` may be called
-    from any thread when nobody is answered any more.
+    from any thread when nobody is answered any more, and before that `app.state.leave` in the event loop.
 
     `redirect`: answer for LFS files with a 302 to a signed URL, on this server (True) or on another
     one (its origin, "http://host:port"), which serves the same directory with the same `secret`. Such
@@ -106,44 +129,148 @@ def create_app(
     `public_url`: where clients find this server, for links in answers, if it is behind a proxy that changes that.
     `upstream`: the URL of another Hub. Then `root` is a hub cache, made if there is none: what clients ask for is
     fetched from there once, verified, kept in it, and handed out while it arrives. The token that a client sends is
-    sent there, which decides what it may see. Of the other options `state_dir` and `public_url` go with it.
+    sent there, which decides what it may see. Of the options above `state_dir`, `public_url` and `token` go with it: a
+    token that clients are asked for is not sent there, and then, or with `upstream_token`, which is sent there for all
+    of them, they are one for that Hub. An `upstream_token` needs `allow`.
+    `own`: a folder of repositories beside that Hub, which are served instead of those of the same names there;
+    `follow_links` and `ahead` are about it. `audit`: a file that gets a line of JSON for each request, "-" for stdout.
+
+    And with `upstream` alone:
+    `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
+    what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
+    the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
+    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
+    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
+    handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
+    before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
-    if upstream is not None:
-        if redirect or token is not None or gated or secret is not None or follow_links or ahead:
-            raise SourceError(
-                "With upstream=, that Hub says who may see what: only state_dir= and public_url= go with it."
-            )
-        state = None if state_dir is None else Path(state_dir)
-        passing = PullThrough(upstream, Path(root), state_dir=state, public_url=_checked(public_url))
-        return _application(passing.respond, passing, lambda: None)
+    given: dict[str, Any] = dict(options)
+    upstream, own = given.pop("upstream", None), given.pop("own", None)
+    alone, other = ("a folder", FolderOptions) if upstream is not None else ("upstream=", UpstreamOptions)
+    if upstream is None and own is not None:
+        raise SourceError("own= is a folder beside another Hub: it goes with upstream=.")
+    of_own = {name: given.pop(name) for name in ("follow_links", "ahead") if upstream is not None and name in given}
+    if own is None and any(of_own.values()):
+        raise SourceError("follow_links= and ahead= are about a folder, and there is none: see own=.")
+    if wrong := [f"{name}=" for name in other.__annotations__ if given.get(name)]:
+        raise SourceError(f"{', '.join(wrong)}: such options go with {alone} alone.")
+    ours = {name: value for name, value in given.items() if name not in other.__annotations__}
+    audit = ours.pop("audit", None)
+    if upstream is None:
+        hub = _folder_hub(root, **ours)
+        return _application(
+            hub, hub.catalog, hub.catalog.close, _operation(Counts(), hub.checks, hub.gate.token), audit
+        )
+    passing = _pull_through(Path(root), upstream, local, **ours)
+    token = ours.get("token")
+    if own is None:
+        return _application(
+            passing, passing, lambda: None, _operation(passing.counts, passing.checks, token), audit, passing.leave
+        )
+    kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
+    hub = _folder_hub(own, token=token, state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
+    both = Beside(hub, passing)
+    return _application(
+        both, both, hub.catalog.close, _operation(passing.counts, both.checks, token), audit, passing.leave
+    )
+
+
+def _folder_hub(
+    root: str | os.PathLike[str],
+    *,
+    redirect: str | bool | None = None,
+    token: str | None = None,
+    gated: frozenset[str] = frozenset(),
+    secret: bytes | None = None,
+    lifetime: float = 3600.0,
+    state_dir: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
+    ahead: bool = False,
+    public_url: str | None = None,
+) -> Hub:
     catalog = Catalog(root, state_dir=state_dir, follow_links=follow_links, ahead=ahead)
     signer = Signer(secrets.token_bytes(32) if secret is None else secret, lifetime)
-    hub = Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
+    return Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
 
-    return _application(hub.respond, catalog, catalog.close)
+
+def _pull_through(
+    root: Path,
+    upstream: str,
+    local: bool,
+    *,
+    token: str | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    public_url: str | None = None,
+    allow: Sequence[str] = (),
+    deny: Sequence[str] = (),
+    upstream_token: str | None = None,
+    admin_token: str | None = None,
+    max_size: int | None = None,
+    min_free: int | None = None,
+    upstream_bandwidth: float | None = None,
+    strict: bool = False,
+) -> PullThrough:
+    return PullThrough(
+        upstream,
+        root,
+        state_dir=None if state_dir is None else Path(state_dir),
+        public_url=_checked(public_url),
+        door=Door(Rules.checked(allow, deny), token, upstream_token),
+        admin=Admin(admin_token, local),
+        limits=Limits.checked(max_size, min_free),
+        bandwidth=upstream_bandwidth,
+        strict=strict,
+    )
+
+
+def _operation(counts: Counts, checks: Checks, token: str | None) -> Operation:
+    """What operators ask. Where clients are asked for a token, who reads the metrics is too."""
+
+    def refusal(request: Request) -> Response | None:
+        if token is None or holds(request, token):
+            return None
+        return failure(401, "Unauthorized", "This server asks for a token.")
+
+    return Operation(counts, checks, refusal)
+
+
+class _Endpoints(Protocol):
+    async def respond(self, request: Request) -> Response: ...
 
 
 def _application(
-    respond: Callable[[Request], Awaitable[Response]],
+    endpoints: _Endpoints,
     running: AbstractAsyncContextManager[object],
     stop: Callable[[], None],
+    operation: Operation,
+    audit: str | None,
+    leave: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """An application that answers while `running` is entered."""
+    """An application that answers while `running` is entered. `leave` lets those go who would stay for ever."""
+    log = None if audit is None else Audit(audit)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with running:
-            yield
+        if log is not None:
+            log.begin()
+        try:
+            async with running:
+                yield
+        finally:
+            if log is not None:
+                with anyio.CancelScope(shield=True):
+                    await off_loop(log.end)
 
     app = Starlette(
-        routes=[Route("/{path:path}", respond, methods=list(METHODS))],
+        routes=[*operation.routes(), Route("/{path:path}", endpoints.respond, methods=list(METHODS))],
+        middleware=[Middleware(Observing, counts=operation.counts, audit=log)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.stop = stop
+    app.state.stop, app.state.leave, app.state.counts = stop, leave, operation.counts
     return app
 
 

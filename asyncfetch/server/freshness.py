@@ -7,8 +7,13 @@ where the source does not answer (stale-if-error, RFC 5861, section 4).
 
 from __future__ import annotations
 
+import hmac
+import math
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["PATIENCE", "Access", "Answer", "Health", "is_fresh"]
 
@@ -16,6 +21,8 @@ BRANCH = 30.0  # seconds
 DECISION = 60.0  # seconds for which the source's word on who may see what counts
 PATIENCE = 8.0  # seconds that a client waits for an answer; huggingface_hub gives up after 10
 LAPSED = 86400.0  # seconds for which that word counts while the source cannot be asked
+REACHED = 30.0  # seconds for which an answer shows that it is there
+KEPT_AGAIN = 3600.0  # seconds after which a decision that was renewed is written down again
 AWAY = 10.0  # seconds for which a source that did not answer is not waited for where an answer is kept
 _MOST = 10_000  # decisions
 _SCOPES = ("told", "files")
@@ -41,50 +48,75 @@ def is_fresh(answer: Answer, now: float) -> bool:
 
 
 class Access:
-    """What the source said about who may see which repository, for a short time, in memory alone.
+    """What the source said about who may see which repository, for a short time.
 
-    Who asks is known by the SHA-256 of its token. Who may have the files (scope "files") may have what is told of
-    them ("told"), and not the other way round: of a gated repository everybody may read the listing. Times are those
-    of a monotonic clock.
+    Who asks, for what, is known by a digest with the secret `key`, so that neither a token nor a repository can be
+    read from what is kept on disk (grants.py); `known` is what was kept there. Who may have the files (scope "files")
+    may have what is told of them ("told"), and not the other way round: of a gated repository everybody may read the
+    listing. Times are seconds since 1970.
     """
 
-    def __init__(self) -> None:
-        self._decisions: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+    def __init__(self, key: bytes, known: Mapping[str, float] | None = None) -> None:
+        self._key = key
+        self._decisions = OrderedDict(known or {})
+        self._kept = dict(self._decisions)  # as they are on disk
+        self._changes: dict[str, float | None] = {}
 
     def grant(self, who: str, repository: str, scope: str, now: float) -> None:
         for one in _SCOPES[: _SCOPES.index(scope) + 1]:
-            self._decisions[who, repository, one] = now
-            self._decisions.move_to_end((who, repository, one))
+            digest = self._digest(who, repository, one)
+            self._decisions[digest] = now
+            self._decisions.move_to_end(digest)
+            if not 0 <= now - self._kept.get(digest, -math.inf) < KEPT_AGAIN:
+                self._kept[digest] = self._changes[digest] = now
         while len(self._decisions) > _MOST:
-            self._decisions.popitem(last=False)
+            digest, _ = self._decisions.popitem(last=False)
+            self._kept.pop(digest, None)
 
     def revoke(self, who: str, repository: str, scope: str) -> None:
         """It was refused; so is what only those may see who may see that."""
         for one in _SCOPES[_SCOPES.index(scope) :]:
-            self._decisions.pop((who, repository, one), None)
+            digest = self._digest(who, repository, one)
+            if self._decisions.pop(digest, None) is not None:
+                self._kept.pop(digest, None)
+                self._changes[digest] = None
+
+    def take_changes(self) -> dict[str, float | None]:
+        """What is to be kept on disk since the last call: when it was granted, None where it was taken back."""
+        changes, self._changes = self._changes, {}
+        return changes
 
     def may(self, who: str, repository: str, scope: str, now: float) -> bool:
         """Whether the source said so within DECISION seconds."""
-        at = self._decisions.get((who, repository, scope))
-        return at is not None and now - at < DECISION
+        return 0 <= now - self._granted(who, repository, scope) < DECISION
 
     def could(self, who: str, repository: str, scope: str, now: float) -> bool:
         """Whether it said so the last time, within LAPSED seconds: that counts while it cannot be asked."""
-        at = self._decisions.get((who, repository, scope))
-        return at is not None and now - at < LAPSED
+        return 0 <= now - self._granted(who, repository, scope) < LAPSED
+
+    def _granted(self, who: str, repository: str, scope: str) -> float:
+        return self._decisions.get(self._digest(who, repository, scope), -math.inf)
+
+    def _digest(self, who: str, repository: str, scope: str) -> str:
+        return hmac.digest(self._key, f"{who} {scope} {repository}".encode(), "sha256").hex()
 
 
 class Health:
-    """Whether the source answers. Times are those of a monotonic clock."""
+    """Whether the source answers. Times are seconds since 1970; a clock that is set back is no reason to wait."""
 
     def __init__(self) -> None:
         self._away_until = 0.0
+        self._answered_at = -math.inf
 
     def failed(self, now: float) -> None:
         self._away_until = now + AWAY
 
-    def answered(self) -> None:
-        self._away_until = 0.0
+    def answered(self, now: float) -> None:
+        self._away_until, self._answered_at = 0.0, now
+
+    def reached(self, now: float) -> bool:
+        """Whether it answered within REACHED seconds."""
+        return 0 <= now - self._answered_at < REACHED
 
     def away(self, now: float) -> bool:
-        return now < self._away_until
+        return 0 < self._away_until - now <= AWAY

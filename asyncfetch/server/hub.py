@@ -35,6 +35,7 @@ from .documents import (
 )
 from .forms import paths_of
 from .hashing import Unready
+from .health import readable
 from .layout import KINDS, kind_and_name, qualified
 from .page import SAFETY, home_page, repository_page
 from .repository import Repository, lfs_pointer
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from .catalog import Catalog
     from .gate import Gate
+    from .health import Check
     from .layout import Place
     from .signing import Signer
     from .wire import Resource
@@ -93,6 +95,10 @@ class Hub:
         except ChangedError as error:
             return failure(503, "Changed", error.message, {"Retry-After": "1"})
 
+    async def checks(self) -> dict[str, Check]:
+        """Whether clients can be served, and what speaks against it."""
+        return {"folder": await readable(self.catalog.layout.root)}
+
     # -- of no repository --------------------------------------------------------------------
 
     def _whoami(self, request: Request) -> Response:
@@ -112,8 +118,8 @@ class Hub:
             page, following = list_page(found, request.query_params.multi_items())
         except ValueError:
             return failure(400, "BadRequest", "The cursor or the limit is not valid.")
-        listed = [listed_document(name, self._told(target.kind, name)) for name in page]
-        return JSONResponse(listed, headers=self._links(request, following))
+        listed = [listed_document(name, self.told(target.kind, name)) for name in page]
+        return JSONResponse(listed, headers=self.links(request, following))
 
     async def _cdn(self, request: Request, digest: str) -> Response:
         if "authorization" in request.headers:
@@ -244,7 +250,7 @@ class Hub:
             text, following = _once(repository, ("tree", folder, *query), listing)
         except ValueError:
             return failure(400, "BadRequest", "The cursor or the limit is not valid.")
-        headers = {"X-Repo-Commit": repository.commit, **self._links(request, following)}
+        headers = {"X-Repo-Commit": repository.commit, **self.links(request, following)}
         return Response(text, headers=headers, media_type="application/json")
 
     async def _paths_info(self, request: Request, repository: Repository) -> Response:
@@ -257,7 +263,7 @@ class Hub:
         return JSONResponse([path_document(repository, path, expand=expand) for path in found])
 
     async def _info(self, request: Request, kind: str, repository: Repository) -> Response:
-        told = self._told(kind, repository.name)
+        told = self.told(kind, repository.name)
         expand = frozenset(request.query_params.getlist("expand"))
         if not expand:
             blobs = truthy(request.query_params, "blobs")
@@ -270,13 +276,15 @@ class Hub:
 
     # -- what answers have in common ---------------------------------------------------------
 
-    def _told(self, kind: str, name: str) -> Told:
+    def told(self, kind: str, name: str) -> Told:
+        """What is said of a repository beside its files."""
         return Told(kind, self.gate.token is not None, qualified(kind, name) in self.gate.gated)
 
     def _origin(self, request: Request) -> str:
         return self.public_url or f"{request.url.scheme}://{request.url.netloc}"
 
-    def _links(self, request: Request, following: str | None) -> dict[str, str]:
+    def links(self, request: Request, following: str | None) -> dict[str, str]:
+        """The header that leads to the next page."""
         if following is None:
             return {}
         return {"Link": f'<{self._origin(request)}{raw_path(request.scope)}?{following}>; rel="next"'}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,53 +21,71 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode, urlsplit
 
 import anyio
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
-    NetworkError,
     ProtocolError,
-    RateLimitedError,
+    RepositoryNotFoundError,
     SourceError,
     StorageError,
     storage_errors,
 )
+from ..events import Event, Notifier, Retrying
 from ..network.reach import Reach
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
-from ..sources.located import SourceFile
 from ..sources.settings import Settings
 from ..storage.cache import RepoCache, is_commit
-from ..storage.checksums import checksum_of_etag
 from ..tasks import off_loop
+from .access import Admin, Door
 from .access_log import raw_path
-from .answers import failure, invalid_credentials, not_allowed, repository_not_found
+from .answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
 from .body import FileBody, Part, no_range
+from .control import BASE, Control
+from .counts import Counts
 from .distrust import Distrust
-from .fills import Fills
+from .eviction import open_shared
+from .fills import Fills, file_to_fetch
 from .forms import paths_of
+from .freshness import PATIENCE
+from .grants import Grants
+from .health import Check, checks_of
+from .job_files import JobFiles
+from .jobs import Jobs
+from .kept import Kept
 from .layout import is_id
-from .page import SAFETY, home_page
+from .live import Live
+from .passing import Passage, PassBody
+from .prefetch import Worker
+from .room import Limits
+from .state import Parts, State
 from .store import Store
 from .tailing import FillBody
-from .upstream import Upstream, Who
+from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
+    from anyio.abc import TaskGroup
     from starlette.requests import Request
 
+    from ..sources.hub import Hub
+    from ..sources.located import SourceFile
     from .fills import Fill
     from .freshness import Answer
+    from .upstream import Who
     from .wire import Resource
 
 __all__ = ["PullThrough"]
 
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
+SAVE = 2.0  # seconds between two times that counters are written
 _MOST_FOLDERS = 8  # that are listed for one request
 
 
@@ -79,32 +98,51 @@ class _File(NamedTuple):
     size: int
 
     def to_fetch(self) -> SourceFile:
-        checksum, etag = checksum_of_etag(self.etag), self.etag
-        return SourceFile(self.path, self.size, checksum, commit=self.commit, key=etag, blob=etag, identity=etag)
+        return file_to_fetch(self.path, self.commit, self.etag, self.size)
 
 
 class PullThrough:
     """The endpoints over the Hub at `upstream`. To be entered before it is asked. Raises SourceError, StorageError.
 
     `state_dir`: where its own bookkeeping goes, instead of beside the files. `public_url`: where clients find it.
+    `door`: who may have what; `admin`: who may change something. `limits` bound the room of the cache, `bandwidth` what
+    comes from the source, in bytes a second. `strict`: no byte of a file before its hash is right. `now` tells the
+    seconds since 1970.
     """
 
     def __init__(
-        self, upstream: str, root: Path, *, state_dir: Path | None = None, public_url: str | None = None
+        self,
+        upstream: str,
+        root: Path,
+        *,
+        state_dir: Path | None = None,
+        public_url: str | None = None,
+        door: Door | None = None,
+        admin: Admin | None = None,
+        limits: Limits | None = None,
+        bandwidth: float | None = None,
+        strict: bool = False,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.endpoint = Settings.from_env({}, endpoint=upstream, token=False).endpoint
         if "@" in self.endpoint:
             raise SourceError("The URL of the source holds a name or a password: clients send their own tokens.")
         self.root, self.public_url = root, public_url
+        self.door, self.admin, self.strict = door or Door(), admin or Admin(), strict
+        self.kept = Kept(root, limits or Limits(), now=now)
+        self._bandwidth, self._now = bandwidth, now
         with storage_errors(root, writing=True):
             root.mkdir(parents=True, exist_ok=True)
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
+        self.counts = Counts(self._state / "counts")
+        self.live: Live | None = None
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        policy = self.policy
+        policy, counts = self.policy, self.counts
+        await off_loop(counts.begin)
         brief = replace(
             policy,
             patience=0,
@@ -115,51 +153,109 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        reach = Reach(urlsplit(self.endpoint).hostname or "")
-        asking = await self._tasks.enter_async_context(Transport(brief, reach=reach))
-        many = replace(policy, connections=4 * policy.connections)
-        fetching = await self._tasks.enter_async_context(Transport(many, reach=reach))
+        many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
+        told, reach = Notifier(self._hear), Reach(urlsplit(self.endpoint).hostname or "")
+        questions, fills = counts.meter("questions"), counts.meter("fills")
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=questions, reach=reach))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=fills, reach=reach))
+        now, store = self._now, Store(self._state / "answers", self._now)
+        self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
+        grants = await off_loop(lambda: Grants(self._state, now))
+        self._tasks.callback(grants.close)
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
-        self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json"))
-        self.upstream = Upstream(self.endpoint, asking, Store(self._state / "answers"), tasks)
-        self.fills = Fills(fetching, policy, self.distrust, tasks)
+        self.upstream = Upstream(
+            self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
+        )
+        filling = replace(policy, bandwidth_limit=self._bandwidth)
+        self.fills = Fills(fetching, filling, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        tasks.start_soon(self._save_counts)
+        tasks.start_soon(self.kept.tend_for_ever)
+        tasks.start_soon(store.prune_for_ever)
+        await self._begin_jobs(tasks)
         return self
 
+    async def _begin_jobs(self, tasks: TaskGroup) -> None:
+        """Go on with what an earlier process was to do, and answer who asks for it."""
+        files = JobFiles(self._state / "jobs")
+        self._tasks.callback(files.close)
+        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
+        self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
+        self.live = live = Live(self.state)
+        self.control = Control(jobs, self.kept, self.state, live, self.admin, self.door, self.public_url)
+        await jobs.resume()
+
     async def __aexit__(self, *_: object) -> None:
-        await self._tasks.aclose()
+        try:
+            await self._tasks.aclose()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self.counts.end, abandon=True)
+
+    async def _save_counts(self) -> None:
+        while True:
+            await anyio.sleep(SAVE)
+            await off_loop(self.counts.save)
+
+    def _hear(self, event: Event) -> None:
+        self.counts.add("retries", isinstance(event, Retrying))
+
+    async def checks(self) -> dict[str, Check]:
+        """Whether clients can be served, and what speaks against it."""
+        return await checks_of(self._state, self.upstream)
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
-        target = parse_resource(raw_path(request.scope))
+        path = raw_path(request.scope)
+        if path.startswith(BASE):
+            return await self.control.respond(request, path.removeprefix(BASE))
+        target = parse_resource(path)
         allowed = "POST" if target and target.action == "paths-info" else "GET, HEAD"
         if request.method not in allowed:
             return not_allowed(request.method, allowed)
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return HTMLResponse(home_page(self._origin(request), {}), headers=SAFETY)
-        if target.action not in _PRIVATE and not is_id(target.name):
+            return await self.home(request, {})
+        who = self.door.who(request)
+        if isinstance(who, Response):
+            return who
+        if target.action not in _PRIVATE and (
+            not is_id(target.name) or not self.door.rules.admit(target.kind, target.name)
+        ):
             return repository_not_found()
-        who = _who(request)
-        if who is None:
-            return invalid_credentials()
+        if target.action == "whoami" and (told := self.door.whoami(request)):
+            return told
         try:
             if target.action == "resolve":
                 return await self._file(request, target, who)
             if target.action == "paths-info":
-                return await self._paths_info(request, target, who)
+                with anyio.move_on_after(PATIENCE):  # several questions may be needed
+                    return await self._paths_info(request, target, who)
+                raise self.upstream.silent()
             return self._relayed(request, await self._document(request, target, who))
+        except RepositoryNotFoundError:
+            return repository_not_found()
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
-            return _failed(error)
+            return source_failure(error)
+
+    async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
+        """The page for people. `own` is what else is served here, by kind."""
+        return await self.control.page(request, self._origin(request), own)
+
+    def leave(self) -> None:
+        """Let those go who watch how it goes, which has no end. In the event loop."""
+        if self.live is not None:
+            self.live.end()
 
     async def _document(self, request: Request, target: Resource, who: Who) -> Answer:
         query = request.url.query
         if target.action in _PRIVATE:
             path = "/api/whoami-v2" if target.action == "whoami" else f"/api/{target.kind}"
-            return await self.upstream.listing(path, query, who)
+            answer = await self.upstream.listing(path, query, who)
+            return answer if target.action == "whoami" else self.door.listed(target.kind, answer)
         return await self.upstream.document(target, query, who)
 
     async def _paths_info(self, request: Request, target: Resource, who: Who) -> Response:
@@ -190,6 +286,7 @@ class PullThrough:
     # -- files -----------------------------------------------------------------------------------
 
     async def _file(self, request: Request, target: Resource, who: Who) -> Response:
+        deadline = anyio.current_time() + PATIENCE
         told = await self.upstream.file(target, who)
         if told.status != 200:
             return self._relayed(request, told)
@@ -200,43 +297,82 @@ class PullThrough:
         if request.method == "HEAD" or not part.span:
             return Response(status_code=part.status, headers=headers)
         cache = RepoCache(self.root, target.name, repo_type=target.kind.removesuffix("s"))
-        descriptor = await off_loop(lambda: _open_cached(cache, file))
+        descriptor = await off_loop(lambda: self._open_cached(cache, file))
+        part, headers = self._part(request, file)  # another process may have found it wrong
         if descriptor is not None:
-            return FileBody(descriptor, part.span, part.status, headers)
+            self.counts.add("hits")
+            return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
-            return _wrong(file.path, rest)
+            return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
         fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
         fill.hold()
         try:
-            await fill.begun(part.span.start)
+            await fill.begun(part.span.start, deadline)
             if not fill.over:
                 part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
-                return FillBody(fill, self.fills.transport, part.span, part.status, headers)
+                self.kept.note(cache.blob(file.etag))
+                return FillBody(fill, self.fills.passing, part.span, part.status, headers)
         except BaseException:
             fill.release()
             raise
         fill.release()
+        if isinstance(fill.error, StorageError) and not self.strict:
+            return await self._passed_on(request, file, hub)
         return self._fill_failed(fill)
+
+    async def _passed_on(self, request: Request, file: _File, hub: Hub) -> Response:
+        """A file that cannot be kept."""
+        if self.distrust.passed(file.etag):
+            await off_loop(self.distrust.save)  # before anybody can come back for the rest
+        part, headers = self._part(request, file)
+        passage = Passage(file.to_fetch(), hub, self.fills.apart(), self.distrust, self.counts, part.span)
+        return PassBody(passage, part.status, headers, lambda error: self._not_fetched(file.path, file.etag, error))
 
     def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:
         """What of the file is sent, and the head of the answer."""
         etag = f'"{file.etag}"'
         part = Part.asked(request, file.size, etag)
-        if part.status == 206 and part.span.start and not self.distrust.may_resume(file.etag):
+        if part.status == 206 and part.span.start and not self._may_go_on(request, file):
             part = Part(200, range(file.size), file.size)
         told = {"X-Repo-Commit": file.commit, "X-Linked-Etag": etag, "X-Linked-Size": str(file.size)}
         return part, {**part.headers(file.path, etag), **told}
 
+    def _may_go_on(self, request: Request, file: _File) -> bool:
+        """Whether a client may add a range to what it has of a file."""
+        to_the_end = request.headers.get("range", "").rstrip().endswith("-")
+        return self.distrust.may_resume(file.etag) and (not to_the_end or self.distrust.may_take_the_rest(file.etag))
+
     def _fill_failed(self, fill: Fill) -> Response:
-        if isinstance(fill.error, ChecksumMismatchError):
-            return _wrong(fill.file.name, self.distrust.rest_of(fill.file.key))
         if fill.misled:
-            return _failed(ProtocolError("it tells another size of the file by now", url=self.endpoint))
+            return source_failure(ProtocolError("it tells another size of the file by now", url=self.endpoint))
         if fill.error is None:
             return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
-        return _failed(fill.error)
+        return self._not_fetched(fill.file.name, fill.file.key, fill.error)
+
+    def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
+        wrong = isinstance(error, ChecksumMismatchError)
+        return wrong_bytes(path, self.distrust.rest_of(etag)) if wrong else source_failure(error)
+
+    def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
+        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
+        self.distrust.refresh()
+        found = cache.find(file.commit, file.path)
+        if found is None:
+            return None
+        named = cache.checksum_of(found)
+        if named is not None and named.hex != file.etag:
+            return None
+        try:
+            descriptor = open_shared(found)
+        except OSError:
+            return None
+        if os.fstat(descriptor).st_size != file.size:
+            os.close(descriptor)
+            return None
+        self.kept.note(found if named is None else cache.blob(file.etag))
+        return descriptor
 
     # -- what answers have in common -------------------------------------------------------------
 
@@ -260,47 +396,3 @@ def _entries(body: bytes, url: str) -> list[tuple[str, object]]:
         return [(str(entry["path"]), entry) for entry in json.loads(body)]
     except (ValueError, TypeError, KeyError):
         raise ProtocolError("the listing is none of the Hub's", url=url) from None
-
-
-def _who(request: Request) -> Who | None:
-    """Who asks; None for who says so in another way than with a token."""
-    sent = request.headers.get("authorization")
-    if sent is None:
-        return Who(None)
-    scheme, _, token = sent.partition(" ")
-    usable = token and token.isascii() and token.isprintable() and " " not in token
-    return Who(token) if scheme.lower() == "bearer" and usable else None
-
-
-def _open_cached(cache: RepoCache, file: _File) -> int | None:
-    """A descriptor of a file that is in the cache, whole and with this etag; None where it is not."""
-    found = cache.find(file.commit, file.path)
-    if found is None:
-        return None
-    named = cache.checksum_of(found)
-    if named is not None and named.hex != file.etag:
-        return None
-    try:
-        descriptor = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if os.fstat(descriptor).st_size == file.size:
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _failed(error: AsyncfetchError) -> Response:
-    """Why there is no answer, without what the source's addresses are."""
-    if isinstance(error, RateLimitedError):
-        after = str(int(error.retry_after or 30) + 1)
-        return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
-    if isinstance(error, StorageError):
-        return failure(507, "Storage", "The server has no room for this file, or cannot write it.")
-    what = "does not answer" if isinstance(error, NetworkError) else "gives no usable answer"
-    return failure(502, "Source", f"The source {what} ({error.code}).", {"Retry-After": "5"})
-
-
-def _wrong(path: str, seconds: float) -> Response:
-    message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
-    return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})

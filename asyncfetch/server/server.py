@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
+from .access import is_loopback
 from .access_log import AccessLog, raw_path
 from .endpoints import ServerOptions, create_app
 
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self, Unpack
 
+    from starlette.applications import Starlette
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Record", "Server", "ServerOptions", "create_app", "serve"]
 
-GRACE = 1.0  # seconds that running responses get when the server stops
+GRACE = 1.0  # seconds that running responses get when the server stops, where nobody says how many
 KEEP_ALIVE = 60  # seconds
 LOOPBACK = "127.0.0.1,::1"  # whose X-Forwarded headers are believed: a proxy on this machine
 
@@ -76,26 +78,26 @@ class _Recorder:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn that says when it is ready, and whose end is bounded: after GRACE, connections are cut."""
+    """uvicorn that says when it is ready, and whose end is bounded: after `grace` seconds, connections are cut."""
 
-    def __init__(self, config: uvicorn.Config, stop: Callable[[], None], on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, on_ready: Callable[[], None], grace: float) -> None:
         super().__init__(config)
-        self.stop = stop
-        self.on_ready = on_ready
+        self.app, self.on_ready, self.grace = app, on_ready, grace
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        cut = asyncio.get_running_loop().call_later(GRACE, self._cut)
+        self.app.state.leave()
+        cut = asyncio.get_running_loop().call_later(self.grace, self._cut)
         try:
             await super().shutdown(sockets)
         finally:
             cut.cancel()
 
     def _cut(self) -> None:
-        self.stop()
+        self.app.state.stop()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -137,7 +139,7 @@ class Server:
         **options: Unpack[ServerOptions],
     ) -> None:
         self._transport = _Transport(tls, trusted_proxies)
-        self._app = create_app(root, **options)
+        self._app = create_app(root, local=is_loopback(host), **options)
         self._recorder = _Recorder(self._app)
         self._address = (host, port)
         self._url: str | None = None
@@ -162,8 +164,8 @@ class Server:
     def __enter__(self) -> Self:
         listener, self._url = _listen(*self._address, tls=self._transport.tls is not None)
         ready = threading.Event()
-        config = _config(AccessLog(self._recorder), self._transport, log_config=None)
-        self._uvicorn = _Uvicorn(config, self._app.state.stop, ready.set)
+        config = _config(AccessLog(self._recorder), self._transport, GRACE, log_config=None)
+        self._uvicorn = _Uvicorn(config, self._app, ready.set, GRACE)
 
         def run() -> None:
             try:
@@ -205,7 +207,7 @@ class _Transport:
             ) from error
 
 
-def _config(app: ASGIApp, transport: _Transport, **logging: object) -> uvicorn.Config:
+def _config(app: ASGIApp, transport: _Transport, grace: float, **logging: object) -> uvicorn.Config:
     certificate, key = transport.tls or (None, None)
     return uvicorn.Config(
         app,
@@ -215,7 +217,7 @@ def _config(app: ASGIApp, transport: _Transport, **logging: object) -> uvicorn.C
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(GRACE) + 5,
+        timeout_graceful_shutdown=int(grace) + 5,
         proxy_headers=bool(transport.trusted_proxies),
         forwarded_allow_ips=transport.trusted_proxies,
         ssl_certfile=certificate,
@@ -232,23 +234,24 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     tls: tuple[str, str] | None = None,
     trusted_proxies: str = LOOPBACK,
+    grace: float = GRACE,
     **options: Unpack[ServerOptions],
 ) -> None:
-    """Serve the models under `root` until Ctrl-C, then return. The options are those of `create_app`.
+    """Serve the models under `root` until Ctrl-C or SIGTERM, then return. The options are those of `create_app`.
 
     `on_ready` is called with the URL once requests are answered. `tls`: the PEM files of a certificate, with its chain,
     and of its key. `trusted_proxies`: addresses and networks, separated by commas, whose X-Forwarded-For and
-    X-Forwarded-Proto are believed; "*" for all, "" for none.
+    X-Forwarded-Proto are believed; "*" for all, "" for none. `grace`: seconds that running answers get in the end.
 
     Prints nothing; uvicorn's warnings go to stderr. The logger `asyncfetch.server` tells at INFO what is hashed and
     left out, `asyncfetch.server.access` each request. Raises SourceError for a bad directory or certificate, or an
     address that cannot be had.
     """
     transport = _Transport(tls, trusted_proxies)
-    app = create_app(root, **options)
+    app = create_app(root, local=is_loopback(host), **options)
     listener, url = _listen(host, port, tls=tls is not None)
-    config = _config(AccessLog(app), transport, log_level="warning")
+    config = _config(AccessLog(app), transport, grace, log_level="warning")
     raise_descriptor_limit()
-    server = _Uvicorn(config, app.state.stop, lambda: on_ready and on_ready(url))
+    server = _Uvicorn(config, app, lambda: on_ready and on_ready(url), grace)
     with suppress(KeyboardInterrupt):
         server.run([listener])

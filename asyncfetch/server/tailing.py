@@ -8,6 +8,7 @@ from starlette.responses import StreamingResponse
 
 from ..errors import AsyncfetchError
 from .body import chunk_size, in_reader, sending
+from .counts import ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ class FillBody(StreamingResponse):
         self.generation = fill.generation  # of what a client that asks for the rest was told it may go on with
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
         try:
             with sending():
                 await super().__call__(scope, receive, send)
@@ -56,8 +58,10 @@ class FillBody(StreamingResponse):
             self.generation = fill.generation
         while not self._is_cut_off():
             if count := min(chunk_size(), fill.ready(position), end - position):
+                self.scope[ORIGIN] = "fill"
                 return await in_reader(fill.read, position, count)
             if fill.is_far(position):
+                self.scope[ORIGIN] = "passed"
                 try:
                     return await fill.read_far(position, end, self.transport)
                 except AsyncfetchError:

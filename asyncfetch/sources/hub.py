@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -62,9 +62,20 @@ class HubFile:
 
 
 class Hub:
-    """One repository on one endpoint, by its name in addresses: `owner/name`, or `datasets/owner/name`."""
+    """One repository on one endpoint, by its name in addresses: `owner/name`, or `datasets/owner/name`.
 
-    def __init__(self, transport: Transport, settings: Settings, name: str) -> None:
+    `passes` is told where a redirect leads before it is followed, and raises where that is not to be.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        settings: Settings,
+        name: str,
+        *,
+        passes: Callable[[str], None] = lambda _url: None,
+    ) -> None:
+        self._passes = passes
         self.transport = transport
         self.settings = settings
         self.name = name
@@ -172,9 +183,7 @@ class Hub:
     async def _ask_api(self, path: str, revision: str) -> Reply:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""
         url = f"{self.settings.endpoint}/api/{self.api}/{path}"
-        reply = await self.transport.fetch(
-            url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._may_follow
-        )
+        reply = await self.transport.fetch(url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._follows)
         if reply.status not in _NO_API or reply.headers.get("x-error-code"):
             self._raise_for(reply, path.partition("?")[0], revision)
         return reply
@@ -182,7 +191,7 @@ class Hub:
     async def told(self, path: str) -> object:
         """The JSON that the API answers to a path below it; None if that is none. Raises the network's errors."""
         url = f"{self.settings.endpoint}/api/{path}"
-        reply = await self.transport.fetch(url, limit=MiB, headers=self.headers(url), may_follow=self._may_follow)
+        reply = await self.transport.fetch(url, limit=MiB, headers=self.headers(url), may_follow=self._follows)
         try:
             return json.loads(reply.body) if reply.status == 200 and not reply.truncated else None
         except (ValueError, RecursionError):
@@ -223,7 +232,13 @@ class Hub:
         headers = self.headers(url)
         if not whole:
             headers["range"] = f"bytes=0-{limit - 1}"
-        return await self.transport.fetch(url, limit=limit, headers=headers, may_follow=self._may_follow, file=told)
+        return await self.transport.fetch(url, limit=limit, headers=headers, may_follow=self._follows, file=told)
+
+    def _follows(self, redirect: Reply, target: str) -> bool:
+        if not self._may_follow(redirect, target):
+            return False
+        self._passes(target)
+        return True
 
     def _may_follow(self, redirect: Reply, target: str) -> bool:
         """Within one site; and to wherever another Hub may be, as a mirror does that sends on to the official one.

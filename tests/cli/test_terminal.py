@@ -16,7 +16,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from asyncfetch.cli.progress import ProgressState
+from asyncfetch.api.progress import ProgressState
 from asyncfetch.cli.terminal import frame, terminal_reporter
 from asyncfetch.cli.wording import Audience, announcement
 from asyncfetch.events import (

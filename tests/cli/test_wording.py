@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import asyncfetch
+from asyncfetch.api.progress import ProgressState
 from asyncfetch.cli.options import policy_of
-from asyncfetch.cli.progress import ProgressState
 from asyncfetch.cli.wording import (
     Audience,
     announcement,

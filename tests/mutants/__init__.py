@@ -89,11 +89,13 @@ def every_mutant() -> tuple[Mutant, ...]:
         enemies,
         http_answers,
         http_origins,
+        jobs,
         models,
         processes,
         pull_through,
         reasons,
         repositories,
+        room,
         secrets,
         serving,
         stores,
@@ -102,5 +104,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, enemies, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, room, jobs, enemies, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -6,6 +6,12 @@ from . import Mutant
 
 _ONCE = "many clients that ask for the same at once"
 _WRONG = "wrong bytes from the Hub behind a server"
+_SHARED = "a file that is wanted in several places at once"
+_COUNTED = "what a server costs the Hub behind it"
+_END = "a server is told to stop"
+_BESIDE = "a folder of one's own beside another Hub"
+_AUDIT = "an audit log that is moved away, full or slow"
+_PROBES = "a server that lives and cannot serve"
 _AWAY = "the Hub behind a server is away"
 _WHO = "what only some may see of the Hub behind a server"
 _ANSWERS = "what the Hub behind a server says that is not for clients"
@@ -23,14 +29,14 @@ MUTANTS = (
         "a-fill-for-each-reader",
         _ONCE,
         "server.fills:Fills.of",
-        "fill = self._running.get(key)",
-        "fill = None",
+        "self._running.get(key)",
+        "None",
         ("server/test_pull_through.py::test_a_second_reader_shares_what_arrives",),
     ),
     Mutant(
         "far-readers-wait-for-the-fill",
         _ONCE,
-        "server.fills:Fill.is_far",
+        "server.filling:Fill.is_far",
         "self._partial.frontier + AHEAD < offset",
         "self._partial.frontier + AHEAD * 1000 < offset",
         ("server/test_pull_through.py::test_ranges_before_within_and_far_beyond_what_has_come",),
@@ -38,7 +44,7 @@ MUTANTS = (
     Mutant(
         "the-end-before-the-hash",
         _WRONG,
-        "server.fills:Fill.ready",
+        "server.filling:Fill.ready",
         "size if self._verified else size - HELD",
         "size",
         ("server/test_pull_through.py::test_no_byte_of_a_small_file_before_its_hash",),
@@ -62,9 +68,9 @@ MUTANTS = (
     Mutant(
         "distrust-ends-with-the-process",
         _WRONG,
-        "server.distrust:Distrust.__init__",
-        "_read(path)",
-        "{}",
+        "server.distrust:Distrust._merge",
+        "seen != self._seen",
+        "False",
         ("server/test_pull_through.py::test_wrong_bytes_for_ever",),
     ),
     Mutant(
@@ -95,7 +101,7 @@ MUTANTS = (
         "waits-for-who-is-away",
         _AWAY,
         "server.freshness:Health.away",
-        "now < self._away_until",
+        "0 < self._away_until - now <= AWAY",
         "False",
         ("server/test_pull_through.py::test_a_source_that_says_nothing",),
     ),
@@ -135,8 +141,8 @@ MUTANTS = (
         "who-could-can-for-ever",
         _WHO,
         "server.freshness:Access.may",
-        "at is not None and now - at < DECISION",
-        "at is not None",
+        "0 <= now - self._granted(who, repository, scope) < DECISION",
+        "0 <= now - self._granted(who, repository, scope)",
         ("server/test_pull_through.py::test_who_may",),
     ),
     Mutant(
@@ -150,7 +156,7 @@ MUTANTS = (
     Mutant(
         "xet-is-named",
         _ANSWERS,
-        "server.upstream:_stripped",
+        "server.relayed:_stripped",
         "if name not in _XET",
         "if name",
         ("server/test_pull_through.py::test_no_xet_and_no_link_that_leads_elsewhere",),
@@ -162,5 +168,133 @@ MUTANTS = (
         "await off_loop(lambda: without_xet(reply.body), slow=True)",
         "reply.body",
         ("server/test_pull_through.py::test_a_portal_in_place_of_the_source",),
+    ),
+    Mutant(
+        "a-mark-counts-twice-after-a-kill",
+        _WRONG,
+        "server.distrust:Distrust.identity",
+        'f"{etag} after {wrong} wrong" if wrong else etag',
+        "etag",
+        ("server/test_sharing.py::test_killed_between_the_mark_and_the_end_of_the_wrong_bytes",),
+    ),
+    Mutant(
+        "a-file-for-each-repository",
+        _SHARED,
+        "server.borrowing:borrow",
+        "not is_same_everywhere(etag)",
+        "True",
+        ("server/test_sharing.py::test_a_file_that_another_repository_has",),
+    ),
+    Mutant(
+        "a-fill-for-each-repository",
+        _SHARED,
+        "server.fills:Fills.of",
+        "None if is_same_everywhere(file.key) else cache.folder",
+        "cache.folder",
+        ("server/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
+    ),
+    Mutant(
+        "waits-until-another-process-is-done",
+        _SHARED,
+        "server.filling:Fill.hear",
+        "self._group.start_soon(self._follow)",
+        "pass",
+        ("server/test_sharing.py::test_two_services_of_one_cache_share_what_arrives",),
+    ),
+    Mutant(
+        "follows-over-wrong-bytes",
+        _SHARED,
+        "server.filling:Fill._heed",
+        "not same or marked > self._marked",
+        "False",
+        ("server/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
+    ),
+    Mutant(
+        "a-kill-forgets-what-came",
+        _COUNTED,
+        "server.counts:Meter.received",
+        "self._counts.save()",
+        "pass",
+        ("server/test_sharing.py::test_a_kill_costs_eight_mib_of_a_file_at_the_most",),
+    ),
+    Mutant(
+        "what-nobody-reads-counts-nothing",
+        _COUNTED,
+        "network.body:Body.aclose",
+        "self._count(min(self._stream.unread, self._left))",
+        "pass",
+        ("server/test_sharing.py::test_egress_is_what_the_source_counts",),
+    ),
+    Mutant(
+        "two-processes-write-one-record",
+        _COUNTED,
+        "server.counts:_claim",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        ("server/test_sharing.py::test_counts_of_several_processes_do_not_mix",),
+    ),
+    Mutant(
+        "readers-are-cut-off-at-once",
+        _END,
+        "server.server:_Uvicorn.shutdown",
+        "call_later(self.grace, self._cut)",
+        "call_later(0, self._cut)",
+        ("server/test_operation.py::test_told_to_stop_running_answers_end",),
+    ),
+    Mutant(
+        "the-other-hub-wins",
+        _BESIDE,
+        "server.beside:Beside.respond",
+        "self.own if place else self.passing",
+        "self.passing",
+        ("server/test_beside.py::test_its_names_win",),
+    ),
+    Mutant(
+        "listed-twice",
+        _BESIDE,
+        "server.beside:_merged",
+        'one.get("id") not in own',
+        "True",
+        ("server/test_beside.py::test_both_are_listed_together",),
+    ),
+    Mutant(
+        "ready-whatever-is-wrong",
+        _PROBES,
+        "server.health:readiness",
+        "200 if ready else 503",
+        "200",
+        ("server/test_operation.py::test_probes",),
+    ),
+    Mutant(
+        "kept-answers-are-not-enough",
+        _PROBES,
+        "server.health:checks_of",
+        "await off_loop(upstream.has_answers)",
+        "False",
+        ("server/test_operation.py::test_ready_with_what_is_kept",),
+    ),
+    Mutant(
+        "the-audit-log-stays-where-it-was-moved",
+        _AUDIT,
+        "server.audit:_File",
+        "WatchedFileHandler",
+        "logging.FileHandler",
+        ("server/test_operation.py::test_audit",),
+    ),
+    Mutant(
+        "a-refusal-is-kept",
+        _AWAY,
+        "server.upstream:_is_for_all",
+        "answer.status == 404 and",
+        "True or",
+        ("server/test_kept_answers.py::test_a_refusal_counts_for_nobody_else",),
+    ),
+    Mutant(
+        "each-question-has-its-own-patience",
+        _AWAY,
+        "server.pull_through:PullThrough.respond",
+        "anyio.move_on_after(PATIENCE)",
+        "anyio.move_on_after(PATIENCE * 1000)",
+        ("server/test_kept_answers.py::test_several_questions_take_no_longer_than_one",),
     ),
 )

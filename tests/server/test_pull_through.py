@@ -7,12 +7,9 @@ import http.client
 import os
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +21,8 @@ from asyncfetch.errors import SourceError
 from asyncfetch.server import Server, freshness, upstream
 from asyncfetch.server.distrust import DAYS, REST, Distrust
 from asyncfetch.server.freshness import Answer
+from asyncfetch.server.relayed import without_xet
 from asyncfetch.server.store import Store
-from asyncfetch.server.upstream import without_xet
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
 
@@ -39,10 +36,9 @@ from ..kit.fault_server import (
     Mute,
     Stall,
     Status,
-    Truncate,
 )
-from ..kit.fault_server import Answer as Sent
 from .clients import hub
+from .services import Gate, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,20 +115,6 @@ def test_our_own_client(service: Server, source: FaultServer, tmp_path: Path) ->
         )
         assert (found.path / "model.safetensors").read_bytes() == WEIGHTS
     assert source.sent(STORED) == len(WEIGHTS)
-
-
-class Gate:
-    """Breaks off what begins at 0 after `cut` bytes, and holds up what goes on there until it is opened."""
-
-    def __init__(self, cut: int) -> None:
-        self.cut = cut
-        self.opened = threading.Event()
-
-    def __call__(self, answer: Sent) -> Sent:
-        start = int(answer.headers["content-range"].removeprefix("bytes ").partition("-")[0])
-        if start == self.cut:
-            self.opened.wait(20)
-        return answer if start else Truncate(self.cut)(answer)
 
 
 def test_bytes_come_while_the_file_arrives_and_it_goes_on_alone(
@@ -228,19 +210,6 @@ def test_no_byte_of_a_small_file_before_its_hash(source: FaultServer, service: S
     source.fault(page.replace("main", COMMIT), Flip(1), forever=True)
     answer = httpx.get(service.url + page)
     assert (answer.status_code, answer.headers["x-error-code"]) == (502, "WrongBytes")
-
-
-@contextmanager
-def process_of(source: FaultServer, cache: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service in a process of its own, which is killed in the end, and its URL."""
-    options = [f"--upstream={source.url}", f"--cache-dir={cache}", "--port=0", "--quiet"]
-    command = [sys.executable, "-m", "asyncfetch", "serve", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            yield process, next(line for line in process.stderr if line.startswith("export ")).strip().partition("=")[2]
-        finally:
-            process.kill()
 
 
 def test_a_killed_service_goes_on(source: FaultServer, tmp_path: Path) -> None:
@@ -426,7 +395,12 @@ def test_paths_that_lead_elsewhere(source: FaultServer, service: Server, path: s
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
-    for options in ({"token": "t"}, {"follow_links": True}, {"upstream": "ftp://x"}, {"upstream": "http://a:b@x"}):
+    for options in (
+        {"gated": frozenset({"a"})},
+        {"follow_links": True},
+        {"upstream": "ftp://x"},
+        {"upstream": "http://a:b@x"},
+    ):
         with pytest.raises(SourceError):
             Server(tmp_path / "cache", **{"upstream": "http://x", **options})  # type: ignore[arg-type]
 
@@ -456,7 +430,7 @@ def test_distrust_lasts_for_days(tmp_path: Path) -> None:
     kept_marks.save()
     (tmp_path / "state" / "distrust.json").write_bytes(b'{"format": 1, "etags": [')
     assert Distrust(tmp_path / "state" / "distrust.json").may_resume("a")
-    assert os.listdir(tmp_path / "state") == ["distrust.json"]
+    assert sorted(os.listdir(tmp_path / "state")) == ["distrust.json", "distrust.lock"]
 
 
 def test_a_damaged_answer_is_no_answer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asyncfetch.cli.progress import Hold, ProgressState, Rate, RowState
+from asyncfetch.api.progress import Hold, ProgressState, Rate, RowState
 from asyncfetch.events import (
     Event,
     FileProgress,
