@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILE_PARTS",
+    "BrokenOffError",
     "FileBody",
     "FilePart",
     "Part",
@@ -172,6 +173,10 @@ def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
     return failure(416, "RangeNotSatisfiable", f"{path!r} has {part.size} bytes, none of them in that range.", headers)
 
 
+class BrokenOffError(Exception):
+    """The rest of a body cannot be sent: the file has become shorter, or the client has gone."""
+
+
 class FilePart:
     """A piece of a body that is in a file: for servers that can send it from there, who say so by FILE_PARTS."""
 
@@ -219,5 +224,5 @@ class FileBody(StreamingResponse):
             position += len(chunk)
             try:
                 await send({"type": "http.response.body", "body": chunk, "more_body": position < end})
-            except EOFError:  # likewise
+            except BrokenOffError:  # likewise
                 return

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
-from .access import is_loopback
 from .access_log import AccessLog, raw_path
 from .endpoints import ServerOptions, create_app
 
 try:
     import uvicorn
 
+    from .access import is_loopback
     from .connections import Connection, raise_descriptor_limit
 except ImportError as missing:
     raise SourceError(

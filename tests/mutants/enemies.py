@@ -47,7 +47,7 @@ MUTANTS = (
         "a-file-that-became-shorter-is-sent-to-its-end",
         _CHANGES,
         "server.connections:_push",
-        'raise EOFError("the file has become shorter")',
+        "raise BrokenOffError",
         "return end",
         ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
     ),
@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "a-part-is-taken-for-the-file",
         _LIES,
-        "server.fills:Fill.misled",
+        "server.filling:Fill.misled",
         "self.file.size != self.size",
         "False",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),
@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "a-lie-is-kept-for-ever",
         _LIES,
-        "server.fills:Fill.run",
-        "await self._forget()",
+        "server.filling:Fill.run",
+        "await wanted.forget()",
         "pass",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),
     ),
