@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import socket
 import struct
@@ -149,10 +150,6 @@ def _taking_files(app: Any, connection: Connection) -> ASGIApp:
 
 def raise_descriptor_limit() -> None:
     """Let this process have as many open files as the system permits it: many systems begin with 1,024."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system, which has no such limit
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(OSError, ValueError):  # macOS refuses its own "no limit"

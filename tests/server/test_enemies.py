@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -194,6 +195,24 @@ def test_who_takes_nothing_is_cut_off(root: Path, tmp_path: Path, monkeypatch: p
                 assert broken.poll(20_000)
             with CLIENT.stream("GET", service.url + PAGE) as answer:
                 assert sum(len(piece) for piece in answer.iter_raw()) == 64 * MiB
+
+
+def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait for a reader ends when it goes on."""
+    os.truncate(root / "org" / "m" / "a.txt", 32 * MiB)
+    later, waits = connections.Connection._later, []
+
+    def noted(connection: connections.Connection, seconds: float) -> asyncio.TimerHandle:
+        handle = later(connection, seconds)
+        if seconds == connections.STALL:
+            waits.append(handle)
+        return handle
+
+    monkeypatch.setattr(connections.Connection, "_later", noted)
+    with Server(root) as folder, Server(tmp_path / "cache", upstream=folder.url) as passing:
+        assert len(CLIENT.get(passing.url + PAGE).content) == 32 * MiB
+    assert waits
+    assert all(handle.cancelled() for handle in waits)
 
 
 def test_pieces_are_smaller_where_many_read() -> None:
