@@ -39,6 +39,7 @@ class Beside:
 
     def __init__(self, own: Hub, passing: PullThrough) -> None:
         self.own, self.passing = own, passing
+        passing.beside = self._names
 
     def _names(self) -> dict[str, list[str]]:
         """What is in the folder, by kind. Blocks."""
@@ -67,8 +68,6 @@ class Beside:
         target = parse_resource(raw_path(request.scope))
         if target is None:
             return await self.passing.respond(request)
-        if target.action == "home" and request.method in ("GET", "HEAD"):
-            return await self.passing.home(request, await off_loop(self._names))
         if target.name:
             place = await off_loop(lambda: self.own.catalog.locate(target.kind, target.name))
             return await (self.own if place else self.passing).respond(request)

@@ -161,21 +161,17 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     audit = ours.pop("audit", None)
     if upstream is None:
         hub = _folder_hub(root, **ours)
-        return _application(
-            hub, hub.catalog, hub.catalog.close, _operation(Counts(), hub.checks, hub.gate.token), audit
-        )
-    passing = _pull_through(Path(root), upstream, local, **ours)
-    token = ours.get("token")
+        operation = _operation(Counts(), hub.checks, hub.gate.token)
+        return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
+    passing, token = _pull_through(Path(root), upstream, local, **ours), ours.get("token")
     if own is None:
-        return _application(
-            passing, passing, lambda: None, _operation(passing.counts, passing.checks, token), audit, passing.leave
-        )
+        operation = _operation(passing.counts, passing.checks, token)
+        return _application(passing, passing, lambda: None, operation, audit, passing.leave)
     kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
     hub = _folder_hub(own, token=token, state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
     both = Beside(hub, passing)
-    return _application(
-        both, both, hub.catalog.close, _operation(passing.counts, both.checks, token), audit, passing.leave
-    )
+    operation = _operation(passing.counts, both.checks, token)
+    return _application(both, both, hub.catalog.close, operation, audit, passing.leave)
 
 
 def _folder_hub(

@@ -68,7 +68,7 @@ from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from anyio.abc import TaskGroup
@@ -138,6 +138,7 @@ class PullThrough:
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
         self.live: Live | None = None
+        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -216,7 +217,7 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.home(request, {})
+            return await self.control.page(request, self._origin(request), await off_loop(self.beside))
         who = self.door.who(request)
         if isinstance(who, Response):
             return who
@@ -240,10 +241,6 @@ class PullThrough:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
             return source_failure(error)
-
-    async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
-        """The page for people. `own` is what else is served here, by kind."""
-        return await self.control.page(request, self._origin(request), own)
 
     def leave(self) -> None:
         """Let those go who watch how it goes, which has no end. In the event loop."""
