@@ -116,7 +116,7 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     """The ASGI application that serves the repositories under `root`.
 
     Its lifespan has to be run: it hashes files, or fetches them, in the background. `app.state.stop` may be called
-    from any thread when nobody is answered any more.
+    from any thread when nobody is answered any more, and before that `app.state.leave` in the event loop.
 
     `redirect`: answer for LFS files with a 302 to a signed URL, on this server (True) or on another
     one (its origin, "http://host:port"), which serves the same directory with the same `secret`. Such
@@ -161,17 +161,17 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     audit = ours.pop("audit", None)
     if upstream is None:
         hub = _folder_hub(root, **ours)
-        return _application(
-            hub, hub.catalog, hub.catalog.close, _operation(Counts(), hub.checks, hub.gate.token), audit
-        )
-    passing = _pull_through(Path(root), upstream, local, **ours)
-    token = ours.get("token")
+        operation = _operation(Counts(), hub.checks, hub.gate.token)
+        return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
+    passing, token = _pull_through(Path(root), upstream, local, **ours), ours.get("token")
     if own is None:
-        return _application(passing, passing, lambda: None, _operation(passing.counts, passing.checks, token), audit)
+        operation = _operation(passing.counts, passing.checks, token)
+        return _application(passing, passing, lambda: None, operation, audit, passing.leave)
     kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
     hub = _folder_hub(own, token=token, state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
     both = Beside(hub, passing)
-    return _application(both, both, hub.catalog.close, _operation(passing.counts, both.checks, token), audit)
+    operation = _operation(passing.counts, both.checks, token)
+    return _application(both, both, hub.catalog.close, operation, audit, passing.leave)
 
 
 def _folder_hub(
@@ -243,8 +243,9 @@ def _application(
     stop: Callable[[], None],
     operation: Operation,
     audit: str | None,
+    leave: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """An application that answers while `running` is entered."""
+    """An application that answers while `running` is entered. `leave` lets those go who would stay for ever."""
     log = None if audit is None else Audit(audit)
 
     @asynccontextmanager
@@ -265,7 +266,7 @@ def _application(
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.stop, app.state.counts = stop, operation.counts
+    app.state.stop, app.state.leave, app.state.counts = stop, leave, operation.counts
     return app
 
 

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import anyio
 from starlette.responses import JSONResponse, Response
@@ -25,15 +26,14 @@ from starlette.responses import JSONResponse, Response
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
-    NetworkError,
     ProtocolError,
-    RateLimitedError,
     RepositoryNotFoundError,
     SourceError,
     StorageError,
     storage_errors,
 )
 from ..events import Event, Notifier, Retrying
+from ..network.reach import Reach
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -42,7 +42,7 @@ from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
 from .access import Admin, Door
 from .access_log import raw_path
-from .answers import failure, not_allowed, repository_not_found
+from .answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
 from .body import FileBody, Part, no_range
 from .control import BASE, Control
 from .counts import Counts
@@ -86,6 +86,7 @@ __all__ = ["PullThrough"]
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 SAVE = 2.0  # seconds between two times that counters are written
+_MOST_FOLDERS = 8  # that are listed for one request
 
 
 class _File(NamedTuple):
@@ -136,6 +137,7 @@ class PullThrough:
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
+        self.live: Live | None = None
         self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
@@ -153,9 +155,10 @@ class PullThrough:
         )
         # Questions have connections of their own: they never wait for bytes.
         many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
-        told = Notifier(self._hear)
-        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
-        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
+        told, reach = Notifier(self._hear), Reach(urlsplit(self.endpoint).hostname or "")
+        questions, fills = counts.meter("questions"), counts.meter("fills")
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=questions, reach=reach))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=fills, reach=reach))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
@@ -179,8 +182,8 @@ class PullThrough:
         self._tasks.callback(files.close)
         jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
         self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
-        self.live = Live(self.state)
-        self.control = Control(jobs, self.kept, self.state, self.live, self.admin, self.door, self.public_url)
+        self.live = live = Live(self.state)
+        self.control = Control(jobs, self.kept, self.state, live, self.admin, self.door, self.public_url)
         await jobs.resume()
 
     async def __aexit__(self, *_: object) -> None:
@@ -237,7 +240,12 @@ class PullThrough:
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
-            return _failed(error)
+            return source_failure(error)
+
+    def leave(self) -> None:
+        """Let those go who watch how it goes, which has no end. In the event loop."""
+        if self.live is not None:
+            self.live.end()
 
     async def _document(self, request: Request, target: Resource, who: Who) -> Answer:
         query = request.url.query
@@ -254,8 +262,12 @@ class PullThrough:
             return asked
         paths, expand = dict.fromkeys(path.strip("/") for path in asked[0]), asked[1]
         found: dict[str, object] = {}
-        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths if path):
-            following: str | None = "expand=true" if expand else ""
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in paths if path)
+        query = urlencode({"expand": "true"} if expand else {})
+        if len(folders) > _MOST_FOLDERS:  # one listing of all costs the source less
+            folders, query = {"": None}, urlencode({"expand": str(expand).lower(), "recursive": "true"})
+        for folder in folders:
+            following: str | None = query
             passed = set[str]()
             while following is not None and following not in passed:
                 passed.add(following)
@@ -288,10 +300,10 @@ class PullThrough:
             self.counts.add("hits")
             return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
-            return _wrong(file.path, rest)
+            return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
-        fill = self.fills.of(file.to_fetch(), hub, cache, ref)
+        fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
         fill.hold()
         try:
             await fill.begun(part.span.start, deadline)
@@ -330,12 +342,15 @@ class PullThrough:
         return self.distrust.may_resume(file.etag) and (not to_the_end or self.distrust.may_take_the_rest(file.etag))
 
     def _fill_failed(self, fill: Fill) -> Response:
+        if fill.misled:
+            return source_failure(ProtocolError("it tells another size of the file by now", url=self.endpoint))
         if fill.error is None:
             return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)
 
     def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
-        return _wrong(path, self.distrust.rest_of(etag)) if isinstance(error, ChecksumMismatchError) else _failed(error)
+        wrong = isinstance(error, ChecksumMismatchError)
+        return wrong_bytes(path, self.distrust.rest_of(etag)) if wrong else source_failure(error)
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
         """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
@@ -378,19 +393,3 @@ def _entries(body: bytes, url: str) -> list[tuple[str, object]]:
         return [(str(entry["path"]), entry) for entry in json.loads(body)]
     except (ValueError, TypeError, KeyError):
         raise ProtocolError("the listing is none of the Hub's", url=url) from None
-
-
-def _failed(error: AsyncfetchError) -> Response:
-    """Why there is no answer, without what the source's addresses are."""
-    if isinstance(error, RateLimitedError):
-        after = str(int(error.retry_after or 30) + 1)
-        return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
-    if isinstance(error, StorageError):
-        return failure(507, "Storage", "The server has no room for this file, or cannot write it.")
-    what = "does not answer" if isinstance(error, NetworkError) else "gives no usable answer"
-    return failure(502, "Source", f"The source {what} ({error.code}).", {"Retry-After": "5"})
-
-
-def _wrong(path: str, seconds: float) -> Response:
-    message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
-    return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})
