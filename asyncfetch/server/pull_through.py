@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import anyio
 from starlette.responses import JSONResponse, Response
@@ -32,6 +33,7 @@ from ..errors import (
     storage_errors,
 )
 from ..events import Event, Notifier, Retrying
+from ..network.reach import Reach
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -84,6 +86,7 @@ __all__ = ["PullThrough"]
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 SAVE = 2.0  # seconds between two times that counters are written
+_MOST_FOLDERS = 8  # that are listed for one request
 
 
 class _File(NamedTuple):
@@ -152,9 +155,10 @@ class PullThrough:
         )
         # Questions have connections of their own: they never wait for bytes.
         many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
-        told = Notifier(self._hear)
-        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
-        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
+        told, reach = Notifier(self._hear), Reach(urlsplit(self.endpoint).hostname or "")
+        questions, fills = counts.meter("questions"), counts.meter("fills")
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=questions, reach=reach))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=fills, reach=reach))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
@@ -258,8 +262,12 @@ class PullThrough:
             return asked
         paths, expand = dict.fromkeys(path.strip("/") for path in asked[0]), asked[1]
         found: dict[str, object] = {}
-        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths if path):
-            following: str | None = "expand=true" if expand else ""
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in paths if path)
+        query = urlencode({"expand": "true"} if expand else {})
+        if len(folders) > _MOST_FOLDERS:  # one listing of all costs the source less
+            folders, query = {"": None}, urlencode({"expand": str(expand).lower(), "recursive": "true"})
+        for folder in folders:
+            following: str | None = query
             passed = set[str]()
             while following is not None and following not in passed:
                 passed.add(following)
@@ -295,7 +303,7 @@ class PullThrough:
             return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
-        fill = self.fills.of(file.to_fetch(), hub, cache, ref)
+        fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
         fill.hold()
         try:
             await fill.begun(part.span.start, deadline)
@@ -334,6 +342,8 @@ class PullThrough:
         return self.distrust.may_resume(file.etag) and (not to_the_end or self.distrust.may_take_the_rest(file.etag))
 
     def _fill_failed(self, fill: Fill) -> Response:
+        if fill.misled:
+            return source_failure(ProtocolError("it tells another size of the file by now", url=self.endpoint))
         if fill.error is None:
             return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)

@@ -48,7 +48,7 @@ def source() -> Iterator[FaultServer]:
 
 
 def ready(url: str) -> tuple[int, dict[str, Any]]:
-    answer = httpx.get(f"{url}/readyz")
+    answer = httpx.get(f"{url}/readyz", timeout=30)
     told = answer.json()
     assert (answer.status_code == 200) is told["ready"]
     return answer.status_code, {name: check["ok"] for name, check in told["checks"].items()}
@@ -73,7 +73,7 @@ def test_ready_with_what_is_kept(source: FaultServer, tmp_path: Path, monkeypatc
     source.fault("/api/whoami-v2", Mute, forever=True)
     monkeypatch.setattr("asyncfetch.server.health.PROBE", 0.2)
     with Server(tmp_path / "cache", upstream=source.url) as service:
-        answer = httpx.get(f"{service.url}/readyz")
+        answer = httpx.get(f"{service.url}/readyz", timeout=30)
         assert (answer.status_code, answer.json()["checks"]["upstream"]["ok"]) == (200, True)
         assert "what is kept is served" in answer.json()["checks"]["upstream"]["why"]
     (state,) = (tmp_path / "cache" / ".locks" / "asyncfetch").iterdir()
