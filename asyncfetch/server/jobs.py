@@ -180,13 +180,13 @@ class Jobs:
         self._turns = anyio.CapacityLimiter(AT_ONCE)
         self._saving = anyio.Lock()  # what is newer is written later
 
-    async def resume(self) -> None:
-        """Go on with the jobs of an earlier process."""
+    async def resume(self, who: Who) -> None:
+        """Go on with the jobs of an earlier process, as `who`: their own tokens are gone."""
         for job in sorted(await off_loop(self._folder.load), key=lambda job: job.created):
             self._jobs[job.id] = job
             if job.state in (JobState.QUEUED, JobState.RUNNING):
                 job.enter(JobState.QUEUED)
-                self._begin(job, Who(None))
+                self._begin(job, who)
 
     def all(self) -> list[Job]:
         """The newest first."""

@@ -14,6 +14,7 @@ import anyio
 from anyio import from_thread
 
 from ..errors import (
+    AccessError,
     AsyncfetchError,
     ChangedError,
     ChecksumMismatchError,
@@ -73,11 +74,23 @@ def wanted_paths(paths: Collection[str], wanted: Wanted) -> list[str]:
 
 
 class Worker:
-    """Does jobs, one call for each. `patience`: seconds for which a source that does not answer is asked again."""
+    """Does jobs, one call for each.
 
-    def __init__(self, upstream: Upstream, fills: Fills, distrust: Distrust, root: Path, patience: float) -> None:
+    `patience`: for how many seconds a source that is away is asked again. `admit` says of a kind and a name whether
+    such a repository may be asked for now.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        fills: Fills,
+        distrust: Distrust,
+        root: Path,
+        patience: float,
+        admit: Callable[[str, str], bool],
+    ) -> None:
         self._upstream, self._fills, self._distrust = upstream, fills, distrust
-        self._root, self._patience = root, patience
+        self._root, self._patience, self._admit = root, patience, admit
 
     async def __call__(self, job: Job, who: Who) -> None:
         """Do what the job wants, and note on it how that goes. Raises AsyncfetchError, JobFailedError."""
@@ -96,6 +109,8 @@ class Worker:
 
     async def _prefetch(self, job: Job, who: Who) -> None:
         wanted = job.wanted
+        if not self._admit(wanted.kind, wanted.name):
+            raise AccessError(f"This server does not serve {qualified(wanted.kind, wanted.name)}.", hint="")
         job.commit = commit = await self._commit(job, who)
         records = await self._listing(job, who, commit)
         sizes = {path: entry.size for path, entry in entries_of(records).items()}

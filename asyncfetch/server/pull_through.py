@@ -64,7 +64,7 @@ from .room import Limits
 from .state import Parts, State
 from .store import Store
 from .tailing import FillBody
-from .upstream import Upstream
+from .upstream import Upstream, Who
 from .wire import parse_resource
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ if TYPE_CHECKING:
     from ..sources.located import SourceFile
     from .fills import Fill
     from .freshness import Answer
-    from .upstream import Who
     from .wire import Resource
 
 __all__ = ["PullThrough"]
@@ -180,11 +179,13 @@ class PullThrough:
         """Go on with what an earlier process was to do, and answer who asks for it."""
         files = JobFiles(self._state / "jobs")
         self._tasks.callback(files.close)
-        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
+        admit, patience = self.door.rules.admit, self.policy.patience
+        worker = Worker(self.upstream, self.fills, self.distrust, self.root, patience, admit)
+        jobs = Jobs(files, worker, tasks)
         self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
         self.live = live = Live(self.state)
         self.control = Control(jobs, self.kept, self.state, live, self.admin, self.door, self.public_url)
-        await jobs.resume()
+        await jobs.resume(Who(self.door.upstream_token))
 
     async def __aexit__(self, *_: object) -> None:
         try:

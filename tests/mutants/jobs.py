@@ -42,6 +42,22 @@ MUTANTS = (
         ("server/test_jobs.py::test_a_job_waits_for_its_token_after_a_restart",),
     ),
     Mutant(
+        "a-job-forgets-the-token-of-the-server",
+        _JOBS,
+        "server.pull_through:PullThrough._begin_jobs",
+        "Who(self.door.upstream_token)",
+        "Who(None)",
+        ("server/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
+    ),
+    Mutant(
+        "a-job-brings-what-may-not-be-asked-for",
+        _JOBS,
+        "server.prefetch:Worker._prefetch",
+        "not self._admit(wanted.kind, wanted.name)",
+        "not wanted.name",
+        ("server/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
+    ),
+    Mutant(
         "two-servers-go-on-with-one-job",
         _JOBS,
         "server.job_files:JobFiles.load",

@@ -229,6 +229,22 @@ def test_a_job_waits_for_its_token_after_a_restart(source: FaultServer, tmp_path
         assert service.ended(job)["state"] == "done"
 
 
+def test_what_the_server_may_see_it_may_see_after_a_restart(source: FaultServer, tmp_path: Path) -> None:
+    source.token = TOKEN
+    gate = Gate(1_000_000)
+    source.fault(STORED, gate, forever=True)
+    with serving(source, tmp_path, upstream_token=TOKEN, allow=["org/*"]) as service:
+        assert service.client.post("jobs", json={"source": "another/model"}).status_code == 403
+        job = service.start(include=["*.safetensors"])
+        source.wait_for(lambda: source.sent(STORED) == 1_000_000, 10)
+    source.heal(STORED)
+    gate.opened.set()
+    with serving(source, tmp_path, upstream_token=TOKEN, allow=["org/*"]) as service:
+        assert service.ended(job)["state"] == "done"
+    with serving(source, tmp_path, upstream_token=TOKEN, allow=["another/*"]) as service:
+        assert service.ended(_retried(service, job))["error"]["code"] == "access_denied"
+
+
 def test_one_wrong_file_does_not_hold_up_the_others(source: FaultServer, tmp_path: Path) -> None:
     source.fault(STORED, Flip(10), forever=True)
     source.fault(f"/{NAME}/resolve/main/config.json", Status(429, {"retry-after": "0"}))
