@@ -76,6 +76,8 @@ class Beside:
         return await self.passing.respond(request)
 
     async def _listing(self, request: Request, target: Resource) -> Response:
+        if refused := self.passing.door.refusal(request):
+            return refused
         pairs = request.query_params.multi_items()
         cursor = request.query_params.get("cursor", "")
         query = [pair for pair in pairs if pair[0] != "cursor"]

@@ -116,7 +116,11 @@ class Kept:
     async def admit(self, partial: Path, size: int) -> bool:
         """Whether a file of `size` bytes, to be written at `partial`, has room once that was made. See `left`."""
         async with self._turn:
-            return await off_loop(lambda: self._admit(partial, size), slow=True)
+            try:
+                return await off_loop(lambda: self._admit(partial, size), slow=True)
+            except Exception:
+                LOG.exception("Whether there is room could not be told")
+                return False
 
     def left(self, partial: Path) -> None:
         """A file that was admitted is whole, or is not going on."""
@@ -179,8 +183,8 @@ class Kept:
                 except Exception:
                     LOG.exception("The cache could not be tended")
         finally:
-            with anyio.CancelScope(shield=True):
-                await off_loop(self.close)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self.close, abandon=True)
 
     def close(self) -> None:
         self.books.flush()

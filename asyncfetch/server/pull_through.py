@@ -153,7 +153,7 @@ class PullThrough:
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
-        self._tasks.callback(grants.close)
+        self._tasks.push_async_callback(self._close, grants)
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.upstream = Upstream(
@@ -172,6 +172,10 @@ class PullThrough:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await off_loop(self.counts.end, abandon=True)
+
+    async def _close(self, grants: Grants) -> None:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            await off_loop(grants.close, abandon=True)
 
     async def _save_counts(self) -> None:
         while True:
@@ -200,6 +204,8 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
+            if refused := self.door.refusal(request):
+                return refused
             return HTMLResponse(home_page(self._origin(request), await off_loop(self.beside)), headers=SAFETY)
         who = self.door.who(request)
         if isinstance(who, Response):

@@ -106,6 +106,14 @@ MUTANTS = (
         (f"{ACCESS}::test_a_token_of_its_own",),
     ),
     Mutant(
+        "no-token-is-needed-for-a-listing",
+        _TOKENS,
+        "server.beside:Beside._listing",
+        "if refused := self.passing.door.refusal(request):\n    return refused",
+        "",
+        (f"{ACCESS}::test_a_token_of_its_own",),
+    ),
+    Mutant(
         "an-open-port-is-not-said",
         _TOKENS,
         "cli.serving:_warnings",
