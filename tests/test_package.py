@@ -152,7 +152,7 @@ def test_import_is_light() -> None:
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    """The wheel has every module, the marker for type checkers and the licence; no tests, no scripts."""
+    """The wheel has every module, what the page is made of, the marker for type checkers and the licence; no more."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -161,7 +161,8 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         names = set(archive.namelist())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
-    expected = {*FILES, "asyncfetch/py.typed"}
+    page = {"asyncfetch/server/service_page.css", "asyncfetch/server/service_page.js"}
+    expected = {*FILES, *page, "asyncfetch/py.typed"}
     assert {name for name in names if not name.startswith(f"{info}/")} == expected
     assert f"{info}/licenses/LICENSE" in names
     assert "asyncfetch = asyncfetch.cli.main:main" in entry_points

@@ -33,6 +33,7 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import stdout_errors
+from .prefetching import PrefetchFlags, prefetch_from
 from .serving import ServeFlags, serve_until_stopped
 
 __all__ = ["app", "run"]
@@ -81,6 +82,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
 
 
 COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
+PREFETCH = PrefetchFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
 ]
@@ -230,6 +232,19 @@ def serve(
 ) -> None:
     """Serve a folder of models, another Hub by --upstream, or both, with the Hub's protocol, until Ctrl-C."""
     serve_until_stopped(directory, flags)
+
+
+@app.command
+def prefetch(
+    source: Annotated[
+        str, Parameter(help="org/model, org/model@revision, or the address of a page of the server's Hub.")
+    ],
+    /,
+    *,
+    flags: PrefetchFlags = PREFETCH,
+) -> None:
+    """Let a server that was started with --upstream fetch a model before anybody asks for it."""
+    prefetch_from(source, flags)
 
 
 @app.command

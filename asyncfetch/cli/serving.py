@@ -56,10 +56,6 @@ class ServeFlags:
     """Key of the certificate, as a PEM file without a password."""
     quiet: Annotated[bool, FLAG] = False
     """No line for each request, and none about hashing; only warnings and errors."""
-    audit: str | None = None
-    """A file that gets a line of JSON for each request: who, what, how many bytes and from where; - for stdout."""
-    grace: Annotated[float, Parameter(validator=Number(gte=0, lte=3600))] = 10.0
-    """Seconds that running answers get when the server is told to stop. What is being fetched can be gone on with."""
     # With --upstream: who may have what, and the room that it takes.
     allow: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """With --upstream: serve only repositories like this: ORG/NAME, ORG/*, datasets/ORG/NAME. May be repeated."""
@@ -82,6 +78,10 @@ class ServeFlags:
     strict: Annotated[bool, FLAG] = False
     """With --upstream: send no byte of a file before its hash is right. The first byte of a large file comes late:
     clients need a long time-out, such as HF_HUB_DOWNLOAD_TIMEOUT=3600."""
+    audit: str | None = None
+    """A file that gets a line of JSON for each request: who, what, how many bytes and from where; - for stdout."""
+    grace: Annotated[float, Parameter(validator=Number(gte=0, lte=3600))] = 10.0
+    """Seconds that running answers get when the server is told to stop. What is being fetched can be gone on with."""
 
 
 def state_folder(environ: Mapping[str, str], explicit: Path | None) -> Path | None:
@@ -89,46 +89,6 @@ def state_folder(environ: Mapping[str, str], explicit: Path | None) -> Path | No
     if explicit is not None:
         return explicit
     return expanded(os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "asyncfetch", "serve"))
-
-
-def serve_until_stopped(directory: Path | None, flags: ServeFlags) -> None:
-    """Serve a folder, another Hub, or both, until Ctrl-C. Raises SourceError, StorageError.
-
-    SourceError is for what cannot be served, and for flags that make no sense together.
-    """
-    from ..server.server import serve
-
-    if directory is None and flags.upstream is None:
-        raise SourceError("Name a folder to serve, or another Hub by --upstream, or both.")
-    tls, token, options = _tls(flags), _token(directory, flags), _upstream_options(directory, flags)
-    root = directory if flags.upstream is None else cache_root(os.environ, flags.cache_dir)
-    with _logging_to_stderr(quiet=flags.quiet):
-        serve(
-            root or "",
-            flags.host,
-            flags.port,
-            on_ready=_announcement(directory, root, flags),
-            tls=tls,
-            trusted_proxies=flags.trusted_proxies,
-            grace=flags.grace,
-            token=token,
-            state_dir=flags.state_dir if flags.upstream else state_folder(os.environ, flags.state_dir),
-            follow_links=flags.follow_links,
-            ahead=directory is not None,
-            public_url=flags.public_url,
-            upstream=flags.upstream,
-            audit=flags.audit,
-            **options,
-        )
-
-
-def _token(directory: Path | None, flags: ServeFlags) -> str | None:
-    """What clients are asked for. Raises SourceError for that and other flags that do not go together."""
-    if flags.upstream is None and flags.cache_dir is not None:
-        raise SourceError("--cache-dir is where what comes from --upstream is kept.")
-    if directory is None and flags.follow_links:
-        raise SourceError("--follow-links is about links in a folder.")
-    return _token_in(flags.token_env, "--token-env")
 
 
 def _token_in(variable: str | None, option: str) -> str | None:
@@ -151,6 +111,37 @@ def _size_of(text: str | None, option: str) -> int | None:
         return parse_size(text)
     except ValueError as error:
         raise SourceError(f"{option}: {error}") from None
+
+
+def serve_until_stopped(directory: Path | None, flags: ServeFlags) -> None:
+    """Serve a folder, another Hub, or both, until Ctrl-C. Raises SourceError, StorageError.
+
+    SourceError is for what cannot be served, and for flags that make no sense together.
+    """
+    from ..server.server import serve
+
+    if directory is None and flags.upstream is None:
+        raise SourceError("Name a folder to serve, or another Hub by --upstream, or both.")
+    _refuse_misfits(directory, flags)
+    tls, options = _tls(flags), {} if flags.upstream is None else _upstream_options(directory, flags)
+    root = directory if flags.upstream is None else cache_root(os.environ, flags.cache_dir)
+    with _logging_to_stderr(quiet=flags.quiet):
+        serve(
+            root or "",
+            flags.host,
+            flags.port,
+            on_ready=_announcement(directory, root, flags),
+            tls=tls,
+            trusted_proxies=flags.trusted_proxies,
+            grace=flags.grace,
+            token=_token_in(flags.token_env, "--token-env"),
+            state_dir=flags.state_dir if flags.upstream else state_folder(os.environ, flags.state_dir),
+            follow_links=flags.follow_links,
+            ahead=directory is not None,
+            public_url=flags.public_url,
+            audit=flags.audit,
+            **options,
+        )
 
 
 def _announcement(directory: Path | None, root: Path | None, flags: ServeFlags) -> Callable[[str], None]:
@@ -178,11 +169,9 @@ def _announcement(directory: Path | None, root: Path | None, flags: ServeFlags) 
 
 
 def _upstream_options(directory: Path | None, flags: ServeFlags) -> UpstreamOptions:
-    """What goes with another Hub alone. Raises SourceError."""
-    if flags.upstream is None:
-        _refuse_flags_of_upstream(flags)
-        return {}
+    """How another Hub is served. Raises SourceError."""
     return {
+        "upstream": flags.upstream,
         "own": directory,
         "allow": flags.allow,
         "deny": flags.deny,
@@ -195,20 +184,19 @@ def _upstream_options(directory: Path | None, flags: ServeFlags) -> UpstreamOpti
     }
 
 
-def _refuse_flags_of_upstream(flags: ServeFlags) -> None:
-    """Raises SourceError for what makes no sense without --upstream."""
-    for name in (
-        "allow",
-        "deny",
-        "upstream_token_env",
-        "admin_token_env",
-        "max_size",
-        "min_free",
-        "upstream_bandwidth",
-        "strict",
-    ):
+_OF_UPSTREAM = (
+    "cache_dir", "allow", "deny", "upstream_token_env", "admin_token_env", "max_size", "min_free",
+    "upstream_bandwidth", "strict",
+)  # fmt: skip
+
+
+def _refuse_misfits(directory: Path | None, flags: ServeFlags) -> None:
+    """Raises SourceError for flags that do not go together."""
+    for name in _OF_UPSTREAM if flags.upstream is None else ():
         if getattr(flags, name):
             raise SourceError(f"--{name.replace('_', '-')} goes with --upstream.")
+    if directory is None and flags.follow_links:
+        raise SourceError("--follow-links is about links in a folder.")
 
 
 def _warnings(flags: ServeFlags) -> Iterator[str]:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
+from ..errors import NetworkError, RateLimitedError, StorageError
 from .text import header_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..errors import AsyncfetchError
     from .hashing import Unready
     from .signing import Refused
 
@@ -25,8 +27,10 @@ __all__ = [
     "not_allowed",
     "repository_not_found",
     "revision_not_found",
+    "source_failure",
     "storage_failure",
     "unready",
+    "wrong_bytes",
 ]
 
 
@@ -68,6 +72,22 @@ def unready(found: Unready) -> Response:
     so_far = f"{size_text(found.done)} of {size_text(found.total)}"
     message = f"The files are being hashed, which is done once: {so_far}. Ask again in {seconds} s."
     return failure(503, "Hashing", message, {"Retry-After": str(seconds)})
+
+
+def source_failure(error: AsyncfetchError) -> Response:
+    """Why there is no answer, without what the source's addresses are."""
+    if isinstance(error, RateLimitedError):
+        after = str(int(error.retry_after or 30) + 1)
+        return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
+    if isinstance(error, StorageError):
+        return failure(507, "Storage", "The server has no room for this file, or cannot write it.")
+    what = "does not answer" if isinstance(error, NetworkError) else "gives no usable answer"
+    return failure(502, "Source", f"The source {what} ({error.code}).", {"Retry-After": "5"})
+
+
+def wrong_bytes(path: str, seconds: float) -> Response:
+    message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
+    return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})
 
 
 def storage_failure(refused: Refused) -> Response:

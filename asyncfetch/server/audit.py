@@ -4,9 +4,9 @@
      "path": "/org/name/resolve/main/model.safetensors", "range": "bytes=0-99", "status": 206, "bytes": 100,
      "from": {"cache": 100}, "whole": true, "seconds": 0.004}
 
-`who` is the beginning of the SHA-256 of the token, `printf %s "$TOKEN" | sha256sum | cut -c1-16`, or "anonymous". `from`
-tells where the bytes were: in the cache, in a fill under way, passed on from the source, in a folder of one's own, or
-made as an answer. No token, query or other header is written. A file that logrotate moves away is begun anew.
+`who` is the beginning of the SHA-256 of the token, `printf %s "$TOKEN" | sha256sum | cut -c1-16`, or "anonymous".
+`from` tells where the bytes were: in the cache, in a fill under way, passed on from the source, in a folder of one's
+own, or made as an answer. No token, query or other header is written. A file that logrotate moves away is begun anew.
 
 Lines are written by a thread of their own. Where that cannot keep up, lines are left out, and one tells how many.
 """
@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ from .text import header_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from io import TextIOWrapper
 
     from starlette.types import Scope
 
@@ -104,7 +104,7 @@ class _File(WatchedFileHandler):
 
     def _open(self) -> TextIOWrapper:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        return open(descriptor, self.mode, encoding="utf-8")
+        return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8")
 
 
 def who_asks(scope: Scope) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Beside"]
 
-# Cursors of a listing: those of the folder's part, and of the first page that is the Hub's alone. All others are its own.
+# Cursors of a listing: how those of the folder's part begin, and that of the first page that is the Hub's alone.
 _OWN, _REST = "own.", "hub"
 
 
@@ -39,7 +39,6 @@ class Beside:
 
     def __init__(self, own: Hub, passing: PullThrough) -> None:
         self.own, self.passing = own, passing
-        passing.beside = self._names
 
     def _names(self) -> dict[str, list[str]]:
         """What is in the folder, by kind. Blocks."""
@@ -68,11 +67,14 @@ class Beside:
         target = parse_resource(raw_path(request.scope))
         if target is None:
             return await self.passing.respond(request)
+        if target.action == "home" and request.method in ("GET", "HEAD"):
+            hidden = self.passing.door.refusal(request) is not None
+            return await self.passing.home(request, {} if hidden else await off_loop(self._names))
         if target.name:
             place = await off_loop(lambda: self.own.catalog.locate(target.kind, target.name))
             return await (self.own if place else self.passing).respond(request)
         if target.action == "list" and request.method in ("GET", "HEAD"):
-            return await self._listing(request, target)
+            return self.own.gate.refusal(request) or await self._listing(request, target)
         return await self.passing.respond(request)
 
     async def _listing(self, request: Request, target: Resource) -> Response:

@@ -50,8 +50,7 @@ class Distrust:
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
         self._path, self._now = path, now
         self._lock = threading.Lock()  # guards what is below
-        self._marks = dict[str, _Mark]()
-        self._passed = dict[str, float]()  # files that were not kept, and when that was
+        self._marks, self._passed = dict[str, _Mark](), dict[str, float]()
         self._seen: tuple[int, ...] | None = None  # the state of the file that was read last
         self.refresh()
 

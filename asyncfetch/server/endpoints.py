@@ -51,7 +51,7 @@ except ImportError as missing:
         hint="Run: pip install 'asyncfetch[serve]'",
     ) from missing
 
-from .access import Admin, Door, Rules
+from .access import Admin, Door, Rules, holds
 from .answers import failure, not_allowed
 from .audit import Audit
 from .beside import Beside
@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from .operation import Checks
+
 __all__ = ["ServerOptions", "create_app"]
 
 
@@ -87,6 +89,7 @@ class FolderOptions(TypedDict, total=False):
 class UpstreamOptions(TypedDict, total=False):
     """What goes with another Hub alone; told at `create_app`."""
 
+    upstream: str | None
     own: str | os.PathLike[str] | None
     allow: Sequence[str]
     deny: Sequence[str]
@@ -106,7 +109,6 @@ class ServerOptions(FolderOptions, UpstreamOptions, total=False):
     follow_links: bool
     ahead: bool
     public_url: str | None
-    upstream: str | None
     audit: str | None
 
 
@@ -114,7 +116,7 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     """The ASGI application that serves the repositories under `root`.
 
     Its lifespan has to be run: it hashes files, or fetches them, in the background. `app.state.stop` may be called
-    from any thread when nobody is answered any more.
+    from any thread when nobody is answered any more, and before that `app.state.leave` in the event loop.
 
     `redirect`: answer for LFS files with a 302 to a signed URL, on this server (True) or on another
     one (its origin, "http://host:port"), which serves the same directory with the same `secret`. Such
@@ -145,18 +147,37 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     is no URL, or options do not go together; StorageError when the cache cannot be made.
     """
     given: dict[str, Any] = dict(options)
-    upstream, audit = given.pop("upstream", None), given.pop("audit", None)
+    upstream, own = given.pop("upstream", None), given.pop("own", None)
     alone, other = ("a folder", FolderOptions) if upstream is not None else ("upstream=", UpstreamOptions)
-    if wrong := [f"{name}=" for name in other.__annotations__ if given.pop(name, None)]:
+    if upstream is None and own is not None:
+        raise SourceError("own= is a folder beside another Hub: it goes with upstream=.")
+    of_own = {name: given.pop(name) for name in ("follow_links", "ahead") if upstream is not None and name in given}
+    if own is None and any(of_own.values()):
+        raise SourceError("follow_links= and ahead= are about a folder, and there is none: see own=.")
+    if wrong := [f"{name}=" for name in other.__annotations__ if given.get(name)]:
         raise SourceError(f"{', '.join(wrong)}: such options go with {alone} alone.")
-    if upstream is not None:
-        return _before_another_hub(Path(root), upstream, audit, local=local, **given)
-    hub = _over_folder(root, **given)
-    operation = Operation(Counts(), hub.checks, lambda request: hub.gate.refusal(request))
-    return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
+    ours = {name: value for name, value in given.items() if name not in other.__annotations__}
+    audit = ours.pop("audit", None)
+    if upstream is None:
+        hub = _folder_hub(root, **ours)
+        operation = _operation(Counts(), hub.checks, hub.gate.token)
+        return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
+    passing = _pull_through(Path(root), upstream, local, **ours)
+    if own is not None:
+        kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
+        hub = _folder_hub(own, token=ours.get("token"), state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
+        return _before_another_hub(Beside(hub, passing), passing, hub.catalog.close, audit)
+    return _before_another_hub(passing, passing, lambda: None, audit)
 
 
-def _over_folder(
+def _before_another_hub(
+    running: Beside | PullThrough, passing: PullThrough, stop: Callable[[], None], audit: str | None
+) -> Starlette:
+    operation = _operation(passing.counts, running.checks, passing.door.token)
+    return _application(running, running, stop, operation, audit, passing.leave)
+
+
+def _folder_hub(
     root: str | os.PathLike[str],
     *,
     redirect: str | bool | None = None,
@@ -174,13 +195,11 @@ def _over_folder(
     return Hub(catalog, Gate(token, gated, catalog), signer, redirect, _checked(public_url))
 
 
-def _before_another_hub(
+def _pull_through(
     root: Path,
     upstream: str,
-    audit: str | None,
-    *,
     local: bool,
-    own: str | os.PathLike[str] | None = None,
+    *,
     token: str | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     public_url: str | None = None,
@@ -192,9 +211,8 @@ def _before_another_hub(
     min_free: int | None = None,
     upstream_bandwidth: float | None = None,
     strict: bool = False,
-    **about_own: Any,
-) -> Starlette:
-    passing = PullThrough(
+) -> PullThrough:
+    return PullThrough(
         upstream,
         root,
         state_dir=None if state_dir is None else Path(state_dir),
@@ -205,16 +223,17 @@ def _before_another_hub(
         bandwidth=upstream_bandwidth,
         strict=strict,
     )
-    if own is None:
-        if any(about_own.values()):
-            raise SourceError("follow_links= and ahead= are about a folder: with upstream= they need own=.")
-        operation = Operation(passing.counts, passing.checks, passing.door.refusal)
-        return _application(passing, passing, lambda: None, operation, audit)
-    beside = root / ".locks" / "asyncfetch" if state_dir is None else state_dir
-    hub = _over_folder(own, token=token, state_dir=beside, public_url=public_url, **about_own)
-    both = Beside(hub, passing)
-    operation = Operation(passing.counts, both.checks, passing.door.refusal)
-    return _application(both, both, hub.catalog.close, operation, audit)
+
+
+def _operation(counts: Counts, checks: Checks, token: str | None) -> Operation:
+    """What operators ask. Where clients are asked for a token, who reads the metrics is too."""
+
+    def refusal(request: Request) -> Response | None:
+        if token is None or holds(request, token):
+            return None
+        return failure(401, "Unauthorized", "This server asks for a token.")
+
+    return Operation(counts, checks, refusal)
 
 
 class _Endpoints(Protocol):
@@ -227,8 +246,9 @@ def _application(
     stop: Callable[[], None],
     operation: Operation,
     audit: str | None,
+    leave: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """An application that answers while `running` is entered."""
+    """An application that answers while `running` is entered. `leave` lets those go who would stay for ever."""
     log = None if audit is None else Audit(audit)
 
     @asynccontextmanager
@@ -249,7 +269,7 @@ def _application(
         lifespan=lifespan,
         exception_handlers={HTTPException: _refused, Exception: _failed},
     )
-    app.state.stop, app.state.counts = stop, operation.counts
+    app.state.stop, app.state.leave, app.state.counts = stop, leave, operation.counts
     return app
 
 

@@ -5,8 +5,7 @@ A reader gets what is here at its offset, except for the last HELD bytes: these 
 ever has a whole file that is wrong. Where the hash is wrong, all who read what came so far are cut off, and may not
 go on with what they have (distrust.py).
 
-What another repository of the cache has already is taken from there (borrowing.py), and what another process is
-fetching is read as it comes (following.py).
+What another process is fetching is read as it comes (following.py).
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from ..spans import MiB, Span
 from ..storage.checksums import checksum_of_etag
 from ..storage.partial import FilePartial
 from ..tasks import off_loop, plain_errors
-from .borrowing import borrow
 from .eviction import open_shared
 from .following import Followed, inode_of
 
@@ -85,7 +83,7 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops. `complete`: the file is in the cache. `progress` is how it goes, and `retries` how often
+    server is to blame or stops. `complete`: it is in the cache. `progress` is how it goes, and `retries` how often
     a request was sent again. `strict`: no byte is handed out before the hash is right.
     """
 
@@ -114,7 +112,7 @@ class Fill:
     # -- the side of who only wants it to be here ------------------------------------------------
 
     async def joined(self) -> None:
-        """Wait until it ends. Where all who wait so are cancelled, and nobody ever read it, it stops, to be resumed."""
+        """Wait until it ends. When all who wait so are cancelled, and nobody ever read it, it stops."""
         self._jobs += 1
         try:
             while not self._ended:
@@ -151,7 +149,7 @@ class Fill:
             self.others.append(wanted)
 
     async def begun(self, offset: int, deadline: float = math.inf) -> None:
-        """Wait until there is something to tell a reader at `offset`, or until `deadline`, by the event loop's clock."""
+        """Wait until there is something to tell a reader at `offset`, or until `deadline` by the event loop's clock."""
         with anyio.CancelScope(deadline=deadline):
             while not (self.ready(offset) or self.is_far(offset) or self._ended):
                 await self.changed.wait()
@@ -210,14 +208,12 @@ class Fill:
         cache, ref = self.wanted.cache, self.wanted.ref
         located = Located(self.name, self.file.commit, ref, "", None, None, [self.file], cache, self._origin)
         try:
-            if await off_loop(lambda: borrow(cache, self.file.key, self.file.size)):
-                self._counts.add("shared")
             with plain_errors():
                 landed = await self._transfer(located, transport, policy)
             await self._landed_at(landed)
             self._verified = self.complete = True
         except AsyncfetchError as error:
-            self._failed(error)
+            await self._failed(error)
         except Exception:
             LOG.exception("The fill of %s failed", self.name)
         finally:
@@ -296,7 +292,7 @@ class Fill:
         LOG.warning("%s has no room here, and is passed on without being kept.", self.name)
         self.end()
 
-    def _failed(self, error: AsyncfetchError) -> None:
+    async def _failed(self, error: AsyncfetchError) -> None:
         self.error = error
         self._counts.add("fills_failed")
         if isinstance(error, ChecksumMismatchError):
@@ -304,7 +300,8 @@ class Fill:
         elif isinstance(error, StorageError):
             LOG.warning("%s cannot be kept, and is passed on: %s", self.name, error)
             # What was handed out of it may be wrong, and what is passed on cannot show that.
-            self._doubted |= self._distrust.passed(self.file.key)
+            if self._distrust.passed(self.file.key):
+                await off_loop(self._distrust.save)
         else:
             LOG.warning("%s could not be fetched: %s", self.name, error)
 

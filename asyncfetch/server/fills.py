@@ -50,8 +50,8 @@ class Failure(NamedTuple):
 class Fills:
     """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
 
-    `transport` is for fills, `passing` for what is handed on beside them. `failures` are the last files that could not
-    be fetched, and not since. `kept` says whether there is room. `strict` is that of each fill.
+    `transport` is for fills, `passing` for what is handed on beside them. `strict` is that of each fill; `kept` says
+    whether there is room. `failures` are the last files that could not be fetched, and not since.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Fills:
         *,
         strict: bool = False,
     ) -> None:
-        self.transport, self._policy, self._kept, self._strict = transport, policy, kept, strict
+        self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
         self.passing = self.apart()
         self._running: dict[tuple[Path | None, str, int], Fill] = {}
@@ -91,7 +91,7 @@ class Fills:
             fill.join(wanted)
             return fill
         self._counts.add("misses")
-        fill = self._running[key] = Fill(wanted, self._distrust, self._counts, strict=self._strict)
+        fill = self._running[key] = Fill(wanted, self._distrust, self._counts, strict=self.strict)
         self._tasks.start_soon(self._run, key, fill)
         return fill
 
@@ -100,8 +100,8 @@ class Fills:
         try:
             with fill.scope, self._counts.running("fills"):
                 async with self._large if fill.file.size > AHEAD else self._small:
-                    if await self._kept.admit(partial, fill.file.size):
-                        await fill.run(self.transport.for_call(Notifier(fill.hear)), self._policy)
+                    if await self._borrowed(fill.wanted) or await self._kept.admit(partial, fill.file.size):
+                        await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy)
                     else:
                         fill.refuse()
         finally:
@@ -116,10 +116,15 @@ class Fills:
     async def _name(self, wanted: Wanted) -> None:
         """Give a file that was just fetched another name. Nothing is fetched for it."""
         cache, file = wanted.cache, wanted.file
-        borrowed = await off_loop(lambda: borrow(cache, file.key, file.size))
-        self._counts.add("shared", borrowed)
-        if borrowed or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
-            await Fill(wanted, self._distrust, self._counts).run(self.transport, self._policy)
+        here = await self._borrowed(wanted)
+        if here or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
+            await Fill(wanted, self._distrust, self._counts).run(self.transport, self.policy)
+
+    async def _borrowed(self, wanted: Wanted) -> bool:
+        """Whether another repository lent the file: then it takes no room."""
+        lent = await off_loop(lambda: borrow(wanted.cache, wanted.file.key, wanted.file.size))
+        self._counts.add("shared", lent)
+        return lent
 
     def _note(self, fill: Fill) -> None:
         before = [one for one in self.failures if (one.repository, one.file) == (fill.repository, fill.file.name)]

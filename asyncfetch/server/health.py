@@ -1,7 +1,7 @@
 """Whether the server lives, and whether it can serve: what probes of a supervisor ask.
 
     GET /healthz    200 while requests are answered at all
-    GET /readyz     200 if clients can be served, else 503; {"ready": true, "checks": {"cache": {"ok": true, "why": ...}}}
+    GET /readyz     200 if clients can be served, else 503: {"ready": true, "checks": {"cache": {"ok": true, ...}}}
 
 Neither asks for a token, and neither tells where anything lies. They answer within PROBE seconds and a moment.
 """
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["PROBE", "Check", "alive", "readable", "readiness", "writable"]
+    from .upstream import Upstream
+
+__all__ = ["Check", "alive", "checks_of", "readable", "readiness"]
 
 PROBE = 2.0  # seconds for each check
 
@@ -44,7 +46,18 @@ def readiness(checks: Mapping[str, Check]) -> Response:
     return JSONResponse(told, 200 if ready else 503, {"Cache-Control": "no-store"})
 
 
-async def writable(folder: Path) -> Check:
+async def checks_of(state: Path, upstream: Upstream) -> dict[str, Check]:
+    """What speaks against serving another Hub by way of a cache whose bookkeeping is in `state`."""
+    cache = await _writable(state)
+    if await upstream.reached(PROBE):
+        return {"cache": cache, "upstream": Check(True, "It answers.")}
+    if await off_loop(upstream.has_answers):
+        why = "It does not answer: what is kept is served, and nothing else."
+        return {"cache": cache, "upstream": Check(True, why)}
+    return {"cache": cache, "upstream": Check(False, "It does not answer, and nothing is kept.")}
+
+
+async def _writable(folder: Path) -> Check:
     """Whether files can be written in `folder`: tried on one. A disk that hangs counts as one that cannot be used."""
     return await _tried(lambda: _write(folder), "It can be written.", "It cannot be written")
 

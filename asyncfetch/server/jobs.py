@@ -8,6 +8,7 @@ says so and waits for it. Few jobs run at a time, the others wait for their turn
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from .fills import Fill
 
-__all__ = ["Job", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
+__all__ = ["Job", "JobFailedError", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
 
 LOG = logging.getLogger("asyncfetch.server")
 AT_ONCE = 2
@@ -71,14 +72,29 @@ class Refusal(NamedTuple):
 
     @classmethod
     def of(cls, error: AsyncfetchError) -> Refusal:
-        return cls(error.code, error.message, error.hint)
+        """What an error says, in words for who asked a server, and not the library."""
+        hint = re.sub("et HF_TOKEN or pass token=", "end a token of the source along", error.hint)
+        return cls(error.code, error.message, hint)
+
+
+class JobFailedError(Exception):
+    """A job came to an end of its own kind."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 @dataclass(slots=True)
 class JobFile:
-    """One file of a job. `fill` is how it arrives, `done` whether it is here, `error` why not."""
+    """One file of a job. `fill` is how it arrives, `done` whether it is here, `error` why not.
+
+    `etag` is its hash, once the source has told it. `fetched` counts the bytes that came from the source.
+    """
 
     size: int
+    etag: str | None = None
+    fetched: int = 0
     done: bool = False
     fill: Fill | None = None
     error: Refusal | None = None
@@ -249,6 +265,9 @@ class Jobs:
             lost = refused and job.with_token and who.token is None
             job.enter(JobState.NEEDS_TOKEN if lost else JobState.FAILED, Refusal.of(error))
             LOG.warning("%s of %s: %s", job.wanted.task, job.wanted.name, error)
+        except JobFailedError as failed:
+            job.enter(JobState.FAILED, failed.refusal)
+            LOG.warning("%s of %s: %s", job.wanted.task, job.wanted.name, failed)
         except Exception as error:
             LOG.exception("%s of %s failed", job.wanted.task, job.wanted.name)
             job.enter(JobState.FAILED, Refusal("unexpected", f"The server failed: {type(error).__name__}.", ""))

@@ -58,7 +58,7 @@ _COUNTERS = (
         "cache", "fill", "passed", "own", "answer",
     ),
     _family("file_requests", "Requests for bytes of files of the source.", "result", "", "hits", "misses", "joined"),
-    _family("far_reads", "Such requests that read far beyond what had come.", "", "passed", ""),
+    _family("passed_requests", "Those of which bytes came apart from the cache, and were not kept.", "", "passed", ""),
     _Family(
         "fills", "Files brought into the cache, or not.", "result",
         {"fetched": "filled", "failed": "fills_failed", "shared": "shared", "followed": "followed"},

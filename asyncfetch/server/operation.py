@@ -5,24 +5,24 @@ They come before repositories of these names, of which only the page for people 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from ..tasks import off_loop
-from .health import alive, readiness
+from .health import Check, alive, readiness
 from .metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
     from starlette.requests import Request
     from starlette.responses import Response
 
     from .counts import Counts
-    from .health import Check
 
-__all__ = ["Operation"]
+__all__ = ["Checks", "Operation"]
+
+Checks = Callable[[], Awaitable[Mapping[str, Check]]]
 
 
 class Operation:
@@ -31,7 +31,7 @@ class Operation:
     def __init__(
         self,
         counts: Counts,
-        checks: Callable[[], Awaitable[Mapping[str, Check]]],
+        checks: Checks,
         refusal: Callable[[Request], Response | None] = lambda _: None,
     ) -> None:
         self.counts, self._checks, self._refusal = counts, checks, refusal

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from ..errors import (
     AsyncfetchError,
     ChecksumMismatchError,
-    NetworkError,
     ProtocolError,
-    RateLimitedError,
     RepositoryNotFoundError,
     SourceError,
     StorageError,
@@ -42,8 +40,9 @@ from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
 from .access import Admin, Door
 from .access_log import raw_path
-from .answers import failure, not_allowed, repository_not_found
+from .answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
 from .body import FileBody, Part, no_range
+from .control import BASE, Control
 from .counts import Counts
 from .distrust import Distrust
 from .eviction import open_shared
@@ -51,21 +50,26 @@ from .fills import Fills, file_to_fetch
 from .forms import paths_of
 from .freshness import PATIENCE
 from .grants import Grants
-from .health import PROBE, Check, writable
+from .health import Check, checks_of
+from .job_files import JobFiles
+from .jobs import Jobs
 from .kept import Kept
 from .layout import is_id
-from .page import SAFETY, home_page
+from .live import Live
 from .passing import Passage, PassBody
+from .prefetch import Worker
 from .room import Limits
+from .state import Parts, State
 from .store import Store
 from .tailing import FillBody
 from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
+    from anyio.abc import TaskGroup
     from starlette.requests import Request
 
     from ..sources.hub import Hub
@@ -130,7 +134,7 @@ class PullThrough:
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
-        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
+        self.live: Live | None = None
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -146,25 +150,36 @@ class PullThrough:
             read_timeout=min(policy.read_timeout, 7.0),
         )
         # Questions have connections of their own: they never wait for bytes.
-        told = Notifier(self._hear)
         many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
+        told = Notifier(self._hear)
         asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
         fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
-        self._tasks.push_async_callback(self._close, grants)
+        self._tasks.push_async_callback(grants.end)
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.upstream = Upstream(
             self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
         )
-        bounded = replace(policy, bandwidth_limit=self._bandwidth)
-        self.fills = Fills(fetching, bounded, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        filling = replace(policy, bandwidth_limit=self._bandwidth)
+        self.fills = Fills(fetching, filling, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        tasks.start_soon(self._save_counts)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
-        tasks.start_soon(self._save_counts)
+        await self._begin_jobs(tasks)
         return self
+
+    async def _begin_jobs(self, tasks: TaskGroup) -> None:
+        """Go on with what an earlier process was to do, and answer who asks for it."""
+        files = JobFiles(self._state / "jobs")
+        self._tasks.callback(files.close)
+        jobs = Jobs(files, Worker(self.upstream, self.fills, self.distrust, self.root, self.policy.patience), tasks)
+        self.state = State(Parts(self.upstream, self.fills, jobs, self.kept, self.counts))
+        self.live = live = Live(self.state)
+        self.control = Control(jobs, self.kept, self.state, live, self.admin, self.door, self.public_url)
+        await jobs.resume()
 
     async def __aexit__(self, *_: object) -> None:
         try:
@@ -172,10 +187,6 @@ class PullThrough:
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await off_loop(self.counts.end, abandon=True)
-
-    async def _close(self, grants: Grants) -> None:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-            await off_loop(grants.close, abandon=True)
 
     async def _save_counts(self) -> None:
         while True:
@@ -187,26 +198,21 @@ class PullThrough:
 
     async def checks(self) -> dict[str, Check]:
         """Whether clients can be served, and what speaks against it."""
-        cache = await writable(self._state)
-        if await self.upstream.reached(PROBE):
-            return {"cache": cache, "upstream": Check(True, "It answers.")}
-        if await off_loop(self.upstream.has_answers):
-            why = "It does not answer: what is kept is served, and nothing else."
-            return {"cache": cache, "upstream": Check(True, why)}
-        return {"cache": cache, "upstream": Check(False, "It does not answer, and nothing is kept.")}
+        return await checks_of(self._state, self.upstream)
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request."""
-        target = parse_resource(raw_path(request.scope))
+        path = raw_path(request.scope)
+        if path.startswith(BASE):
+            return await self.control.respond(request, path.removeprefix(BASE))
+        target = parse_resource(path)
         allowed = "POST" if target and target.action == "paths-info" else "GET, HEAD"
         if request.method not in allowed:
             return not_allowed(request.method, allowed)
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            if refused := self.door.refusal(request):
-                return refused
-            return HTMLResponse(home_page(self._origin(request), await off_loop(self.beside)), headers=SAFETY)
+            return await self.home(request, {})
         who = self.door.who(request)
         if isinstance(who, Response):
             return who
@@ -229,7 +235,16 @@ class PullThrough:
         except SourceError:
             return failure(404, "EntryNotFound", "There is no such file.")
         except AsyncfetchError as error:
-            return _failed(error)
+            return source_failure(error)
+
+    async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
+        """The page for people. `own` is what else is served here, by kind."""
+        return await self.control.page(request, self._origin(request), own)
+
+    def leave(self) -> None:
+        """Let those go who watch how it goes, which has no end. In the event loop."""
+        if self.live is not None:
+            self.live.end()
 
     async def _document(self, request: Request, target: Resource, who: Who) -> Answer:
         query = request.url.query
@@ -280,7 +295,7 @@ class PullThrough:
             self.counts.add("hits")
             return FileBody(descriptor, part.span, part.status, headers, "cache")
         if rest := self.distrust.rest_of(file.etag):
-            return _wrong(file.path, rest)
+            return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
         fill = self.fills.of(file.to_fetch(), hub, cache, ref)
@@ -327,10 +342,14 @@ class PullThrough:
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)
 
     def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
-        return _wrong(path, self.distrust.rest_of(etag)) if isinstance(error, ChecksumMismatchError) else _failed(error)
+        return (
+            wrong_bytes(path, self.distrust.rest_of(etag))
+            if isinstance(error, ChecksumMismatchError)
+            else source_failure(error)
+        )
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
-        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not."""
+        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
         self.distrust.refresh()
         found = cache.find(file.commit, file.path)
         if found is None:
@@ -370,19 +389,3 @@ def _entries(body: bytes, url: str) -> list[tuple[str, object]]:
         return [(str(entry["path"]), entry) for entry in json.loads(body)]
     except (ValueError, TypeError, KeyError):
         raise ProtocolError("the listing is none of the Hub's", url=url) from None
-
-
-def _failed(error: AsyncfetchError) -> Response:
-    """Why there is no answer, without what the source's addresses are."""
-    if isinstance(error, RateLimitedError):
-        after = str(int(error.retry_after or 30) + 1)
-        return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
-    if isinstance(error, StorageError):
-        return failure(507, "Storage", "The server has no room for this file, or cannot write it.")
-    what = "does not answer" if isinstance(error, NetworkError) else "gives no usable answer"
-    return failure(502, "Source", f"The source {what} ({error.code}).", {"Retry-After": "5"})
-
-
-def _wrong(path: str, seconds: float) -> Response:
-    message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
-    return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self, Unpack
 
+    from starlette.applications import Starlette
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Record", "Server", "ServerOptions", "create_app", "serve"]
@@ -77,17 +78,16 @@ class _Recorder:
 class _Uvicorn(uvicorn.Server):
     """uvicorn that says when it is ready, and whose end is bounded: after `grace` seconds, connections are cut."""
 
-    def __init__(
-        self, config: uvicorn.Config, stop: Callable[[], None], on_ready: Callable[[], None], grace: float = GRACE
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, on_ready: Callable[[], None], grace: float) -> None:
         super().__init__(config)
-        self.stop, self.on_ready, self.grace = stop, on_ready, grace
+        self.app, self.on_ready, self.grace = app, on_ready, grace
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.app.state.leave()
         cut = asyncio.get_running_loop().call_later(self.grace, self._cut)
         try:
             await super().shutdown(sockets)
@@ -95,7 +95,7 @@ class _Uvicorn(uvicorn.Server):
             cut.cancel()
 
     def _cut(self) -> None:
-        self.stop()
+        self.app.state.stop()
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -163,7 +163,7 @@ class Server:
         listener, self._url = _listen(*self._address, tls=self._transport.tls is not None)
         ready = threading.Event()
         config = _config(AccessLog(self._recorder), self._transport, GRACE, log_config=None)
-        self._uvicorn = _Uvicorn(config, self._app.state.stop, ready.set)
+        self._uvicorn = _Uvicorn(config, self._app, ready.set, GRACE)
 
         def run() -> None:
             try:
@@ -248,6 +248,6 @@ def serve(
     app = create_app(root, local=is_loopback(host), **options)
     listener, url = _listen(host, port, tls=tls is not None)
     config = _config(AccessLog(app), transport, grace, log_level="warning")
-    server = _Uvicorn(config, app.state.stop, lambda: on_ready and on_ready(url), grace)
+    server = _Uvicorn(config, app, lambda: on_ready and on_ready(url), grace)
     with suppress(KeyboardInterrupt):
         server.run([listener])

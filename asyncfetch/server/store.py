@@ -96,6 +96,13 @@ class Store:
             temporary.unlink(missing_ok=True)
             LOG.warning("An answer of the source could not be kept in %s: %s.", self._folder, error)
 
+    def holds_any(self) -> bool:
+        """Whether any answer is kept."""
+        try:
+            return bool(self._recent) or any(self._folder.iterdir())
+        except OSError:
+            return False
+
     def prune(self) -> None:
         """Remove what is too much, and what a kill left behind."""
         recent = {self._path(question) for question in list(self._recent)}
@@ -129,13 +136,6 @@ class Store:
 
     def _stamp(self, path: Path) -> None:
         os.utime(path, (self._now(), self._now()))
-
-    def holds_any(self) -> bool:
-        """Whether any answer is kept."""
-        try:
-            return bool(self._recent) or any(self._folder.iterdir())
-        except OSError:
-            return False
 
     def _path(self, question: str) -> Path:
         digest = hashlib.sha256(question.encode()).hexdigest()

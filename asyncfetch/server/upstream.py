@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,8 +52,17 @@ LOG = logging.getLogger("asyncfetch.server")
 _LIMIT = 32 * MiB  # bytes of an answer
 # What clients are told beside the body. A Link is made anew for each: it leads to where they asked.
 _TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
+# "api";r=489;t=268 (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/)
+_RATE_LIMIT = re.compile(r";\s*r=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
 _XET = frozenset({"xetHash", "xetEnabled"})
+
+
+class RateLimit(NamedTuple):
+    """How many requests the source still answers until `until`, on a monotonic clock."""
+
+    remaining: int
+    until: float
 
 
 class Who(NamedTuple):
@@ -101,6 +111,12 @@ class Upstream:
         self._saving = anyio.Lock()  # changes are written in the order in which they came
         self._admit, self._now = admit, now
         self._flights: dict[tuple[str, str], _Flight] = {}
+        self.trouble: AsyncfetchError | None = None  # why the last question had no answer
+        self.rate_limit: RateLimit | None = None  # what the source last said of it
+
+    def is_open(self, repository: str) -> bool:
+        """Whether the source said, not long ago, that everybody may see a repository (see `qualified`)."""
+        return self._access.could("", repository, "told", self._now())
 
     def hub(self, target: Resource, who: Who, transport: Transport | None = None) -> Hub:
         """The repository in question, as `who` sees it."""
@@ -247,6 +263,7 @@ class Upstream:
                 flight.outcome = self.silent()
             else:
                 self._health.answered(self._now())
+                self.trouble = None
         except AsyncfetchError as error:
             flight.outcome = error
         except Exception:
@@ -254,6 +271,7 @@ class Upstream:
         finally:
             if _is_away(flight.outcome):
                 self._counts.add("upstream_failures")
+                self.trouble = flight.outcome if isinstance(flight.outcome, AsyncfetchError) else None
                 self._health.failed(self._now())
             del self._flights[key]
             flight.done.set()
@@ -285,6 +303,7 @@ class Upstream:
         reply = await self._transport.fetch(
             url, limit=_LIMIT, headers=headers, may_follow=lambda redirect, to: self._may_follow(redirect.url, to)
         )
+        self.rate_limit = _rate_limit_of(reply) or self.rate_limit
         if reply.truncated:
             raise ProtocolError(f"the answer has more than {_LIMIT:,} bytes", url=url)
         if 300 <= reply.status < 400:
@@ -301,6 +320,11 @@ class Upstream:
         told = {name: reply.headers[name] for name in _TOLD if name in reply.headers}
         lasting = fixed and told.get("x-error-code") != "RevisionNotFound"  # it may be pushed tomorrow
         return Answer(reply.status, told, reply.body, self._now(), lasting, who.token is None)
+
+
+def _rate_limit_of(reply: Reply) -> RateLimit | None:
+    found = _RATE_LIMIT.search(reply.headers.get("ratelimit", "")[:1000])
+    return RateLimit(int(found[1]), time.monotonic() + int(found[2])) if found else None
 
 
 def _is_away(outcome: Answer | AsyncfetchError | None) -> bool:

@@ -88,6 +88,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         disk,
         http_answers,
         http_origins,
+        jobs,
         models,
         processes,
         pull_through,
@@ -102,5 +103,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, room, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, room, jobs, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -10,6 +10,7 @@ _SHARED = "a file that is wanted in several places at once"
 _COUNTED = "what a server costs the Hub behind it"
 _END = "a server is told to stop"
 _BESIDE = "a folder of one's own beside another Hub"
+_AUDIT = "an audit log that is moved away, full or slow"
 _PROBES = "a server that lives and cannot serve"
 _AWAY = "the Hub behind a server is away"
 _WHO = "what only some may see of the Hub behind a server"
@@ -275,17 +276,33 @@ MUTANTS = (
     Mutant(
         "kept-answers-are-not-enough",
         _PROBES,
-        "server.pull_through:PullThrough.checks",
-        "await off_loop(self.upstream.has_answers)",
+        "server.health:checks_of",
+        "await off_loop(upstream.has_answers)",
         "False",
         ("server/test_operation.py::test_ready_with_what_is_kept",),
     ),
     Mutant(
         "the-audit-log-stays-where-it-was-moved",
-        _PROBES,
+        _AUDIT,
         "server.audit:_File",
         "WatchedFileHandler",
         "logging.FileHandler",
         ("server/test_operation.py::test_audit",),
+    ),
+    Mutant(
+        "a-refusal-is-kept",
+        _AWAY,
+        "server.upstream:_is_for_all",
+        "answer.status == 404 and",
+        "True or",
+        ("server/test_kept_answers.py::test_a_refusal_counts_for_nobody_else",),
+    ),
+    Mutant(
+        "each-question-has-its-own-patience",
+        _AWAY,
+        "server.pull_through:PullThrough.respond",
+        "anyio.move_on_after(PATIENCE)",
+        "anyio.move_on_after(PATIENCE * 1000)",
+        ("server/test_kept_answers.py::test_several_questions_take_no_longer_than_one",),
     ),
 )

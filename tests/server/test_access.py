@@ -131,17 +131,18 @@ def test_one_token_for_all(source: FaultServer, tmp_path: Path) -> None:
 
 
 def test_a_token_of_its_own(source: FaultServer, tmp_path: Path) -> None:
-    (tmp_path / "own" / "own").mkdir(parents=True)
-    (tmp_path / "own" / "own" / "config.json").write_bytes(b"{}")
+    (tmp_path / "own" / "mine").mkdir(parents=True)
+    (tmp_path / "own" / "mine" / "config.json").write_bytes(b"{}")
     with Server(tmp_path / "cache", upstream=source.url, token=TOKEN, own=tmp_path / "own") as service:
         refused = httpx.get(service.url + PAGE)
         assert (refused.status_code, refused.headers["x-error-code"]) == (401, "Unauthorized")
         wrong = httpx.get(service.url + PAGE, headers={"Authorization": "Bearer another"})
         assert (wrong.status_code, wrong.headers["x-error-code"]) == (401, "InvalidCredentials")
-        for page in ("/", "/metrics", "/api/models", "/api/models?limit=1", "/own/resolve/main/config.json"):
+        assert "/mine" not in httpx.get(service.url).text
+        for page in ("/metrics", "/api/models", "/api/models?limit=1", "/mine/resolve/main/config.json"):
             assert httpx.get(service.url + page).status_code == 401
         assert not source.seen
-        for page in ("/", "/metrics", "/api/models?limit=1", "/own/resolve/main/config.json"):
+        for page in ("/", "/metrics", "/api/models?limit=1", "/mine/resolve/main/config.json"):
             answer = httpx.get(service.url + page, headers=BEARER)
             assert answer.status_code == 200
             assert TOKEN not in answer.text

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from asyncfetch.server import Server, upstream
+from asyncfetch.server import Server, endpoints
 from asyncfetch.server.freshness import AWAY, BRANCH, DECISION, LAPSED, Access, Answer, Health, is_fresh
+from asyncfetch.server.pull_through import PullThrough
 
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, FaultServer, Mute, Status
@@ -31,22 +33,19 @@ def source() -> Iterator[FaultServer]:
 
 
 class Clock:
-    """The module `time`, whose clocks can be moved on."""
+    """The clock of a service, which can be moved on."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
 
-    def time(self) -> float:
+    def __call__(self) -> float:
         return time.time() + self.ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
-    monkeypatch.setattr(upstream, "time", moved)
+    monkeypatch.setattr(endpoints, "PullThrough", partial(PullThrough, now=moved))
     return moved
 
 
@@ -150,7 +149,7 @@ def test_how_long_things_count() -> None:
     ]
     assert not is_fresh(answer, 999.0)  # the clock was set back
     assert is_fresh(answer._replace(fixed=True), 1000.0 + YEARS)
-    access = Access()
+    access = Access(b"key")
     access.grant("who", NAME, "files", 1000.0)
     assert [access.may("who", NAME, "told", 1000.0 + after) for after in (DECISION - 1, DECISION)] == [True, False]
     assert [access.could("who", NAME, "told", 1000.0 + after) for after in (LAPSED - 1, LAPSED)] == [True, False]

@@ -71,7 +71,7 @@ def test_ready_with_what_is_kept(source: FaultServer, tmp_path: Path, monkeypatc
     with Server(tmp_path / "cache", upstream=source.url) as service:
         assert httpx.head(service.url + PAGE).status_code == 200
     source.fault("/api/whoami-v2", Mute, forever=True)
-    monkeypatch.setattr("asyncfetch.server.pull_through.PROBE", 0.2)
+    monkeypatch.setattr("asyncfetch.server.health.PROBE", 0.2)
     with Server(tmp_path / "cache", upstream=source.url) as service:
         answer = httpx.get(f"{service.url}/readyz")
         assert (answer.status_code, answer.json()["checks"]["upstream"]["ok"]) == (200, True)
@@ -100,6 +100,7 @@ def test_every_counter_is_told_and_no_name_is_a_label(source: FaultServer, tmp_p
         for number in range(3):
             httpx.get(f"{service.url}/org/model-{number}/resolve/main/x")
         assert httpx.get(service.url + PAGE).content == WEIGHTS
+        source.wait_for(lambda: metric(service.url, "fills_running") == 0)
         assert httpx.get(service.url + PAGE).content == WEIGHTS
         answer = httpx.get(f"{service.url}/metrics")
         families = {family.name: family for family in text_string_to_metric_families(answer.text)}
@@ -114,7 +115,7 @@ def test_every_counter_is_told_and_no_name_is_a_label(source: FaultServer, tmp_p
         assert samples["asyncfetch_file_requests_total", "misses"] == 1
         assert samples["asyncfetch_served_bytes_total", "fill"] == len(WEIGHTS)
         assert samples["asyncfetch_served_bytes_total", "cache"] == len(WEIGHTS)
-        assert samples["asyncfetch_answers_total", "2xx"] == 2
+        assert samples["asyncfetch_answers_total", "2xx"] >= 3
         assert samples["asyncfetch_answers_total", "4xx"] == 3
         assert {"process_open_fds", "process_resident_memory_bytes"} <= families.keys()
         assert families["asyncfetch_readers_running"].samples[0].value == 0
@@ -136,13 +137,14 @@ def test_audit(source: FaultServer, tmp_path: Path) -> None:
     far = f"{PAGE}?X-Signature=secret&download=true"
     with Server(tmp_path / "cache", upstream=source.url, audit=str(log)) as service:
         assert httpx.get(service.url + PAGE, headers=BEARER).content == WEIGHTS
+        source.wait_for(lambda: metric(service.url, "fills_running") == 0)
         assert httpx.get(service.url + far, headers={"Range": "bytes=5-9"}).content == WEIGHTS[5:10]
-        source.wait_for(lambda: len(lines_of(log)) == 2)
+        source.wait_for(lambda: [line["path"] for line in lines_of(log)].count(PAGE) == 2)
         log.rename(tmp_path / "audit.log.1")  # as logrotate does
         assert httpx.head(service.url + PAGE).status_code == 200
         assert httpx.get(f"{service.url}/{NAME}/resolve/main/absent%1b%0a").status_code == 404
         source.wait_for(lambda: log.exists() and len(lines_of(log)) == 2)
-    whole, part = lines_of(tmp_path / "audit.log.1")
+    whole, *_, part = lines_of(tmp_path / "audit.log.1")
     assert whole["who"] == f"token:{hashlib.sha256(TOKEN.encode()).hexdigest()[:16]}"
     assert (whole["method"], whole["path"], whole["status"], whole["whole"]) == ("GET", PAGE, 200, True)
     assert (whole["bytes"], whole["from"]) == (len(WEIGHTS), {"fill": len(WEIGHTS)})
@@ -206,8 +208,11 @@ def listens(url: str) -> bool:
     return True
 
 
-def test_told_to_stop_what_is_fetched_can_be_gone_on_with(source: FaultServer, tmp_path: Path) -> None:
+def test_told_to_stop_what_is_fetched_can_be_gone_on_with(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader gets so long and no longer; every byte that came is kept; and it is no failure."""
+    monkeypatch.setenv("ASYNCFETCH_CONNECTIONS", "1")  # another one would bring what is missing
     data = random.Random(22).randbytes(11 * MiB)
     stored = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
     source.fault(stored, Stall(7 * MiB))
