@@ -75,7 +75,7 @@ def unready(found: Unready) -> Response:
 
 
 def source_failure(error: AsyncfetchError) -> Response:
-    """Why there is no answer, without what the source's addresses are."""
+    """Why a source gives no answer, without what its addresses are."""
     if isinstance(error, RateLimitedError):
         after = str(int(error.retry_after or 30) + 1)
         return failure(429, "RateLimited", "The source limits the rate of requests.", {"Retry-After": after})
@@ -86,6 +86,7 @@ def source_failure(error: AsyncfetchError) -> Response:
 
 
 def wrong_bytes(path: str, seconds: float) -> Response:
+    """A source sends a file with another hash than it names, and is asked again after `seconds`."""
     message = f"The source sends wrong bytes for {path!r}: their hash is not the one that it names."
     return failure(502, "WrongBytes", message, {"Retry-After": str(int(seconds) + 1)})
 

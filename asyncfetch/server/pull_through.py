@@ -342,11 +342,8 @@ class PullThrough:
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)
 
     def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
-        return (
-            wrong_bytes(path, self.distrust.rest_of(etag))
-            if isinstance(error, ChecksumMismatchError)
-            else source_failure(error)
-        )
+        wrong = isinstance(error, ChecksumMismatchError)
+        return wrong_bytes(path, self.distrust.rest_of(etag)) if wrong else source_failure(error)
 
     def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
         """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""

@@ -242,14 +242,6 @@ MUTANTS = (
         ("server/test_operation.py::test_told_to_stop_running_answers_end",),
     ),
     Mutant(
-        "readers-are-waited-for-to-the-end",
-        _END,
-        "server.server:_Uvicorn._cut",
-        "connection.transport.abort()",
-        "pass",
-        ("server/test_operation.py::test_told_to_stop_what_is_fetched_can_be_gone_on_with",),
-    ),
-    Mutant(
         "the-other-hub-wins",
         _BESIDE,
         "server.beside:Beside.respond",
