@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
     `folder` is that of its repository, such as `models--org--name`; `path` is below it. `size` is what it takes when it
     is whole, in bytes, and `owed` what of that it does not take yet. `at` is when it was written, in seconds since
-    1970. `inode`: files that share one take room once.
+    1970. `inode`: files that share one take room once; it has `names` in all.
     """
 
     folder: str
@@ -32,6 +32,7 @@ class Item(NamedTuple):
     owed: int
     at: float
     inode: tuple[int, int]
+    names: int = 1
 
     @property
     def key(self) -> str:
@@ -97,4 +98,6 @@ def _below(folder: str, path: str, named: str) -> Iterator[Item]:
                     taken = found.st_blocks * _BLOCK
                     owed = max(found.st_size - taken, 0) if entry.name.endswith(".incomplete") else 0
                     inode = (found.st_dev, found.st_ino)
-                    yield Item(folder, f"{named}/{entry.name}", found.st_size, owed, found.st_mtime, inode)
+                    yield Item(
+                        folder, f"{named}/{entry.name}", found.st_size, owed, found.st_mtime, inode, found.st_nlink
+                    )

@@ -242,6 +242,22 @@ MUTANTS = (
         (f"{KEPT}::test_what_landed_counts_once",),
     ),
     Mutant(
+        "two-names-take-twice-the-room",
+        _ROOM,
+        "server.kept:Kept._remove",
+        "if names[item.inode] >= item.names",
+        "if names[item.inode]",
+        (f"{KEPT}::test_two_names_of_one_file",),
+    ),
+    Mutant(
+        "pins-that-cannot-be-read-are-none",
+        _IN_USE,
+        "server.books:Books.pins",
+        "found is None and not self._ledger.exists",
+        "found is None",
+        (f"{KEPT}::test_pins_that_cannot_be_read_hold",),
+    ),
+    Mutant(
         "pins-do-not-hold",
         _IN_USE,
         "server.kept:Kept._free",
