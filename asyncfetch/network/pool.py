@@ -15,6 +15,7 @@ import httpx
 from ..errors import CertificateError
 from ..tasks import off_loop
 from .proxies import Proxies, Proxy
+from .reach import Reach
 from .sockets import Backend
 from .socks import SocksBackend
 from .trust import trusted
@@ -29,15 +30,15 @@ class LazyClient:
     So a source that needs no network is not troubled by what the environment says of it.
     """
 
-    def __init__(self, injected: Any) -> None:
-        self._injected = injected
+    def __init__(self, injected: Any, reach: Reach | None = None) -> None:
+        self._injected, self._reach = injected, reach
         self._own: httpx.AsyncClient | None = None
         self._transport: PoolTransport | None = None
 
     def get(self) -> Any:
         """The client to send with."""
         if self._injected is None and self._own is None:
-            self._transport = PoolTransport(Proxies(getproxies()))
+            self._transport = PoolTransport(Proxies(getproxies()), self._reach)
             self._own = httpx.AsyncClient(transport=self._transport)
         return self._injected if self._own is None else self._own
 
@@ -61,8 +62,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
     httpcore's: a tunnel belongs to one server, and must not be parked under the proxy's address.
     """
 
-    def __init__(self, proxies: Proxies) -> None:
-        self.proxies = proxies
+    def __init__(self, proxies: Proxies, reach: Reach | None = None) -> None:
+        self.proxies, self._reach = proxies, reach
         self._pools: dict[tuple[str, Proxy | None], httpcore.AsyncConnectionPool] = {}
         self._backends: dict[Proxy | None, Backend] = {}
 
@@ -95,7 +96,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
     def _backend(self, proxy: Proxy | None) -> Backend:
         if proxy not in self._backends:
-            self._backends[proxy] = Backend() if proxy is None else SocksBackend(proxy)
+            self._backends[proxy] = Backend(self._reach) if proxy is None else SocksBackend(proxy)
         return self._backends[proxy]
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

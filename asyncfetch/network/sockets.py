@@ -29,6 +29,7 @@ from anyio.abc import TaskGroup
 from ..reasons import reason_of
 from .heads import HeadSplitter
 from .names import addresses_of
+from .reach import Reach
 
 __all__ = ["Backend", "Stream"]
 
@@ -230,8 +231,9 @@ class Stream(httpcore.AsyncNetworkStream):
 class Backend(httpcore.AsyncNetworkBackend):
     """Opens connections, and keeps those that can serve again."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: Reach | None = None) -> None:
         self._parked: dict[tuple[str, int], list[Stream]] = {}
+        self._reach = reach
         self.opened = 0
 
     async def connect_tcp(
@@ -261,8 +263,8 @@ class Backend(httpcore.AsyncNetworkBackend):
         return Stream(sock, self, (host, port))
 
     async def dial(self, host: str, port: int, local_address: str | None) -> socket.socket:
-        """A connected socket. Raises OSError."""
-        return await _connect(host, port, local_address)
+        """A connected socket. Raises OSError; ProtocolError where it may not be connected to."""
+        return await _connect(host, port, local_address, self._reach)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
@@ -311,9 +313,11 @@ def interleave(addresses: list[Any]) -> list[Any]:
     return mixed
 
 
-async def _connect(host: str, port: int, local_address: str | None) -> socket.socket:
+async def _connect(host: str, port: int, local_address: str | None, reach: Reach | None) -> socket.socket:
     """Happy eyeballs (RFC 8305): the first address to answer wins, a new one starts each 250 ms."""
     addresses = interleave(await addresses_of(host, port))
+    if reach is not None:
+        reach.check(host, [str(info[4][0]) for info in addresses])
     winner: list[socket.socket] = []
     failures: list[OSError] = []
 

@@ -24,6 +24,7 @@ from ..policy import Policy, __version__
 from .body import Body
 from .limits import Limits, Meter
 from .pool import LazyClient
+from .reach import Reach
 from .retry import BRIEF, Budget, Hurry, may_pass, retrying
 from .urls import may_identify, origin_of, redirected
 from .wall import our_request, proxy_answered, raise_translated, redact_logs, retry_after, words_of
@@ -58,17 +59,24 @@ class Transport:
     """Sends requests. An `async with` block bounds its connections. Several calls share one by `for_call`.
 
     `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its
-    bodies take the generic path. Without it, one of our own is made by the first request. `meter` counts.
+    bodies take the generic path. Without it, one of our own is made by the first request. `meter` counts; `reach` says
+    where our own client may lead.
     """
 
     def __init__(
-        self, policy: Policy, *, client: Any = None, notify: Notifier | None = None, meter: Meter | None = None
+        self,
+        policy: Policy,
+        *,
+        client: Any = None,
+        notify: Notifier | None = None,
+        meter: Meter | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.policy = policy
         self.notify = notify or Notifier(None)
         self.limits = Limits(policy, meter)
         self.requests = 0
-        self._client = LazyClient(client)
+        self._client = LazyClient(client, reach)
         self._gates: dict[tuple[str, str, int], float] = {}
         self._answered: dict[tuple[str, str, int], float] = {}
         self._met: set[tuple[str, str, int]] = set()  # origins that gave a good answer

@@ -39,6 +39,7 @@ class Beside:
 
     def __init__(self, own: Hub, passing: PullThrough) -> None:
         self.own, self.passing = own, passing
+        passing.beside = self._names
 
     def _names(self) -> dict[str, list[str]]:
         """What is in the folder, by kind. Blocks."""
@@ -67,9 +68,6 @@ class Beside:
         target = parse_resource(raw_path(request.scope))
         if target is None:
             return await self.passing.respond(request)
-        if target.action == "home" and request.method in ("GET", "HEAD"):
-            hidden = self.passing.door.refusal(request) is not None
-            return await self.passing.home(request, {} if hidden else await off_loop(self._names))
         if target.name:
             place = await off_loop(lambda: self.own.catalog.locate(target.kind, target.name))
             return await (self.own if place else self.passing).respond(request)
@@ -78,8 +76,6 @@ class Beside:
         return await self.passing.respond(request)
 
     async def _listing(self, request: Request, target: Resource) -> Response:
-        if refused := self.passing.door.refusal(request):
-            return refused
         pairs = request.query_params.multi_items()
         cursor = request.query_params.get("cursor", "")
         query = [pair for pair in pairs if pair[0] != "cursor"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mimetypes
 import os
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, TypeVarTuple, Unpack
 from urllib.parse import quote
 
 import anyio
@@ -21,7 +22,7 @@ from .walk import read_listed
 from .wire import parse_range
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -30,12 +31,31 @@ if TYPE_CHECKING:
     from .counts import Origin
     from .repository import File
 
-__all__ = ["CHUNK", "FileBody", "Part", "content_type", "file_response", "in_reader", "no_range", "text_response"]
+__all__ = [
+    "FILE_PARTS",
+    "BrokenOffError",
+    "FileBody",
+    "FilePart",
+    "Part",
+    "chunk_size",
+    "content_type",
+    "file_response",
+    "in_reader",
+    "no_range",
+    "sending",
+    "text_response",
+]
 
 Given = TypeVarTuple("Given")
+T = TypeVar("T")
+FILE_PARTS = "asyncfetch.file_parts"  # in the scope of a request: a body may be a FilePart
+PART = 2 * MiB  # of a file that is sent in place
 CHUNK = MiB  # of a body; starlette's own 64 KiB cost five sixths of the throughput
+LEAST_CHUNK = 64 * 1024
+ALL_CHUNKS = 64 * MiB  # of all bodies together: each waits in memory for its client
 SMALL = 64 * 1024  # bytes that are read at once, with one change of threads
 _READERS = 32  # threads; anyio's own may all be taken by the application
+_bodies = 0  # that are being sent, in all threads of this process
 _readers: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_readers")
 
 _TEXT = frozenset(
@@ -115,7 +135,23 @@ async def file_response(
     return FileBody(await catalog.open(file), part.span, part.status, headers)
 
 
-async def in_reader(read: Callable[[Unpack[Given]], bytes], *given: *Given) -> bytes:
+@contextmanager
+def sending() -> Iterator[None]:
+    """Around a body that is being sent, so that it counts for `chunk_size`."""
+    global _bodies
+    _bodies += 1
+    try:
+        yield
+    finally:
+        _bodies -= 1
+
+
+def chunk_size() -> int:
+    """How many bytes of a body are read at once: fewer, the more bodies there are."""
+    return max(min(CHUNK, ALL_CHUNKS // max(_bodies, 1)), LEAST_CHUNK)
+
+
+async def in_reader(read: Callable[[Unpack[Given]], T], *given: *Given) -> T:
     """What `read` returns, in one of a few threads for bodies."""
     if (limiter := _readers.get(None)) is None:
         limiter = anyio.CapacityLimiter(_READERS)
@@ -137,8 +173,22 @@ def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
     return failure(416, "RangeNotSatisfiable", f"{path!r} has {part.size} bytes, none of them in that range.", headers)
 
 
+class BrokenOffError(Exception):
+    """The rest of a body cannot be sent: the file has become shorter, or the client has gone."""
+
+
+class FilePart:
+    """A piece of a body that is in a file: for servers that can send it from there, who say so by FILE_PARTS."""
+
+    def __init__(self, descriptor: int, start: int, nbytes: int) -> None:
+        self.descriptor, self.start, self._nbytes = descriptor, start, nbytes
+
+    def __len__(self) -> int:
+        return self._nbytes
+
+
 class FileBody(StreamingResponse):
-    """Bytes `span` of an open file, in chunks that a worker thread reads. Closes the descriptor.
+    """Bytes `span` of an open file, in chunks that worker threads read, or send. Closes the descriptor.
 
     `origin` is what they are counted as.
     """
@@ -154,7 +204,9 @@ class FileBody(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ORIGIN] = self.origin
         try:
-            await super().__call__(scope, receive, send)
+            with sending():
+                self._in_place = scope.get(FILE_PARTS, False)
+                await super().__call__(scope, receive, send)
         finally:
             os.close(self.descriptor)
 
@@ -162,9 +214,15 @@ class FileBody(StreamingResponse):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         position, end = self.span.start, self.span.stop
         while position < end:
-            count = min(CHUNK, end - position)
-            chunk = await in_reader(os.pread, self.descriptor, count, position)
+            chunk: bytes | FilePart
+            if self._in_place:
+                chunk = FilePart(self.descriptor, position, min(PART, end - position))
+            else:
+                chunk = await in_reader(os.pread, self.descriptor, min(chunk_size(), end - position), position)
             if not chunk:  # it was cut short meanwhile: an unfinished response closes the connection
                 return
             position += len(chunk)
-            await send({"type": "http.response.body", "body": chunk, "more_body": position < end})
+            try:
+                await send({"type": "http.response.body", "body": chunk, "more_body": position < end})
+            except BrokenOffError:  # likewise
+                return

@@ -22,7 +22,14 @@ import anyio
 from ..api.progress import ProgressState
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
-from ..errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
+from ..errors import (
+    AsyncfetchError,
+    ChangedError,
+    ChecksumMismatchError,
+    DiskFullError,
+    ProtocolError,
+    StorageError,
+)
 from ..events import Retrying, Waiting
 from ..network.ranges import read_span
 from ..sources.located import Landed, Located, SourceFile
@@ -34,6 +41,8 @@ from .eviction import open_shared
 from .following import Followed, inode_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from anyio.abc import TaskGroup
 
     from ..events import Event
@@ -45,6 +54,8 @@ if TYPE_CHECKING:
     from ..storage.partial import Partial
     from .counts import Counts
     from .distrust import Distrust
+
+    Forget = Callable[[], Awaitable[None]]
 
 __all__ = ["AHEAD", "HELD", "Fill", "Wanted", "file_to_fetch"]
 
@@ -67,6 +78,7 @@ class Wanted(NamedTuple):
     hub: Hub
     cache: RepoCache
     ref: str | None
+    forget: Forget | None = None  # what was told of it, where it does not come that way
 
 
 class _Origin:
@@ -91,6 +103,7 @@ class Fill:
         self._strict = strict
         self.wanted, self.file, self.repository = wanted, wanted.file, wanted.hub.name
         self.name = f"{self.repository}/{self.file.name}"
+        self.size = self.file.size  # as readers were told; the source may tell another one on the way
         self.others: list[Wanted] = []  # in other repositories, from where it is a second name of the same file
         self.progress = ProgressState()
         self.retries = 0
@@ -130,8 +143,13 @@ class Fill:
 
     @property
     def over(self) -> bool:
-        """Whether it ended without the file, for who holds it."""
-        return self._ended and not (self._verified and self._descriptor is not None)
+        """Whether there is nothing more to come for who holds it: it ended without the file, or with another one."""
+        return self.misled or (self._ended and not (self._verified and self._descriptor is not None))
+
+    @property
+    def misled(self) -> bool:
+        """Whether the source told readers a size that it does not stand by."""
+        return self.file.size != self.size
 
     @property
     def ended(self) -> bool:
@@ -151,7 +169,7 @@ class Fill:
     async def begun(self, offset: int, deadline: float = math.inf) -> None:
         """Wait until there is something to tell a reader at `offset`, or until `deadline` by the event loop's clock."""
         with anyio.CancelScope(deadline=deadline):
-            while not (self.ready(offset) or self.is_far(offset) or self._ended):
+            while not (self.ready(offset) or self.is_far(offset) or self._ended or self.misled):
                 await self.changed.wait()
 
     def ready(self, offset: int) -> int:
@@ -218,6 +236,10 @@ class Fill:
             LOG.exception("The fill of %s failed", self.name)
         finally:
             self.end()
+        if self.misled or isinstance(self.error, ChangedError | ChecksumMismatchError | ProtocolError):
+            for wanted in (self.wanted, *self.others):
+                if wanted.forget is not None:
+                    await wanted.forget()
         if (self._verified and self._distrust.right(self.file.key)) or self._doubted:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await off_loop(self._distrust.save)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..storage.cache import RepoCache
     from .counts import Counts
     from .distrust import Distrust
+    from .filling import Forget
     from .kept import Kept
 
 __all__ = ["Failure", "Fill", "Fills", "file_to_fetch"]
@@ -82,10 +83,13 @@ class Fills:
         """Those that are on their way, or wait for their turn; the first to begin first."""
         return list(self._running.values())
 
-    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None) -> Fill:
-        """The fill that brings `file` into `cache`; it is begun if there is none."""
+    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None, forget: Forget | None = None) -> Fill:
+        """The fill that brings `file` into `cache`; it is begun if there is none.
+
+        `forget`: what to do where the file does not come as the source told, so that it is asked anew.
+        """
         key = (None if is_same_everywhere(file.key) else cache.folder, file.key, file.size)
-        wanted, fill = Wanted(file, hub, cache, ref), self._running.get(key)
+        wanted, fill = Wanted(file, hub, cache, ref, forget), self._running.get(key)
         if fill is not None and not (fill.ended or fill.stops):
             self._counts.add("joined")
             fill.join(wanted)

@@ -167,7 +167,9 @@ class Worker:
         commit, ref = job.commit or "", None if is_commit(target.revision) else target.revision
         cache = RepoCache(self._root, target.name, repo_type=target.kind.removesuffix("s"))
         hub = self._upstream.hub(target, who, self._fills.transport)
-        fill = file.fill = self._fills.of(file_to_fetch(target.path, commit, etag, file.size), hub, cache, ref)
+        wanted = file_to_fetch(target.path, commit, etag, file.size)
+        fill = self._fills.of(wanted, hub, cache, ref, lambda: self._upstream.forget(target, commit))
+        file.fill = fill
         await fill.joined()
         file.fill, file.done, file.fetched = None, fill.complete, fill.progress.transferred
         if fill.complete:

@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import anyio
 from starlette.responses import JSONResponse, Response
@@ -32,6 +33,7 @@ from ..errors import (
     storage_errors,
 )
 from ..events import Event, Notifier, Retrying
+from ..network.reach import Reach
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
@@ -66,7 +68,7 @@ from .upstream import Upstream
 from .wire import parse_resource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from anyio.abc import TaskGroup
@@ -84,6 +86,7 @@ __all__ = ["PullThrough"]
 _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 SAVE = 2.0  # seconds between two times that counters are written
+_MOST_FOLDERS = 8  # that are listed for one request
 
 
 class _File(NamedTuple):
@@ -135,6 +138,7 @@ class PullThrough:
         self.policy = Policy.from_env()
         self.counts = Counts(self._state / "counts")
         self.live: Live | None = None
+        self.beside: Callable[[], Mapping[str, list[str]]] = dict  # what else is served here, by kind
         self._tasks = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -151,9 +155,10 @@ class PullThrough:
         )
         # Questions have connections of their own: they never wait for bytes.
         many = replace(policy, connections=4 * policy.connections, bandwidth_limit=self._bandwidth)
-        told = Notifier(self._hear)
-        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=counts.meter("questions")))
-        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=counts.meter("fills")))
+        told, reach = Notifier(self._hear), Reach(urlsplit(self.endpoint).hostname or "")
+        questions, fills = counts.meter("questions"), counts.meter("fills")
+        asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=questions, reach=reach))
+        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=fills, reach=reach))
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
@@ -212,7 +217,8 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.home(request, {})
+            own = {} if self.door.refusal(request) else await off_loop(self.beside)
+            return await self.control.page(request, self._origin(request), own)
         who = self.door.who(request)
         if isinstance(who, Response):
             return who
@@ -237,10 +243,6 @@ class PullThrough:
         except AsyncfetchError as error:
             return source_failure(error)
 
-    async def home(self, request: Request, own: Mapping[str, Sequence[str]]) -> Response:
-        """The page for people. `own` is what else is served here, by kind."""
-        return await self.control.page(request, self._origin(request), own)
-
     def leave(self) -> None:
         """Let those go who watch how it goes, which has no end. In the event loop."""
         if self.live is not None:
@@ -261,8 +263,12 @@ class PullThrough:
             return asked
         paths, expand = dict.fromkeys(path.strip("/") for path in asked[0]), asked[1]
         found: dict[str, object] = {}
-        for folder in dict.fromkeys(path.rpartition("/")[0] for path in paths if path):
-            following: str | None = "expand=true" if expand else ""
+        folders = dict.fromkeys(path.rpartition("/")[0] for path in paths if path)
+        query = urlencode({"expand": "true"} if expand else {})
+        if len(folders) > _MOST_FOLDERS:  # one listing of all costs the source less
+            folders, query = {"": None}, urlencode({"expand": str(expand).lower(), "recursive": "true"})
+        for folder in folders:
+            following: str | None = query
             passed = set[str]()
             while following is not None and following not in passed:
                 passed.add(following)
@@ -298,7 +304,7 @@ class PullThrough:
             return wrong_bytes(file.path, rest)
         ref = None if is_commit(target.revision) else target.revision
         hub = self.upstream.hub(target, who, self.fills.transport)
-        fill = self.fills.of(file.to_fetch(), hub, cache, ref)
+        fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
         fill.hold()
         try:
             await fill.begun(part.span.start, deadline)
@@ -337,6 +343,8 @@ class PullThrough:
         return self.distrust.may_resume(file.etag) and (not to_the_end or self.distrust.may_take_the_rest(file.etag))
 
     def _fill_failed(self, fill: Fill) -> Response:
+        if fill.misled:
+            return source_failure(ProtocolError("it tells another size of the file by now", url=self.endpoint))
         if fill.error is None:
             return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
         return self._not_fetched(fill.file.name, fill.file.key, fill.error)

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
-from .access import is_loopback
 from .access_log import AccessLog, raw_path
 from .endpoints import ServerOptions, create_app
 
 try:
     import uvicorn
+
+    from .access import is_loopback
+    from .connections import Connection, raise_descriptor_limit
 except ImportError as missing:
     raise SourceError(
         f"Serving needs starlette and uvicorn: {missing}.",
@@ -209,6 +211,7 @@ def _config(app: ASGIApp, transport: _Transport, grace: float, **logging: object
     certificate, key = transport.tls or (None, None)
     return uvicorn.Config(
         app,
+        http=Connection,
         lifespan="on",
         ws="none",
         access_log=False,
@@ -248,6 +251,7 @@ def serve(
     app = create_app(root, local=is_loopback(host), **options)
     listener, url = _listen(host, port, tls=tls is not None)
     config = _config(AccessLog(app), transport, grace, log_level="warning")
+    raise_descriptor_limit()
     server = _Uvicorn(config, app, lambda: on_ready and on_ready(url), grace)
     with suppress(KeyboardInterrupt):
         server.run([listener])

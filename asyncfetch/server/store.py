@@ -26,7 +26,7 @@ from ..tasks import off_loop
 from .freshness import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["Store"]
@@ -95,6 +95,14 @@ class Store:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             LOG.warning("An answer of the source could not be kept in %s: %s.", self._folder, error)
+
+    def drop(self, questions: Iterable[str]) -> None:
+        """Keep the answers to them no longer."""
+        for question in questions:
+            with self._lock:
+                self._recent.pop(question, None)
+            with suppress(OSError):
+                self._path(question).unlink()
 
     def holds_any(self) -> bool:
         """Whether any answer is kept."""

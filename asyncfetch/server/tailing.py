@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import StreamingResponse
 
 from ..errors import AsyncfetchError
-from .body import CHUNK, in_reader
+from .body import chunk_size, in_reader, sending
 from .counts import ORIGIN
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class FillBody(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         try:
-            await super().__call__(scope, receive, send)
+            with sending():
+                await super().__call__(scope, receive, send)
         finally:
             self.fill.release()
 
@@ -56,7 +57,7 @@ class FillBody(StreamingResponse):
         if not position:  # nothing was handed out: whatever comes is the beginning
             self.generation = fill.generation
         while not self._is_cut_off():
-            if count := min(CHUNK, fill.ready(position), end - position):
+            if count := min(chunk_size(), fill.ready(position), end - position):
                 self.scope[ORIGIN] = "fill"
                 return await in_reader(fill.read, position, count)
             if fill.is_far(position):

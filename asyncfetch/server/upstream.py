@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import anyio
@@ -34,6 +34,7 @@ from ..storage.cache import is_commit, path_inside
 from ..tasks import off_loop
 from .freshness import PATIENCE, Answer, Health, is_fresh
 from .layout import qualified
+from .relayed import without_xet
 from .wire import parse_resource
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from .store import Store
     from .wire import Resource
 
-__all__ = ["Upstream", "Who", "without_xet"]
+__all__ = ["Upstream", "Who"]
 
 LOG = logging.getLogger("asyncfetch.server")
 _LIMIT = 32 * MiB  # bytes of an answer
@@ -55,7 +56,6 @@ _TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-co
 # "api";r=489;t=268 (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/)
 _RATE_LIMIT = re.compile(r";\s*r=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
-_XET = frozenset({"xetHash", "xetEnabled"})
 
 
 class RateLimit(NamedTuple):
@@ -181,6 +181,11 @@ class Upstream:
             return answer
 
         return await self._ask(_file_question(target), target, "files", who, ask)
+
+    async def forget(self, target: Resource, commit: str) -> None:
+        """Do not go on with what was told of a file: it did not come that way."""
+        questions = [_file_question(target._replace(revision=revision)) for revision in (target.revision, commit)]
+        await off_loop(lambda: self._store.drop(questions))
 
     async def _ask(
         self,
@@ -365,15 +370,3 @@ def _api_path(target: Resource) -> str:
             return f"{base}/commits/{revision}"
         case action:
             return f"{base}/{action}"
-
-
-def without_xet(body: bytes) -> bytes:
-    """A JSON body without what sends clients to a Xet service, which is not here. Raises ValueError, RecursionError."""
-    document = json.loads(body)
-    return json.dumps(_stripped(document), separators=(",", ":")).encode() if b'"xet' in body else body
-
-
-def _stripped(document: Any) -> Any:
-    if isinstance(document, dict):
-        return {name: _stripped(value) for name, value in document.items() if name not in _XET}
-    return [_stripped(value) for value in document] if isinstance(document, list) else document

@@ -99,10 +99,10 @@ def truthy(query: Mapping[str, str], name: str) -> bool:
     return query.get(name, "").lower() in ("1", "true")
 
 
-def parse_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
-    """The paths, and whether to expand, of a form or a JSON object. Raises ValueError."""
+def parse_paths(body: bytes, content_type: str, most: int) -> tuple[list[str], bool]:
+    """The paths, `most` of them, and whether to expand, of a form or a JSON object. Raises ValueError."""
     if "json" not in content_type:
-        fields = parse_qs(body.decode())
+        fields = parse_qs(body.decode(), max_num_fields=most + 1)
         return fields.get("paths", []), truthy({"expand": fields.get("expand", [""])[0]}, "expand")
     try:
         document = json.loads(body)
@@ -111,4 +111,6 @@ def parse_paths(body: bytes, content_type: str) -> tuple[list[str], bool]:
     paths = document.get("paths") if isinstance(document, dict) else None
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise ValueError("paths must be a list of strings")
+    if len(paths) > most:
+        raise ValueError("too many paths")
     return paths, document.get("expand") is True

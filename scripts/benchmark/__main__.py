@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, report, scale
+from . import checkpoints, report, scale, service, soak
 from .line import Line
 from .origin import Origin
 
@@ -34,13 +34,14 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale"], default="peers")
+    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale", "service"], default="peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
     parser.add_argument("--shapes", default="four,one,many")
     parser.add_argument("--only", help="contestants whose label contains one of these texts (comma between)")
     parser.add_argument("--work", type=Path, default=default_work(), help="data and downloads; reused")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="service: watch memory and descriptors instead")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     options = parser.parse_args()
@@ -48,6 +49,12 @@ def main() -> None:
         raise SystemExit("scripts/bench needs nginx: apt-get install nginx-light")
     options.work.mkdir(parents=True, exist_ok=True)
     os.chmod(options.work, 0o755)
+    if options.mode == "service":
+        data = service.make(options)
+        if options.soak:
+            raise SystemExit(soak.main(options, data))
+        service.main(options, data)
+        return
     if options.mode == "scale":
         scale.main(options)
         return

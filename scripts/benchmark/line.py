@@ -21,16 +21,21 @@ _STEPS = 50  # in so many a second comes what a slow connection brings
 class Line:
     """Listens on `port`. Use as a context manager. `delay` is a round trip in seconds, rates are bytes a second.
 
+    `narrow`: little is on its way in buffers, so that what a server has sent is nearly what a client got.
+
     A connection takes one round trip to open, each request one to be answered.
     """
 
-    def __init__(self, delay: float = 0.05, rate: float = 60e6, total_rate: float = 400e6) -> None:
+    def __init__(
+        self, delay: float = 0.05, rate: float = 60e6, total_rate: float = 400e6, *, narrow: bool = False
+    ) -> None:
         self.delay, self.rate, self.total_rate = delay, rate, total_rate
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._target = 0
         self._all = Bucket(total_rate)
-        self._chunk = max(min(CHUNK, int(rate / _STEPS)), _LEAST_CHUNK)
+        self._chunk = max(min(CHUNK, int(rate / _STEPS)), _LEAST_CHUNK) if not narrow else _LEAST_CHUNK
+        self._narrow = narrow
 
     def __enter__(self) -> Line:
         return self
@@ -53,7 +58,11 @@ class Line:
 
     def _serve(self, client: socket.socket) -> None:
         time.sleep(self.delay)
-        server = socket.create_connection(("127.0.0.1", self._target))
+        server = socket.socket()
+        if self._narrow:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * _LEAST_CHUNK)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _LEAST_CHUNK)
+        server.connect(("127.0.0.1", self._target))
         upward = threading.Thread(target=self._forward, args=(client, server, self._hold), daemon=True)
         upward.start()
         own = Bucket(self.rate)

@@ -26,12 +26,14 @@ def free_port() -> int:
 class Origin:
     """Serves root/<name> as repository bench/<name>. Use as a context manager.
 
-    `data_port` sends data links through another port, where a proxy stands.
+    `data_port` sends data links through another port, where a proxy stands. `narrow`: of those bytes few wait in
+    buffers of the kernel, so that what is counted as sent is what was received.
     """
 
     root: Path
     work: Path
     data_port: int | None = None
+    narrow: bool = False
     ports: dict[str, int] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
@@ -70,25 +72,37 @@ class Origin:
         return f"{scheme}://127.0.0.1:{port}/{name}/{file}"
 
     def count(self) -> tuple[int, int]:
-        """(connections, requests) since the last call."""
+        """(connections, requests) since the last call of this or of `sent`."""
+        lines = self._logged()
+        return len({connection for connection, *_ in lines}), len(lines)
+
+    def sent(self) -> tuple[int, int]:
+        """Bytes of shards, and of all else with all heads, since the last call of this or of `count`."""
+        lines = self._logged()
+        data = sum(int(body) for *_, body, path in lines if path.endswith(".safetensors"))
+        return data, sum(int(line[3]) for line in lines) - data
+
+    def _logged(self) -> list[list[str]]:
         log = self.work / "access.log"
         lines = log.read_text().splitlines() if log.exists() else []
         with open(log, "w"):
             pass
-        return len({line.split()[0] for line in lines}), len(lines)
+        return [line.split(maxsplit=5) for line in lines]
 
     def _config(self) -> str:
+        buffer = " sndbuf=65536" if self.narrow else ""
         return f"""
 worker_processes 2; daemon off; pid {self.work}/nginx.pid; error_log {self.work}/error.log;
 events {{ worker_connections 1024; }}
 http {{
-  log_format counted '$connection $request_method $status'; access_log {self.work}/access.log counted;
+  log_format counted '$connection $request_method $status $bytes_sent $body_bytes_sent $uri';
+  access_log {self.work}/access.log counted;
   sendfile on; tcp_nopush on; keepalive_requests 1000000; default_type application/octet-stream;
   client_body_temp_path {self.work}/body; proxy_temp_path {self.work}/proxy; fastcgi_temp_path {self.work}/fcgi;
   uwsgi_temp_path {self.work}/uwsgi; scgi_temp_path {self.work}/scgi;
   ssl_certificate {self.work}/server.pem; ssl_certificate_key {self.work}/server.pem;
   server {{ listen 127.0.0.1:{self.ports["http"]} backlog=1024; {self._hub("http")} }}
-  server {{ listen 127.0.0.1:{self.ports["http_data"]} backlog=1024; root {self.root}; }}
+  server {{ listen 127.0.0.1:{self.ports["http_data"]} backlog=1024{buffer}; root {self.root}; }}
   server {{ listen 127.0.0.1:{self.ports["https"]} ssl backlog=1024; {self._hub("https")} }}
   server {{ listen 127.0.0.1:{self.ports["https_data"]} ssl backlog=1024; root {self.root}; }}
 }}

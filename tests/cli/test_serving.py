@@ -126,7 +126,7 @@ def test_flags_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="missing"):
         run(["serve", str(tmp_path / "missing")])
     hub = ["--upstream", "http://localhost"]
-    for arguments in ([], [str(tmp_path), *hub], [str(tmp_path), "--cache-dir", "x"], [*hub, "--token-env", "PATH"]):
+    for arguments in ([], [str(tmp_path), "--cache-dir", "x"], [*hub, "--follow-links"]):
         with pytest.raises(SourceError, match="--"):
             run(["serve", *arguments])
 

@@ -86,6 +86,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         adapters,
         content,
         disk,
+        enemies,
         http_answers,
         http_origins,
         jobs,
@@ -103,5 +104,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, room, jobs, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, room, jobs, enemies, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

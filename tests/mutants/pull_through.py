@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "xet-is-named",
         _ANSWERS,
-        "server.upstream:_stripped",
+        "server.relayed:_stripped",
         "if name not in _XET",
         "if name",
         ("server/test_pull_through.py::test_no_xet_and_no_link_that_leads_elsewhere",),

@@ -380,8 +380,8 @@ MUTANTS = (
         "proxy-ignored",
         "a proxy of the environment",
         "network.pool:LazyClient.get",
-        "PoolTransport(Proxies(getproxies()))",
-        "PoolTransport(Proxies({}))",
+        "PoolTransport(Proxies(getproxies()), self._reach)",
+        "PoolTransport(Proxies({}), self._reach)",
         ("network/test_transport.py::test_proxy_of_the_environment",),
     ),
 )

@@ -93,6 +93,8 @@ def test_both_are_listed_together(service: Server, source: FaultServer) -> None:
         names, pages = listed(service.url, f"limit={limit}")
         assert (names, pages > 1) == ([*ours, *theirs], True)
     assert listed(service.url, "search=team&limit=1")[0][:2] == ["team/one", "team/two"]
+    page = httpx.get(f"{service.url}/").text
+    assert all(name in page for name in ours)
     assert httpx.get(f"{service.url}/api/models?limit=x").status_code == 400
     source.go_away()
     assert httpx.get(f"{service.url}/api/models").status_code == 502  # half a listing would pass for the whole

@@ -87,15 +87,17 @@ def test_ranges_without_bytes(header: str, size: int) -> None:
 
 def test_paths() -> None:
     """Both bodies of paths-info mean the same."""
-    form = parse_paths(b"paths=a%2Fb&paths=c&expand=True", "application/x-www-form-urlencoded")
-    assert form == parse_paths(b'{"paths": ["a/b", "c"], "expand": true}', "application/json") == (["a/b", "c"], True)
+    form = parse_paths(b"paths=a%2Fb&paths=c&expand=True", "application/x-www-form-urlencoded", 2)
+    assert (
+        form == parse_paths(b'{"paths": ["a/b", "c"], "expand": true}', "application/json", 2) == (["a/b", "c"], True)
+    )
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"paths": 1}', b'{"paths": [1]}', b"[" * 100_000, b"\xff"])
 def test_bad_paths(body: bytes) -> None:
     """Whatever is not an object with paths is a ValueError."""
     with pytest.raises(ValueError):  # noqa: PT011
-        parse_paths(body, "application/json")
+        parse_paths(body, "application/json", 2)
 
 
 def test_signatures() -> None:
