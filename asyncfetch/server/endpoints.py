@@ -139,9 +139,10 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
     the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
-    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a hundredth
-    of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is handed on without being kept.
-    `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file before its hash is right.
+    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
+    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
+    handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
+    before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
@@ -162,19 +163,15 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
         hub = _folder_hub(root, **ours)
         operation = _operation(Counts(), hub.checks, hub.gate.token)
         return _application(hub, hub.catalog, hub.catalog.close, operation, audit)
-    passing = _pull_through(Path(root), upstream, local, **ours)
-    if own is not None:
-        kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
-        hub = _folder_hub(own, token=ours.get("token"), state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
-        return _before_another_hub(Beside(hub, passing), passing, hub.catalog.close, audit)
-    return _before_another_hub(passing, passing, lambda: None, audit)
-
-
-def _before_another_hub(
-    running: Beside | PullThrough, passing: PullThrough, stop: Callable[[], None], audit: str | None
-) -> Starlette:
-    operation = _operation(passing.counts, running.checks, passing.door.token)
-    return _application(running, running, stop, operation, audit, passing.leave)
+    passing, token = _pull_through(Path(root), upstream, local, **ours), ours.get("token")
+    if own is None:
+        operation = _operation(passing.counts, passing.checks, token)
+        return _application(passing, passing, lambda: None, operation, audit, passing.leave)
+    kept_in = ours.get("state_dir") or Path(root) / ".locks" / "asyncfetch"
+    hub = _folder_hub(own, token=token, state_dir=kept_in, public_url=ours.get("public_url"), **of_own)
+    both = Beside(hub, passing)
+    operation = _operation(passing.counts, both.checks, token)
+    return _application(both, both, hub.catalog.close, operation, audit, passing.leave)
 
 
 def _folder_hub(

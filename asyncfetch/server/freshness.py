@@ -121,7 +121,7 @@ class Health:
 
     def reached(self, now: float) -> bool:
         """Whether it answered within REACHED seconds."""
-        return 0 <= now - self._answered_at < REACHED
+        return abs(now - self._answered_at) < REACHED
 
     def away(self, now: float) -> bool:
         return 0 < self._away_until - now <= AWAY

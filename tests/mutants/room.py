@@ -108,9 +108,9 @@ MUTANTS = (
     Mutant(
         "no-token-is-needed-for-a-listing",
         _TOKENS,
-        "server.beside:Beside._listing",
-        "if refused := self.passing.door.refusal(request):\n    return refused",
-        "",
+        "server.beside:Beside.respond",
+        "self.own.gate.refusal(request) or await self._listing(request, target)",
+        "await self._listing(request, target)",
         (f"{ACCESS}::test_a_token_of_its_own",),
     ),
     Mutant(
