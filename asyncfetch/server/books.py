@@ -40,7 +40,7 @@ class Books:
     """
 
     def __init__(self, path: Path, now: Callable[[], float] = time.time) -> None:
-        self._now = now
+        self.path, self._now = path, now
         self._ledger = Ledger(path, _SCHEMA)
         self._noted: dict[str, Read] = {}  # since the last time they were written down
         self._lock = threading.Lock()  # guards _noted
@@ -72,8 +72,13 @@ class Books:
             raise StorageError(str(self._ledger.path), "pins cannot be written there")
 
     def pins(self) -> set[str]:
-        """The folders of the repositories that are pinned. Raises StorageError: nothing may go then."""
+        """The folders of the repositories that are pinned. Raises StorageError: nothing may go then.
+
+        Where there are no books, nothing is: a full disk may be why there are none.
+        """
         found = self._ledger.run(lambda connection: connection.execute("SELECT folder FROM pins").fetchall())
+        if found is None and not self._ledger.exists:
+            return set()
         if found is None:
             raise StorageError(str(self._ledger.path), "pins cannot be read there")
         return {folder for (folder,) in found}

@@ -31,21 +31,22 @@ def cache_of(root: Path, folder: str) -> RepoCache:
     return RepoCache(root, "/".join(parts), repo_type=kind.removesuffix("s"))
 
 
-def take_out(root: Path, folder: str, items: list[Item]) -> int:
-    """Remove what of these items of one repository nobody uses; the bytes that are free now. Raises StorageError."""
+def take_out(root: Path, folder: str, items: list[Item]) -> None:
+    """Remove what of these items of one repository nobody uses. Raises StorageError."""
     cache = cache_of(root, folder)
     with ExitStack() as holding:
         free = [item for item in items if _ours_alone(root / item.key, holding)]
-        freed = sum(_remove_partial(cache, root / item.key, item) for item in free if item.partial)
+        for item in free:
+            if item.partial:
+                _remove_partial(cache, root / item.key)
         whole = [item for item in free if not item.partial]
         removal = plan_removal(
             cache,
             blobs=[item.name for item in whole if item.path.startswith("blobs/") and checksum_of_etag(item.name)],
             files=[_entry(item) for item in whole if item.path.startswith("snapshots/")],
         )
-        freed += remove(removal).nbytes
+        remove(removal)
     _drop_if_empty(cache.folder)
-    return freed
 
 
 def open_shared(path: Path) -> int:
@@ -75,24 +76,22 @@ def _ours_alone(path: Path, holding: ExitStack) -> bool:
     return True
 
 
-def _remove_partial(cache: RepoCache, path: Path, item: Item) -> int:
-    """Remove a partial that nobody goes on with, of any tool; the bytes that are free now."""
-    etag = item.name.partition(".")[0]
+def _remove_partial(cache: RepoCache, path: Path) -> None:
+    """Remove a partial that nobody goes on with, of any tool."""
+    etag = path.name.partition(".")[0]
     lock = cache.lock(etag) if checksum_of_etag(etag) else None
     try:
         if lock is not None:
             lock.acquire(timeout=0)
     except OSError:  # filelock's Timeout is one: it is on its way
-        return 0
+        return
     try:
         with suppress(OSError):
             forget_journal(journal_of(path))
             path.unlink()
-            return item.size - item.owed
     finally:
         if lock is not None:
             lock.release()
-    return 0
 
 
 def _entry(item: Item) -> tuple[str, str]:

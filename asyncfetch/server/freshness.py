@@ -81,6 +81,11 @@ class Access:
                 self._kept.pop(digest, None)
                 self._changes[digest] = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether something is to be kept on disk."""
+        return bool(self._changes)
+
     def take_changes(self) -> dict[str, float | None]:
         """What is to be kept on disk since the last call: when it was granted, None where it was taken back."""
         changes, self._changes = self._changes, {}
@@ -116,7 +121,7 @@ class Health:
 
     def reached(self, now: float) -> bool:
         """Whether it answered within REACHED seconds."""
-        return 0 <= now - self._answered_at < REACHED
+        return abs(now - self._answered_at) < REACHED
 
     def away(self, now: float) -> bool:
         return 0 < self._away_until - now <= AWAY

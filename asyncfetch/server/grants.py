@@ -3,7 +3,7 @@
     STATE/grants.sqlite3    readable by its owner alone: a random key, and for each decision its digest and when it was
 
 A digest tells neither a token nor a repository. A decision counts for a day, and one that was taken back is removed
-before that is answered. Blocking calls: run them in a thread.
+before that is answered. Blocking calls but for `end`: run them in a thread.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import anyio
+
+from ..tasks import off_loop
 from .freshness import LAPSED, Access
 from .ledger import Ledger
 
@@ -53,6 +56,11 @@ class Grants:
         with suppress(OSError):
             self._ledger.path.unlink(missing_ok=True)
         LOG.warning("Who may see what is forgotten at the next start, since it cannot be written down.")
+
+    async def end(self) -> None:
+        """Close it at the end of a server."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+            await off_loop(self.close, abandon=True)
 
     def close(self) -> None:
         if changes := self.access.take_changes():

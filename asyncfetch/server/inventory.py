@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,7 +23,7 @@ class Item(NamedTuple):
 
     `folder` is that of its repository, such as `models--org--name`; `path` is below it. `size` is what it takes when it
     is whole, in bytes, and `owed` what of that it does not take yet. `at` is when it was written, in seconds since
-    1970. `inode`: files that share one take room once.
+    1970. `inode`: files that share one take room once; it has `names` in all.
     """
 
     folder: str
@@ -33,6 +32,7 @@ class Item(NamedTuple):
     owed: int
     at: float
     inode: tuple[int, int]
+    names: int = 1
 
     @property
     def key(self) -> str:
@@ -79,26 +79,25 @@ def _folders(root: Path) -> list[str]:
 
 def _items(root: Path, folder: str) -> Iterator[Item]:
     base = os.path.join(root, folder)
-    for at in ("blobs", "snapshots"):
-        for path, below, names in os.walk(os.path.join(base, at)):
-            if path.endswith("/snapshots"):
-                below[:] = [name for name in below if is_commit(name)]
-            for name in names:
-                if ".map.incomplete" in name:  # a journal, which goes with its partial
-                    continue
-                if (item := _item(folder, os.path.join(path, name), base)) is not None:
-                    yield item
+    yield from _below(folder, os.path.join(base, "blobs"), "blobs")
+    with suppress(OSError), os.scandir(os.path.join(base, "snapshots")) as commits:
+        for commit in commits:
+            if is_commit(commit.name):
+                yield from _below(folder, commit.path, f"snapshots/{commit.name}")
 
 
-def _item(folder: str, path: str, base: str) -> Item | None:
-    """A file; None for a link, which takes no room."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    taken = found.st_blocks * _BLOCK
-    owed = max(found.st_size - taken, 0) if path.endswith(".incomplete") else 0
-    inode = (found.st_dev, found.st_ino)
-    return Item(folder, os.path.relpath(path, base), found.st_size, owed, found.st_mtime, inode)
+def _below(folder: str, path: str, named: str) -> Iterator[Item]:
+    """The files in a folder and in those below it. Links take no room, and journals go with their partials."""
+    with suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(folder, entry.path, f"{named}/{entry.name}")
+            elif entry.is_file(follow_symlinks=False) and ".map.incomplete" not in entry.name:
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    taken = found.st_blocks * _BLOCK
+                    owed = max(found.st_size - taken, 0) if entry.name.endswith(".incomplete") else 0
+                    inode = (found.st_dev, found.st_ino)
+                    yield Item(
+                        folder, f"{named}/{entry.name}", found.st_size, owed, found.st_mtime, inode, found.st_nlink
+                    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from ..errors import SourceError, StorageError
 from ..storage.removal import entries_of
 from ..tasks import off_loop
 from .books import Books
+from .borrowing import is_same_everywhere
 from .eviction import cache_of, take_out
 from .inventory import take_inventory
 from .layout import KINDS
@@ -27,7 +29,7 @@ from .room import Limits, excess, in_order
 from .text import size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from ..storage.cache import RepoCache
@@ -116,7 +118,11 @@ class Kept:
     async def admit(self, partial: Path, size: int) -> bool:
         """Whether a file of `size` bytes, to be written at `partial`, has room once that was made. See `left`."""
         async with self._turn:
-            return await off_loop(lambda: self._admit(partial, size), slow=True)
+            try:
+                return await off_loop(lambda: self._admit(partial, size), slow=True)
+            except Exception:
+                LOG.exception("Whether there is room could not be told")
+                return False
 
     def left(self, partial: Path) -> None:
         """A file that was admitted is whole, or is not going on."""
@@ -141,7 +147,8 @@ class Kept:
     def _is_counted(self, partial: Path, size: int) -> bool:
         """Whether a file takes its room already: as a partial, or in another repository, of which it is made a name."""
         etag = partial.name.partition(".")[0]
-        for path in (partial, *self.root.glob(f"*--*/blobs/{etag}")):
+        others = self.root.glob(f"*--*/blobs/{etag}") if is_same_everywhere(etag) else ()
+        for path in (partial, *others):
             with suppress(OSError):
                 if path.stat().st_size == size:
                     return True
@@ -176,11 +183,13 @@ class Kept:
                 await anyio.sleep(TEND)
                 try:
                     await off_loop(self.tend, slow=True)
+                except StorageError:
+                    pass  # the books have said so
                 except Exception:
                     LOG.exception("The cache could not be tended")
         finally:
-            with anyio.CancelScope(shield=True):
-                await off_loop(self.close)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await off_loop(self.close, abandon=True)
 
     def close(self) -> None:
         self.books.flush()
@@ -242,20 +251,21 @@ class Kept:
             LOG.info("Removed %s that nobody has read for the longest time.", size_text(freed))
         return freed
 
-    def _remove(self, items: Iterable[Item]) -> int:
+    def _remove(self, items: Collection[Item]) -> int:
         """Remove what of these nobody uses; the bytes that are free now. What cannot be removed is logged."""
-        freed = 0
         by_folder: dict[str, list[Item]] = {}
         for item in items:
             by_folder.setdefault(item.folder, []).append(item)
         for folder, of_folder in by_folder.items():
             try:
-                freed += take_out(self.root, folder, of_folder)
+                take_out(self.root, folder, of_folder)
             except StorageError as error:
                 LOG.warning("What nobody reads of %s could not be removed: %s", folder, error)
-            self.books.forget(item.key for item in of_folder if not (self.root / item.key).exists())
         self._last = None
-        return freed
+        gone = [item for item in items if not (self.root / item.key).exists()]
+        self.books.forget(item.key for item in gone)
+        names = Counter(item.inode for item in gone)
+        return sum({item.inode: item.size - item.owed for item in gone if names[item.inode] >= item.names}.values())
 
 
 def _folder(kind: str, name: str) -> str:

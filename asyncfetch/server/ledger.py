@@ -34,6 +34,16 @@ class Ledger:
         self._connection: sqlite3.Connection | None = None
         self._said = False
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file with something in it. Where that cannot be told there is."""
+        try:
+            return self.path.stat().st_size > 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """What `work` returns, all of it or nothing done; None where the file does not let it."""
         with self._lock:

@@ -161,7 +161,7 @@ class PullThrough:
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
-        self._tasks.callback(grants.close)
+        self._tasks.push_async_callback(grants.end)
         tasks = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(tasks.cancel_scope.cancel)
         self.upstream = Upstream(
@@ -218,7 +218,8 @@ class PullThrough:
         if target is None or target.action in ("cdn", "page"):
             return failure(404, "NotFound", "There is nothing here.")
         if target.action == "home":
-            return await self.control.page(request, self._origin(request), await off_loop(self.beside))
+            own = {} if self.door.refusal(request) else await off_loop(self.beside)
+            return await self.control.page(request, self._origin(request), own)
         who = self.door.who(request)
         if isinstance(who, Response):
             return who

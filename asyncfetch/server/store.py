@@ -33,7 +33,7 @@ __all__ = ["Store"]
 
 LOG = logging.getLogger("asyncfetch.server")
 MOST = 100_000  # answers on disk
-MOST_BYTES = 2**30  # of them all
+MOST_BYTES = 2**28  # of them all
 PRUNE = 600.0  # seconds
 _FORMAT = 1
 _MOST_RECENT = 1000  # answers in memory

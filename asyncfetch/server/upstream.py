@@ -238,7 +238,8 @@ class Upstream:
         """Remember what an answer says about who may see what; a refusal before it is told."""
         if _is_for_all(answer):
             self._access.grant(who.key, repository, scope, self._now())
-            self._tasks.start_soon(self._save_grants)
+            if self._access.changed:
+                self._tasks.start_soon(self._save_grants)
         elif answer.status in (401, 403) or answer.headers.get("x-error-code") == "RepoNotFound":
             self._access.revoke(who.key, repository, scope)
             await self._save_grants()

@@ -106,6 +106,14 @@ MUTANTS = (
         (f"{ACCESS}::test_a_token_of_its_own",),
     ),
     Mutant(
+        "no-token-is-needed-for-a-listing",
+        _TOKENS,
+        "server.beside:Beside.respond",
+        "self.own.gate.refusal(request) or await self._listing(request, target)",
+        "await self._listing(request, target)",
+        (f"{ACCESS}::test_a_token_of_its_own",),
+    ),
+    Mutant(
         "an-open-port-is-not-said",
         _TOKENS,
         "cli.serving:_warnings",
@@ -232,6 +240,22 @@ MUTANTS = (
         'if (partial.parts[-3], partial.name.partition(".")[0]) not in there',
         "if True",
         (f"{KEPT}::test_what_landed_counts_once",),
+    ),
+    Mutant(
+        "two-names-take-twice-the-room",
+        _ROOM,
+        "server.kept:Kept._remove",
+        "if names[item.inode] >= item.names",
+        "if names[item.inode]",
+        (f"{KEPT}::test_two_names_of_one_file",),
+    ),
+    Mutant(
+        "pins-that-cannot-be-read-are-none",
+        _IN_USE,
+        "server.books:Books.pins",
+        "found is None and not self._ledger.exists",
+        "found is None",
+        (f"{KEPT}::test_pins_that_cannot_be_read_hold",),
     ),
     Mutant(
         "pins-do-not-hold",

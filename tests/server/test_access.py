@@ -120,6 +120,7 @@ def test_one_token_for_all(source: FaultServer, tmp_path: Path) -> None:
         for headers in (None, {"Authorization": "Bearer of-a-client"}):
             assert httpx.get(service.url + PAGE, headers=headers).content == FILES["model.safetensors"]
         assert httpx.get(f"{service.url}/api/models/other/model").headers["x-error-code"] == "RepoNotFound"
+        assert TOKEN not in httpx.get(f"{service.url}/metrics").text + httpx.get(service.url).text
         assert httpx.get(f"{service.url}/api/whoami-v2").status_code == 401
         told = httpx.get(f"{service.url}/api/whoami-v2", headers={"Authorization": "Bearer of-a-client"})
         assert told.json()["name"] == "local"
@@ -130,12 +131,21 @@ def test_one_token_for_all(source: FaultServer, tmp_path: Path) -> None:
 
 
 def test_a_token_of_its_own(source: FaultServer, tmp_path: Path) -> None:
-    with Server(tmp_path / "cache", upstream=source.url, token=TOKEN) as service:
+    (tmp_path / "own" / "mine").mkdir(parents=True)
+    (tmp_path / "own" / "mine" / "config.json").write_bytes(b"{}")
+    with Server(tmp_path / "cache", upstream=source.url, token=TOKEN, own=tmp_path / "own") as service:
         refused = httpx.get(service.url + PAGE)
         assert (refused.status_code, refused.headers["x-error-code"]) == (401, "Unauthorized")
         wrong = httpx.get(service.url + PAGE, headers={"Authorization": "Bearer another"})
         assert (wrong.status_code, wrong.headers["x-error-code"]) == (401, "InvalidCredentials")
+        assert "/mine" not in httpx.get(service.url).text
+        for page in ("/metrics", "/api/models", "/api/models?limit=1", "/mine/resolve/main/config.json"):
+            assert httpx.get(service.url + page).status_code == 401
         assert not source.seen
+        for page in ("/", "/metrics", "/api/models?limit=1", "/mine/resolve/main/config.json"):
+            answer = httpx.get(service.url + page, headers=BEARER)
+            assert answer.status_code == 200
+            assert TOKEN not in answer.text
         assert httpx.get(service.url + PAGE, headers=BEARER).content == FILES["model.safetensors"]
         assert hub(service.url, tmp_path / "home", f"result = whoami()['name'], model_info('{NAME}').sha", TOKEN) == [
             "local",

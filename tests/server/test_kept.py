@@ -7,15 +7,17 @@ import hashlib
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from huggingface_hub import scan_cache_dir
 
-from asyncfetch.errors import SourceError
+from asyncfetch.errors import SourceError, StorageError
+from asyncfetch.server import ledger
 from asyncfetch.server.books import Books
 from asyncfetch.server.eviction import open_shared
 from asyncfetch.server.inventory import Inventory, Item, take_inventory
@@ -249,6 +251,35 @@ def test_what_goes_together() -> None:
     assert in_order([late, one, same], {}, {"models--b"}) == [([late], 6)]
 
 
+def test_pins_that_cannot_be_read_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_WAIT", 0.0)
+    fill(tmp_path, "org/a")
+    kept = Kept(tmp_path, Limits(SIZE, 0))
+    kept.pin("models", "org/a")
+    kept.close()
+    with closing(sqlite3.connect(kept.books.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError, match="pins"):
+            kept.make_room(0)
+    assert left(tmp_path) == {"a3"}
+
+
+def test_two_names_of_one_file(tmp_path: Path) -> None:
+    (first, *_) = fill(tmp_path, "org/a", 1)
+    fill(tmp_path, "org/b", 1)
+    second = RepoCache(tmp_path, "org/b").blob(first.name)
+    second.hardlink_to(first)
+    kept = Kept(tmp_path, Limits(2 * SIZE, 0), now=Clock())
+    kept.note(next(path for path in second.parent.iterdir() if path != second))
+    assert kept.make_room(0)
+    assert left(tmp_path) == {"a1", "b2"}  # it takes its room once
+    assert kept.evict("models", "org/a") == 0  # there is another name of it
+    assert left(tmp_path) == {"b2"}
+    assert kept.make_room(SIZE)
+    assert left(tmp_path) == {"b1"}
+    assert not second.exists()
+
+
 def test_damaged_books_are_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "books.sqlite3"
     path.write_bytes(b"no database" * 1000)
@@ -265,6 +296,7 @@ def test_damaged_books_are_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_books_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_bytes(b"")
     books = Books(tmp_path / "file" / "books.sqlite3")
+    assert not books.pins()  # there never were any
     books.note("models--a/blobs/x")
     books.flush()
     books.flush()
