@@ -151,7 +151,7 @@ class Upstream:
                 await self._once(("reached", ""), lambda: self._relay("/api/whoami-v2", Who(None), fixed=False))
             except AsyncfetchError as error:
                 return not _is_away(error)
-        return self._health.reached(now)
+        return self._health.reached(self._now())
 
     def has_answers(self) -> bool:
         """Whether anything is kept that can be answered without the source. Blocks."""
