@@ -275,10 +275,16 @@ class Fill:
         return followed.look(self.file.identity)
 
     def _heed(self, same: bool) -> None:
-        """More may be here; or what came is another file now, or was found wrong: then who reads is cut off."""
-        marked = self._distrust.marked_at(self.file.key)
-        self.generation += not same or marked > self._marked
-        self._marked = marked
+        """More may be here; or what came is another file now, or was found wrong: then who reads is cut off.
+
+        What was handed out of another file, nobody holds against a hash any more.
+        """
+        found_wrong = self._distrust.marked_at(self.file.key) > self._marked
+        if not same and not found_wrong:
+            self._distrust.doubt(self.file.key)
+            self._doubted = True
+        self._marked = self._distrust.marked_at(self.file.key)
+        self.generation += not same or found_wrong
         self.changed.give()
 
     async def _landed_at(self, landed: Landed) -> None:
@@ -291,13 +297,11 @@ class Fill:
             self._partial = None
 
     def _read_from(self, descriptor: int) -> None:
-        """Read from `descriptor` from now on. What was handed out of another file, nobody holds against a hash."""
+        """Read from `descriptor` from now on."""
         if self._descriptor is None:
             self._descriptor = descriptor
             return
         if inode_of(self._descriptor) != inode_of(descriptor):
-            self._distrust.doubt(self.file.key)
-            self._doubted = True
             self._heed(same=False)
         os.dup2(descriptor, self._descriptor, inheritable=False)  # a thread may be reading from it
         os.close(descriptor)

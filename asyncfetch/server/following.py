@@ -27,25 +27,27 @@ class Followed:
         self.descriptor: int | None = None
 
     def look(self, identity: str) -> bool:
-        """Look at what is here by now. False: what was there before is not, so others write another file.
+        """Look at what is here by now. False: what was there before is not, and what is there is another file.
 
-        `identity` is what its journal is to be bound to.
+        `identity` is what its journal is to be bound to. `descriptor` stays the same number.
         """
-        descriptor = self.descriptor
         try:
-            if descriptor is None:
-                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            present = spans_on_disk(self._path, self._size, identity=identity)
-            same = _is_at(self._path, descriptor)
-        except OSError:
+            found = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:  # it was not made yet, or has got its name
             return True
-        if same and present.nbytes:  # else there is no journal yet, or the writer is just replacing it
-            same = all(present.reach(span.start) >= span.stop for span in self._present)
-            self._present, self.descriptor = present, descriptor
-        elif self.descriptor is None:
-            os.close(descriptor)
+        present = spans_on_disk(self._path, self._size, identity=identity)
+        if not present.nbytes or not _is_at(self._path, found):  # no journal yet, or the writer is just replacing it
+            os.close(found)
             return True
-        return same
+        before, self._present = self._present, present
+        if self.descriptor is None:
+            self.descriptor = found
+            return True
+        same = inode_of(found) == inode_of(self.descriptor)
+        if not same:
+            os.dup2(found, self.descriptor, inheritable=False)  # a thread may be reading from it
+        os.close(found)
+        return same and all(present.reach(span.start) >= span.stop for span in before)
 
     @property
     def frontier(self) -> int:
@@ -64,9 +66,9 @@ def inode_of(descriptor: int) -> tuple[int, int]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a name is still that of an open file; also where it has none any more, as the file was published."""
+    """Whether a name is still that of an open file."""
     try:
         now = os.stat(path, follow_symlinks=False)
     except OSError:
-        return True
+        return False
     return (now.st_dev, now.st_ino) == inode_of(descriptor)

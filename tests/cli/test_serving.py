@@ -126,7 +126,8 @@ def test_flags_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="missing"):
         run(["serve", str(tmp_path / "missing")])
     hub = ["--upstream", "http://localhost"]
-    for arguments in ([], [str(tmp_path), "--cache-dir", "x"], [*hub, "--follow-links"]):
+    folder = str(tmp_path)
+    for arguments in ([], [*hub, "--follow-links"], [folder, "--cache-dir", "x"], [folder, "--allow", "org/*"]):
         with pytest.raises(SourceError, match="--"):
             run(["serve", *arguments])
 

@@ -129,4 +129,12 @@ MUTANTS = (
         "before.number",
         ("server/test_service_page.py::test_who_reads_slowly_gets_the_latest",),
     ),
+    Mutant(
+        "who-watches-is-cut-off",
+        _PAGE,
+        "server.pull_through:PullThrough.leave",
+        "self.live.end()",
+        "pass",
+        ("server/test_service_page.py::test_who_watches_is_let_go_when_the_server_ends",),
+    ),
 )

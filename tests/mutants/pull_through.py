@@ -205,7 +205,7 @@ MUTANTS = (
         "follows-over-wrong-bytes",
         _SHARED,
         "server.filling:Fill._heed",
-        "not same or marked > self._marked",
+        "not same or found_wrong",
         "False",
         ("server/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
     ),

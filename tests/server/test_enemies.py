@@ -9,6 +9,7 @@ import resource
 import select
 import socket
 import threading
+import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -211,8 +212,10 @@ def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(connections.Connection, "_later", noted)
     with Server(root) as folder, Server(tmp_path / "cache", upstream=folder.url) as passing:
         assert len(CLIENT.get(passing.url + PAGE).content) == 32 * MiB
-    assert waits
-    assert all(handle.cancelled() for handle in waits)
+        assert waits
+        until = time.monotonic() + 20
+        while not all(handle.cancelled() for handle in waits):  # the connection is still open
+            assert time.monotonic() < until
 
 
 def test_pieces_are_smaller_where_many_read() -> None:

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server import Server, audit, freshness
+from asyncfetch.server import Server, audit, freshness, health
 from asyncfetch.server.counts import COUNTERS, Counts
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
@@ -48,13 +48,14 @@ def source() -> Iterator[FaultServer]:
 
 
 def ready(url: str) -> tuple[int, dict[str, Any]]:
-    answer = httpx.get(f"{url}/readyz")
+    answer = httpx.get(f"{url}/readyz", timeout=30)
     told = answer.json()
     assert (answer.status_code == 200) is told["ready"]
     return answer.status_code, {name: check["ok"] for name, check in told["checks"].items()}
 
 
 def test_probes(source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE", 20.0)
     with Server(tmp_path / "cache", upstream=source.url) as service:
         assert httpx.get(f"{service.url}/healthz").json() == {"status": "ok"}
         assert ready(service.url) == (200, {"cache": True, "upstream": True})
@@ -71,9 +72,9 @@ def test_ready_with_what_is_kept(source: FaultServer, tmp_path: Path, monkeypatc
     with Server(tmp_path / "cache", upstream=source.url) as service:
         assert httpx.head(service.url + PAGE).status_code == 200
     source.fault("/api/whoami-v2", Mute, forever=True)
-    monkeypatch.setattr("asyncfetch.server.health.PROBE", 0.2)
+    monkeypatch.setattr(health, "PROBE", 0.2)
     with Server(tmp_path / "cache", upstream=source.url) as service:
-        answer = httpx.get(f"{service.url}/readyz")
+        answer = httpx.get(f"{service.url}/readyz", timeout=30)
         assert (answer.status_code, answer.json()["checks"]["upstream"]["ok"]) == (200, True)
         assert "what is kept is served" in answer.json()["checks"]["upstream"]["why"]
     (state,) = (tmp_path / "cache" / ".locks" / "asyncfetch").iterdir()

@@ -137,3 +137,13 @@ def test_not_too_many_watch(source: FaultServer, tmp_path: Path, monkeypatch: py
                 assert json.loads(next(line for line in lines if line.startswith("data: "))[6:])["kept"] == []
             assert client.get("events").status_code == 503
         source.wait_for(lambda: client.head("events").status_code == 200)
+
+
+def test_who_watches_is_let_go_when_the_server_ends(source: FaultServer, tmp_path: Path) -> None:
+    with ExitStack() as ending:
+        server = ending.enter_context(Server(tmp_path / "cache", upstream=source.url))
+        with httpx.stream("GET", f"{server.url}/api/asyncfetch/events") as response:
+            lines = response.iter_lines()
+            assert next(line for line in lines if line.startswith("data: "))
+            ending.close()
+            assert [line for line in lines if line.startswith("data: ")] == []  # a connection that is cut would raise

@@ -16,6 +16,7 @@ import pytest
 from asyncfetch.server import Server, borrowing
 from asyncfetch.server.counts import Counts
 from asyncfetch.server.distrust import Distrust
+from asyncfetch.server.following import Followed
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import journal_of, spans_on_disk, write_journal
 
@@ -158,6 +159,31 @@ def test_wrong_bytes_that_another_service_brought(source: FaultServer, tmp_path:
             again = httpx.get(service.url + url, headers={"Range": "bytes=2000000-"}, timeout=30)
             assert (again.status_code, again.content == data) == (200, True)
     assert source.sent(stored) <= 2.1 * len(data)
+
+
+def test_what_another_service_writes_anew(tmp_path: Path) -> None:
+    """A partial that was removed, and begun again: what was read of the first one may not be gone on with."""
+    path, data = tmp_path / f"{SHA256}.asyncfetch.incomplete", [bytes([one]) * 100 for one in (1, 2)]
+    followed = Followed(path, 100)
+    assert followed.look(SHA256)  # there is nothing yet
+    seen = list[tuple[bool, int, bytes]]()
+    for content, spans in ((data[0], [(0, 50)]), (data[0], [(0, 60)]), (data[0], [(0, 20)]), (data[1], [(0, 90)])):
+        if content is data[1]:
+            path.rename(tmp_path / "moved away")
+        path.touch()
+        with open(path, "r+b") as stream:
+            stream.write(content)
+            stream.flush()
+            write_journal(journal_of(path), stream.fileno(), 100, spans, identity=SHA256)
+        same = followed.look(SHA256)
+        assert followed.descriptor is not None
+        seen.append((same, followed.frontier, os.pread(followed.descriptor, 1, 0)))
+    assert seen == [(True, 50, b"\1"), (True, 60, b"\1"), (False, 20, b"\1"), (False, 90, b"\2")]
+    assert followed.look("of another content")
+    path.unlink()
+    assert followed.look(SHA256)
+    assert (followed.frontier, followed.reach(5)) == (90, 90)
+    os.close(followed.descriptor)  # type: ignore[arg-type]
 
 
 def test_killed_between_the_mark_and_the_end_of_the_wrong_bytes(source: FaultServer, tmp_path: Path) -> None:
