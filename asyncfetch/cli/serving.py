@@ -57,9 +57,9 @@ class ServeFlags:
     quiet: Annotated[bool, FLAG] = False
     """No line for each request, and none about hashing; only warnings and errors."""
     # With --upstream: who may have what, and the room that it takes.
-    allow: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    allow: Annotated[tuple[str, ...], FLAG] = ()
     """With --upstream: serve only repositories like this: ORG/NAME, ORG/*, datasets/ORG/NAME. May be repeated."""
-    deny: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    deny: Annotated[tuple[str, ...], FLAG] = ()
     """With --upstream: serve none like this, also where --allow names it. May be repeated."""
     upstream_token_env: str | None = None
     """Send the token in this variable to --upstream for all clients, instead of their own. Needs --allow: it opens

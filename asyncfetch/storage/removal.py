@@ -172,7 +172,7 @@ def _locked(cache: RepoCache, blobs: list[Path]) -> Iterator[set[Path]]:
             try:
                 if lock is not None:
                     lock.acquire(timeout=0)
-            except Timeout:  # which is an OSError: another process has it
+            except Timeout:
                 continue
             except (NotImplementedError, OSError) as error:
                 cache.left_out.say("locks of files", error)
