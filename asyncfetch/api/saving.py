@@ -1,0 +1,73 @@
+"""What writes checkpoints: a state dict into a folder, and one checkpoint as another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from ..events import Notifier
+from ..tasks import off_loop
+from .blocking import blocking
+from .hearing import listener
+from .options import Source, Told
+from .public import imported, public
+from .results import Snapshot
+from .telling import Telling
+
+__all__ = ["save", "save_async"]
+
+_NAMES = "model{suffix}.safetensors"
+
+
+@public(Told)
+async def save_async(
+    state_dict: Mapping[str, Any],
+    folder: Source,
+    *,
+    max_shard_size: int | str | None = "5GB",
+    metadata: Mapping[str, str] | None = None,
+    filename_pattern: str = _NAMES,
+    **options: Unpack[Told],
+) -> Snapshot:
+    """Write a state dict into a folder, as one safetensors file or as shards with their index.
+
+    Shards, their names, the index and the metadata are those of huggingface_hub's `save_torch_state_dict`, so
+    transformers, safetensors and asyncfetch load it. An older checkpoint of the same names in the folder is replaced
+    as a whole: it is there until all of the new one is written, synced and read back, also if the process is killed
+    or the power fails. What was left of it is removed last. Other files in the folder stay. No more than some
+    megabytes are copied at a time, so nothing of the state dict is in memory twice.
+
+    One tensor of torch under several names is written once, under the first of them in the alphabet, and the
+    metadata says of the others whose they are, as `load_into`, `open` and safetensors' `load_model` understand. Other
+    tensors of torch that share memory are refused. Arrays of numpy are written each under its name.
+
+    Args:
+        state_dict: names to arrays of numpy or JAX, or tensors of torch, on any device, of any strides.
+        folder: where to; it is made if there is none.
+        max_shard_size: a size such as `"5GB"` (10**9 bytes each) or `"512MiB"`, or a number of bytes, which no shard
+            exceeds but that of a single larger tensor; None: one file, whatever its size.
+        metadata: said in the index, or in the file if it is one.
+        filename_pattern: how files are called: `{suffix}` becomes `-00001-of-00002` or nothing.
+        **options
+
+    Returns:
+        A `Snapshot`, whose `files` are what was written.
+
+    Raises:
+        SourceError: for what the format does not have, and a folder that is a snapshot of the cache.
+        StorageError: where the disk refuses, and where another process is saving there. DiskFullError: no room.
+    """
+    code = await imported("saving.state_dict")
+    target = Path(os.path.expanduser(os.fspath(folder)))
+    notify = Notifier(listener(options.get("report")))
+
+    def work() -> dict[str, Path]:
+        draft, names = code.drafted(state_dict, max_shard_size, metadata, filename_pattern)
+        return code.saved(draft, target, names, lambda sizes: Telling(notify, str(target), sizes))
+
+    return Snapshot(target, None, await off_loop(work, slow=True))
+
+
+save = blocking(save_async)
