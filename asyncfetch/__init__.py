@@ -47,7 +47,7 @@ from .api.functions import (
 )
 from .api.functions import open as open  # noqa: A004
 from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
-from .api.saving import save, save_async
+from .api.saving import convert, convert_async, save, save_async
 from .errors import (
     AccessError,
     AsyncfetchError,
@@ -138,6 +138,8 @@ __all__ = [
     "TimedOutError",
     "VerifiedFile",
     "__version__",
+    "convert",
+    "convert_async",
     "download",
     "download_async",
     "dry_run",

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..events import Notifier
 from ..tasks import off_loop
 from .blocking import blocking
+from .client import Client
 from .hearing import listener
-from .options import Source, Told
+from .options import DTypeLike, ReadOptions, Source, Told, split
 from .public import imported, public
 from .results import Snapshot
 from .telling import Telling
 
-__all__ = ["save", "save_async"]
+if TYPE_CHECKING:
+    from ..models.names import Rename
+
+__all__ = ["convert", "convert_async", "save", "save_async"]
 
 _NAMES = "model{suffix}.safetensors"
 
@@ -70,4 +74,52 @@ async def save_async(
     return Snapshot(target, None, await off_loop(work, slow=True))
 
 
+@public(ReadOptions)
+async def convert_async(
+    source: Source,
+    folder: Source,
+    *,
+    dtype: DTypeLike | None = None,
+    rename: Rename = None,
+    max_shard_size: int | str | None = "5GB",
+    metadata: Mapping[str, str] | None = None,
+    filename_pattern: str = _NAMES,
+    weights_only: bool = False,
+    **options: Unpack[ReadOptions],
+) -> Snapshot:
+    """Write a checkpoint into a new folder as another one: merged, in other shards, cast, renamed, dequantised.
+
+    What is not here yet is downloaded into the cache first, and verified, as `download_async` does it. Then the
+    tensors go from file to file, a few megabytes at a time, however large they are. Files, index and metadata are
+    those of `save_async`, in the order of the source's index. Config, tokenizer and what else lies beside the shards
+    is copied; the dtype that a config.json tells is that of the new weights, and where they are dequantised it says
+    nothing of that any more.
+
+    The folder must be empty, or not exist. Its index, or its one file, appears when all is there. A run that was
+    interrupted or killed goes on where it was, by the same call, with the shards that were whole.
+
+    Args:
+        source: as in `load_async`.
+        folder: where to.
+        dtype: cast floating tensors to this one, as in `load_async`. What becomes too large for it is told in a warning.
+        rename: as in `load_async`.
+        max_shard_size, metadata, filename_pattern: as in `save_async`; `max_shard_size=None` merges all into one file.
+        weights_only: bring nothing of what lies beside the shards. A source that is one file has nothing beside it.
+        **options
+
+    Returns:
+        A `Snapshot`, whose `files` are all that was written.
+
+    Raises SourceError for what would be wrong: two tensors under one name, a scaled weight that is cast or renamed
+    without its scale, a folder that is not empty or the source itself; and the errors of `load_async`.
+    """
+    form: dict[str, Any] = {"dtype": dtype, "rename": rename, "max_shard_size": max_shard_size, "metadata": metadata}
+    access, wanted = split(options)
+    async with Client(**access) as client:
+        return await client.convert(
+            source, folder, **form, filename_pattern=filename_pattern, weights_only=weights_only, **wanted
+        )
+
+
 save = blocking(save_async)
+convert = blocking(convert_async)

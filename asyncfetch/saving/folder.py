@@ -29,7 +29,7 @@ from ..storage.cache import is_commit
 from ..storage.copies import link_or_copy
 from ..storage.files import make_folder, rename, sync_folder, write_synced
 
-__all__ = ["Draft", "check_folder", "free_bytes", "saved"]
+__all__ = ["Draft", "Told", "check_folder", "free_bytes", "locked", "publish", "saved", "write_shards"]
 
 _DRAFT = re.compile(r"\.asyncfetch-[0-9a-f]{8}")
 Step = Callable[[str, int], None]  # hears which bytes of a file were written, and of 0 when it is whole; may raise
@@ -94,7 +94,7 @@ def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambd
         raise DiskFullError(str(folder), needed=needed, free=free)
     make_folder(folder)
     new = [*draft.layout.shards, *([draft.layout.index] if draft.layout.index else [])]
-    with _locked(folder), storage_errors(folder, needed=needed, writing=True):
+    with locked(folder), storage_errors(folder, needed=needed, writing=True):
         for name in new:
             if (folder / name).is_dir():
                 raise SourceError(f"{folder / name} is a folder, where a file is to be.", hint="Move it away.")
@@ -102,7 +102,7 @@ def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambd
         try:
             staging.mkdir()
             write_shards(draft, staging, told(sizes))
-            _publish(draft, staging, folder)
+            publish(draft, staging, folder)
         except BaseException:
             if not _names(folder, draft, staging):
                 shutil.rmtree(staging, ignore_errors=True)
@@ -126,7 +126,7 @@ def write_shards(draft: Draft, staging: Path, step: Step, done: frozenset[str] =
     sync_folder(staging)
 
 
-def _publish(draft: Draft, staging: Path, folder: Path) -> None:
+def publish(draft: Draft, staging: Path, folder: Path) -> None:
     """Give the new shards their names, and let the index name them."""
     index = draft.layout.index
     taken = index is not None and any(os.path.lexists(folder / shard) for shard in draft.layout.shards)
@@ -173,7 +173,7 @@ def _remove_old(folder: Path, names: re.Pattern[str], new: list[str]) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Let no other process save in the folder meanwhile, where the kernel can tell."""
     with storage_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)

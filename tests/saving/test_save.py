@@ -179,7 +179,7 @@ def test_folders_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names(tmp_path / "taken") == ["model.safetensors"]
     assert (tmp_path / "file").read_text() == "mine"
     asyncfetch.save(numbers(value=1), tmp_path / "busy")
-    with module._locked(tmp_path / "busy"), pytest.raises(StorageError, match="another process is saving there"):
+    with module.locked(tmp_path / "busy"), pytest.raises(StorageError, match="another process is saving there"):
         asyncfetch.save(numbers(value=2), tmp_path / "busy")
     monkeypatch.setattr(module, "free_bytes", lambda _: 100)
     with pytest.raises(DiskFullError):
