@@ -68,9 +68,7 @@ class Rows:
         return dequantized(self.found, weight, self.scale, self.second, dtype)
 
 
-def in_rows(
-    found: ScaledWeight, info: TensorInfo, scale: Array, second: Array | None, most: int
-) -> Iterator[Rows]:
+def in_rows(found: ScaledWeight, info: TensorInfo, scale: Array, second: Array | None, most: int) -> Iterator[Rows]:
     """All rows of a scaled weight, in order, of `most` numbers at a time, or of as few as scales and bytes allow."""
     count = found.shape[0] if len(found.shape) > 1 else 0
     if count < 2 or not info.nbytes or info.shape[0] != count:

@@ -21,12 +21,10 @@ __all__ = ["NAMES", "Layout", "check_metadata", "index_text", "laid_out", "names
 
 NAMES = f"model{{suffix}}{SUFFIX}"
 _UNITS = {"B": 1} | {
-    f"{letter}{end}": base**power
-    for power, letter in enumerate("KMGT", 1)
-    for end, base in (("B", 1000), ("iB", 1024))
+    f"{letter}{end}": base**power for power, letter in enumerate("KMGT", 1) for end, base in (("B", 1000), ("iB", 1024))
 }
-_SIZES = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?i?B)", re.ASCII | re.IGNORECASE)
-_FOLDED = {unit.lower(): factor for unit, factor in _UNITS.items()}
+_SIZES = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?i?B|)", re.ASCII | re.IGNORECASE)
+_FOLDED = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"": 1}
 _MOST_SHARDS = 99_999  # the names count with five digits
 
 
@@ -46,7 +44,9 @@ def parse_size(size: int | str | None) -> int | None:
     match = _SIZES.fullmatch(size.strip()) if isinstance(size, str) else None
     found = int(float(match[1]) * _FOLDED[match[2].lower()]) if match is not None else 0
     if found < 1:
-        raise SourceError(f"max_shard_size={size!r:.80} is no size.", hint='Give "5GB", "512MiB", or a number of bytes.')
+        raise SourceError(
+            f"max_shard_size={size!r:.80} is no size.", hint='Give "5GB", "512MiB", or a number of bytes.'
+        )
     return found
 
 

@@ -43,7 +43,9 @@ def check_output(conversion: Conversion, folder: Path, source: Path | None) -> N
         found = sorted(set(os.listdir(folder)) - _BOOKKEEPING) if folder.exists() else []
         begun = (folder / _STAGING).is_dir()
     if found and not begun:
-        raise SourceError(f"{folder} is not empty: there is {found[0]!r}.", hint="Name a new folder, or empty this one.")
+        raise SourceError(
+            f"{folder} is not empty: there is {found[0]!r}.", hint="Name a new folder, or empty this one."
+        )
     needed, free = conversion.layout.total_size, free_bytes(folder)
     there = sum(path.stat().st_size for path in (folder / _STAGING).glob("*.safetensors"))
     if free is not None and free + there < needed:

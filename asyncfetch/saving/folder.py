@@ -119,7 +119,10 @@ def write_shards(draft: Draft, staging: Path, step: Step, done: frozenset[str] =
         unnamed = staging / f"{shard}.incomplete"
         unnamed.unlink(missing_ok=True)
         write_file(
-            draft.held(shard), unnamed, metadata=draft.shard_metadata, step=lambda nbytes: step(shard, nbytes)  # noqa: B023
+            draft.held(shard),
+            unnamed,
+            metadata=draft.shard_metadata,
+            step=lambda nbytes: step(shard, nbytes),  # noqa: B023
         )
         os.replace(unnamed, staging / shard)
         step(shard, 0)

@@ -127,7 +127,15 @@ def _aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
         if not tensor.numel():
             continue
         begin, end = _extent(tensor)
-        view = (tensor.device, begin, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.is_conj(), tensor.is_neg())
+        view = (
+            tensor.device,
+            begin,
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
         names = same.setdefault(view, [])
         names.append(name)
         if len(names) == 1:

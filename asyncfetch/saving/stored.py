@@ -90,9 +90,7 @@ def as_stored(file: StoredFile, info: TensorInfo) -> Outgoing:
     return Outgoing(info.dtype, info.shape, partial(file.read, info.begin, info.end, STEP))
 
 
-def cast_to(
-    file: StoredFile, info: TensorInfo, *, name: str, target: np.dtype[Any], overflows: Overflows
-) -> Outgoing:
+def cast_to(file: StoredFile, info: TensorInfo, *, name: str, target: np.dtype[Any], overflows: Overflows) -> Outgoing:
     """A tensor in another dtype, as `format.dtypes:cast` does it: what is no float stays as it is."""
     own = DTYPES[info.dtype]
     if own.packed or not is_floating(own.numpy) or own.numpy == target:

@@ -64,7 +64,14 @@ def test_what_is_not_contiguous_goes_out_in_order_in_pieces(step: int, monkeypat
     """Any strides and either byte order give the bytes in C order, none of the copies above the bound of a step."""
     monkeypatch.setattr(export, "STEP", step)
     whole = np.arange(2 * 3 * 5 * 4, dtype=np.int16).reshape(2, 3, 5, 4)
-    for array in (whole, whole.T, whole[:, ::-1, ::2], whole[1:, :0], whole.astype(">i2").T, np.broadcast_to(np.int16(7), (3, 4))):
+    for array in (
+        whole,
+        whole.T,
+        whole[:, ::-1, ::2],
+        whole[1:, :0],
+        whole.astype(">i2").T,
+        np.broadcast_to(np.int16(7), (3, 4)),
+    ):
         pieces = [bytes(piece) for piece in export.outgoing_array(np.asarray(array)).pieces()]
         assert b"".join(pieces) == np.asarray(array).astype("<i2").tobytes()
         assert max(map(len, pieces), default=0) <= max(step, 2)

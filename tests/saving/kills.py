@@ -77,7 +77,9 @@ def main(root: Path) -> None:
             status = strike(lambda: checkpoint(2, new, folder), after)  # noqa: B023
             found.append([sorted(by_index(folder)), sorted(by_file(folder))])
             checkpoint(3, new, folder)  # what is left behind is in nobody's way
-            left = sorted(path.name for path in folder.iterdir() if path.name.startswith(".") or "incomplete" in path.name)
+            left = sorted(
+                path.name for path in folder.iterdir() if path.name.startswith(".") or "incomplete" in path.name
+            )
             if status == 0:
                 break
             assert status == STRUCK

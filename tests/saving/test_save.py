@@ -127,7 +127,11 @@ def _packed() -> np.ndarray[Any, Any]:
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     """Struck before each change of the file system, for old and new in one file or in shards of the same names or not."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.saving.kills", str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300
+        [sys.executable, "-m", "tests.saving.kills", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     told = [json.loads(line) for line in run.stdout.splitlines()]
