@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,9 +15,9 @@ from ..format.sharding import check_metadata, names_like, parse_size
 from ..models.names import Rename
 from ..saving.conversion import Conversion, Wishes, planned
 from ..saving.converting import check_output, convert
+from ..saving.folder import named_folder
 from ..sources.located import Landed, Located
 from ..sources.request import LocalSource, is_index_name
-from ..storage.cache import expanded
 from ..tasks import off_loop
 from ..tensors.scaling import Scaling
 from .options import DTypeLike, Source
@@ -51,7 +50,7 @@ async def converted(
     source = session.request.source
     if source.file is not None and not is_index_name(source.file):  # what lies beside one file need not belong to it
         session = replace(session, request=replace(session.request, chosen=None))
-    target = expanded(os.fspath(folder), variables=False) or Path(folder)
+    target = named_folder(folder)
     plans: list[Conversion] = []
 
     def plan(located: Located, scaling: Scaling | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -64,12 +63,13 @@ async def save_async(
         StorageError: where the disk refuses, and where another process is saving there. DiskFullError: no room.
     """
     code = await imported("saving.state_dict")
-    target = Path(os.path.expanduser(os.fspath(folder)))
+    target: Path = code.named_folder(folder)
     notify = Notifier(listener(options.get("report")))
 
     def work() -> dict[str, Path]:
         draft, names = code.drafted(state_dict, max_shard_size, metadata, filename_pattern)
-        return code.saved(draft, target, names, lambda sizes: Telling(notify, str(target), sizes))
+        files: dict[str, Path] = code.saved(draft, target, names, lambda sizes: Telling(notify, str(target), sizes))
+        return files
 
     return Snapshot(target, None, await off_loop(work, slow=True))
 
@@ -101,7 +101,7 @@ async def convert_async(
     Args:
         source: as in `load_async`.
         folder: where to.
-        dtype: cast floating tensors to this one, as in `load_async`. What becomes too large for it is told in a warning.
+        dtype: cast floating tensors to this one, as in `load_async`. What is too large for it is told in a warning.
         rename: as in `load_async`.
         max_shard_size, metadata, filename_pattern: as in `save_async`; `max_shard_size=None` merges all into one file.
         weights_only: bring nothing of what lies beside the shards. A source that is one file has nothing beside it.

@@ -40,9 +40,9 @@ _CODES = {entry.numpy: code for code, entry in DTYPES.items() if not entry.packe
 # (https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs, `Dtype`). Each then lies at a
 # multiple of its element size.
 _ORDER = (
-    "BOOL F4 F6_E2M3 F6_E3M2 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ "
-    "I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64"
-).split()
+    "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+    "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)  # fmt: skip
 _RANK = {code: -place for place, code in enumerate(_ORDER)}
 
 

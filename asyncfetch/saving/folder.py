@@ -25,11 +25,11 @@ from pathlib import Path
 from ..errors import DiskFullError, SourceError, StorageError, storage_errors
 from ..format.sharding import Layout, index_text
 from ..format.writer import Outgoing, file_bytes, write_file
-from ..storage.cache import is_commit
+from ..storage.cache import expanded, is_commit
 from ..storage.copies import link_or_copy
 from ..storage.files import make_folder, rename, sync_folder, write_synced
 
-__all__ = ["Draft", "Told", "check_folder", "free_bytes", "locked", "publish", "saved", "write_shards"]
+__all__ = ["Draft", "Told", "check_folder", "free_bytes", "locked", "named_folder", "publish", "saved", "write_shards"]
 
 _DRAFT = re.compile(r"\.asyncfetch-[0-9a-f]{8}")
 Step = Callable[[str, int], None]  # hears which bytes of a file were written, and of 0 when it is whole; may raise
@@ -56,6 +56,14 @@ class Draft:
     def held(self, shard: str) -> dict[str, Outgoing]:
         """The tensors of a shard."""
         return {name: self.tensors[name] for name in self.layout.shards[shard]}
+
+
+def named_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder that a user names. Raises SourceError for one in a home folder that is not known."""
+    path = expanded(os.fspath(folder), variables=False)
+    if path is None:
+        raise SourceError(f"{os.fspath(folder)!r} is in a home folder that is not known.", hint="Give its path.")
+    return path
 
 
 def check_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..format.writer import Outgoing, in_pieces, outgoing_array
 
 __all__ = ["outgoing_tensors"]
 
+_MOST_WORK = 100_000  # of numpy, to see whether two tensors of odd strides share an element
 _TORCH = {
     "bool": "BOOL",
     "uint8": "U8",
@@ -170,7 +172,7 @@ def _refuse_overlaps(places: list[tuple[int, int, str]], tensors: Mapping[str, A
 def _share(one: Any, other: Any) -> bool:
     """Whether two tensors have an element in common; columns of one matrix, which lie among each other, have none."""
     try:
-        return bool(np.shares_memory(_addresses(one), _addresses(other), max_work=100_000))
+        return bool(np.shares_memory(_addresses(one), _addresses(other), max_work=_MOST_WORK))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -178,14 +180,11 @@ def _share(one: Any, other: Any) -> bool:
 def _addresses(tensor: Any) -> np.ndarray[Any, Any]:
     """An array with the addresses of a tensor, wherever that is: not to be read."""
     width = tensor.element_size()
-
-    class Place:
-        __array_interface__ = {
-            "version": 3,
-            "typestr": f"|V{width}",
-            "shape": tuple(tensor.shape),
-            "strides": tuple(stride * width for stride in tensor.stride()),
-            "data": (tensor.data_ptr(), True),
-        }
-
-    return np.asarray(Place())
+    told = {
+        "version": 3,
+        "typestr": f"|V{width}",
+        "shape": tuple(tensor.shape),
+        "strides": tuple(stride * width for stride in tensor.stride()),
+        "data": (tensor.data_ptr(), True),
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=told))

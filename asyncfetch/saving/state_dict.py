@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..format.sharding import check_metadata, laid_out, names_like, parse_size
-from .folder import Draft, saved
+from .folder import Draft, named_folder, saved
 from .outgoing import outgoing_tensors
 
-__all__ = ["drafted", "saved"]
+__all__ = ["drafted", "named_folder", "saved"]
 
 # What transformers and huggingface_hub ask of a file before they load it.
 FORMAT = {"format": "pt"}

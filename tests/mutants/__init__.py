@@ -93,6 +93,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         pull_through,
         reasons,
         repositories,
+        saving,
         secrets,
         serving,
         stores,
@@ -101,5 +102,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, tensors, models, adapters, saving)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -58,9 +58,9 @@ def strike(work: Callable[[], object], after: int) -> int:
     left = itertools.count(after, -1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in CHANGES and (event != "open" or arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)):
-            if not next(left):
-                os._exit(STRUCK)
+        written = event != "open" or arguments[2] & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)
+        if event in CHANGES and written and not next(left):
+            os._exit(STRUCK)
 
     sys.addaudithook(hook)
     work()

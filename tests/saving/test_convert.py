@@ -126,7 +126,8 @@ def test_other_libraries_load_it(tmp_path: Path) -> None:
         found |= load_state_dict_from_file(shard)
     assert found.keys() == merged.keys() == PLAIN.keys()
     for name, tensor in merged.items():
-        assert tensor.equal(found[name]) and tensor.equal(asyncfetch.to_torch(PLAIN[name]))
+        assert tensor.equal(found[name])
+        assert tensor.equal(asyncfetch.to_torch(PLAIN[name]))
 
 
 @pytest.mark.parametrize("numbers", [1, 1 << 22])
@@ -185,7 +186,8 @@ def test_what_is_refused(tensors: dict[str, Any], options: dict[str, Any], said:
     folder = source / options.pop("folder", "../b")
     with pytest.raises(SourceError, match=said):
         asyncfetch.convert(source, folder, **options)
-    assert tree(tmp_path) == before and not (tmp_path / "b").exists()
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "b").exists()
 
 
 def test_scales_stay_with_their_weights(tmp_path: Path) -> None:
@@ -310,15 +312,19 @@ def _convert_directly(source: Path, folder: Path, events: list[Event] | None = N
 def test_a_run_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
     """Killed before each change of the file system: no index but with all shards, and the next run ends it."""
     run = subprocess.run(
-        [sys.executable, "-c", "from tests.saving.test_convert import killed; import sys; killed(sys.argv[1])", str(tmp_path)],
+        [sys.executable, "-c", _KILLED, str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     told = [json.loads(line) for line in run.stdout.splitlines()]
     assert [status for status, *_ in told] == [STRUCK] * (len(told) - 1) + [0]
-    assert not told[0][1] and told[-1][1]
+    assert not told[0][1]
+    assert told[-1][1]
     kept = [present for _, _, present in told[:-1]]
-    assert max(kept) == 5 and kept[0] == 0, "whole shards are not written again"
+    assert (kept[0], max(kept)) == (0, 5)  # whole shards are not written again
+
+
+_KILLED = "from tests.saving.test_convert import killed; import sys; killed(sys.argv[1])"
 
 
 def killed(root: str) -> None:

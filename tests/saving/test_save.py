@@ -90,13 +90,13 @@ def test_tensors_of_torch_that_share_memory(tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="different views of the same memory"):
             asyncfetch.save({"other": other, "whole": whole}, tmp_path)
     for bad in (torch.zeros(2, device="meta"), torch.zeros(2, 2).to_sparse(), torch.zeros(2, dtype=torch.complex128)):
-        with pytest.raises(SourceError, match="^'bad': "):
+        with pytest.raises(SourceError, match=r"^'bad': "):
             asyncfetch.save({"bad": bad}, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_all_dtypes_come_back(tmp_path: Path) -> None:
-    """What `load` gave is saved and loaded again, in shards: the same names in the same order, dtypes, shapes, bytes."""
+    """What `load` gave is saved and loaded again, in shards: names in their order, dtypes, shapes, bytes."""
     first = {
         code: np.arange(16, dtype=np.uint8).view(entry.numpy).reshape(2, -1)
         for code, entry in DTYPES.items()
@@ -108,7 +108,8 @@ def test_all_dtypes_come_back(tmp_path: Path) -> None:
     asyncfetch.save(loaded, tmp_path / "again", max_shard_size=None)
     assert names(tmp_path / "again") == ["model.safetensors"]
     again = asyncfetch.load(tmp_path / "again")
-    assert set(again) == set(loaded) and list(loaded)[:3] == list(first)[:3]
+    assert set(again) == set(loaded)
+    assert list(loaded)[:3] == list(first)[:3]
     for name, array in again.items():
         assert (array.dtype, array.shape, array.tobytes()) == (
             loaded[name].dtype, loaded[name].shape, loaded[name].tobytes()
@@ -125,7 +126,7 @@ def _packed() -> np.ndarray[Any, Any]:
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
-    """Struck before each change of the file system, for old and new in one file or in shards of the same names or not."""
+    """Struck before each change of the file system: from one file or shards to one file, or to shards."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.saving.kills", str(tmp_path)],
         capture_output=True,
@@ -137,7 +138,8 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     told = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(told) == 7
     for case in told:
-        assert case["found"][0] == [[1], [1]] and case["found"][-1] == [[2], [2]]
+        assert case["found"][0] == [[1], [1]]
+        assert case["found"][-1] == [[2], [2]]
         for by_reader in zip(*case["found"], strict=True):
             assert set(map(tuple, by_reader)) == {(1,), (2,)}, case
             assert list(by_reader) == sorted(by_reader), case
@@ -203,7 +205,8 @@ def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "model.safetensors").is_symlink()
     assert (tmp_path / "adapter_model.safetensors").read_text() == "{}"
     asyncfetch.save(numbers(), tmp_path, filename_pattern="adapter_model{suffix}.safetensors", max_shard_size=64)
-    assert "adapter_model.safetensors.index.json" in names(tmp_path) and "model.safetensors" in names(tmp_path)
+    assert "adapter_model.safetensors.index.json" in names(tmp_path)
+    assert "model.safetensors" in names(tmp_path)
     assert "adapter_model.safetensors" not in names(tmp_path)
 
 
@@ -212,7 +215,8 @@ def test_progress_and_a_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     seen: list[Event] = []
     asyncfetch.save(numbers(), tmp_path, max_shard_size=128, report=seen.append)
     (began,) = [event for event in seen if isinstance(event, Writing)]
-    assert seen[0] == began and [file.present for file in began.files] == [0, 0]
+    assert seen[0] == began
+    assert [file.present for file in began.files] == [0, 0]
     for file in began.files:
         assert FileProgress(file.file, file.size, file.size) in seen
         assert FileWritten(file.file, file.size) in seen
