@@ -169,14 +169,15 @@ def _locked(cache: RepoCache, blobs: list[Path]) -> Iterator[set[Path]]:
     try:
         for blob in blobs:
             lock = cache.lock(blob.name)
-            with suppress(Timeout):
-                try:
-                    if lock is not None:
-                        lock.acquire(timeout=0)
-                except (NotImplementedError, OSError) as error:
-                    cache.left_out.say("locks of files", error)
-                    lock = None
-                locks[blob] = lock
+            try:
+                if lock is not None:
+                    lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            except (NotImplementedError, OSError) as error:
+                cache.left_out.say("locks of files", error)
+                lock = None
+            locks[blob] = lock
         yield set(locks)
     finally:
         for lock in locks.values():

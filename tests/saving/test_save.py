@@ -125,6 +125,7 @@ def _packed() -> np.ndarray[Any, Any]:
     return PackedArray.of(np.array([1, 2], np.uint8), TensorInfo("F4", (2, 2), 0, 2))
 
 
+@pytest.mark.timeout(120)
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     """Struck before each change of the file system: from one file or shards to one file, or to shards."""
     run = subprocess.run(
@@ -136,7 +137,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     told = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(told) == 7
+    assert len(told) == 5
     for case in told:
         assert case["found"][0] == [[1], [1]]
         assert case["found"][-1] == [[2], [2]]
