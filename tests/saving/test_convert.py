@@ -11,21 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 import asyncfetch
 from asyncfetch.cli.main import main
 from asyncfetch.errors import ChangedError, DiskFullError, SourceError
-from asyncfetch.events import AsyncfetchWarning, Event, FileState, Writing
+from asyncfetch.events import AsyncfetchWarning, Event, Writing
 from asyncfetch.saving import converting, stored
+from asyncfetch.saving.conversion import Conversion, Wishes, planned
+from asyncfetch.sources.located import Landed
 
 from ..format.test_scaled import FORMS
 from ..kit.fault_server import QUICK, FaultServer
 from ..kit.files import index_bytes, safetensors_bytes, sharded_bytes
-from ..kit.torch_or_not import needs_torch
+from ..kit.tiny_models import outputs, save_tiny
+from ..kit.torch_or_not import needs_torch, torch
 from .kills import STRUCK, no_syncs, strike
 
 ROOT = Path(__file__).parents[2]
@@ -115,12 +120,12 @@ def _keys(path: Path) -> list[str]:
 def test_other_libraries_load_it(tmp_path: Path) -> None:
     """huggingface_hub finds in the shards what safetensors finds in the merged file."""
     from huggingface_hub import load_state_dict_from_file
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file as load_torch
 
     source = put(tmp_path / "a")
     asyncfetch.convert(source, tmp_path / "b", max_shard_size=5000)
     asyncfetch.convert(tmp_path / "b", tmp_path / "c", max_shard_size=None)
-    merged = load_file(tmp_path / "c" / "model.safetensors")
+    merged = load_torch(tmp_path / "c" / "model.safetensors")
     found = {}
     for shard in tmp_path.glob("b/model-*.safetensors"):
         found |= load_state_dict_from_file(shard)
@@ -128,6 +133,30 @@ def test_other_libraries_load_it(tmp_path: Path) -> None:
     for name, tensor in merged.items():
         assert tensor.equal(found[name])
         assert tensor.equal(asyncfetch.to_torch(PLAIN[name]))
+
+
+@needs_torch
+@pytest.mark.parametrize("family", ["llama-tied-bf16", "bert-mlm"])
+def test_transformers_loads_it(family: str, tmp_path: Path) -> None:
+    """A model that was converted twice, and one whose state dict was saved over another, compute what the first does.
+
+    Tied tensors are written once; the config says the dtype.
+    """
+    transformers: Any = pytest.importorskip("transformers")
+    kind = save_tiny(transformers, torch, family, tmp_path / "a")
+    wanted = outputs(torch, kind.from_pretrained(tmp_path / "a"))
+    asyncfetch.convert(tmp_path / "a", tmp_path / "b", dtype="float32", max_shard_size="20KB")
+    asyncfetch.convert(
+        tmp_path / "b", tmp_path / "c", dtype="bfloat16" if "bf16" in family else None, max_shard_size=None
+    )
+    wide = kind.from_pretrained(tmp_path / "b")
+    assert wide.dtype == torch.float32
+    again = kind.from_pretrained(tmp_path / "c")
+    assert outputs(torch, again).equal(wanted)
+    assert again.state_dict().keys() == wide.state_dict().keys()
+    asyncfetch.save(again.state_dict(), tmp_path / "b", max_shard_size="20KB")
+    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "c" / "config.json").read_bytes())
+    assert outputs(torch, kind.from_pretrained(tmp_path / "b")).equal(wanted)
 
 
 @pytest.mark.parametrize("numbers", [1, 1 << 22])
@@ -303,12 +332,6 @@ def test_many_clients_methods_are_the_functions(hub: FaultServer, tmp_path: Path
     same(asyncfetch.load(tmp_path / "b"), PLAIN)
 
 
-def _convert_directly(source: Path, folder: Path, events: list[Event] | None = None) -> None:
-    asyncfetch.convert(
-        source, folder, max_shard_size=9700, dtype="float32", report=None if events is None else events.append
-    )
-
-
 @pytest.mark.timeout(120)
 def test_a_run_that_was_killed_is_gone_on_with(tmp_path: Path) -> None:
     """Killed before each change of the file system: no index but with all shards, and the next run ends it."""
@@ -330,42 +353,51 @@ _KILLED = "from tests.saving.test_convert import killed; import sys; killed(sys.
 
 def killed(root: str) -> None:
     """Prints of each kill: how it ended, whether there was a checkpoint, how many shards the next run found."""
-    from asyncfetch.api import session  # noqa: F401
-    from asyncfetch.saving import converting as module
-
     no_syncs()
     source = put(Path(root, "a"))
     wanted = asyncfetch.load(source, dtype="float32")
+    plan, landed = anyio.run(_located, source)
     for after in itertools.count():
-        folder = Path(root, f"b{after}")
-        status = strike(lambda: module_run(source, folder), after)  # noqa: B023
+        folder, kept = Path(root, f"b{after}"), []
+
+        def told(sizes: Any, done: frozenset[str]) -> Any:
+            kept.append(len(done))  # noqa: B023
+            return lambda _file, _nbytes: None
+
+        def run() -> None:
+            converting.convert(plan, landed, folder, told, print)  # noqa: B023
+
+        status = strike(run, after)
         there = (folder / INDEX).exists()
         if there:
-            same(asyncfetch.load(folder), wanted)
-        events: list[Event] = []
-        if not (there and not (folder / module._STAGING).exists()):
-            _convert_directly(source, folder, events)
-        same(asyncfetch.load(folder), wanted)
+            same(_read(folder), wanted)
+        if not there or (folder / converting._STAGING).exists():
+            converting.check_output(plan, folder, source)
+            run()
+        same(_read(folder), wanted)
         assert tree(folder) == sorted({INDEX, "config.json", "tokenizer/vocab.txt"} | set(sharded_names(3))), tree(
             folder
         )
-        began = [event for event in events if isinstance(event, Writing)]
-        present = sum(_whole(file) for event in began for file in event.files)
-        print(json.dumps([status, there, present]))
+        print(json.dumps([status, there, sum(kept)]))
         if not status:
             return
 
 
-def module_run(source: Path, folder: Path) -> None:
-    _convert_directly(source, folder)
+def _read(folder: Path) -> dict[str, Any]:
+    """What safetensors finds in the shards that the index names."""
+    shards = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+    return {name: array for shard in shards for name, array in load_file(folder / shard).items()}
+
+
+async def _located(source: Path) -> tuple[Conversion, dict[str, Landed]]:
+    async with asyncfetch.Client() as client, client._call(source, {}, files={}) as call:
+        located, scaling, landed = await call.session.fetch(named=True)
+    wishes = Wishes(dtype=np.dtype("f4"), rename=None, limit=9700, said={}, pattern="model{suffix}.safetensors")
+    return planned(located, scaling, wishes), landed
 
 
 def sharded_names(count: int) -> list[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
-def _whole(file: FileState) -> bool:
-    return file.present == file.size
 
 
 def test_another_conversion_takes_the_place_of_one_that_was_killed(tmp_path: Path) -> None:
