@@ -19,6 +19,7 @@ from ..api.saving import convert as convert_checkpoint
 from ..errors import SourceError, redact_url
 from ..format.writer import check_output
 from ..storage.cache import cache_root
+from .caching import cache_app
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
@@ -81,6 +82,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
             raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
+app.command(cache_app)
 COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")

@@ -12,6 +12,8 @@ _WRONG = "a conversion that would be wrong"
 _GOES_ON = "a conversion that is killed"
 _NUMBERS = "numbers that are converted"
 _CHANGED = "a source that changes while it is converted"
+_REMOVED = "what is removed from a cache that others use"
+_DAMAGED = "a cache in which something is damaged"
 
 _KILLED = ("saving/test_save.py::test_a_kill_at_any_moment_leaves_the_old_or_the_new",)
 _THEIRS = ("saving/test_save.py::test_the_files_are_those_of_huggingface_hub",)
@@ -181,5 +183,77 @@ MUTANTS = (
         "if _state(os.fstat(stream.fileno())) != self.state:",
         "if False:",
         ("saving/test_convert.py::test_a_source_that_changes_meanwhile_and_a_full_disk",),
+    ),
+    Mutant(
+        "blob-of-others-removed",
+        _REMOVED,
+        "storage.removal:plan_removal",
+        "unnamed = given | {entry.blob for entry in leaving if entry.blob is not None and entry.blob not in named}",
+        "unnamed = given | {entry.blob for entry in leaving if entry.blob is not None}",
+        ("storage/test_removal.py::test_commits_go_as_by_huggingface_hub",),
+    ),
+    Mutant(
+        "removed-under-a-lock",
+        _REMOVED,
+        "storage.removal:_remove_blobs",
+        "if blob not in ours or blob in named:",
+        "if blob in named:",
+        ("storage/test_removal.py::test_what_somebody_uses_by_then_stays",),
+    ),
+    Mutant(
+        "linked-meanwhile-and-removed",
+        _REMOVED,
+        "storage.removal:_remove_blobs",
+        "if blob not in ours or blob in named:",
+        "if blob not in ours:",
+        ("storage/test_removal.py::test_what_somebody_uses_by_then_stays",),
+    ),
+    Mutant(
+        "refs-to-nothing",
+        _REMOVED,
+        "storage.removal:remove",
+        "ref.unlink()",
+        "pass",
+        ("storage/test_removal.py::test_commits_go_as_by_huggingface_hub",),
+    ),
+    Mutant(
+        "links-followed-when-removing",
+        _REMOVED,
+        "storage.removal:entries_of",
+        "blob = Path(target) if os.path.dirname(target) == blobs else None",
+        "blob = Path(target)",
+        ("storage/test_removal.py::test_links_out_of_the_cache_are_not_followed",),
+    ),
+    Mutant(
+        "partial-of-others-removed",
+        _REMOVED,
+        "storage.removal:remove_partial",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        ("storage/test_removal.py::test_a_partial_that_is_written_stays",),
+    ),
+    Mutant(
+        "busy-partials-not-known",
+        _REMOVED,
+        "storage.inventory:_is_locked",
+        "except BlockingIOError:\n    return True",
+        "except BlockingIOError:\n    return False",
+        ("cli/test_caching.py::test_what_is_being_downloaded_stays",),
+    ),
+    Mutant(
+        "damage-is-not-wrong",
+        _DAMAGED,
+        "cli.caching:verify",
+        "code = 5 if wrong else 0",
+        "code = 0",
+        ("cli/test_caching.py::test_verify_finds_what_is_damaged",),
+    ),
+    Mutant(
+        "missing-blob-unnoticed",
+        _DAMAGED,
+        "storage.inventory:_repository",
+        "dangling.append(entry)",
+        "pass",
+        ("cli/test_caching.py::test_verify_finds_what_is_damaged",),
     ),
 )

@@ -11,7 +11,9 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from asyncfetch.storage.cache import RepoCache
-from asyncfetch.storage.removal import Removal, entries_of, plan_removal, remove
+from asyncfetch.storage.journal import journal_of, write_journal
+from asyncfetch.storage.locks import claim
+from asyncfetch.storage.removal import Removal, entries_of, plan_removal, remove, remove_partial
 
 from ..saving.kills import STRUCK, strike
 
@@ -149,6 +151,26 @@ def test_what_somebody_uses_by_then_stays(planned: tuple[RepoCache, Removal]) ->
     assert cache.commit_of("v1") is None
     assert removed.nbytes == 200
     assert remove(plan).nbytes == 100, "the lock is free, and the same plan may be carried out again"
+
+
+def test_a_partial_that_is_written_stays(tmp_path: Path) -> None:
+    """By our lock of it, or by huggingface_hub's of its blob. Else it goes with its journal; what it took is told."""
+    cache = filled(tmp_path / "hub")
+    path, descriptor, _ = claim(cache.partial("9" * 64))
+    os.write(descriptor, b"x" * 10_000)
+    write_journal(journal_of(path), descriptor, 10_000, [(0, 10_000)], identity="")
+    assert remove_partial(cache, path) is None
+    os.close(descriptor)
+    lock = cache.lock("9" * 64)
+    assert lock is not None
+    with lock:
+        assert remove_partial(cache, path) is None
+    assert journal_of(path).exists()
+    freed = remove_partial(cache, path)
+    assert freed is not None
+    assert freed >= 10_000
+    assert not [one for one in (cache.folder / "blobs").iterdir() if "incomplete" in one.name]
+    assert remove_partial(cache, path) == 0
 
 
 def test_links_out_of_the_cache_are_not_followed(tmp_path: Path) -> None:
