@@ -28,6 +28,7 @@ from .stored import Overflows, StoredFile, as_stored, cast_to, made_numbers
 
 __all__ = ["Conversion", "Wishes", "planned"]
 
+OURS = ".asyncfetch-"  # how the names of folders begin in which files are being written
 _VERSION = 1  # of how files are written: those of another version are not gone on with
 
 
@@ -84,7 +85,8 @@ class Conversion:
     def companions(self) -> dict[str, SourceFile]:
         """The files beside them, by their paths in the folder of the checkpoint."""
         folder = f"{self.located.folder}/" if self.located.folder else ""
-        return {file.name.removeprefix(folder): file for file in self.located.files if file.header is None}
+        beside = {file.name.removeprefix(folder): file for file in self.located.files if file.header is None}
+        return {name: file for name, file in beside.items() if not name.startswith(OURS)}
 
     def fingerprint(self, draft: Draft, landed: Mapping[str, Landed]) -> str:
         """What tells whether files of an earlier run are those that this one would write."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..errors import DiskFullError, SourceError, storage_errors
 from ..sources.located import Landed
+from ..storage.cache import path_inside
 from ..storage.copies import copy_file
 from ..storage.files import make_folder, rename, sync_folder, write_synced
 from .configs import CONFIG, left_out, updated
@@ -121,7 +122,7 @@ def _bring_companions(
     dtype, dequantized = conversion.wishes.dtype, conversion.scaling is not None and bool(conversion.scaling.weights)
     brought = {}
     for name, file in conversion.companions.items():
-        source, target = landed[file.name].path, folder / name
+        source, target = landed[file.name].path, folder / path_inside(name)
         if source is None or left_out(name, dequantized=dequantized):
             continue
         temporary = staging / "companion.incomplete"

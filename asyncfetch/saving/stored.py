@@ -94,7 +94,7 @@ def cast_to(file: StoredFile, info: TensorInfo, *, name: str, target: np.dtype[A
     own = DTYPES[info.dtype]
     if own.packed or not is_floating(own.numpy) or own.numpy == target:
         return as_stored(file, info)
-    narrower = _largest(target) < _largest(own.numpy)
+    narrower = _is_narrower(target, own.numpy)
 
     def pieces() -> Iterator[memoryview]:
         for view in file.read(info.begin, info.end, _CAST):
@@ -108,8 +108,10 @@ def cast_to(file: StoredFile, info: TensorInfo, *, name: str, target: np.dtype[A
     return Outgoing(format_dtype(np.empty(0, target)), info.shape, pieces)
 
 
-def _largest(dtype: np.dtype[Any]) -> float:
-    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+def _is_narrower(target: np.dtype[Any], own: np.dtype[Any]) -> bool:
+    """Whether a number of `own` may lie beyond those of `target`; F8_E8M0 has none below zero."""
+    one, other = (ml_dtypes.finfo(dtype) for dtype in (target, own))  # type: ignore[no-untyped-call]
+    return float(one.max) < float(other.max) or float(one.min) > float(other.min)
 
 
 def made_numbers(
@@ -123,7 +125,7 @@ def made_numbers(
     `stored` has the weight and its scales by their names.
     """
     dtype = np.dtype(np.float32) if target is None else target
-    narrow = _largest(dtype) < _largest(np.dtype(np.float32))
+    narrow = _is_narrower(dtype, np.dtype(np.float32))
     file, info = stored[found.weight]
 
     def pieces() -> Iterator[memoryview]:

@@ -403,11 +403,12 @@ def sharded_names(count: int) -> list[str]:
 def test_another_conversion_takes_the_place_of_one_that_was_killed(tmp_path: Path) -> None:
     """Nothing of the first one is left."""
     source = put(tmp_path / "a")
+    whole = asyncfetch.convert(source, tmp_path / "c", max_shard_size=None).files["model.safetensors"].stat().st_size
     staging = tmp_path / "b" / converting._STAGING
     staging.mkdir(parents=True)
     (staging / "plan").write_text(json.dumps({"fingerprint": "0", "files": ["model-00001-of-00002.safetensors"]}))
     for name in (staging / "model.safetensors", tmp_path / "b" / "model-00001-of-00002.safetensors"):
-        name.write_bytes(b"half")
+        name.write_bytes(bytes(whole))
     asyncfetch.convert(source, tmp_path / "b", max_shard_size=None)
     assert tree(tmp_path / "b") == ["config.json", "model.safetensors", "tokenizer/vocab.txt"]
     same(asyncfetch.load(tmp_path / "b"), PLAIN)
