@@ -3,6 +3,7 @@
     FOLDER/.asyncfetch-convert/plan         which conversion it is, and the names of its files
     FOLDER/.asyncfetch-convert/<shard>      a whole shard, for a run that goes on after a kill
     FOLDER/.asyncfetch-convert/<shard>.incomplete
+    FOLDER/.asyncfetch-convert/overflows    which tensors of them had numbers that their dtype does not hold
 
 Blocking calls: run them in a thread.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DiskFullError, SourceError, storage_errors
@@ -22,7 +24,8 @@ from ..storage.copies import copy_file
 from ..storage.files import make_folder, rename, sync_folder, write_synced
 from .configs import CONFIG, left_out, updated
 from .conversion import Conversion
-from .folder import check_folder, free_bytes, locked, publish, write_shards
+from .folder import Step, check_folder, free_bytes, locked, publish, write_shards
+from .stored import Overflows
 
 __all__ = ["check_output", "convert"]
 
@@ -57,7 +60,7 @@ def convert(
     conversion: Conversion,
     landed: Mapping[str, Landed],
     folder: Path,
-    told: Callable[[Mapping[str, int], frozenset[str]], Callable[[str, int], None]],
+    told: Callable[[Mapping[str, int], frozenset[str]], Step],
     warn: Callable[[str], None],
 ) -> dict[str, Path]:
     """Write what a conversion gives, of files that are on disk. Returns the path of each file in the folder.
@@ -71,7 +74,7 @@ def convert(
     with locked(folder):
         staging = folder / _STAGING
         done = _gone_on_with(folder, staging, conversion.fingerprint(draft, landed), sizes)
-        write_shards(draft, staging, told(sizes, done), done)
+        write_shards(draft, staging, _noting(conversion.overflows, staging, told(sizes, done)), done)
         beside = _bring_companions(conversion, landed, staging, folder, warn)
         with storage_errors(folder, writing=True):
             publish(draft, staging, folder)
@@ -80,6 +83,24 @@ def convert(
         _tell_overflows(conversion, warn)
     new = [*([draft.layout.index] if draft.layout.index else []), *draft.layout.shards]
     return {name: folder / name for name in new} | beside
+
+
+def _noting(overflows: Overflows, staging: Path, step: Step) -> Step:
+    """`step`, before which is noted what overflows: a later run that finds the shard whole tells it too."""
+    noted = staging / "overflows"
+    with suppress(OSError, ValueError):
+        overflows.names |= dict.fromkeys(map(str, json.loads(noted.read_bytes())))
+    known = len(overflows.names)
+
+    def noting(file: str, nbytes: int) -> None:
+        nonlocal known
+        if len(overflows.names) > known:
+            known = len(overflows.names)
+            noted.unlink(missing_ok=True)
+            write_synced(noted, json.dumps(list(overflows.names)).encode())
+        step(file, nbytes)
+
+    return noting
 
 
 def _gone_on_with(folder: Path, staging: Path, fingerprint: str, sizes: Mapping[str, int]) -> frozenset[str]:

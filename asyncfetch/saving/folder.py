@@ -29,7 +29,18 @@ from ..storage.cache import expanded, is_commit
 from ..storage.copies import link_or_copy
 from ..storage.files import make_folder, rename, sync_folder, write_synced
 
-__all__ = ["Draft", "Told", "check_folder", "free_bytes", "locked", "named_folder", "publish", "saved", "write_shards"]
+__all__ = [
+    "Draft",
+    "Step",
+    "Told",
+    "check_folder",
+    "free_bytes",
+    "locked",
+    "named_folder",
+    "publish",
+    "saved",
+    "write_shards",
+]
 
 _DRAFT = re.compile(r"\.asyncfetch-[0-9a-f]{8}")
 Step = Callable[[str, int], None]  # hears which bytes of a file were written, and of 0 when it is whole; may raise
@@ -72,6 +83,9 @@ def check_folder(folder: Path) -> None:
         real = Path(os.path.realpath(folder))
         if real.exists() and not real.is_dir():
             raise SourceError(f"{folder} is no folder.", hint="Name one to save in; it need not exist.")
+        above = next(one for one in (real, *real.parents) if one.exists())
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise StorageError(str(above), "it is not writable", hint="Name another folder.")
         if real.parent.name == "snapshots" and is_commit(real.name):
             raise SourceError(
                 f"{folder} is a snapshot of the cache, which others load as it was published.",

@@ -69,6 +69,8 @@ def outgoing_tensors(state_dict: Mapping[str, Any]) -> tuple[dict[str, Outgoing]
             raise SourceError(f"{short_repr(name)}: {error.message}", hint=error.hint) from None
     if not found:
         raise SourceError("The state dict is empty: there is nothing to save.")
+    for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
+        torch.cuda.synchronize(device)  # what another stream still computes would be read too early
     aliases = _aliases(tensors)
     return {name: tensor for name, tensor in found.items() if name not in aliases}, aliases
 

@@ -161,6 +161,14 @@ MUTANTS = (
         ("saving/test_convert.py::test_too_large_numbers_and_odd_configs_are_told",),
     ),
     Mutant(
+        "too-large-forgotten-by-the-next-run",
+        _NUMBERS,
+        "saving.converting:_noting",
+        "overflows.names |= dict.fromkeys(map(str, json.loads(noted.read_bytes())))",
+        "pass",
+        ("saving/test_convert.py::test_too_large_numbers_and_odd_configs_are_told",),
+    ),
+    Mutant(
         "scales-of-other-rows",
         _NUMBERS,
         "format.dequantize:in_rows",

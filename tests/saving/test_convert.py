@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 import asyncfetch
 from asyncfetch.cli.main import main
-from asyncfetch.errors import ChangedError, DiskFullError, SourceError
+from asyncfetch.errors import ChangedError, DiskFullError, SourceError, StorageError
 from asyncfetch.events import AsyncfetchWarning, Event, Writing
 from asyncfetch.saving import converting, stored
 from asyncfetch.saving.conversion import Conversion, Wishes, planned
@@ -250,13 +250,19 @@ def test_tied_names_and_metadata(tmp_path: Path) -> None:
         assert opened.metadata == {"format": "mlx", "author": "x", "part": "1", "in.head": "in.embed"}
 
 
-def test_too_large_numbers_and_odd_configs_are_told(tmp_path: Path) -> None:
+def test_too_large_numbers_and_odd_configs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers that become infinite, and a config that cannot say what the weights are now."""
     source = put(
         tmp_path / "a", {"big": np.array([1e30, -1e30, np.inf, 1.0], "f4"), "fine": np.array([np.inf, np.nan, 1], "f4")}
     )
     with pytest.warns(AsyncfetchWarning, match="^'big' had numbers too large for float16"):
         asyncfetch.convert(source, tmp_path / "b", dtype="fp16")
+    with monkeypatch.context() as patch:
+        patch.setattr(converting, "publish", _no_disk)
+        with pytest.raises(StorageError):  # all shards are whole by then
+            asyncfetch.convert(source, tmp_path / "s", dtype="fp16")
+    with pytest.warns(AsyncfetchWarning, match="^'big' had numbers too large for float16"):
+        asyncfetch.convert(source, tmp_path / "s", dtype="fp16")
     for number, text in enumerate(("[1]", "{", "")):
         (source / "config.json").write_text(text)
         with pytest.warns(AsyncfetchWarning, match="config.json could not be read"):
@@ -264,6 +270,10 @@ def test_too_large_numbers_and_odd_configs_are_told(tmp_path: Path) -> None:
         assert (tmp_path / f"c{number}" / "config.json").read_text() == text
     with pytest.warns(AsyncfetchWarning, match="no model is made of float8_e5m2"):
         asyncfetch.convert(source, tmp_path / "d", dtype="float8_e5m2", select="fine")
+
+
+def _no_disk(*_: object) -> None:
+    raise OSError(5, os.strerror(5))
 
 
 def test_a_source_that_is_one_file_has_nothing_beside_it(tmp_path: Path) -> None:
