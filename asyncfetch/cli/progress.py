@@ -138,7 +138,7 @@ class ProgressState:
                 self.hold = None
                 self._begin(event.files, RowState.CACHED)
             case Writing():
-                self._write(event)
+                self._write(event, now)
             case FileWritten():
                 row = self._row(event.file, event.size)
                 self._count(row, event.size, now)
@@ -168,12 +168,12 @@ class ProgressState:
             if row.received >= row.size:
                 row.enter(there)
 
-    def _write(self, event: Writing) -> None:
+    def _write(self, event: Writing, now: float) -> None:
         """All is here by now, and something else begins."""
         self._begin(event.files, RowState.WRITTEN)
         self.finished, self.writing = False, True
-        self.hold = self.last_byte = self.rate = None
-        self.transferred = 0
+        self.hold, self.transferred = None, 0
+        self.last_byte, self.rate = now, Rate(now)
 
     def _started(self, event: FileStarted, now: float) -> None:
         row = self._row(event.file, event.size)
