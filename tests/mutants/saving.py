@@ -38,6 +38,14 @@ MUTANTS = (
         _KILLED,
     ),
     Mutant(
+        "index-of-names-that-may-be-lost",
+        _STOPPED,
+        "saving.folder:publish",
+        "sync_folder(folder)",
+        "pass",
+        ("saving/test_save.py::test_what_is_named_is_synced_before",),
+    ),
+    Mutant(
         "old-shards-before-their-index",
         _STOPPED,
         "saving.folder:_remove_old",

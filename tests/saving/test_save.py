@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from asyncfetch.format.dtypes import DTYPES
 from asyncfetch.saving import folder as module
 
 from ..kit.small_model import ONE_LOOP
+from ..kit.strace import strace
 from ..kit.torch_or_not import needs_torch, torch
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +146,45 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
         for by_reader in zip(*case["found"], strict=True):
             assert set(map(tuple, by_reader)) == {(1,), (2,)}, case
             assert list(by_reader) == sorted(by_reader), case
+
+
+def test_what_is_named_is_synced_before(tmp_path: Path) -> None:
+    """The order of system calls, for shards that take the names of old ones: a power cut finds no name of nothing.
+
+    Shards and their folder before each index that names them, the index before it gets its name, its folder after
+    that, and only then what the old one named.
+    """
+    script = (
+        "import sys, numpy as np\n"
+        "from tests.saving.kills import checkpoint\n"
+        "from pathlib import Path\n"
+        "checkpoint(int(sys.argv[1]), 64, Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", script, "1", str(tmp_path / "m")]
+    subprocess.run(command, check=True, cwd=ROOT)
+    command[-2] = "2"
+    calls = [_call(line) for line in strace(command, "fsync,rename,renameat2,link,linkat,unlink", tmp_path)]
+
+    def places(wanted: str, pattern: str) -> list[int]:
+        return [at for at, (call, path) in enumerate(calls) if call == wanted and re.fullmatch(pattern, path)]
+
+    first, last = places("rename", f"m/{INDEX}")
+    written = places("fsync", r"m/\.asyncfetch-\w+/model-.*\.safetensors\.incomplete")
+    taken = places("rename", r"m/model-.*\.safetensors")
+    folder, staging = places("fsync", "m"), places("fsync", r"m/\.asyncfetch-\w+")
+    assert (len(written), len(taken)) == (3, 3)
+    assert max(written) < min(staging) < first < min(taken)
+    assert any(max(taken) < at < last for at in folder)
+    assert {first + 1, last + 1} <= set(folder)
+    assert {first - 1, last - 1} <= set(places("fsync", rf"m/\.asyncfetch-\w+/{INDEX}\.\w+"))
+
+
+def _call(line: str) -> tuple[str, str]:
+    """The name of a system call, and the last path of it, below the folder of the test."""
+    name = re.search(r"(\w+)\(", line)
+    paths = re.findall(r'[<"](/[^>"]*)[>"]', line)
+    assert name is not None
+    return name[1].replace("renameat2", "rename"), re.sub(r".*/(?=m(/|$))", "", paths[-1])
 
 
 @pytest.mark.parametrize(
