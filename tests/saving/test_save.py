@@ -127,6 +127,15 @@ def _packed() -> np.ndarray[Any, Any]:
     return PackedArray.of(np.array([1, 2], np.uint8), TensorInfo("F4", (2, 2), 0, 2))
 
 
+def test_arrays_of_jax(tmp_path: Path) -> None:
+    """They are written as those of numpy, in their own dtypes."""
+    jnp: Any = pytest.importorskip("jax.numpy")
+    asyncfetch.save({"a": jnp.arange(6.0).reshape(2, 3).T, "b": jnp.ones(3, jnp.bfloat16)}, tmp_path)
+    loaded = asyncfetch.load(tmp_path)
+    assert loaded["a"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert (loaded["b"].dtype, loaded["b"].tolist()) == (ml_dtypes.bfloat16, [1, 1, 1])
+
+
 @pytest.mark.timeout(120)
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     """Struck before each change of the file system: from one file or shards to one file, or to shards."""
