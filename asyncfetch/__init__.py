@@ -7,16 +7,17 @@ The code lies in wings, in the order in which bytes move, read from the bottom t
 imports only wings in the rows below it. Wings in one row (`|`) never import each other, within a
 wing no circle forms, and nothing imports this file. `scripts/check` holds the code to this table.
 
-    9  cli                           the command line
-    8  server | adapters             models, or another Hub, served with its protocol | models of other libraries
-    7  api                           what people call, blocking and not, and what they get
-    6  engine | tensors              moving the bytes | bytes become tensors
-    5  sources | models              from a name to a located checkpoint | a state dict into a model
-    4  format | storage | network    headers and indexes | cache and partials | sockets and answers
-    3  policy                        the knobs
-    2  tasks | spans                 tasks that end as one | which bytes of a file
-    1  errors | events               what went wrong | what happens
-    0  reasons | words               what the system's refusals mean | what others wrote, fit to be shown
+    10  cli                           the command line
+     9  server | adapters             models, or another Hub, served with its protocol | models of other libraries
+     8  api                           what people call, blocking and not, and what they get
+     7  saving                        tensors into a folder, as a checkpoint that is replaced as one
+     6  engine | tensors              moving the bytes | bytes become tensors
+     5  sources | models              from a name to a located checkpoint | a state dict into a model
+     4  format | storage | network    headers and indexes | cache and partials | sockets and answers
+     3  policy                        the knobs
+     2  tasks | spans                 tasks that end as one | which bytes of a file
+     1  errors | events               what went wrong | what happens
+     0  reasons | words               what the system's refusals mean | what others wrote, fit to be shown
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from .api.functions import (
 )
 from .api.functions import open as open  # noqa: A004
 from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
+from .api.saving import convert, convert_async, save, save_async
 from .errors import (
     AccessError,
     AsyncfetchError,
@@ -136,6 +138,8 @@ __all__ = [
     "TimedOutError",
     "VerifiedFile",
     "__version__",
+    "convert",
+    "convert_async",
     "download",
     "download_async",
     "dry_run",
@@ -151,6 +155,8 @@ __all__ = [
     "load_pretrained",
     "load_pretrained_async",
     "open_async",
+    "save",
+    "save_async",
     "stream",
     "stream_async",
     "to_torch",

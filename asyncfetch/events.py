@@ -22,6 +22,7 @@ __all__ = [
     "FileStarted",
     "FileState",
     "FileVerified",
+    "FileWritten",
     "Finished",
     "Notifier",
     "Reporter",
@@ -29,6 +30,7 @@ __all__ = [
     "Retrying",
     "Waiting",
     "Warned",
+    "Writing",
     "event_object",
 ]
 
@@ -68,7 +70,7 @@ class FileStarted:
 
 @dataclass(frozen=True, slots=True)
 class FileProgress:
-    """`received` of `size` bytes are here. At most ten a second for each file."""
+    """`received` of `size` bytes are here, or written. At most ten a second for each file."""
 
     file: str
     received: int
@@ -146,7 +148,7 @@ class AsyncfetchWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All is done. `downloaded` counts the bytes that came over the network."""
+    """All is here. `downloaded` counts the bytes that came over the network."""
 
     files: int
     nbytes: int
@@ -154,7 +156,37 @@ class Finished:
     seconds: float
 
 
-Event = Resolved | FileStarted | FileProgress | Retrying | Waiting | FileVerified | Warned | Finished
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Files are about to be written into `folder`, of which `present` bytes are there from an earlier run.
+
+    From here on it is they whose progress is told.
+    """
+
+    folder: str
+    files: tuple[FileState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileWritten:
+    """A file is whole and on disk. It gets its place when all are."""
+
+    file: str
+    size: int
+
+
+Event = (
+    Resolved
+    | FileStarted
+    | FileProgress
+    | Retrying
+    | Waiting
+    | FileVerified
+    | Warned
+    | Finished
+    | Writing
+    | FileWritten
+)
 Reporter = Callable[[Event], None]
 
 

@@ -27,10 +27,11 @@ from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from ..tensors.scaling import Scaling
 from .beside import Beside, beside
+from .converting import converted
 from .form import Form
 from .loading import Wishes, load_into
 from .opened import Checkpoint
-from .options import DTypeLike
+from .options import DTypeLike, Source
 from .results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
 from .session import Environment, Session, begin
 from .streaming import Tensors, feeding
@@ -110,6 +111,10 @@ class Call:
 
         _, _, landed = await self.session.fetch(named=True, before=before)
         return seen[-1], landed
+
+    async def convert(self, folder: Source, **wishes: Any) -> Snapshot:
+        """Download what is missing, and write it as another checkpoint. `wishes` are those of `converted`."""
+        return await converted(self.session, folder, **wishes)
 
     def merged(self, located: Located, landed: Mapping[str, Landed]) -> StateDict[Any]:
         """The state dict of shards that have landed. Blocks."""

@@ -187,6 +187,26 @@ class Client:
             wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
             return await call.load_into(model, memory_limit=memory_limit, device=device, **wishes)
 
+    @public(Read)
+    async def convert(
+        self,
+        source: Source,
+        folder: Source,
+        *,
+        dtype: DTypeLike | None = None,
+        rename: Rename = None,
+        max_shard_size: int | str | None = "5GB",
+        metadata: Mapping[str, str] | None = None,
+        filename_pattern: str = "model{suffix}.safetensors",
+        weights_only: bool = False,
+        **wanted: Unpack[Read],
+    ) -> Snapshot:
+        """As `asyncfetch.convert_async`."""
+        files: Files = {"weights_only": True} if weights_only else {}
+        async with self._call(source, wanted, files=files) as call:
+            form = {"dtype": dtype, "rename": rename, "metadata": metadata, "pattern": filename_pattern}
+            return await call.convert(folder, max_shard_size=max_shard_size, **form)
+
     @overload
     def open(self, source: Source, *, framework: AsNumpy = ..., **options: Unpack[Opened]) -> Opening[Checkpoint]: ...
     @overload
@@ -352,6 +372,7 @@ class BlockingClient:
     dry_run = blocking_method(Client.dry_run)
     inspect = blocking_method(Client.inspect)
     verify = blocking_method(Client.verify)
+    convert = blocking_method(Client.convert)
     load_into = blocking_method(Client.load_into)
     open = blocking_opener(Client.open)
     stream = blocking_opener(Client.stream)

@@ -56,6 +56,7 @@ __all__ = [
     "Storage",
     "StreamOptions",
     "Streamed",
+    "Told",
     "Verify",
     "VerifyOptions",
     "Wanted",
@@ -135,6 +136,13 @@ class Access(LocalAccess, total=False):
     token: str | bool | None
     offline: bool | None
     client: HttpClient | None
+
+
+class Told(TypedDict, total=False):
+    """Who is told of a call that sends nothing, and how long it may take: as in `Sought`."""
+
+    timeout: float | None
+    report: Reporter | None
 
 
 class Sought(TypedDict, total=False):

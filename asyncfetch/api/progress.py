@@ -6,11 +6,25 @@ Nothing here draws, speaks or reads a clock: every method is given the time (sec
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
-from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
+from ..events import (
+    Event,
+    FileProgress,
+    FileStarted,
+    FileState,
+    FileVerified,
+    FileWritten,
+    Finished,
+    Resolved,
+    Retrying,
+    Waiting,
+    Warned,
+    Writing,
+)
 
 __all__ = ["FileRow", "Hold", "ProgressState", "Rate", "RowState"]
 
@@ -26,11 +40,13 @@ class RowState(Enum):
     VERIFIED = "verified"
     UNCHECKED = "done, no checksum"
     CACHED = "cached"
+    WRITING = "writing"
+    WRITTEN = "written"
 
     @property
     def done(self) -> bool:
         """Whether nothing more will happen to the file."""
-        return self in (RowState.VERIFIED, RowState.UNCHECKED, RowState.CACHED)
+        return self in (RowState.VERIFIED, RowState.UNCHECKED, RowState.CACHED, RowState.WRITTEN)
 
     @property
     def active(self) -> bool:
@@ -108,6 +124,7 @@ class ProgressState:
     """
 
     finished: bool = False
+    writing: bool = False
     hold: Hold | None = None
     rows: dict[str, FileRow] = field(default_factory=dict)
     transferred: int = 0
@@ -118,7 +135,15 @@ class ProgressState:
         """Take `event`, which happened at `now`."""
         match event:
             case Resolved():
-                self._resolved(event)
+                self.hold = None
+                self._begin(event.files, RowState.CACHED)
+            case Writing():
+                self._write(event, now)
+            case FileWritten():
+                row = self._row(event.file, event.size)
+                self._count(row, event.size, now)
+                row.enter(RowState.WRITTEN)
+                row.size, row.received = event.size, event.size
             case FileStarted():
                 self._started(event, now)
             case FileProgress():
@@ -137,12 +162,18 @@ class ProgressState:
     def _row(self, file: str, size: int = 0) -> FileRow:
         return self.rows.setdefault(file, FileRow(file, size, 0))
 
-    def _resolved(self, event: Resolved) -> None:
-        self.hold = None
-        self.rows = {file.file: FileRow(file.file, file.size, min(file.present, file.size)) for file in event.files}
+    def _begin(self, files: Iterable[FileState], there: RowState) -> None:
+        self.rows = {file.file: FileRow(file.file, file.size, min(file.present, file.size)) for file in files}
         for row in self.rows.values():
             if row.received >= row.size:
-                row.enter(RowState.CACHED)
+                row.enter(there)
+
+    def _write(self, event: Writing, now: float) -> None:
+        """All is here by now, and something else begins."""
+        self._begin(event.files, RowState.WRITTEN)
+        self.finished, self.writing = False, True
+        self.hold, self.transferred = None, 0
+        self.last_byte, self.rate = now, Rate(now)
 
     def _started(self, event: FileStarted, now: float) -> None:
         row = self._row(event.file, event.size)
@@ -157,7 +188,10 @@ class ProgressState:
         if event.received < row.received:  # it starts over
             row.rate = Rate(now, event.received)
         self._count(row, event.received, now)
-        row.enter(RowState.VERIFYING if event.received >= event.size else RowState.DOWNLOADING)
+        if self.writing:
+            row.enter(RowState.WRITING)
+        else:
+            row.enter(RowState.VERIFYING if event.received >= event.size else RowState.DOWNLOADING)
         row.size, row.received = event.size, event.received
 
     def _held(self, event: Retrying | Waiting, now: float) -> None:

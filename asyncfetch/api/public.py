@@ -94,6 +94,7 @@ def _is_flag(value: object) -> bool:
 _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL, a bucket or a path"),
     "cache_dir": (_is_path, "a path"),
+    "folder": (_is_path, "a path"),
     "local_dir": (_is_path, "a path"),
     "overwrite": (_is_flag, "True or False"),
     "repo_type": (lambda value: value in ("model", "dataset"), '"model" or "dataset"'),
@@ -108,6 +109,10 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "timeout": (_is_positive, "a positive number of seconds, or None"),
     "report": (callable, "a callable of one event"),
     "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
+    "state_dict": (lambda value: isinstance(value, Mapping), "a mapping of names to arrays or tensors"),
+    "metadata": (lambda value: isinstance(value, Mapping), "a mapping of text to text"),
+    "filename_pattern": (_is_text, 'a name such as "model{suffix}.safetensors"'),
+    "weights_only": (_is_flag, "True or False"),
     "verify": (lambda value: value in ("download", "always"), '"download" or "always"'),
     "storage": (lambda value: value in ("disk", "memory"), '"disk" or "memory"'),
     "framework": (lambda value: value in ("numpy", "torch"), '"numpy" or "torch"'),

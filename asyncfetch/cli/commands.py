@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
+from ..api.saving import convert as convert_checkpoint
 from ..errors import SourceError, redact_url
 from ..format.writer import check_output
 from ..storage.cache import cache_root
+from .caching import cache_app
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
@@ -81,6 +83,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
             raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
+app.command(cache_app)
 COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
 PREFETCH = PrefetchFlags()
 Source = Annotated[
@@ -151,6 +154,48 @@ def download(
     with reporting(flags) as report:
         snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
     return list_snapshot(source, snapshot, as_json=flags.json)
+
+
+@app.command
+def convert(
+    source: Source,
+    folder: Annotated[Path, Parameter(help="A new folder, or an empty one. An interrupted run goes on there.")],
+    /,
+    *,
+    dtype: DType = None,
+    dequantize: Dequantize = False,
+    rename: Annotated[
+        tuple[str, ...], FLAG, Parameter(help="OLD=NEW: another prefix of names, repeatable. OLD=: without it.")
+    ] = (),
+    max_shard_size: Annotated[str, Parameter(help="As 5GB or 512MiB; none: one file.")] = "5GB",
+    weights_only: Annotated[bool, FLAG, Parameter(help="Bring no config, tokenizer and the like.")] = False,
+    verify_cache: VerifyCache = False,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
+) -> None:
+    """Write a checkpoint as another one: merged, in other shards, cast, renamed, dequantized."""
+    with reporting(flags) as report:
+        snapshot = convert_checkpoint(
+            source,
+            folder,
+            **flags.arguments() | wanted.arguments() | fetch.arguments(),
+            dtype=dtype,
+            dequantize=dequantize,
+            rename=[_prefixes(pair) for pair in rename] or None,
+            max_shard_size=None if max_shard_size.lower() == "none" else max_shard_size,
+            weights_only=weights_only,
+            verify="always" if verify_cache else "download",
+            report=report,
+        )
+    return list_snapshot(source, snapshot, command="convert", as_json=flags.json)
+
+
+def _prefixes(pair: str) -> tuple[str, str]:
+    old, equals, new = pair.partition("=")
+    if not equals:
+        raise SourceError(f"--rename {pair!r} is not OLD=NEW.")
+    return old, new
 
 
 def _dry_run(

@@ -48,11 +48,11 @@ def list_tensors(
         _aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
 
 
-def list_snapshot(source: str, snapshot: Snapshot, *, as_json: bool) -> None:
+def list_snapshot(source: str, snapshot: Snapshot, *, command: str = "download", as_json: bool) -> None:
     """The folder that holds a checkpoint: its path alone, or all its files as JSON."""
     if as_json:
         files = {name: str(path) for name, path in snapshot.files.items()}
-        _result("download", source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
+        _result(command, source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
     else:
         _print_path(snapshot.path)
 

@@ -154,6 +154,9 @@ class _Drawing:
         message = announcement(event, Audience.TABLE if interactive else Audience.LOG)
         with self._lock:
             self.state.apply(event, self.clock())
+            if not self.state.finished:  # something else has begun: what closed what was before goes above its table
+                self._messages.extend(self._closing)
+                self._closing.clear()
             if message is not None:
                 (self._closing if interactive and self.state.finished else self._messages).append(message)
 

@@ -13,7 +13,19 @@ from math import ceil
 from typing import assert_never
 
 from ..api.progress import FileRow, Hold, ProgressState, RowState
-from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Resolved, Retrying, Waiting, Warned
+from ..events import (
+    Event,
+    FileProgress,
+    FileStarted,
+    FileVerified,
+    FileWritten,
+    Finished,
+    Resolved,
+    Retrying,
+    Waiting,
+    Warned,
+    Writing,
+)
 from .text import amount, clock_text, files, printable, rate_text, ratio, seconds_text, size_text
 
 __all__ = [
@@ -72,6 +84,12 @@ def _line(event: Event) -> tuple[Set[Audience], str]:
             return _LOG, f"{printable(event.file)}: {word}"
         case Finished():
             return _DOWNLOADS, _finished_line(event)
+        case Writing():
+            size, there = sum(file.size for file in event.files), sum(file.present for file in event.files)
+            kept = f", {size_text(there)} already there" if there else ""
+            return _DOWNLOADS, f"writing {printable(event.folder)}: {files(len(event.files))}, {size_text(size)}{kept}"
+        case FileWritten():
+            return _LOG, f"{printable(event.file)}: written"
         case _:
             assert_never(event)
 
@@ -127,9 +145,9 @@ def row_status(row: FileRow, now: float) -> list[str]:
     """What to say about `row`, the longest wording first."""
     if row.hold is not None:
         return _hold_status(row.hold, now)
-    if row.state is RowState.DOWNLOADING:
+    if row.state in (RowState.DOWNLOADING, RowState.WRITING):
         speed = row.rate.per_second(now) if row.rate else None
-        return [row.state.value] if speed is None else [f"downloading, {rate_text(speed)}", rate_text(speed)]
+        return [row.state.value] if speed is None else [f"{row.state.value}, {rate_text(speed)}", rate_text(speed)]
     if row.state is RowState.UNCHECKED:
         return [row.state.value, "done"]
     return [row.state.value]
@@ -164,7 +182,8 @@ def fold_line(state: ProgressState) -> str:
         (sum(row.state.active for row in state.rows.values()), "active"),
         (state.count(RowState.NOT_STARTED), "not started"),
     ]
-    verified = f"{state.count(RowState.VERIFIED)} of {files(len(state.rows))} verified"
+    counted = RowState.WRITTEN if state.writing else RowState.VERIFIED
+    verified = f"{state.count(counted)} of {files(len(state.rows))} {counted.value}"
     return ", ".join([verified, *(f"{count} {word}" for count, word in parts if count)])
 
 
@@ -200,9 +219,11 @@ FLAGS = {  # by the keyword of the library
     "dtype": "--dtype",
     "endpoint": "--endpoint",
     "exclude": "--exclude",
+    "max_shard_size": "--max-shard-size",
     "local_dir": "--local-dir",
     "offline": "--offline",
     "repo_type": "--repo-type",
+    "rename": "--rename",
     "revision": "--revision",
     "select": "--select",
     "subfolder": "--subfolder",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from .dtypes import Array
+from .header import TensorInfo
 from .scaled import ScaledWeight
 
-__all__ = ["dequantized"]
+__all__ = ["Rows", "dequantized", "in_rows"]
 
 _STEP = 1 << 20  # numbers at a time, beside those of the result
 # The two E2M1 numbers of each byte, the low half first, as one element: so a look-up takes a third of the time.
@@ -46,6 +50,44 @@ def dequantized(
                 by = here[np.arange(start, start + len(numbers)) // blocks[-2]]
                 into[place][start : start + rows] = _multiplied(numbers.astype(exact), by, blocks[-1])
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a scaled weight, along its first axis: what they are by themselves, where they are stored, and the
+    parts of the scales that belong to them.
+    """
+
+    found: ScaledWeight
+    info: TensorInfo
+    scale: Array
+    second: Array | None
+
+    def numbers(self, weight: Array, dtype: np.dtype[Any] | None) -> Array:
+        """Their numbers, as `dequantized` gives them, of what is stored."""
+        return dequantized(self.found, weight, self.scale, self.second, dtype)
+
+
+def in_rows(found: ScaledWeight, info: TensorInfo, scale: Array, second: Array | None, most: int) -> Iterator[Rows]:
+    """All rows of a scaled weight, in order, of `most` numbers at a time, or of as few as scales and bytes allow."""
+    count = found.shape[0] if len(found.shape) > 1 else 0
+    if count < 2 or not info.nbytes or info.shape[0] != count:
+        yield Rows(found, info, scale, second)
+        return
+    block = found.blocks[0] if scale.size > 1 and scale.shape[0] > 1 else 0  # rows that share an entry, 0: all do
+    unit = block or 1
+    while unit * info.nbytes % count:  # such rows end within a byte
+        unit *= 2
+    rows = max(most // max(math.prod(found.shape[1:]), 1) // unit, 1) * unit
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        begin, end = (info.begin + info.nbytes * row // count for row in (start, stop))
+        yield Rows(
+            replace(found, shape=(stop - start, *found.shape[1:])),
+            TensorInfo(info.dtype, (stop - start, *info.shape[1:]), begin, end),
+            scale[start // block : -(-stop // block)] if block else scale,
+            second.reshape(-1)[start:stop] if second is not None and second.size == count else second,
+        )
 
 
 def _multiplied(numbers: Array, by: Array, block: int) -> Array:

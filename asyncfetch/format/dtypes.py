@@ -115,4 +115,7 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     """A floating array in `dtype`; integers, complex numbers and packed tensors as they are."""
     if not is_floating(array.dtype) or array.dtype == dtype:
         return array
-    return array.astype(dtype)
+    try:
+        return array.astype(dtype)
+    except TypeError:  # ml_dtypes has no direct way from each of its kinds to each other
+        return array.astype(np.float32).astype(dtype)

@@ -1,7 +1,7 @@
-"""A state dict written as one safetensors file.
+"""Tensors written as a safetensors file.
 
-The bytes go from the arrays to the disk without a copy of the model, in steps small enough to be
-interrupted. The `safetensors` package opens the result before it takes the place of an older one,
+The bytes go from the arrays to the disk a few megabytes at a time, without a copy of a tensor, in steps small
+enough to be interrupted. The `safetensors` package opens the result before it takes the place of an older one,
 so what is published is what the reference implementation accepts. Its own serializer is not used:
 it refuses the F6 dtypes, cannot be interrupted, and reports a full disk as text only.
 """
@@ -9,14 +9,16 @@ it refuses the F6 dtypes, cannot be interrupted, and reports a full disk as text
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,11 +28,40 @@ from .arrays import PackedArray
 from .dtypes import DTYPES
 from .header import MAX_HEADER_BYTES, PREFIX_BYTES
 
-__all__ = ["check_output", "format_dtype", "logical_shape", "write_safetensors"]
+__all__ = [
+    "STEP", "Outgoing", "Strided", "check_output", "file_bytes", "format_dtype", "in_pieces", "logical_shape",
+    "outgoing_array", "write_file", "write_safetensors",
+]  # fmt: skip
 
-STEP = 16 << 20  # bytes for each write: the longest that Ctrl-C waits
+STEP = 16 << 20  # bytes that are copied or written at once: the longest that Ctrl-C waits
 
 _CODES = {entry.numpy: code for code, entry in DTYPES.items() if not entry.packed}
+# How the reference implementation sorts the tensors of a file: by the dtype that comes last here, then by name
+# (https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs, `Dtype`). Each then lies at a
+# multiple of its element size.
+_ORDER = (
+    "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+    "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)  # fmt: skip
+_RANK = {code: -place for place, code in enumerate(_ORDER)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A tensor on its way into a file.
+
+    `dtype` is the format's name, `shape` counts elements. `pieces` gives its bytes in C order, from the first each
+    time; the memory of a piece may be used again for the next one.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
@@ -60,7 +91,7 @@ def format_dtype(array: np.ndarray[Any, Any]) -> str:
     """
     if isinstance(array, PackedArray) and array.safetensors_dtype is not None:
         return array.safetensors_dtype
-    code = _CODES.get(array.dtype)
+    code = _CODES.get(array.dtype.newbyteorder("<"))
     if code is None:
         raise SourceError(f"The safetensors format has no dtype for {array.dtype.name!r}.")
     return code
@@ -72,6 +103,46 @@ def logical_shape(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
     return array.shape if packed is None else packed
 
 
+def outgoing_array(array: np.ndarray[Any, Any]) -> Outgoing:
+    """An array on its way into a file: of any strides, in either byte order. Raises SourceError as `format_dtype`."""
+    return Outgoing(
+        format_dtype(array), logical_shape(array), partial(in_pieces, array.view(np.ndarray), array.nbytes, _raw)
+    )
+
+
+def _raw(array: np.ndarray[Any, Any]) -> memoryview:
+    """The bytes of an array in C order; copied only where they are not that already."""
+    little = array.dtype.newbyteorder("<")
+    flat = np.ascontiguousarray(array if array.dtype == little else array.astype(little)).reshape(-1)
+    return flat.view(np.uint8).data
+
+
+class Strided(Protocol):
+    """What an array of numpy and a tensor of torch have in common."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+def in_pieces(array: Strided, nbytes: int, raw: Callable[[Any], memoryview]) -> Iterator[memoryview]:
+    """The bytes of an array in C order. `raw` makes bytes of a part of at most STEP bytes, or of a single element."""
+    if nbytes <= STEP or not len(array.shape):
+        if nbytes:
+            yield raw(array)
+        return
+    count = int(array.shape[0])
+    row = nbytes // count
+    if row > STEP:
+        for place in range(count):
+            yield from in_pieces(array[place], row, raw)
+        return
+    rows = STEP // row
+    for start in range(0, count, rows):
+        yield raw(array[start : start + rows])
+
+
 def write_safetensors(
     tensors: Mapping[str, np.ndarray[Any, Any]],
     path: str | os.PathLike[str],
@@ -81,14 +152,12 @@ def write_safetensors(
     """Write `tensors` to `path` as one safetensors file; return its size in bytes.
 
     The file is complete, synced and checked before it replaces an existing one, which stays as it
-    is on any failure. Tensors lie in the order of their alignment, widest first, then by name, as
-    the reference implementation writes them. Raises SourceError for what cannot be written,
-    StorageError and DiskFullError.
+    is on any failure. Tensors lie in the order in which the reference implementation writes them. Raises
+    SourceError for what cannot be written, StorageError and DiskFullError.
     """
     target = check_output(path)
-    placed = _place(tensors)
-    head = _header(placed, metadata or {})
-    size = len(head) + sum(tensor.nbytes for tensor in placed)
+    outgoing = {name: outgoing_array(array) for name, array in tensors.items()}
+    size = file_bytes(outgoing, metadata)
     with storage_errors(target, needed=size):
         free = shutil.disk_usage(target.parent).free
         if free < size:
@@ -96,14 +165,8 @@ def write_safetensors(
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".asyncfetch", dir=target.parent))
         try:
             draft = folder / "draft.safetensors"
-            with draft.open("xb", buffering=0) as file:
-                _write_all(file, memoryview(head))
-                for tensor in placed:
-                    _write_all(file, _bytes(tensors[tensor.name]))
-                if target.is_file() and not target.is_symlink():
-                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
-                os.fsync(file.fileno())
-            _check(draft, placed)
+            mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() and not target.is_symlink() else None
+            write_file(outgoing, draft, metadata=metadata, mode=mode)
             draft.replace(target)
             _sync_folder(target.parent)
         finally:
@@ -111,61 +174,80 @@ def write_safetensors(
     return size
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+def file_bytes(tensors: Mapping[str, Outgoing], metadata: Mapping[str, str] | None = None) -> int:
+    """The size of the file with these tensors. Raises SourceError for what the format does not allow."""
+    return len(_header(tensors, metadata or {})) + sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _place(tensors: Mapping[str, np.ndarray[Any, Any]]) -> list[_Placed]:
-    placed = []
-    for name, array in tensors.items():
-        placed.append(_Placed(name, format_dtype(array), logical_shape(array), array.nbytes))
-    return sorted(placed, key=lambda tensor: (-DTYPES[tensor.dtype].bits, tensor.name))
+def write_file(
+    tensors: Mapping[str, Outgoing],
+    path: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    mode: int | None = None,
+    step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Make the new file `path` of `tensors`; whole, synced and checked when this returns.
+
+    `step` is told how many bytes were written, after each write, and may raise. Raises SourceError for what the
+    format does not allow, StorageError and DiskFullError; what was written by then stays, for the caller to remove.
+    """
+    head = _header(tensors, metadata or {})
+    with storage_errors(path, writing=True), path.open("xb", buffering=0) as file:
+        _write_all(file, memoryview(head), step)
+        for name in _in_order(tensors):
+            left = tensors[name].nbytes
+            for piece in tensors[name].pieces():
+                left -= len(piece)
+                _write_all(file, piece, step)
+            if left:  # else what follows would be read from the wrong place
+                raise StorageError(str(path), f"{name!r} came with {-left:,} bytes too many")
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
+    _check(path, tensors)
 
 
-def _header(placed: list[_Placed], metadata: Mapping[str, str]) -> bytes:
+def _in_order(tensors: Mapping[str, Outgoing]) -> list[str]:
+    return sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
+
+
+def _header(tensors: Mapping[str, Outgoing], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON, padded with spaces so that the data begins at a multiple of 8."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
-    for tensor in placed:
+    for name in _in_order(tensors):
+        tensor = tensors[name]
         end = begin + tensor.nbytes
-        table[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        table[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    try:
+        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"A name or a value of the metadata is no text of Unicode: {error.object!r:.80}.") from None
     text += b" " * (-(PREFIX_BYTES + len(text)) % 8)
     if len(text) > MAX_HEADER_BYTES:
         raise SourceError(f"The header would take {len(text):,} bytes, and the format allows {MAX_HEADER_BYTES:,}.")
     return len(text).to_bytes(PREFIX_BYTES, "little") + text
 
 
-def _bytes(array: np.ndarray[Any, Any]) -> memoryview:
-    """The bytes of `array` in C order; copied only where the array is not contiguous."""
-    flat = np.ascontiguousarray(array.view(np.ndarray)).reshape(-1)
-    return flat.view(np.uint8).data
-
-
-def _steps(data: memoryview) -> Iterator[memoryview]:
+def _write_all(file: BinaryIO, data: memoryview, step: Callable[[int], None]) -> None:
     for start in range(0, len(data), STEP):
-        yield data[start : start + STEP]
+        left = data[start : start + STEP]
+        while left:
+            written = file.write(left)
+            left = left[written:]
+            step(written)
 
 
-def _write_all(file: BinaryIO, data: memoryview) -> None:
-    for step in _steps(data):
-        while step:
-            step = step[file.write(step) :]
-
-
-def _check(path: Path, placed: list[_Placed]) -> None:
+def _check(path: Path, tensors: Mapping[str, Outgoing]) -> None:
     """Let the reference implementation read what was written, before anyone else does."""
     try:
         with safe_open(path, framework="np") as opened:
             names = set(opened.keys())
     except SafetensorError as error:
         raise SourceError(f"The state dict cannot be written as safetensors: {error}.") from error
-    if names != {tensor.name for tensor in placed}:
+    if names != set(tensors):
         raise StorageError(str(path), "what was read back is not what was written")
 
 

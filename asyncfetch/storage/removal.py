@@ -7,6 +7,7 @@ then: downloads that run meanwhile lose nothing.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,9 +20,21 @@ from filelock import FileLock, Timeout
 from ..errors import StorageError, storage_errors
 from .cache import RepoCache, is_commit
 from .files import sync_folder
+from .journal import forget_journal, journal_of
 from .locks import unlock
 
-__all__ = ["Entry", "Removal", "Removed", "entries_of", "plan_removal", "refs_of", "remove"]
+__all__ = [
+    "Entry",
+    "Removal",
+    "Removed",
+    "commits_of",
+    "drop_if_empty",
+    "entries_of",
+    "plan_removal",
+    "refs_of",
+    "remove",
+    "remove_partial",
+]
 
 # What is kept of a commit beside its snapshot.
 _RECORDS = (".no_exist/{}", "trees/{}.json", "listings/{}.json", "identities/{}.json")
@@ -88,6 +101,14 @@ def refs_of(cache: RepoCache) -> dict[Path, str]:
     return found
 
 
+def commits_of(cache: RepoCache) -> set[str]:
+    """Every commit of which something is kept, be it a ref or a record alone. Raises StorageError."""
+    found = {commit for commit in refs_of(cache).values() if is_commit(commit)}
+    for kind in ("snapshots", *(record.partition("/")[0] for record in _RECORDS)):
+        found |= {name.removesuffix(".json") for name in _names_in(cache.folder / kind)}
+    return {commit for commit in found if is_commit(commit)}
+
+
 def plan_removal(
     cache: RepoCache,
     *,
@@ -147,6 +168,12 @@ def remove(removal: Removal, check: Callable[[], None] = lambda: None) -> Remove
         _remove_blobs(cache, blobs[start : start + _AT_ONCE], removed)
     _forget(removal)
     return removed
+
+
+def drop_if_empty(cache: RepoCache) -> None:
+    """Remove the folders of a repository of which nothing is left: huggingface_hub would list it all the same."""
+    if not entries_of(cache):
+        _drop_empty(cache.folder)
 
 
 def _remove_blobs(cache: RepoCache, blobs: list[Path], removed: Removed) -> None:
@@ -257,3 +284,31 @@ def _size(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     return status.st_size
+
+
+def remove_partial(cache: RepoCache, path: Path) -> int | None:
+    """Remove a partial and its journal, if nobody writes it. Returns the bytes freed on the disk, None if it is busy.
+
+    Who writes one has locked it, or, by other tools, holds huggingface_hub's lock of its blob.
+    """
+    key = path.name.split(".")[0]
+    with storage_errors(path, writing=True), _locked(cache, [cache.blob(key)]) as ours:
+        if not ours:
+            return None
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return 0
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            except OSError:  # there are no locks here
+                pass
+            freed = os.fstat(descriptor).st_blocks * 512
+            forget_journal(journal_of(path))
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+    return freed

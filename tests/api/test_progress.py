@@ -11,10 +11,12 @@ from asyncfetch.events import (
     FileStarted,
     FileState,
     FileVerified,
+    FileWritten,
     Finished,
     Resolved,
     Retrying,
     Waiting,
+    Writing,
 )
 
 MB = 10**6
@@ -214,3 +216,20 @@ def test_the_look_up_is_held_up(hold: Retrying | Waiting) -> None:
     assert state.hold is not None
     state.apply(FileStarted("s0", 100 * MB, 0), 3.0)
     assert state.hold is None
+
+
+def test_what_is_written_follows_what_was_fetched() -> None:
+    """Other files, another rate: what an earlier run wrote is in none, and all is done when all are written."""
+    state = state_of(100 * MB)
+    state.apply(Finished(1, 100 * MB, 0, 0.1), 1.0)
+    assert state.complete
+    files = (FileState("a", 60 * MB, 0, None), FileState("b", 40 * MB, 40 * MB, None))
+    state.apply(Writing("/models/new", files), 2.0)
+    assert not state.complete
+    assert [row.state for row in state.rows.values()] == [RowState.NOT_STARTED, RowState.WRITTEN]
+    state.apply(FileProgress("a", 20 * MB, 60 * MB), 3.0)
+    state.apply(FileProgress("a", 60 * MB, 60 * MB), 4.0)
+    assert state.rows["a"].state is RowState.WRITING
+    assert (state.transferred, state.per_second(4.0)) == (60 * MB, 30 * MB)
+    state.apply(FileWritten("a", 60 * MB), 4.0)
+    assert state.complete

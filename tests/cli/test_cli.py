@@ -734,7 +734,7 @@ def test_help_tells_where_the_token_goes() -> None:
     ran = command("load", "--help")
     for option in ("--revision", "--select", "--no-offline", "--checksum", "--memory", "--verify-cache", "--dry-run"):
         assert option in ran.out
-    both = ran.out + command("download", "--help").out
+    both = ran.out + command("download", "--help").out + command("convert", "--help").out
     assert all(flag in both for flag in FLAGS.values())
     assert "--token" not in both
 

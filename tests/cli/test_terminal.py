@@ -24,9 +24,11 @@ from asyncfetch.events import (
     FileStarted,
     FileState,
     FileVerified,
+    FileWritten,
     Resolved,
     Retrying,
     Waiting,
+    Writing,
 )
 
 from ..kit.samples import EVENTS
@@ -34,6 +36,7 @@ from ..kit.samples import EVENTS
 ROOT = Path(__file__).parents[2]
 GB = 10**9
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+LOAD = tuple(event for event in EVENTS if not isinstance(event, Writing | FileWritten))
 
 
 def shard(number: int, count: int) -> str:
@@ -144,7 +147,7 @@ def test_before_the_source_is_known() -> None:
 def report_all(console: Console) -> str:
     assert isinstance(console.file, io.StringIO)
     with terminal_reporter(console) as report:
-        for event in EVENTS:
+        for event in LOAD:
             report(event)
     return console.file.getvalue()
 
@@ -160,6 +163,19 @@ def test_the_last_frame_stays_on_the_screen(width: int) -> None:
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
 
 
+def test_what_is_written_has_the_table_after_what_was_fetched() -> None:
+    """The summary of the one stands above the table of the other, which is the last."""
+    out = io.StringIO()
+    with terminal_reporter(
+        Console(file=out, force_terminal=True, force_interactive=True, width=80, height=24)
+    ) as report:
+        for event in EVENTS:
+            report(event)
+    text = ESCAPE.sub("", out.getvalue())
+    assert text.index("60 B downloaded") < text.index("writing /models/new: 1 file, 100 B") < text.index("written")
+    assert text.rstrip().endswith("done")
+
+
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     """NO_COLOR: the table is drawn, and no sequence sets a colour."""
     monkeypatch.setenv("NO_COLOR", "1")
@@ -173,7 +189,7 @@ def test_plain_lines_without_a_terminal() -> None:
     """In a log: a line for each step, in order, with no control sequence."""
     out = report_all(Console(file=io.StringIO(), force_terminal=False, width=20))
     lines = out.splitlines()
-    assert lines == [line for event in EVENTS if (line := announcement(event, Audience.LOG)) is not None]
+    assert lines == [line for event in LOAD if (line := announcement(event, Audience.LOG)) is not None]
     assert lines[0] == "org/m at aaaaaaaaaaaa: 1 file, 100 B, 40 B already here"
     assert lines[-1] == "1 file, 100 B: 60 B downloaded in 0.5 s (120 B/s)"
 

@@ -43,11 +43,13 @@ from asyncfetch.events import (
     FileStarted,
     FileState,
     FileVerified,
+    FileWritten,
     Finished,
     Resolved,
     Retrying,
     Waiting,
     Warned,
+    Writing,
 )
 
 from .canaries import PASSWORD, SIGNATURE
@@ -62,6 +64,8 @@ EVENTS: tuple[Event, ...] = (
     FileProgress("m.safetensors", 100, 100),
     FileVerified("m.safetensors", 100, "sha256:x"),
     Finished(1, 100, 60, 0.5),
+    Writing("/models/new", (FileState("model.safetensors", 100, 0, None),)),
+    FileWritten("model.safetensors", 100),
 )
 
 SIGNED = f"https://user:{PASSWORD}@cdn.example:8443/a/b.safetensors?X-Amz-Signature={SIGNATURE}#{SIGNATURE}"

@@ -96,6 +96,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         reasons,
         repositories,
         room,
+        saving,
         secrets,
         serving,
         stores,
@@ -104,5 +105,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, room, jobs, enemies, tensors, models, adapters)
+    groups = (*of_bytes, serving, pull_through, room, jobs, enemies, tensors, models, adapters, saving)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from asyncfetch import PackedArray
 from asyncfetch.engine.transfer import Landed
 from asyncfetch.errors import ChecksumMismatchError, CorruptError, MissingTensorError, SourceError, StorageError
-from asyncfetch.format.dtypes import cast, dtype_of
+from asyncfetch.format.dtypes import DTYPES, cast, dtype_of, is_floating
 from asyncfetch.format.index import Index
 from asyncfetch.sources.headers import read_header
 from asyncfetch.sources.located import Located, SourceFile, aliases_of
@@ -364,6 +365,14 @@ def test_a_cast_rounds_to_nearest() -> None:
     halfway = np.array([0x3F808000, 0x3F818000, 0x3F808001], np.uint32).view(np.float32)
     rounded = cast(halfway, np.dtype(ml_dtypes.bfloat16))
     assert rounded.view(np.uint16).tolist() == [0x3F80, 0x3F82, 0x3F81]
+
+
+def test_every_float_can_be_cast_to_every_other() -> None:
+    """Also those between which ml_dtypes knows no way; then by float32, which has all numbers of either."""
+    floats = [entry.numpy for entry in DTYPES.values() if not entry.packed and is_floating(entry.numpy)]
+    for own, target in itertools.product(floats, floats):
+        ones = np.ones(3, np.float32).astype(own)
+        assert cast(ones, target).astype(np.float32).tolist() == [1, 1, 1], (own, target)
 
 
 def test_a_cast_to_the_same_dtype_is_no_copy() -> None:

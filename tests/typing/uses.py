@@ -47,6 +47,10 @@ async def functions(http: httpx.AsyncClient) -> None:
     )
     await asyncfetch.load_pretrained_async("x", trust_remote_code="yes")  # type: ignore[arg-type]
     await asyncfetch.load_pretrained_async("x", dequantize=True)  # type: ignore[call-arg]
+    assert_type(await asyncfetch.save_async(state, "x", max_shard_size="1GB", metadata={"a": "b"}), Snapshot)
+    assert_type(asyncfetch.convert("x", Path("y"), dtype="bf16", rename=("a.", ""), max_shard_size=None), Snapshot)
+    await asyncfetch.save_async(state, "x", max_shard_size=1.5)  # type: ignore[arg-type]
+    await asyncfetch.convert_async("x", "y", shards=3)  # type: ignore[call-arg]
     found = await asyncfetch.load_into_async({"a": None}, "x", strict=False, dtype="fp16")
     print(found.loaded)
     assert_type(await asyncfetch.load_async("x", dequantize=True, dtype="bfloat16"), StateDict)
