@@ -23,16 +23,14 @@ from .merging import merge
 from .options import (
     FLAG,
     CommonFlags,
-    Connections,
     FetchFlags,
     FileFlags,
-    Patience,
+    LineFlags,
     TensorFlags,
     noticing,
-    policy_of,
     reporting,
 )  # fmt: skip
-from .output import stdout_errors
+from .output import NO_ROOM, stdout_errors
 from .serving import ServeFlags, serve_folder, serve_upstream
 
 __all__ = ["app", "run"]
@@ -51,6 +49,7 @@ app = App(
     help_epilogue="A token is never an argument: set HF_TOKEN, or sign in with `hf auth login`.",
     help_format="plaintext",
     version=_version,
+    version_flags=["--version", "-V"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
@@ -59,7 +58,7 @@ app = App(
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
     _refuse_tokens(arguments)
-    only_prints = not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
+    only_prints = not arguments or not {"--help", "-h", "--version", "-V"}.isdisjoint(arguments)
     try:
         with stdout_errors() if only_prints else nullcontext():
             code = app(arguments, exit_on_error=False, print_error=False)
@@ -80,11 +79,14 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
             raise SourceError("A token is never an argument: every user of the machine can read those.", hint=hint)
 
 
-COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
+COMMON, TENSORS, LINE, FETCH, FILES = CommonFlags(), TensorFlags(), LineFlags(), FetchFlags(), FileFlags()
+SERVE = ServeFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
 ]
-Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
+Output = Annotated[
+    Path | None, Parameter(alias="-o", help="Write all tensors to this one safetensors file, replaced on success.")
+]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
 Dequantize = Annotated[
     bool, FLAG, Parameter(help="Give the true numbers of FP8, MXFP4 and NVFP4 weights, float32 without --dtype.")
@@ -92,6 +94,9 @@ Dequantize = Annotated[
 Memory = Annotated[bool, FLAG, Parameter(help="Download into memory; write nothing to the cache.")]
 VerifyCache = Annotated[bool, FLAG, Parameter(help="Hash files that are already cached as well.")]
 DryRun = Annotated[bool, FLAG, Parameter(help="Download nothing; tell what would be downloaded.")]
+AllTensors = Annotated[
+    bool, FLAG, Parameter(name="--all", help="A line for every tensor on a terminal too, not one for many layers.")
+]
 
 
 @app.command
@@ -105,10 +110,11 @@ def load(
     memory: Memory = False,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
+    every: AllTensors = False,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
-) -> None:
+) -> int:
     """Load a checkpoint and list its tensors; with --output, merge it into one file."""
     if output is not None:
         check_output(output)
@@ -127,7 +133,8 @@ def load(
         )
     if output is not None:
         merge(tensors, found, output, quiet=flags.quiet or flags.json)
-    return list_tensors(tensors, found, output=output, as_json=flags.json, quiet=flags.quiet)
+    list_tensors(tensors, found, output=output, every=every, as_json=flags.json, quiet=flags.quiet)
+    return 0
 
 
 @app.command
@@ -141,19 +148,20 @@ def download(
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
-) -> None:
+) -> int:
     """Download a checkpoint and what belongs to it into the cache, or a folder, and print the folder that holds it."""
     arguments = flags.arguments() | wanted.arguments() | fetch.arguments() | which.arguments(files)
     if dry_run:
         return _dry_run("download", source, arguments, flags)
     with reporting(flags) as report:
         snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
-    return list_snapshot(source, snapshot, as_json=flags.json)
+    list_snapshot(source, snapshot, as_json=flags.json)
+    return 0
 
 
 def _dry_run(
     command: str, source: str, arguments: Mapping[str, Any], flags: CommonFlags, *, to_disk: bool = True
-) -> None:
+) -> int:
     with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
     folder = None
@@ -161,7 +169,10 @@ def _dry_run(
         folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
     local_dir = arguments.get("local_dir")
-    list_plan(command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet)
+    fits = list_plan(
+        command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet
+    )
+    return 0 if fits else NO_ROOM
 
 
 def _free_bytes(folder: Path) -> int | None:
@@ -184,13 +195,12 @@ def inspect(
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
-    connections: Connections = None,
-    patience: Patience = None,
+    line: LineFlags = LINE,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
-        found = api.inspect(source, **arguments, policy=policy_of(connections, patience), report=report)
+        found = api.inspect(source, **arguments, policy=line.policy(), report=report)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 

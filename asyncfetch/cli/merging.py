@@ -10,7 +10,7 @@ from ..api.results import Inspection
 from ..format.dtypes import Array
 from ..format.index import aliases_in
 from ..format.writer import write_safetensors
-from .text import printable, size_text
+from ..progress.text import printable, size_text
 
 __all__ = ["merge", "merged_metadata"]
 

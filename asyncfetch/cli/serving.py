@@ -14,9 +14,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..errors import SourceError, redact_url
+from ..progress.text import printable
 from ..storage.cache import cache_root, expanded
 from .options import FLAG
-from .text import printable
 
 __all__ = ["ServeFlags", "serve_folder", "serve_upstream", "state_folder"]
 

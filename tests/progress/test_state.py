@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from asyncfetch.cli.progress import Hold, ProgressState, Rate, RowState
 from asyncfetch.events import (
     Event,
     FileProgress,
@@ -16,6 +15,7 @@ from asyncfetch.events import (
     Retrying,
     Waiting,
 )
+from asyncfetch.progress.state import Hold, ProgressState, Rate, RowState
 
 MB = 10**6
 
