@@ -18,6 +18,7 @@ from ..api import functions as api
 from ..errors import SourceError, redact_url
 from ..format.writer import check_output
 from ..storage.cache import cache_root
+from .doctor import doctor
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
@@ -247,6 +248,17 @@ def serve(
         serve_folder(directory, flags)
     elif flags.upstream is not None:
         serve_upstream(flags.upstream, flags)
+
+
+@app.command(name="doctor")
+def examine(
+    *,
+    cache_dir: Annotated[Path | None, Parameter(help="Cache to use instead of HF_HUB_CACHE.")] = None,
+    endpoint: Annotated[str | None, Parameter(help="Hub to ask instead of HF_ENDPOINT.")] = None,
+    json: Annotated[bool, FLAG, Parameter(help="One JSON object on stdout.")] = False,
+) -> int:
+    """Tell what a load would use here (cache, endpoint, token, proxy), whether it works, and what to do if not."""
+    return doctor(os.environ, cache_dir=cache_dir, endpoint=endpoint, as_json=json)
 
 
 @app.command
