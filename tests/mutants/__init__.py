@@ -86,6 +86,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         adapters,
         content,
         disk,
+        faces,
         http_answers,
         http_origins,
         models,
@@ -101,5 +102,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, tensors, models, adapters)
+    groups = (*of_bytes, faces, serving, pull_through, tensors, models, adapters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

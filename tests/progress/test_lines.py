@@ -18,6 +18,7 @@ from asyncfetch.events import (
 )
 from asyncfetch.progress.lines import (
     Audience,
+    Repeats,
     announcement,
     fold_line,
     hold_reasons,
@@ -188,3 +189,15 @@ def test_patience_is_told_in_time_and_not_in_numbers() -> None:
     rows = list(state.rows.values())
     assert row_status(rows[0], 1.0) == ["retry in 4 s (for 5 min at most): reset", "retry in 4 s", "retry"]
     assert hold_reasons(rows) == ["retry (for 5 min at most): reset"]
+
+
+def test_equal_warnings_are_one() -> None:
+    """The first is said at once, the others are counted; what says something else is said."""
+    repeats = Repeats()
+    warnings = [Warned(f"model-{n:05}-of-01000.safetensors has no checksum") for n in range(1000)]
+    assert [repeats(warning) for warning in warnings] == [False] + [True] * 999
+    assert not repeats(Warned("another thing"))
+    assert not repeats(Waiting("a", "the server limits the request rate", 1.0))
+    assert repeats.rest() == [
+        "warning: and 999 more like this: model-00000-of-01000.safetensors has no checksum",
+    ]
