@@ -72,7 +72,7 @@ def test_waiting_for_the_lock_of_another_process(server: FaultServer, tmp_path: 
     cache.prepare()
     with cache.lock(hashlib.sha256(FILES[SHARD]).hexdigest()):
         process = start(tmp_path, "download", "org/model", "--endpoint", server.url)
-        said(process, "another process is downloading this file")
+        said(process, f"process {os.getpid()} is downloading this file")
         interrupt(process)
     again = start(tmp_path, "download", "org/model", "--endpoint", server.url)
     again.communicate(timeout=40)
