@@ -15,7 +15,7 @@ wing no circle forms, and nothing imports this file. `scripts/check` holds the c
      5  sources | models              from a name to a located checkpoint | a state dict into a model
      4  format | storage | network    headers and indexes | cache and partials | sockets and answers
      3  policy                        the knobs
-     2  tasks | spans                 tasks that end as one | which bytes of a file
+     2  tasks | spans | progress      tasks that end as one | which bytes of a file | a load, shown to people
      1  errors | events               what went wrong | what happens
      0  reasons | words               what the system's refusals mean | what others wrote, fit to be shown
 """

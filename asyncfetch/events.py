@@ -2,7 +2,8 @@
 
 `report=` takes any callable of one event. It is called on the event loop, in order, so it must
 not block; what it raises is logged once, and it is not called again. Without one, what is `Warned`
-becomes an AsyncfetchWarning, and a line in the log "asyncfetch". Sizes are bytes, times are
+becomes an AsyncfetchWarning, and a line in the log "asyncfetch". That log tells at INFO what a load
+did in a handful of lines, and at DEBUG each file and each request. Sizes are bytes, times are
 seconds. `file` is the path within the source, as in the index.
 """
 
@@ -191,19 +192,18 @@ Reporter = Callable[[Event], None]
 
 
 class Notifier:
-    """Calls a reporter, and stops calling it when it raises: progress must not break a load."""
+    """Calls reporters, and stops calling one that raises: progress must not break a load."""
 
-    def __init__(self, report: Reporter | None) -> None:
-        self._report = report
+    def __init__(self, *reports: Reporter | None) -> None:
+        self._reports = [report for report in reports if report is not None]
 
     def __call__(self, event: Event) -> None:
-        if self._report is None:
-            return
-        try:
-            self._report(event)
-        except Exception:
-            self._report = None
-            logging.getLogger("asyncfetch").exception("The reporter failed and is not called again")
+        for report in list(self._reports):
+            try:
+                report(event)
+            except Exception:
+                self._reports.remove(report)
+                logging.getLogger("asyncfetch").exception("The reporter failed and is not called again")
 
 
 def event_object(event: Event) -> dict[str, Any]:

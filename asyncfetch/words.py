@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["counted", "fit_to_show", "quoted", "redact_url", "some_of", "unlike"]
+__all__ = ["counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_url", "some_of", "unlike"]
 
 
 def redact_url(url: str) -> str:
@@ -44,6 +44,25 @@ def counted(shown: Sequence[str], total: int) -> str:
     """Names of which `shown` are the first of `total`, and how many more there are."""
     more = total - len(shown)
     return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def kind_of(message: str) -> str:
+    """`message` without the names and numbers in it: the same for all that say the same of different things."""
+    return _NAMES.sub("*", message)
+
+
+def folded(messages: Iterable[str]) -> list[str]:
+    """One line for those that differ in numbers and names alone: the first of them, and how many there are."""
+    alike: dict[str, list[str]] = {}
+    for message in messages:
+        alike.setdefault(kind_of(message), []).append(message)
+    return [
+        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1:,} more like this)"
+        for found in alike.values()
+    ]
+
+
+_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*\.safetensors\b|\S*\d\S*")
 
 
 def unlike(found: Mapping[str, tuple[Any, Any]], most: int = 8) -> list[str]:

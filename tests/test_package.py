@@ -101,6 +101,7 @@ def test_load_takes_the_pinned_options() -> None:
         "policy": None,
         "client": None,
         "report": None,
+        "progress": None,
         "timeout": None,
     }
 

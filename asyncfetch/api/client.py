@@ -39,6 +39,7 @@ from .options import (
     spelled_out,
 )  # fmt: skip
 from .public import imported, public, refuse_misfits, shortened, within
+from .showing import watching
 
 if TYPE_CHECKING:
     from ..events import Resolved
@@ -295,7 +296,8 @@ class Client:
                 code, environment, transport = await self._ready()
                 if offline:
                     environment = environment.offline()
-                yield code.Call(await code.begin(environment, transport, source, wanted, storage, files))
+                async with watching(source, wanted) as watchers:
+                    yield code.Call(await code.begin(environment, transport, source, wanted, storage, files, watchers))
         finally:
             self._ended(token)
 

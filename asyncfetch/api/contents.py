@@ -12,9 +12,11 @@ from ..format.hostile import short_repr
 from ..format.near import near_name
 from ..format.ranks import Cut, Parts, Split, cut_of_rank
 from ..format.slices import BasicIndex, SlicePlan
+from ..progress.text import size_text
 from ..sources.located import Located, SourceFile, aliases_of
 from ..tensors.portions import plan_cut
 from ..tensors.scaling import Scaling
+from .html import tensor_table
 
 __all__ = ["Contents", "StoredTensor"]
 
@@ -41,6 +43,15 @@ class Contents:
         commit = f"@{located.commit[:12]}" if located.commit else ""
         what = f"{len(self):,} tensors in {len(located.files):,} shards, {self.nbytes:,} bytes"
         return f"<{type(self).__name__} of {located.source}{commit}: {what}>"
+
+    def _repr_html_(self) -> str:
+        located = self._located
+        commit = f" at {located.commit[:12]}" if located.commit else ""
+        what = f"{len(self):,} tensors in {len(located.files):,} shards, {size_text(self.nbytes)}"
+        found = ((name, self._find(name)[2]) for name in self.keys())
+        return tensor_table(
+            f"{located.source}{commit}: {what}", ((name, info.dtype, info.shape, info.nbytes) for name, info in found)
+        )
 
     def __init__(self, located: Located, scaling: Scaling | None = None) -> None:
         self._located = located

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 
 from ..events import AsyncfetchWarning, Event, Reporter, Warned
+from ..words import folded
 
-__all__ = ["folded", "hearing", "listener"]
+__all__ = ["hearing", "listener"]
 
 _log = logging.getLogger("asyncfetch")
 # Of the call that the user has made: other calls that it makes leave it to this one to speak.
@@ -73,19 +73,6 @@ def listener(report: Reporter | None) -> Reporter | None:
     """`report`; without one, who hears what this call says."""
     return report if report is not None else _hearing.get()
 
-
-def folded(messages: Iterable[str]) -> list[str]:
-    """One line for those that differ in numbers and names alone: the first of them, and how many there are."""
-    alike: dict[str, list[str]] = {}
-    for message in messages:
-        alike.setdefault(_NAMES.sub("*", message), []).append(message)
-    return [
-        found[0] if len(found) == 1 else f"{found[0]} (and {len(found) - 1:,} more like this)"
-        for found in alike.values()
-    ]
-
-
-_NAMES = re.compile(r"'[^']*'|\"[^\"]*\"|\S*\.safetensors\b|\S*\d\S*")
 
 # Whose frames stand between a call and the line in which it was made.
 _OURS = frozenset({"asyncfetch", "anyio", "asyncio", "concurrent", "contextlib", "threading", "trio", "uvloop"})

@@ -155,6 +155,8 @@ class Sought(TypedDict, total=False):
         tensors are downloaded.
     timeout: seconds after which the call raises TimedOutError; None waits as long as the policy does.
     report: called with each event (see `asyncfetch.events`), on the event loop.
+    progress: True shows how it goes: in a notebook below the cell, else on stderr, as a table where that is a terminal.
+        None does so if ASYNCFETCH_PROGRESS is 1 and no `report` is given.
     """
 
     revision: str | None
@@ -163,6 +165,7 @@ class Sought(TypedDict, total=False):
     select: Selector
     timeout: float | None
     report: Reporter | None
+    progress: bool | None
 
 
 class Planned(Sought, total=False):

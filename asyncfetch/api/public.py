@@ -108,6 +108,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "variant": (_is_text, "a variant such as 'fp16'"),
     "timeout": (_is_positive, "a positive number of seconds, or None"),
     "report": (callable, "a callable of one event"),
+    "progress": (_is_flag, "True, False or None"),
     "checksums": (lambda value: isinstance(value, Mapping), "a mapping of files to checksums"),
     "state_dict": (lambda value: isinstance(value, Mapping), "a mapping of names to arrays or tensors"),
     "metadata": (lambda value: isinstance(value, Mapping), "a mapping of text to text"),

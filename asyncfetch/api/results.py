@@ -10,6 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress.text import size_text
+from .html import tensor_table
+
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
@@ -47,6 +50,14 @@ class StateDict(dict[str, T]):
         ]
         nbytes = sum(one.nbytes for one in tensors.values())
         return f"StateDict({len(self):,} tensors, {nbytes:,} bytes: {_some(shown)})"
+
+    def _repr_html_(self) -> str:
+        tensors: dict[str, Any] = {**self}
+        nbytes = sum(one.nbytes for one in tensors.values())
+        rows = (
+            (name, str(one.dtype).removeprefix("torch."), tuple(one.shape), one.nbytes) for name, one in tensors.items()
+        )
+        return tensor_table(f"{len(self):,} tensors, {size_text(nbytes)}", rows)
 
     def __reduce__(self) -> tuple[type[dict[str, T]], tuple[dict[str, T]]]:
         return dict, (dict(self),)
@@ -117,6 +128,15 @@ class Inspection:
         size = sum(shard.size for shard in self.shards)
         what = f"{len(self.tensors):,} tensors in {len(self.shards):,} shards of {size:,} bytes"
         return f"Inspection({self.source!r}, commit={self.commit!r}, {what})"
+
+    def _repr_html_(self) -> str:
+        size, missing = sum(one.size for one in self.shards), sum(one.size - one.present for one in self.shards)
+        at = f" at {self.commit[:12]}" if self.commit else ""
+        here = f"{size_text(missing)} to download" if missing else "all here"
+        what = f"{len(self.tensors):,} tensors in {len(self.shards):,} shards, {size_text(size)}, {here}"
+        return tensor_table(
+            f"{self.source}{at}: {what}", ((name, i.dtype, i.shape, i.nbytes) for name, (_, i) in self.tensors.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)

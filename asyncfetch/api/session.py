@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..errors import (
     SourceError,
     StorageError,
 )
-from ..events import FileVerified, Finished, Notifier, Resolved, Warned
+from ..events import FileVerified, Finished, Notifier, Reporter, Resolved, Warned
 from ..format.index import selector
 from ..network.transport import Transport
 from ..policy import Policy
@@ -341,11 +341,12 @@ async def begin(
     wanted: Read,
     storage: Storage = "disk",
     files: Files | None = None,
+    watching: Sequence[Reporter] = (),
 ) -> Session:
-    """The session of one call over a transport that others may share."""
+    """The session of one call over a transport that others may share. `watching` hear of it beside the caller."""
     began = time.monotonic()
     request = await off_loop(lambda: environment.request(source, wanted, files))
-    notify = Notifier(listener(wanted.get("report")))
+    notify = Notifier(listener(wanted.get("report")), *watching)
     verify, placing = wanted.get("verify", "download"), None if files is None else _placing(files)
     return Session(request, transport.for_call(notify), notify, storage, verify, began, placing)
 

@@ -14,6 +14,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from ..errors import AsyncfetchError, SourceError
+from ..progress.text import files, printable, size_text
 from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, verify_file
 from ..storage.inventory import CachedRepository, cached_repositories
@@ -28,7 +29,6 @@ from ..storage.removal import (
 )
 from .options import FLAG
 from .output import flush_stdout, print_json, print_table
-from .text import files, printable, size_text
 
 __all__ = ["cache_app"]
 

@@ -20,21 +20,20 @@ from ..errors import SourceError, redact_url
 from ..format.writer import check_output
 from ..storage.cache import cache_root
 from .caching import cache_app
+from .doctor import doctor
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
     FLAG,
     CommonFlags,
-    Connections,
     FetchFlags,
     FileFlags,
-    Patience,
+    LineFlags,
     TensorFlags,
     noticing,
-    policy_of,
     reporting,
 )  # fmt: skip
-from .output import stdout_errors
+from .output import NO_ROOM, stdout_errors
 from .prefetching import PrefetchFlags, prefetch_from
 from .serving import ServeFlags, serve_until_stopped
 
@@ -54,6 +53,7 @@ app = App(
     help_epilogue="A token is never an argument: set HF_TOKEN, or sign in with `hf auth login`.",
     help_format="plaintext",
     version=_version,
+    version_flags=["--version", "-V"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
@@ -62,7 +62,7 @@ app = App(
 def run(arguments: Sequence[str]) -> int:
     """Run the command in `arguments`; return its exit code. Raises SourceError on wrong usage."""
     _refuse_tokens(arguments)
-    only_prints = not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
+    only_prints = not arguments or not {"--help", "-h", "--version", "-V"}.isdisjoint(arguments)
     try:
         with stdout_errors() if only_prints else nullcontext():
             code = app(arguments, exit_on_error=False, print_error=False)
@@ -84,12 +84,14 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
 
 
 app.command(cache_app)
-COMMON, TENSORS, FETCH, FILES, SERVE = CommonFlags(), TensorFlags(), FetchFlags(), FileFlags(), ServeFlags()
-PREFETCH = PrefetchFlags()
+COMMON, TENSORS, LINE, FETCH, FILES = CommonFlags(), TensorFlags(), LineFlags(), FetchFlags(), FileFlags()
+SERVE, PREFETCH = ServeFlags(), PrefetchFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
 ]
-Output = Annotated[Path | None, Parameter(help="Write all tensors to this one safetensors file, replaced on success.")]
+Output = Annotated[
+    Path | None, Parameter(alias="-o", help="Write all tensors to this one safetensors file, replaced on success.")
+]
 DType = Annotated[str | None, Parameter(help="Cast floating tensors to this dtype, such as float32 or bfloat16.")]
 Dequantize = Annotated[
     bool, FLAG, Parameter(help="Give the true numbers of FP8, MXFP4 and NVFP4 weights, float32 without --dtype.")
@@ -97,6 +99,9 @@ Dequantize = Annotated[
 Memory = Annotated[bool, FLAG, Parameter(help="Download into memory; write nothing to the cache.")]
 VerifyCache = Annotated[bool, FLAG, Parameter(help="Hash files that are already cached as well.")]
 DryRun = Annotated[bool, FLAG, Parameter(help="Download nothing; tell what would be downloaded.")]
+AllTensors = Annotated[
+    bool, FLAG, Parameter(name="--all", help="A line for every tensor on a terminal too, not one for many layers.")
+]
 
 
 @app.command
@@ -110,10 +115,11 @@ def load(
     memory: Memory = False,
     verify_cache: VerifyCache = False,
     dry_run: DryRun = False,
+    every: AllTensors = False,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
-) -> None:
+) -> int:
     """Load a checkpoint and list its tensors; with --output, merge it into one file."""
     if output is not None:
         check_output(output)
@@ -132,7 +138,8 @@ def load(
         )
     if output is not None:
         merge(tensors, found, output, quiet=flags.quiet or flags.json)
-    return list_tensors(tensors, found, output=output, as_json=flags.json, quiet=flags.quiet)
+    list_tensors(tensors, found, output=output, every=every, as_json=flags.json, quiet=flags.quiet)
+    return 0
 
 
 @app.command
@@ -146,14 +153,15 @@ def download(
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     fetch: FetchFlags = FETCH,
-) -> None:
+) -> int:
     """Download a checkpoint and what belongs to it into the cache, or a folder, and print the folder that holds it."""
     arguments = flags.arguments() | wanted.arguments() | fetch.arguments() | which.arguments(files)
     if dry_run:
         return _dry_run("download", source, arguments, flags)
     with reporting(flags) as report:
         snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
-    return list_snapshot(source, snapshot, as_json=flags.json)
+    list_snapshot(source, snapshot, as_json=flags.json)
+    return 0
 
 
 @app.command
@@ -200,7 +208,7 @@ def _prefixes(pair: str) -> tuple[str, str]:
 
 def _dry_run(
     command: str, source: str, arguments: Mapping[str, Any], flags: CommonFlags, *, to_disk: bool = True
-) -> None:
+) -> int:
     with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
     folder = None
@@ -208,7 +216,10 @@ def _dry_run(
         folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
     free = None if folder is None else _free_bytes(folder)
     local_dir = arguments.get("local_dir")
-    list_plan(command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet)
+    fits = list_plan(
+        command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet
+    )
+    return 0 if fits else NO_ROOM
 
 
 def _free_bytes(folder: Path) -> int | None:
@@ -231,13 +242,12 @@ def inspect(
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
-    connections: Connections = None,
-    patience: Patience = None,
+    line: LineFlags = LINE,
 ) -> None:
     """Show what a checkpoint holds. Only its index and its headers are read."""
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
-        found = api.inspect(source, **arguments, policy=policy_of(connections, patience), report=report)
+        found = api.inspect(source, **arguments, policy=line.policy(), report=report)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 
@@ -290,6 +300,17 @@ def prefetch(
 ) -> None:
     """Let a server that was started with --upstream fetch a model before anybody asks for it."""
     prefetch_from(source, flags)
+
+
+@app.command(name="doctor")
+def examine(
+    *,
+    cache_dir: Annotated[Path | None, Parameter(help="Cache to use instead of HF_HUB_CACHE.")] = None,
+    endpoint: Annotated[str | None, Parameter(help="Hub to ask instead of HF_ENDPOINT.")] = None,
+    json: Annotated[bool, FLAG, Parameter(help="One JSON object on stdout.")] = False,
+) -> int:
+    """Tell what a load would use here (cache, endpoint, token, proxy), whether it works, and what to do if not."""
+    return doctor(os.environ, cache_dir=cache_dir, endpoint=endpoint, as_json=json)
 
 
 @app.command

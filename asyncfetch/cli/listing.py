@@ -13,9 +13,10 @@ import numpy as np
 
 from ..api.results import Inspection, Snapshot, VerifiedFile
 from ..events import Resolved
+from ..format.layers import folded_layers, parts_of
 from ..format.writer import format_dtype, logical_shape
-from .output import flush_stdout, print_json, print_table, stdout_errors
-from .text import amount, files, printable, size_text
+from ..progress.text import amount, files, printable, size_text
+from .output import NO_ROOM, flush_stdout, print_json, print_table, stdout_errors
 
 __all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
 
@@ -23,9 +24,15 @@ TENSOR_COLUMNS = ["tensor", "dtype", "shape", "bytes", "shard"]
 
 
 def list_tensors(
-    tensors: Mapping[str, np.ndarray[Any, Any]], found: Inspection, *, output: Path | None, as_json: bool, quiet: bool
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    found: Inspection,
+    *,
+    output: Path | None,
+    every: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
-    """The tensors of a state dict, each with the shard that it came from."""
+    """The tensors of a state dict, each with its shard; on a terminal those that are alike together, unless `every`."""
     rows = [
         (name, format_dtype(array), logical_shape(array), array.nbytes, found.tensors[name][0])
         for name, array in tensors.items()
@@ -43,7 +50,7 @@ def list_tensors(
             tensors=_tensor_objects(rows),
         )
         return
-    print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"])
+    _print_tensors(rows, every=every)
     if not quiet:
         _aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
 
@@ -66,18 +73,20 @@ def list_plan(
     free: int | None,
     as_json: bool,
     quiet: bool,
-) -> None:
+) -> bool:
     """What a download would fetch. `folder` is where to, with `free` bytes of room; None for memory.
 
-    `local_dir`: the folder that it would fill as well.
+    `local_dir`: the folder that it would fill as well. Returns whether there is room for it, as far as that is known.
     """
     columns = ["file", "size", "present", "missing", "checksum"]
     rows = [(file.file, file.size, file.present, file.size - file.present, file.checksum) for file in resolved.files]
     size, missing = sum(row[1] for row in rows), sum(row[3] for row in rows)
+    fits = free is None or missing <= free
     if as_json:
         _result(
             command,
             dry_run=True,
+            exit_code=0 if fits else NO_ROOM,
             source=resolved.source,
             commit=resolved.commit,
             index=resolved.index,
@@ -89,14 +98,17 @@ def list_plan(
             disk_free=free,
             files=[dict(zip(columns, row, strict=True)) for row in rows],
         )
-        return
+        return fits
     print_table(columns, [(*row[:4], row[4] or "none") for row in rows], right=columns[1:4])
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
         there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"
         _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
-    if free is not None and missing > free:
-        _aside("warning: that is more than there is room for")
+    if not fits and folder is not None:
+        room = f"{printable(str(folder))} has room for {size_text(free or 0)}"
+        _aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
+        _aside("hint: Free some space, or name another place with --cache-dir.")
+    return fits
 
 
 def list_inspection(found: Inspection, *, tensors: bool, as_json: bool) -> None:
@@ -134,11 +146,22 @@ def list_inspection(found: Inspection, *, tensors: bool, as_json: bool) -> None:
     cells = [(shard.file, shard.size, _cached_text(shard.present, shard.size)) for shard in found.shards]
     print_table(["shard", "size", "cached"], cells, right=["size"])
     print()
+    parts = [
+        (part.name, part.count, part.parameters, part.nbytes, f"{part.nbytes / nbytes:.0%}" if nbytes else "")
+        for part in parts_of((row[0], row[2], row[3]) for row in rows)
+    ]
+    print_table(
+        ["part", "tensors", "parameters", "bytes", "of all"],
+        parts,
+        right=["tensors", "parameters", "bytes", "of all"],
+        shortened="part",
+    )
+    print()
     counts = [(name, *count.values()) for name, count in dtypes.items()]
     print_table(["dtype", "tensors", "parameters", "bytes"], counts, right=["tensors", "parameters", "bytes"])
     if tensors:
         print()
-        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"])
+        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"], shortened="tensor")
 
 
 def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit_code: int, as_json: bool) -> None:
@@ -186,6 +209,20 @@ def _print_path(path: Path) -> None:
         sys.stdout.buffer.write(bytes(path) + b"\n")
 
 
+def _print_tensors(rows: Sequence[Row], *, every: bool) -> None:
+    """A line for each tensor, or on a terminal for those that differ in the number of their layer alone."""
+    if every or not sys.stdout.isatty():
+        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"], shortened="tensor")
+        return
+    layers = folded_layers(row[:4] for row in rows)
+    cells = ((one.name, one.dtype, _shape_text(one.shape), one.count, one.nbytes) for one in layers)
+    print_table(["tensor", "dtype", "shape", "tensors", "bytes"], cells, right=["tensors", "bytes"], shortened="tensor")
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
 def _tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
     return {
         name: {"dtype": dtype, "shape": shape, "nbytes": nbytes, "shard": shard}
@@ -195,7 +232,7 @@ def _tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
 
 def _tensor_cells(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
     for name, dtype, shape, nbytes, shard in rows:
-        yield name, dtype, "x".join(map(str, shape)) or "scalar", nbytes, shard
+        yield name, dtype, _shape_text(shape), nbytes, shard
 
 
 def _by_dtype(rows: Sequence[Row]) -> dict[str, dict[str, int]]:

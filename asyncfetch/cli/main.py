@@ -11,9 +11,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from types import FrameType
 
 from ..errors import StorageError
+from ..policy import __version__
 from .output import (
     INTERRUPTED,
     error_object,
@@ -23,18 +25,11 @@ from .output import (
     print_error,
     print_json,
     silence_stdout,
+    stdout_errors,
     stdout_is_stuck,
 )
 
 __all__ = ["main"]
-
-run: Callable[[Sequence[str]], int] | None
-try:
-    from .commands import run
-except ModuleNotFoundError as missing:
-    if (missing.name or "").partition(".")[0] not in {"cyclopts", "rich"}:
-        raise
-    run = None
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell reports for a program that SIGPIPE ended
 
@@ -43,16 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: the arguments of the process); return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     fill_closed_streams()
-    if run is None:
-        print("asyncfetch: the command line needs two more packages: pip install 'asyncfetch[cli]'", file=sys.stderr)
-        return 2
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows its escape
             stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = run(arguments)
+        if arguments in (["--version"], ["-V"]):
+            with stdout_errors():
+                print(__version__)
+            code = 0
+        elif (run := _commands()) is not None:
+            code = run(arguments)
+        else:
+            print(
+                "asyncfetch: the command line needs two more packages: pip install 'asyncfetch[cli]'", file=sys.stderr
+            )
+            return 2
         flush_stdout()
     except BrokenPipeError:
         silence_stdout()
@@ -60,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error, as_json="--json" in arguments)
     return code
+
+
+def _commands() -> Callable[[Sequence[str]], int] | None:
+    """What runs a command, or None where a package that it needs is missing. NumPy and the like take half a second."""
+    try:
+        found: Callable[[Sequence[str]], int] = import_module("asyncfetch.cli.commands").run
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in {"cyclopts", "rich"}:
+            raise
+        return None
+    return found
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

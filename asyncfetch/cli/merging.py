@@ -9,8 +9,8 @@ from pathlib import Path
 from ..api.results import Inspection
 from ..format.dtypes import Array
 from ..format.writer import write_safetensors
+from ..progress.text import printable, size_text
 from ..saving.metadata import merged_metadata
-from .text import printable, size_text
 
 __all__ = ["merge"]
 

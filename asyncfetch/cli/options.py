@@ -19,20 +19,18 @@ from ..api.options import RepoType
 from ..errors import SourceError
 from ..events import Event, Reporter
 from ..policy import Policy
+from ..progress.lines import Audience, Repeats, announcement
+from ..progress.terminal import terminal_reporter
 from .output import json_reporter
-from .terminal import terminal_reporter
-from .wording import Audience, announcement
 
 __all__ = [
     "FLAG",
     "CommonFlags",
-    "Connections",
     "FetchFlags",
     "FileFlags",
-    "Patience",
+    "LineFlags",
     "TensorFlags",
     "noticing",
-    "policy_of",
     "reporting",
 ]
 
@@ -42,6 +40,16 @@ Connections = Annotated[
     Parameter(validator=Number(gte=1), help="Connections at a time. Default: ASYNCFETCH_CONNECTIONS, or 16."),
 ]
 
+Attempts = Annotated[
+    int | None,
+    Parameter(
+        validator=Number(gte=1),
+        help="Failures in a row that end it, where --patience does not hold. Default: ASYNCFETCH_ATTEMPTS, or 5.",
+    ),
+]
+Bandwidth = Annotated[
+    str | None, Parameter(help="Bytes a second at most, for all connections together, as 500k, 20M or 1G.")
+]
 Patience = Annotated[
     str | None,
     Parameter(
@@ -50,6 +58,7 @@ Patience = Annotated[
     ),
 ]
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}  # as rates are shown
 
 
 @Parameter(name="*")
@@ -69,7 +78,7 @@ class CommonFlags:
     """Hub to ask instead of HF_ENDPOINT."""
     offline: bool | None = None
     """Use only what is cached. Default: HF_HUB_OFFLINE."""
-    quiet: Annotated[bool, FLAG] = False
+    quiet: Annotated[bool, FLAG, Parameter(alias="-q")] = False
     """No progress; only warnings and errors."""
     json: Annotated[bool, FLAG] = False
     """One JSON object a line on stdout: events, then a result or an error."""
@@ -95,18 +104,37 @@ class TensorFlags:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class LineFlags:
+    """How hard it is tried, and how fast."""
+
+    connections: Connections = None
+    attempts: Attempts = None
+    patience: Patience = None
+    bandwidth: Bandwidth = None
+
+    def policy(self) -> Policy:
+        """The policy that the environment asks for, with what these flags ask for instead."""
+        given: dict[str, Any] = {"connections": self.connections, "attempts": self.attempts}
+        if self.patience is not None:
+            given["patience"] = _parse_duration("--patience", self.patience)
+        if self.bandwidth is not None:
+            given["bandwidth_limit"] = _parse_rate("--bandwidth", self.bandwidth)
+        return replace(Policy.from_env(), **{name: value for name, value in given.items() if value is not None})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class FetchFlags:
     """How whole files are fetched."""
 
     checksum: Annotated[tuple[str, ...], FLAG] = ()
     """FILE=sha256:HEX for a file whose source gives no checksum, repeatable."""
-    connections: Connections = None
-    patience: Patience = None
+    line: LineFlags = LineFlags()
 
     def arguments(self) -> dict[str, Any]:
         """These flags as the API takes them."""
         checksums = dict(map(_parse_checksum, self.checksum))
-        return {"checksums": checksums or None, "policy": policy_of(self.connections, self.patience)}
+        return {"checksums": checksums or None, "policy": self.line.policy()}
 
 
 @Parameter(name="*")
@@ -145,20 +173,20 @@ class FileFlags:
         }
 
 
-def policy_of(connections: int | None, patience: str | None) -> Policy:
-    """The policy that the environment asks for, with what is not None instead."""
-    policy = Policy.from_env()
-    if connections is not None:
-        policy = replace(policy, connections=connections)
-    return policy if patience is None else replace(policy, patience=_parse_duration("--patience", patience))
-
-
 def _parse_duration(flag: str, text: str) -> float:
     """Seconds, of a number with or without its unit."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", text.strip(), re.ASCII)
     if match is None:
         raise SourceError(f"{flag} {text!r} is not a time such as 90s, 5m or 2h.")
     return float(match[1]) * _SECONDS[match[2]]
+
+
+def _parse_rate(flag: str, text: str) -> float:
+    """Bytes a second, of a number with or without its unit. Raises SourceError."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)\s*([kmg]?)(?:b?(?:/s)?)", text.strip().lower(), re.ASCII)
+    if match is None or not float(match[1]):
+        raise SourceError(f"{flag} {text!r} is not a rate such as 500k, 20M or 1G (bytes a second).")
+    return float(match[1]) * _BYTES[match[2]]
 
 
 def _parse_checksum(text: str) -> tuple[str, str]:
@@ -189,11 +217,15 @@ def noticing(flags: CommonFlags) -> Iterator[Reporter]:
             yield report
         return
 
-    audience = Audience.QUIET if flags.quiet else Audience.LOOK_UP
+    audience, repeats = Audience.QUIET if flags.quiet else Audience.LOOK_UP, Repeats()
 
     def notice(event: Event) -> None:
         line = announcement(event, audience)
-        if line is not None:
+        if line is not None and not repeats(event):
             print(line, file=sys.stderr)
 
-    yield notice
+    try:
+        yield notice
+    finally:
+        for line in repeats.rest():
+            print(line, file=sys.stderr)

@@ -12,7 +12,7 @@ and at the end one object of type "result" or "error". Numbers are numbers, size
 | 4 | access denied, or a gated repository |
 | 5 | corrupt: a checksum, a header or an index is wrong |
 | 6 | the network or the server, after all retries |
-| 7 | the disk is full or refuses |
+| 7 | the disk is full or refuses; a dry run: it is too small |
 | 8 | rate-limited |
 | 9 | offline, and not in the cache |
 | 130 | interrupted |
@@ -24,6 +24,7 @@ import json
 import os
 import queue
 import select
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,12 +44,13 @@ from ..errors import (
     TimedOutError,
 )
 from ..events import Event, Reporter, event_object
-from .text import printable
+from ..progress.text import fit_names, printable
 from .wording import in_flags
 
 __all__ = [
     "EXIT_CODES",
     "INTERRUPTED",
+    "NO_ROOM",
     "error_object",
     "exit_code",
     "fill_closed_streams",
@@ -63,8 +65,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+_LEAST = 12  # characters of a name that was shortened
 _FAREWELL = 0.5  # seconds for who reads stdout, once it is interrupted
-INTERRUPTED = 130
+INTERRUPTED, NO_ROOM = 130, 7
 EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
     SourceError: 2,
     NotFoundError: 3,
@@ -72,7 +75,7 @@ EXIT_CODES: Mapping[type[AsyncfetchError], int] = {
     CorruptError: 5,
     NetworkError: 6,
     TimedOutError: 6,
-    StorageError: 7,
+    StorageError: NO_ROOM,
     RateLimitedError: 8,
     OfflineError: 9,
 }
@@ -189,16 +192,24 @@ def stdout_is_stuck() -> bool:
 def print_error(error: BaseException) -> None:
     """What went wrong, and what to do about it, on stderr; never a traceback."""
     shown = error_object(error)
-    print(f"asyncfetch: {printable(shown['message'])}", file=sys.stderr)
+    print(f"{_coloured('asyncfetch:', '1;31')} {printable(shown['message'])}", file=sys.stderr)
     if shown["hint"]:
-        print(f"hint: {printable(shown['hint'])}", file=sys.stderr)
+        print(f"{_coloured('hint:', '1;36')} {printable(shown['hint'])}", file=sys.stderr)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+def _coloured(word: str, code: str) -> str:
+    """`word` in a colour, where stderr is a terminal that has some and nobody asked for none: https://no-color.org."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb" or not sys.stderr.isatty()
+    return word if plain else f"\x1b[{code}m{word}\x1b[0m"
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), shortened: str = ""
+) -> None:
     """A table on stdout: aligned on a terminal, otherwise tab-separated lines under a header line.
 
     Columns named in `right` are numbers: aligned to the right on a terminal, with thousands
-    separated there and only there.
+    separated there and only there. There the column `shortened` gives up what the width lacks.
     """
     aligned = sys.stdout.isatty()
     numeric = [name in right for name in columns]
@@ -216,6 +227,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, rig
             sys.stdout.writelines("\t".join(row) + "\n" for row in [list(columns), *cells])
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    excess = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+    if shortened and excess > 0:
+        place = columns.index(shortened)
+        widths[place] = max(widths[place] - excess, _LEAST)
+        names = fit_names([row[place] for row in cells], widths[place])
+        cells = [[*row[:place], name, *row[place + 1 :]] for row, name in zip(cells, names, strict=True)]
     for row in [list(columns), *cells]:
         padded = (
             cell.rjust(width) if number else cell.ljust(width)

@@ -30,12 +30,12 @@ from ..events import FileProgress, FileStarted, FileState, FileVerified, Finishe
 from ..network.trust import trusted
 from ..network.wall import raise_translated, retry_after
 from ..policy import Policy
+from ..progress.text import printable
 from ..sources.settings import Settings
 from ..storage.checksums import checksum_of_etag
 from ..words import fit_to_show
 from .options import FLAG, CommonFlags, reporting
 from .output import flush_stdout, print_json
-from .text import printable
 
 __all__ = ["PrefetchFlags", "job_error", "prefetch_from"]
 

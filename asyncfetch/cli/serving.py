@@ -15,9 +15,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ..errors import SourceError, redact_url
+from ..progress.text import printable
 from ..storage.cache import cache_root, expanded
 from .options import FLAG
-from .text import printable
 
 if TYPE_CHECKING:
     from ..server.endpoints import UpstreamOptions

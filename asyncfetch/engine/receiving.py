@@ -8,6 +8,7 @@ lane or that task, verifies and publishes it.
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from dataclasses import replace
 from enum import Enum
@@ -60,8 +61,13 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
     if job.storage == "memory":
         return Receiving(job, file, await off_loop(lambda: _memory_partial(job, file)), None)
     cache = job.cache
-    waiting = Waiting(file.name, "another process is downloading this file", None)
-    lock = await lock_blob(cache, file.key, job.policy.lock_patience, lambda: job.notify(waiting))
+
+    def waits(holder: int | None) -> None:
+        ours = "another call in this process" if holder == os.getpid() else f"process {holder}"
+        who = "another process" if holder is None else ours
+        job.notify(Waiting(file.name, f"{who} is downloading this file", None))
+
+    lock = await lock_blob(cache, file.key, job.policy.lock_patience, waits)
     try:
         if await _already_there(job, file):
             unlock(lock)

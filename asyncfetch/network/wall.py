@@ -154,10 +154,13 @@ _LOGGERS = tuple(
     for part in ("", ".connection", ".http11", ".http2", ".proxy", ".socks")
 )
 _ours: ContextVar[bool] = ContextVar("asyncfetch_request", default=False)
+_LOG = logging.getLogger("asyncfetch")
 
 
 class _Redact(logging.Filter):
     """Cuts secrets out of the lines about our requests; those about others in the process stay as they are.
+
+    A line for each request is for those who ask for details, here as in our own log: it needs "asyncfetch" at DEBUG.
 
     httpx logs whole URLs at INFO, httpcore logs the headers of answers at DEBUG: queries go (also
     relative ones), and the user and password of a URL, and cookies.
@@ -165,6 +168,8 @@ class _Redact(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if _ours.get():
+            if record.levelno <= logging.INFO and not _LOG.isEnabledFor(logging.DEBUG):
+                return False
             text = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage())
             text = re.sub(r"//[^\s'\"/?#]*@", "//", text)
             record.msg, record.args = re.sub(r"(?i)(b'set-cookie', b)('[^']*'|\"[^\"]*\")", r"\1'…'", text), ()

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
 
-from ..api.progress import ProgressState
 from ..engine.signals import Signal
 from ..engine.transfer import Transfer
 from ..errors import (
@@ -32,6 +31,7 @@ from ..errors import (
 )
 from ..events import Retrying, Waiting
 from ..network.ranges import read_span
+from ..progress.state import ProgressState
 from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB, Span
 from ..storage.checksums import checksum_of_etag

@@ -21,7 +21,7 @@ from .layout import qualified
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..api.progress import FileRow
+    from ..progress.state import FileRow
     from .counts import Counts
     from .fills import Fill, Fills
     from .jobs import Job, Jobs

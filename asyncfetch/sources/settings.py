@@ -6,12 +6,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import SourceError, redact_url
 from ..network.urls import origin_of
 from ..storage.cache import expanded
 
-__all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token"]
+__all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token", "token_place"]
 
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -100,8 +101,7 @@ def find_token(environ: Mapping[str, str], token: str | bool | None) -> tuple[st
 
 def _read_token(environ: Mapping[str, str]) -> str | None:
     """The token of the file that huggingface_hub keeps it in; None if there is no such file or nothing in it."""
-    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    path = expanded(environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
+    path = _token_file(environ)
     if path is None:
         return None
     try:
@@ -118,6 +118,17 @@ def _read_token(environ: Mapping[str, str]) -> str | None:
     except UnicodeDecodeError:
         text = "\0"
     return _clean(text, f"The token in the file {str(path)!r}")
+
+
+def _token_file(environ: Mapping[str, str]) -> Path | None:
+    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return expanded(environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
+
+
+def token_place(environ: Mapping[str, str]) -> str:
+    """Where the token of the environment stands: the name of a variable, or of a file."""
+    named = (name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if environ.get(name, "").strip())
+    return next(named, None) or str(_token_file(environ))
 
 
 def _clean(token: str | None, what: str) -> str | None:

@@ -113,11 +113,11 @@ _LOCK_POLL = 0.05
 
 
 async def lock_blob(
-    cache: RepoCache, key: str, patience: float, on_wait: Callable[[], None] = lambda: None
+    cache: RepoCache, key: str, patience: float, on_wait: Callable[[int | None], None] = lambda _: None
 ) -> FileLock | None:
     """huggingface_hub's lock for this blob, polled. None where locks do not work.
 
-    `on_wait` is called once, where another process has it.
+    `on_wait` is called once, where another process has it, with its number where the kernel tells that.
     A holder that makes no progress for `patience` seconds is not waited for: the partial is
     claimed separately, so the worst that can happen is work done twice.
     """
@@ -132,7 +132,7 @@ async def lock_blob(
         except Timeout:
             if not waits:
                 waits = True
-                on_wait()
+                on_wait(await off_loop(lambda: _holder(lock.lock_file)))
         except (NotImplementedError, OSError) as error:  # such as another user's that may not be written
             cache.left_out.say("locks of files", error)
             return None
@@ -142,6 +142,20 @@ async def lock_blob(
         elif time.monotonic() - since > patience:
             return None
         await anyio.sleep(_LOCK_POLL)
+
+
+def _holder(path: str) -> int | None:
+    """The process that has a lock on `path`; None where that cannot be told. See proc_locks(5)."""
+    try:
+        status = os.stat(path)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            fields = line.split()
+            if len(fields) > 5 and fields[5] == place and fields[4].isdigit():
+                return int(fields[4]) or None  # 0: it is in another container
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def unlock(lock: FileLock | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -459,10 +460,19 @@ def test_a_rehearsal_leaves_nothing_behind(
     torch: Any, models: Models, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No line, no bar and no random number of a load that was only rehearsed; the library still shows the real one."""
+    heard: list[logging.LogRecord] = []
+    listening = logging.Handler()
+    listening.emit = heard.append  # type: ignore[method-assign]
+    library = logging.getLogger("transformers")
+    library.addHandler(listening)
     state = torch.random.get_rng_state()
-    with pytest.raises(ModelMismatchError):
-        models.load(damaged(models, only_norm), tmp_path)
+    try:
+        with pytest.raises(ModelMismatchError):
+            models.load(damaged(models, only_norm), tmp_path)
+    finally:
+        library.removeHandler(listening)
     assert torch.equal(torch.random.get_rng_state(), state)
+    assert [record.getMessage() for record in heard] == []
     said = capfd.readouterr().err
     assert ("LOAD REPORT" in said, "Loading weights" in said) == (False, False)
     models.load("llama", tmp_path)

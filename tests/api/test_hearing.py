@@ -15,9 +15,9 @@ import pytest
 
 import asyncfetch
 from asyncfetch import AsyncfetchWarning
-from asyncfetch.api.hearing import folded
 from asyncfetch.events import Warned
 from asyncfetch.server import Server
+from asyncfetch.words import folded
 
 from ..kit.files import index_bytes, safetensors_bytes
 

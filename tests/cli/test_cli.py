@@ -676,7 +676,7 @@ def test_the_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def fail(arguments: object) -> int:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(cli, "_commands", lambda: fail)
     previous = signal.getsignal(signal.SIGTERM)
     try:
         assert cli.main(["load", "x"]) == 1

@@ -48,10 +48,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
+def interrupt(process: subprocess.Popen[str], soon: float = SOON) -> None:
     process.send_signal(signal.SIGINT)
     try:
-        _, err = process.communicate(timeout=SOON)
+        _, err = process.communicate(timeout=soon)
     finally:
         process.kill()
     assert process.returncode == 130
@@ -72,7 +72,7 @@ def test_waiting_for_the_lock_of_another_process(server: FaultServer, tmp_path: 
     cache.prepare()
     with cache.lock(hashlib.sha256(FILES[SHARD]).hexdigest()):
         process = start(tmp_path, "download", "org/model", "--endpoint", server.url)
-        said(process, "another process is downloading this file")
+        said(process, f"process {os.getpid()} is downloading this file")
         interrupt(process)
     again = start(tmp_path, "download", "org/model", "--endpoint", server.url)
     again.communicate(timeout=40)
@@ -138,7 +138,7 @@ def test_hashing_a_big_file(tmp_path: Path, arguments: list[str]) -> None:
         return int(reads.read_text().split()[1]) > 500 * 10**6
 
     wait_for(hashes)
-    interrupt(process)
+    interrupt(process, 12)  # seconds: less than the 15 for which a loop waits for what does not end
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

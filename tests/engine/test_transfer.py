@@ -706,11 +706,16 @@ async def test_a_lock_that_another_holds(server: FaultServer, tmp_path: Path, go
 
 
 @pytest.mark.anyio
-async def test_locks_that_do_not_work(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a file system that refuses every lock the load is as right, and leaves no bytes behind."""
+@pytest.mark.parametrize("left", [0, 1], ids=["none", "one, for the trial"])
+async def test_locks_that_do_not_work(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """Where every lock is refused, or all but the first, the load is as right, and leaves no bytes behind."""
+    granted = iter(range(left))
 
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        if next(granted, None) is None:
+            raise OSError(errno.ENOLCK, "No locks available")
 
     single(server)
     monkeypatch.setattr(fcntl, "flock", refuse)

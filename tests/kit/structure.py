@@ -20,12 +20,12 @@ MAX_LINES = 400  # of a file
 MAX_FUNCTION = 60  # lines of a function, its docstring included
 # What may be imported inside a function: the extras, which need not be installed, and the wing that needs one.
 EXTRAS = frozenset(
-    {"boto3", "cyclopts", "diffusers", "google", "h2", "jax", "obstore", "rich", "starlette", "torch", "transformers"}
-    | {"uvicorn", "vllm"}
+    {"IPython", "boto3", "cyclopts", "diffusers", "google", "h2", "jax", "obstore", "rich", "starlette", "torch"}
+    | {"transformers", "uvicorn", "vllm"}
 )
 # Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
-LATE = frozenset({"__init__.py", "api/public.py"})
-NEED_AN_EXTRA = frozenset({"server"})
+LATE = frozenset({"__init__.py", "api/public.py", "cli/main.py"})
+NEED_AN_EXTRA = ("progress.terminal", "server")
 # Longer than that today. What is shortened leaves this list; nothing joins it.
 TO_BE_SHORTENED: frozenset[str] = frozenset()
 _ROW = re.compile(r"^    [ 1]\d  (\S.*?)(?:\s{2,}|$)", re.MULTILINE)
@@ -83,7 +83,9 @@ def _imports(node: ast.AST, outer: str, path: Path, package: Path) -> Iterator[s
         own = first == package.name
         if module == package.name:
             yield "imports the package root"
-        if "()." in outer and not (rest.partition(".")[0] in NEED_AN_EXTRA if own else first in EXTRAS):
+        if "()." in outer and not (
+            f"{rest}.".startswith(tuple(f"{one}." for one in NEED_AN_EXTRA)) if own else first in EXTRAS
+        ):
             yield f"imports {module} inside a function"
 
 

@@ -87,6 +87,7 @@ def every_mutant() -> tuple[Mutant, ...]:
         content,
         disk,
         enemies,
+        faces,
         http_answers,
         http_origins,
         jobs,
@@ -105,5 +106,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, serving, pull_through, room, jobs, enemies, tensors, models, adapters, saving)
+    groups = (*of_bytes, faces, serving, pull_through, room, jobs, enemies, tensors, models, adapters, saving)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

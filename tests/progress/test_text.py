@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.cli.text import amount, clock_text, fit_names, printable, rate_text, ratio, size_text
+from asyncfetch.progress.text import amount, clock_text, fit_names, printable, rate_text, ratio, size_text
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,6 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from asyncfetch.api.progress import ProgressState
-from asyncfetch.cli.terminal import frame, terminal_reporter
-from asyncfetch.cli.wording import Audience, announcement
 from asyncfetch.events import (
     FileProgress,
     FileStarted,
@@ -30,6 +27,9 @@ from asyncfetch.events import (
     Waiting,
     Writing,
 )
+from asyncfetch.progress.lines import Audience, announcement
+from asyncfetch.progress.state import ProgressState
+from asyncfetch.progress.terminal import frame, terminal_reporter
 
 from ..kit.samples import EVENTS
 
@@ -260,7 +260,7 @@ SCRIPT = """
 import sys, time
 from rich.console import Console
 from asyncfetch.events import *
-from asyncfetch.cli.terminal import terminal_reporter
+from asyncfetch.progress.terminal import terminal_reporter
 with terminal_reporter(Console(stderr=True)) as report:
     report(Resolved("org/m", None, None, tuple(FileState(f"s{i}", 10**8, 0, None) for i in range(3))))
     for i in range(3):

@@ -1,16 +1,10 @@
-"""The reporter that draws on a terminal, and that writes plain lines where there is none.
-
-`frame` lays a state out for a terminal of a given size and is pure. `terminal_reporter` draws from
-a thread of its own, so that a slow terminal never holds up a load.
-"""
+"""The table that is drawn on a terminal: `frame` lays a state out for a given size, and is pure. Needs rich."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.cells import cell_len
@@ -18,24 +12,19 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from ..api.progress import ProgressState, RowState
-from ..events import Event, Reporter
-from .text import amount, fit_names, printable, ratio
-from .wording import (
-    Audience,
-    announcement,
+from ..events import Reporter
+from .drawing import REDRAW, Drawing, PlainLines, drawn
+from .lines import (
     fold_line,
     hold_reasons,
     look_up_line,
     row_status,
-    summary_line,
     total_status,
 )
+from .state import ProgressState, RowState
+from .text import amount, fit_names, printable, ratio
 
-__all__ = ["frame", "terminal_reporter"]
-
-REDRAW = 0.125  # seconds between two frames
-PLAIN_INTERVAL = 5.0  # seconds between two status lines where there is no terminal
+__all__ = ["Table", "frame", "terminal_reporter"]
 
 
 def frame(state: ProgressState, now: float, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
@@ -124,92 +113,48 @@ def _line(
 def terminal_reporter(console: Console, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Reporter]:
     """A reporter that shows a load on `console` for as long as the block runs.
 
-    On an interactive console: a table that redraws itself, at most ten times a second. Elsewhere:
-    plain lines without control sequences, and one status line every five seconds. The reporter
-    itself only takes notes and never blocks; a console that went away is left alone.
+    On an interactive console: a table that redraws itself, at most ten times a second. Elsewhere: plain lines.
     """
-    drawing = _Drawing(console, clock)
-    thread = threading.Thread(target=drawing.run, name="asyncfetch-progress", daemon=True)
-    thread.start()
-    try:
-        yield drawing.report
-    finally:
-        drawing.ended.set()
-        thread.join()
+    drawing = Table(console, clock) if console.is_interactive else PlainLines(console.file, clock)
+    with drawn(drawing) as report:
+        yield report
 
 
-class _Drawing:
-    """The notes that the reporter takes, and the loop that shows them."""
+class Table(Drawing):
+    """A table that redraws itself, and what it does not say as lines: above it, and when all is done below."""
 
-    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
-        self.console, self.clock = console, clock
-        self.state = ProgressState()
-        self.ended = threading.Event()
-        self._lock = threading.Lock()
-        self._messages: deque[str] = deque()
-        self._closing: deque[str] = deque()  # go below the table
-
-    def report(self, event: Event) -> None:
-        interactive = self.console.is_interactive
-        message = announcement(event, Audience.TABLE if interactive else Audience.LOG)
-        with self._lock:
-            self.state.apply(event, self.clock())
-            if not self.state.finished:  # something else has begun: what closed what was before goes above its table
-                self._messages.extend(self._closing)
-                self._closing.clear()
-            if message is not None:
-                (self._closing if interactive and self.state.finished else self._messages).append(message)
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._console = console
 
     def run(self) -> None:
-        with suppress(OSError, ValueError):  # the terminal is gone, or its file is closed
-            if self.console.is_interactive:
-                self._run_live()
-            else:
-                self._run_plain()
-
-    def _run_live(self) -> None:
-        ascii_only = not self.console.encoding.lower().startswith("utf")
+        ascii_only = not self._console.encoding.lower().startswith("utf")
 
         def lines() -> Group:
-            width, height = self.console.size
+            width, height = self._console.size
             with self._lock:
                 shown = frame(self.state, self.clock(), width=width, height=height - 1, ascii_only=ascii_only)
             return Group(*shown)
 
         with Live(
             get_renderable=lines,
-            console=self.console,
+            console=self._console,
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
             vertical_overflow="crop",
         ) as live:
-            ended = False
+            ended, below = False, list[str]()
             while not ended:
                 ended = self.ended.wait(REDRAW)
-                while self._messages:
-                    self._print(self._messages.popleft())
+                messages, finished = self.messages()
+                below += messages
+                if not finished:  # or something else has begun: what closed what was before goes above its table
+                    self._print(below)
+                    below = []
                 live.refresh()
-        for message in self._closing:
-            self._print(message)
+        self._print(below)
 
-    def _print(self, message: str) -> None:
-        self.console.print(Text(message), soft_wrap=True)
-
-    def _run_plain(self) -> None:
-        spoken = self.clock()
-        while True:
-            ended = self.ended.wait(REDRAW)
-            lines = []
-            while self._messages:
-                lines.append(self._messages.popleft())
-            now = self.clock()
-            if now - spoken >= PLAIN_INTERVAL and self.state.rows and not ended:
-                spoken = now
-                with self._lock:
-                    lines.append(summary_line(self.state, now))
-            if lines:
-                self.console.file.write("".join(line + "\n" for line in lines))
-                self.console.file.flush()
-            if ended:
-                return
+    def _print(self, messages: list[str]) -> None:
+        for message in messages:
+            self._console.print(Text(message), soft_wrap=True)

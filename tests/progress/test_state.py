@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from asyncfetch.api.progress import Hold, ProgressState, Rate, RowState
 from asyncfetch.events import (
     Event,
     FileProgress,
@@ -18,6 +17,7 @@ from asyncfetch.events import (
     Waiting,
     Writing,
 )
+from asyncfetch.progress.state import Hold, ProgressState, Rate, RowState
 
 MB = 10**6
 

@@ -1,0 +1,101 @@
+"""Breaks of what people see: progress, the log, the doctor."""
+
+from __future__ import annotations
+
+from . import Mutant
+
+_WATCHED = "who watches a load"
+_DOCTOR = "an environment in which nothing can work"
+_SHOWING = "api/test_showing.py::"
+_BROKEN = "cli/test_doctor.py::"
+
+MUTANTS = (
+    Mutant(
+        "two-tables-on-a-terminal",
+        _WATCHED,
+        "progress.shown:shown",
+        "_terminal.acquire(blocking=False)",
+        "True",
+        (f"{_SHOWING}test_a_terminal_gets_one_table",),
+    ),
+    Mutant(
+        "a-setting-beside-a-reporter",
+        _WATCHED,
+        "api.showing:_is_shown",
+        'wanted.get("report") is None',
+        "True",
+        (f"{_SHOWING}test_lines_where_there_is_no_terminal",),
+    ),
+    Mutant(
+        "each-wait-in-the-log",
+        _WATCHED,
+        "progress.log:LoadLog._level",
+        "self._told[event.reason] = now",
+        "pass",
+        (f"{_SHOWING}test_a_thousand_files_that_wait_are_one_line",),
+    ),
+    Mutant(
+        "each-request-in-the-log",
+        _WATCHED,
+        "network.wall:_Redact.filter",
+        "return False",
+        "pass",
+        (f"{_SHOWING}test_a_line_for_each_request_is_a_detail",),
+    ),
+    Mutant(
+        "failures-left-out-of-the-log",
+        _WATCHED,
+        "api.showing:watching",
+        "log.failed(error)",
+        "pass",
+        (f"{_SHOWING}test_the_log_of_a_load",),
+    ),
+    Mutant(
+        "names-as-html",
+        _WATCHED,
+        "progress.notebook:_line",
+        'shown = f"<b>{escape(name)}</b>" if strong else escape(name)',
+        "shown = name",
+        ("api/test_notebook.py::test_a_picture_is_bounded_and_harmless",),
+    ),
+    Mutant(
+        "a-thousand-warnings",
+        _WATCHED,
+        "progress.lines:Repeats.__call__",
+        "len(alike) > 1",
+        "False",
+        ("progress/test_lines.py::test_equal_warnings_are_one",),
+    ),
+    Mutant(
+        "token-for-whoever-answers",
+        _DOCTOR,
+        "cli.doctor:_network",
+        'if token is None and reached[0].state != "wrong":',
+        "if token is None:",
+        (f"{_BROKEN}test_a_hub_that_is_none",),
+    ),
+    Mutant(
+        "token-in-the-open",
+        _DOCTOR,
+        "cli.doctor:_unused_token",
+        'if not settings.endpoint.startswith("https:") and not _is_here(settings.endpoint):',
+        "if False:",
+        (f"{_BROKEN}test_a_token_in_the_open",),
+    ),
+    Mutant(
+        "any-answer-is-a-hub",
+        _DOCTOR,
+        "cli.doctor:_is_hub",
+        "return False",
+        "return True",
+        (f"{_BROKEN}test_a_hub_that_is_none",),
+    ),
+    Mutant(
+        "doctor-leaves-its-probe",
+        _DOCTOR,
+        "cli.doctor:_cache",
+        "shutil.rmtree(probe, ignore_errors=True)",
+        "pass",
+        (f"{_BROKEN}test_all_is_well",),
+    ),
+)
