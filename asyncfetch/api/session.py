@@ -40,10 +40,10 @@ from ..sources.request import Source as ParsedSource
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..sources.store_env import endpoint_of
-from ..storage.cache import cache_root, expanded
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
 from ..storage.folders import LocalFolder
+from ..storage.roots import cache_root, expanded
 from ..tasks import off_loop, plain_errors
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
 from .hearing import listener

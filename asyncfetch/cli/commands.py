@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ..api import functions as api
 from ..errors import SourceError, redact_url
 from ..format.writer import check_output
-from ..storage.cache import cache_root
+from ..storage.roots import cache_root
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (

@@ -14,7 +14,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..errors import SourceError, redact_url
-from ..storage.cache import cache_root, expanded
+from ..storage.roots import cache_root, expanded
 from .options import FLAG
 from .text import printable
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import SourceError, redact_url
 from ..network.urls import origin_of
-from ..storage.cache import expanded
+from ..storage.roots import expanded
 
 __all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token"]
 

@@ -78,6 +78,9 @@ class StorePlace:
         file.checksum = await self._checksum_of(file)
         return file
 
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        return await self._kept.on_disk(names, commit) if self._offline else {}
+
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         if self._offline or not ask:
             return None

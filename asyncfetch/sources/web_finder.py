@@ -65,6 +65,9 @@ class WebPlace:
                 reply = await self._ask(name, limit=stop, ranged=True)
         return _file_of(self._source, name, reply)
 
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        return await self._kept.on_disk(names, commit) if self._offline else {}
+
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it
 

@@ -25,7 +25,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,35 +38,13 @@ from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder
 from .listings import Records, TreeEntry, listing_text, read_listing
 from .wrong import WrongFiles
 
-__all__ = ["RepoCache", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
+__all__ = ["RepoCache", "is_commit", "path_inside", "url_repo_id"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# Downloaded models; backup tools may skip this folder. See https://bford.info/cachedir/\n"
 )
-
-
-def cache_root(environ: Mapping[str, str], explicit: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of all cached repositories, by the same variables as huggingface_hub. Raises SourceError."""
-    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    path = expanded(named) if explicit is None else expanded(os.fspath(explicit), variables=False)
-    if path is None:
-        raise SourceError(
-            f"There is no place for the cache: {os.fspath(explicit or named)!r} is in a home folder that is not known.",
-            hint="Set HF_HOME to a folder, or pass cache_dir=.",
-        )
-    return path
-
-
-def expanded(text: str, *, variables: bool = True) -> Path | None:
-    """A path with `~` and variables replaced; None if it begins in a home folder that is not known.
-
-    That is so where HOME is not set and the system does not know the user, as in a container with a uid of its own.
-    """
-    path = os.path.expanduser(os.path.expandvars(text) if variables else text)
-    return None if path.startswith("~") else Path(path)
 
 
 def is_commit(text: str) -> bool:
@@ -217,6 +195,25 @@ class RepoCache:
         What another run published meanwhile stays if it has `size` bytes: others may have it mapped. What is
         known to be wrong is replaced. `named` is that of `link`.
         """
+        return self.publish_all([(partial, etag, file, size)], commit, named=named)[0]
+
+    def publish_all(
+        self, whole: Sequence[tuple[Path, str, str, int | None]], commit: str, *, named: bool = True
+    ) -> list[Path]:
+        """As `publish`, of several: each partial, etag, file and size. Each folder is synced once.
+
+        So no link is made before its blob would survive a power cut.
+        """
+        finals = [self._rename(partial, etag, commit, file, size) for partial, etag, file, size in whole]
+        _sync_folders(finals)
+        if not self.symlinks():
+            return finals
+        paths = [self._linked(etag, commit, file, named=named) for _, etag, file, _ in whole]
+        _sync_folders(paths)
+        return paths
+
+    def _rename(self, partial: Path, etag: str, commit: str, file: str, size: int | None) -> Path:
+        """Give a partial the name of its blob, or of the file in the snapshot where there are no links."""
         final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
         make_folder(final.parent)
         with storage_errors(final, writing=True):
@@ -228,14 +225,18 @@ class RepoCache:
                 except FileNotFoundError:  # on another host, where our lock is unknown, it was just published
                     if size is None or not self._is_good(final, size):
                         raise
-            sync_folder(final.parent)
-        return self.link(etag, commit, file, named=named) if self.symlinks() else final
+        return final
 
     def link(self, etag: str, commit: str, file: str, *, named: bool = True) -> Path:
         """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path.
 
         Where that cannot be written it is an error, or with `named=False` the path of the blob itself.
         """
+        path = self._linked(etag, commit, file, named=named)
+        _sync_folders([path])
+        return path
+
+    def _linked(self, etag: str, commit: str, file: str, *, named: bool) -> Path:
         try:
             return self._link(etag, commit, file)
         except StorageError as error:
@@ -258,7 +259,6 @@ class RepoCache:
                     with open(blob, "rb") as stream:
                         copy_to(stream.fileno(), temporary)
                 rename(temporary, pointer)
-            sync_folder(pointer.parent)
         return pointer
 
     @contextmanager
@@ -351,6 +351,13 @@ class RepoCache:
         except OSError:
             return False
         return True
+
+
+def _sync_folders(files: Sequence[Path]) -> None:
+    """Let the names of files survive a power cut."""
+    for folder in {file.parent for file in files}:
+        with storage_errors(folder, writing=True):
+            sync_folder(folder)
 
 
 def _commit(commit: str) -> str:

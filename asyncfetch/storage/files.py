@@ -78,10 +78,14 @@ def make_folder(folder: Path) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Rename a file or a link: onto another disk, over a folder, where files cannot be renamed or not over another."""
-    if target.is_dir() and not target.is_symlink():
-        _make_way(target)
     try:
-        os.replace(source, target)
+        try:
+            os.replace(source, target)
+        except (IsADirectoryError, NotADirectoryError):
+            if not target.is_dir() or target.is_symlink():
+                raise
+            _make_way(target)
+            os.replace(source, target)
     except FileExistsError:
         target.unlink(missing_ok=True)
         os.rename(source, target)
@@ -147,11 +151,12 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes | memoryview) -> None:
     """A new small file, whose bytes survive a power cut."""
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
+    with open(path, "xb", buffering=0) as stream:
+        left = memoryview(data)
+        while left:
+            left = left[stream.write(left) or 0 :]
         sync_file(stream.fileno())
 
 

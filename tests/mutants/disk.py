@@ -95,16 +95,16 @@ MUTANTS = (
     Mutant(
         "no-fsync-of-the-folder-of-blobs",
         _POWER,
-        "storage.cache:RepoCache.publish",
-        "sync_folder(final.parent)",
+        "storage.cache:RepoCache.publish_all",
+        "_sync_folders(finals)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
         "no-fsync-of-the-folder-of-links",
         _POWER,
-        "storage.cache:RepoCache._link",
-        "sync_folder(pointer.parent)",
+        "storage.cache:RepoCache.publish_all",
+        "_sync_folders(paths)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -189,7 +189,7 @@ MUTANTS = (
     Mutant(
         "lock-errors-get-out",
         _LOCKS,
-        "storage.locks:lock_blob",
+        "storage.locks:_look_with_lock",
         "except (NotImplementedError, OSError) as error:",
         "except NotImplementedError as error:",
         ("engine/test_transfer.py::test_locks_that_do_not_work",),
@@ -330,8 +330,8 @@ MUTANTS = (
         "folder-in-the-way",
         _DAMAGED,
         "storage.files:rename",
-        "if target.is_dir() and not target.is_symlink():\n    _make_way(target)",
-        "",
+        "_make_way(target)",
+        "pass",
         ("storage/test_cache.py::test_a_folder_in_the_place_of_a_file",),
     ),
     Mutant(
@@ -361,8 +361,8 @@ MUTANTS = (
     Mutant(
         "one-damaged-file-after-the-other",
         _IN_DOUBT,
-        "sources.resolve:_read_headers",
-        "wrong = True",
+        "sources.resolve:_read_those_here",
+        "wrong.append((file, path, error))",
         "raise ValueError(file.name)",
         ("api/test_wrong_cache.py::test_many_wrong_files",),
     ),
@@ -516,9 +516,9 @@ MUTANTS = (
     Mutant(
         "what-was-there-before-stays",
         _FOLDER,
-        "engine.receiving:Receiving._publish",
-        "same = file.size if file.resumable else None",
-        "same = file.size",
+        "engine.receiving:Receiving._size_of_same",
+        "self.file.size if self.file.resumable else None",
+        "self.file.size",
         ("sources/test_web_cache.py::test_a_file_without_a_validator_changes",),
     ),
     Mutant(
@@ -610,7 +610,7 @@ MUTANTS = (
     Mutant(
         "no-tensors-without-the-link",
         _BOOKKEEPING,
-        "storage.cache:RepoCache.link",
+        "storage.cache:RepoCache._linked",
         "if named or not",
         "if True or not",
         ("engine/test_shared_caches.py::test_a_snapshot_that_may_not_grow",),

@@ -318,7 +318,7 @@ MUTANTS = (
     Mutant(
         "origin-without-its-scheme",
         _ORIGIN,
-        "network.urls:origin_of",
+        "network.urls:_origin_of",
         "return scheme, (parts.hostname",
         'return "", (parts.hostname',
         ("network/test_transport.py::test_origins", "sources/test_hub.py::test_where_the_token_may_go"),
@@ -326,7 +326,7 @@ MUTANTS = (
     Mutant(
         "origin-without-its-port",
         _ORIGIN,
-        "network.urls:origin_of",
+        "network.urls:_origin_of",
         'parts.port or {"http": 80, "https": 443}.get(scheme, 0)',
         "0",
         ("network/test_transport.py::test_origins",),
