@@ -72,7 +72,12 @@ class _Sender:
         return httpx.Request(method, url, headers=headers, cookies=self._cookies or None, extensions=extensions)
 
     async def send(
-        self, request: httpx.Request, *, auth: object = True, stream: bool = True, follow_redirects: bool = False
+        self,
+        request: httpx.Request,
+        *,
+        auth: object = True,
+        stream: bool = True,  # noqa: ARG002
+        follow_redirects: bool = False,  # noqa: ARG002
     ) -> httpx.Response:
         """The answer, its body unread, be it a redirect. `auth=None`: what the URL says of a user is not sent."""
         user, password = request.url.username, request.url.password

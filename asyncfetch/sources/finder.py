@@ -31,7 +31,7 @@ from ..format.index import Index, index_too_large, parse_index
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
-from ..tasks import each, off_loop, plain_errors
+from ..tasks import each, off_loop, plain_errors, without_collections
 from .advice import look_again
 from .late import known_shards, listing_at_once, saves_requests
 from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
@@ -205,7 +205,12 @@ async def parsed(found: FoundIndex, request: Request) -> Index:
     expected = checksums.get(name) or checksums.get(os.path.basename(name))
     if expected is not None:
         verify_small(name, found.data, expected)
-    return await off_loop(lambda: parse_index(found.data, file=name, max_bytes=limit), slow=True)
+
+    def parse() -> Index:
+        with without_collections():
+            return parse_index(found.data, file=name, max_bytes=limit)
+
+    return await off_loop(parse, slow=True)
 
 
 async def _look_at_shards(

@@ -12,7 +12,7 @@ from anyio import from_thread
 from ..errors import CorruptError, RepositoryNotFoundError, RevisionNotFoundError
 from ..format.index import Index
 from ..network.transport import Transport
-from ..tasks import each, off_loop
+from ..tasks import each, off_loop, without_collections
 from .fallback import find_or_recall, offline
 from .files import add_companions, find_files
 from .finder import Place, distrust, find
@@ -106,12 +106,13 @@ async def _read_headers(located: Located, request: Request, transport: Transport
 def _read_those_here(files: Sequence[tuple[SourceFile, Path]]) -> list[tuple[SourceFile, Path, CorruptError]]:
     """Read the headers of some files on disk. Returns those that are wrong, and why."""
     wrong = []
-    for file, path in files:
-        from_thread.check_cancelled()
-        try:
-            file.size, file.raw_header, file.header = header_on_disk(path, file.name)
-        except CorruptError as error:
-            wrong.append((file, path, error))
+    with without_collections():
+        for file, path in files:
+            from_thread.check_cancelled()
+            try:
+                file.size, file.raw_header, file.header = header_on_disk(path, file.name)
+            except CorruptError as error:
+                wrong.append((file, path, error))
     return wrong
 
 

@@ -25,8 +25,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,7 +36,10 @@ from filelock import FileLock
 
 from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
-from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder, takes_any_order, write_synced
+from .files import (
+    LeftOut, copy_to, has_locks, make_folder, make_link, rename, sync_folder, sync_folders_of, takes_any_order,
+    write_synced,
+)  # fmt: skip
 from .listings import Records, TreeEntry, listing_text, read_listing
 from .wrong import WrongFiles
 
@@ -68,6 +73,7 @@ class RepoCache:
         self.wrong = WrongFiles() if wrong is None else wrong
         self.name = f"{repo_type}s--{repo_id.replace('/', '--')}"
         self.folder = root / self.name
+        self._blobs = self.folder / "blobs"
         self.left_out = LeftOut()
         self._symlinks = symlinks
         self._any_order: bool | None = None
@@ -132,7 +138,7 @@ class RepoCache:
             return checksum_of_etag(path.name) if path.parent == self.folder / "blobs" else None
 
     def blob(self, etag: str) -> Path:
-        return self.folder / "blobs" / _blob_name(etag)
+        return self._blobs / _blob_name(etag)
 
     def whole_blob(self, etag: str, size: int | None = None) -> Path | None:
         """The blob if it is there (with that size), so that only a link is missing; else None."""
@@ -142,11 +148,15 @@ class RepoCache:
 
     def _is_good(self, path: Path, size: int | None) -> bool:
         """Whether a file is there that nothing speaks against."""
-        return path.is_file() and (size is None or path.stat().st_size == size) and path not in self.wrong
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISREG(status.st_mode) and size in (None, status.st_size) and path not in self.wrong
 
     def partial(self, key: str) -> Path:
         """Where the file that will be blob `key` is written."""
-        return self.folder / "blobs" / f"{_blob_name(key)}.asyncfetch.incomplete"
+        return self._blobs / f"{_blob_name(key)}.asyncfetch.incomplete"
 
     def lock(self, key: str) -> FileLock | None:
         """huggingface_hub's own lock for this blob, None where there can be none. Poll it without blocking."""
@@ -205,11 +215,11 @@ class RepoCache:
         So no link is made before its blob would survive a power cut.
         """
         finals = [self._rename(partial, etag, commit, file, size) for partial, etag, file, size in whole]
-        _sync_folders(finals)
+        sync_folders_of(finals)
         if not self.symlinks():
             return finals
         paths = [self._linked(etag, commit, file, named=named) for _, etag, file, _ in whole]
-        _sync_folders(paths)
+        sync_folders_of(paths)
         return paths
 
     def _rename(self, partial: Path, etag: str, commit: str, file: str, size: int | None) -> Path:
@@ -233,7 +243,7 @@ class RepoCache:
         Where that cannot be written it is an error, or with `named=False` the path of the blob itself.
         """
         path = self._linked(etag, commit, file, named=named)
-        _sync_folders([path])
+        sync_folders_of([path])
         return path
 
     def _linked(self, etag: str, commit: str, file: str, *, named: bool) -> Path:
@@ -248,10 +258,10 @@ class RepoCache:
     def _link(self, etag: str, commit: str, file: str) -> Path:
         pointer, blob = self.snapshot(commit) / path_inside(file), self.blob(etag)
         with storage_errors(pointer, writing=True):
-            pointer.parent.mkdir(parents=True, exist_ok=True)
-            target = os.path.relpath(blob, pointer.parent)
-            if pointer.is_symlink() and os.readlink(pointer) == target:
+            target = f"{'../' * (2 + file.count('/'))}blobs/{blob.name}"
+            if self.symlinks() and make_link(target, pointer):
                 return pointer
+            pointer.parent.mkdir(parents=True, exist_ok=True)
             with self._temporary(etag) as temporary:
                 if self.symlinks():
                     os.symlink(target, temporary)
@@ -264,7 +274,7 @@ class RepoCache:
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
         """A fresh name among the blobs, where `hf cache prune` finds what a kill leaves behind."""
-        path = self.folder / "blobs" / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
+        path = self._blobs / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
         path.parent.mkdir(parents=True, exist_ok=True)  # it may have been pruned
         try:
             yield path
@@ -353,13 +363,6 @@ class RepoCache:
         return True
 
 
-def _sync_folders(files: Sequence[Path]) -> None:
-    """Let the names of files survive a power cut."""
-    for folder in {file.parent for file in files}:
-        with storage_errors(folder, writing=True):
-            sync_folder(folder)
-
-
 def _commit(commit: str) -> str:
     if not is_commit(commit):
         raise CorruptError(f"{commit!r} is not a commit hash.", file="X-Repo-Commit")
@@ -372,6 +375,7 @@ def _blob_name(etag: str) -> str:
     return etag
 
 
+@lru_cache(maxsize=4096)  # each file of a checkpoint is asked for time and again
 def path_inside(path: str) -> Path:
     """`path` if it stays in its folder, on disk under the rules of every system and in a URL. Else SourceError."""
     parts = path.split("/")

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from ..reasons import NO_ROOM
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "has_locks", "make_folder", "rename", "sync_file", "sync_folder", "takes_any_order",
-    "vanished", "write_at", "write_synced",
+    "LeftOut", "copy_to", "has_locks", "make_folder", "make_link", "rename", "sync_file", "sync_folder",
+    "sync_folders_of", "takes_any_order", "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 # What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
@@ -74,6 +74,18 @@ def make_folder(folder: Path) -> None:
                     hint = "Choose another folder with cache_dir= or HF_HUB_CACHE."
                     raise StorageError(str(part), "it is no folder", hint=hint) from None
             raise
+
+
+def make_link(target: str, path: Path) -> bool:
+    """Make a link at `path`, and its folder. False if something else is there."""
+    try:
+        os.symlink(target, path)
+    except FileExistsError:
+        return path.is_symlink() and os.readlink(path) == target
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(target, path)
+    return True
 
 
 def rename(source: Path, target: Path) -> None:
@@ -179,6 +191,13 @@ def sync_folder(folder: Path) -> None:
         sync_file(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folders_of(files: Iterable[Path]) -> None:
+    """Let the names of files survive a power cut, each folder synced once."""
+    for folder in {file.parent for file in files}:
+        with storage_errors(folder, writing=True):
+            sync_folder(folder)
 
 
 def has_locks(folder: Path) -> bool:
