@@ -37,7 +37,15 @@ from filelock import FileLock
 from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
 from .checksums import Checksum, checksum_of_etag
 from .files import (
-    LeftOut, copy_to, has_locks, make_folder, make_link, rename, sync_folder, sync_folders_of, takes_any_order,
+    LeftOut,
+    copy_to,
+    has_locks,
+    make_folder,
+    make_link,
+    rename,
+    sync_folder,
+    sync_folders_of,
+    takes_any_order,
     write_synced,
 )  # fmt: skip
 from .listings import Records, TreeEntry, listing_text, read_listing

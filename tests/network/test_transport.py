@@ -106,6 +106,22 @@ async def test_token_stays_at_the_first_origin(server: FaultServer) -> None:
 
 
 @pytest.mark.anyio
+async def test_small_answers_take_no_thread(server: FaultServer) -> None:
+    """A user and a password in the address go along within the origin; a large answer is received in threads."""
+    server.fault("/a", Status(302, {"location": server.storage_url + ELSEWHERE}))
+    async with Transport(QUICK) as transport:
+        for limit, busy in ((60_000, False), (1 << 20, True)):
+            address = server.url.replace("://", f"://user:{PASSWORD}@") + "/a"
+            reply = await transport.fetch(
+                address, limit=limit, headers={"range": f"bytes=0-{limit - 1}"}, may_follow=follow
+            )
+            assert reply.body == BODY[:limit]
+            assert bool(transport.limits.busy) is busy
+            server.fault("/a", Status(302, {"location": server.storage_url + ELSEWHERE}))
+    assert [seen.headers.get("authorization", "")[:6] for seen in server.seen] == ["Basic ", "", "Basic ", ""]
+
+
+@pytest.mark.anyio
 async def test_credentials_of_a_client_stay_at_the_first_origin(server: FaultServer) -> None:
     """What a caller's client sends by default goes to the first origin only, and the client is not changed."""
     server.fault(PATH, Status(302, {"location": server.storage_url + ELSEWHERE}))
