@@ -23,7 +23,7 @@ from .wall import raise_translated
 
 __all__ = ["LazyClient", "PoolTransport"]
 
-_log = logging.getLogger("asyncfetch")
+_log = logging.getLogger("asyncfetch.requests")
 
 
 class LazyClient:
