@@ -23,6 +23,7 @@ _DESCRIPTORS = "more shards than a process may have files open"
 _ODD = "a file system that refuses what a disk can"
 _PRUNED = "a cache that is pruned, moved or removed under a download"
 _NO_FOLDER = "a cache whose path is no folder"
+_MANY = "thousands of small files, hundreds of thousands of tensors"
 
 MUTANTS = (
     Mutant(
@@ -817,5 +818,69 @@ MUTANTS = (
         '"\\0" not in (text := str(os.fspath(value))) and bool(text)',
         "os.fspath(value) is not None",
         ("engine/test_disk_faults.py::test_what_is_no_path",),
+    ),
+    Mutant(
+        "small-files-left-half-way",
+        _MANY,
+        "storage.small:publish_small",
+        "path.unlink()",
+        "path.exists()",
+        ("storage/test_small.py::test_a_failure_leaves_whole_files_alone",),
+    ),
+    Mutant(
+        "no-folder-for-small-files",
+        _MANY,
+        "storage.small:_write",
+        "make_folder(path.parent)",
+        "",
+        ("storage/test_small.py::test_a_pruned_folder_is_made_again",),
+    ),
+    Mutant(
+        "a-folder-synced-for-each-file",
+        _MANY,
+        "storage.files:sync_folders_of",
+        "{file.parent for file in files}",
+        "[file.parent for file in files]",
+        ("storage/test_small.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "small-whatever-its-size",
+        _MANY,
+        "engine.receiving:_small_form",
+        "if file.size > SMALL:",
+        "if file.size < 0:",
+        ("api/test_requests.py::test_a_listing_that_tells_less_or_lies",),
+    ),
+    Mutant(
+        "a-thread-for-each-small-answer",
+        _MANY,
+        "network.body:Body.pull",
+        "in_memory and limit <= _SMALL",
+        "limit < 0",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "large-answers-on-the-event-loop",
+        _MANY,
+        "network.body:Body.pull",
+        "in_memory and limit <= _SMALL",
+        "in_memory",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "collects-garbage-in-between",
+        _MANY,
+        "tasks:without_collections",
+        "if not _pauses and _collects:",
+        "if _collects:",
+        ("test_tasks.py::test_without_collections",),
+    ),
+    Mutant(
+        "collects-garbage-that-nobody-wants-collected",
+        _MANY,
+        "tasks:without_collections",
+        "_collects = gc.isenabled()",
+        "_collects = True",
+        ("test_tasks.py::test_without_collections",),
     ),
 )

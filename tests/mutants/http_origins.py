@@ -340,6 +340,22 @@ MUTANTS = (
         ("network/test_transport.py::test_credentials_of_a_client_stay_at_the_first_origin",),
     ),
     Mutant(
+        "user-of-an-address-goes-along",
+        _ORIGIN,
+        "network.pool:_Sender.send",
+        "auth is not None and (user or password)",
+        "user or password",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "cookies-are-forgotten",
+        _ORIGIN,
+        "network.pool:_Sender.send",
+        "self._cookies.extract_cookies(response)",
+        "pass",
+        ("network/test_transport.py::test_token_stays_at_the_first_origin",),
+    ),
+    Mutant(
         "auth-of-a-client-goes-along",
         _ORIGIN,
         "network.transport:Transport._send",

@@ -107,17 +107,15 @@ async def test_token_stays_at_the_first_origin(server: FaultServer) -> None:
 
 @pytest.mark.anyio
 async def test_small_answers_take_no_thread(server: FaultServer) -> None:
-    """A user and a password in the address go along within the origin; a large answer is received in threads."""
-    server.fault("/a", Status(302, {"location": server.storage_url + ELSEWHERE}))
+    """But a large one does. A user and a password in an address are sent, and not to where a redirect leads."""
+    address, elsewhere = (url.replace("://", f"://user:{PASSWORD}@") for url in (server.url, server.storage_url))
+    server.fault("/a", Status(302, {"location": elsewhere + ELSEWHERE}), forever=True)
     async with Transport(QUICK) as transport:
         for limit, busy in ((60_000, False), (1 << 20, True)):
-            address = server.url.replace("://", f"://user:{PASSWORD}@") + "/a"
-            reply = await transport.fetch(
-                address, limit=limit, headers={"range": f"bytes=0-{limit - 1}"}, may_follow=follow
-            )
+            span = {"range": f"bytes=0-{limit - 1}"}
+            reply = await transport.fetch(f"{address}/a", limit=limit, headers=span, may_follow=follow)
             assert reply.body == BODY[:limit]
             assert bool(transport.limits.busy) is busy
-            server.fault("/a", Status(302, {"location": server.storage_url + ELSEWHERE}))
     assert [seen.headers.get("authorization", "")[:6] for seen in server.seen] == ["Basic ", "", "Basic ", ""]
 
 
