@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncfetch.errors import StorageError
+from asyncfetch.errors import CorruptError, StorageError
 from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.small import SmallFile, publish_small
 
@@ -58,6 +58,8 @@ def test_a_failure_leaves_whole_files_alone(tmp_path: Path) -> None:
     (cache.folder / "blobs" / small("d", b"4").blob / "of others").mkdir()
     with pytest.raises(StorageError):
         publish_small(cache, COMMIT, [small("c", b"3"), small("d" * 300, b"4")], named=True)
+    with pytest.raises(CorruptError):
+        publish_small(cache, COMMIT, [small("e", b"5"), SmallFile("f", "../f", memoryview(b""), 0)], named=True)
     kept = {path.name: path.read_bytes() for path in (cache.folder / "blobs").iterdir() if path.is_file()}
     assert kept == {small("", data).blob: data for data in (b"1", b"2", b"3", b"4")}
 

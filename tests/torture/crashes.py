@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ STATES = ["nothing", "interrupted", "older commit"]
 class Model:
     """A repository of three shards on a played Hub, of so many bytes each, and the commit before it."""
 
-    def __init__(self, server: FaultServer, *sizes: int) -> None:
+    def __init__(self, server: FaultServer, sizes: Sequence[int] = (150_000, 150_000, 150_000)) -> None:
         self.server = server
         random = np.random.default_rng(sizes[0])
         tensors = {
