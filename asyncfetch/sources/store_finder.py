@@ -33,8 +33,9 @@ from ..format.index import index_too_large
 from ..network.ranges import Target, differ, opaque, strong, version_of
 from ..network.retry import retrying
 from ..network.transport import Reply, Transport
-from ..storage.cache import RepoCache, path_inside, url_repo_id
+from ..storage.cache import RepoCache, path_inside
 from ..storage.checksums import Checksum, git_blob_id
+from ..storage.roots import url_repo_id
 from ..tasks import off_loop
 from .bucket import BucketSource
 from .finder import State

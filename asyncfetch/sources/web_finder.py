@@ -20,8 +20,9 @@ from ..network.ranges import Target, strong, version_of
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
 from ..network.wall import words_of
-from ..storage.cache import RepoCache, url_repo_id
+from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, git_blob_id
+from ..storage.roots import url_repo_id
 from ..words import quoted
 from .finder import State
 from .hub import size_of

@@ -20,21 +20,19 @@ made. Correctness rests on unique names, hashes and rename; the lock only saves 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
+from ..errors import CorruptError, SourceError, StorageError, storage_errors
 from .checksums import Checksum, checksum_of_etag
 from .files import (
     LeftOut,
@@ -43,15 +41,14 @@ from .files import (
     make_folder,
     make_link,
     rename,
-    sync_folder,
-    sync_folders_of,
+    sync_names,
     takes_any_order,
     write_synced,
-)  # fmt: skip
+)
 from .listings import Records, TreeEntry, listing_text, read_listing
 from .wrong import WrongFiles
 
-__all__ = ["RepoCache", "is_commit", "path_inside", "url_repo_id"]
+__all__ = ["RepoCache", "is_commit", "path_inside"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
@@ -223,11 +220,11 @@ class RepoCache:
         So no link is made before its blob would survive a power cut.
         """
         finals = [self._rename(partial, etag, commit, file, size) for partial, etag, file, size in whole]
-        sync_folders_of(finals)
+        sync_names(finals)
         if not self.symlinks():
             return finals
         paths = [self._linked(etag, commit, file, named=named) for _, etag, file, _ in whole]
-        sync_folders_of(paths)
+        self._sync_links(paths, named)
         return paths
 
     def _rename(self, partial: Path, etag: str, commit: str, file: str, size: int | None) -> Path:
@@ -251,8 +248,12 @@ class RepoCache:
         Where that cannot be written it is an error, or with `named=False` the path of the blob itself.
         """
         path = self._linked(etag, commit, file, named=named)
-        sync_folders_of([path])
+        self._sync_links([path], named)
         return path
+
+    def _sync_links(self, paths: Sequence[Path], named: bool) -> None:
+        with nullcontext() if named else self.left_out("links of snapshots"):
+            sync_names(paths)
 
     def _linked(self, etag: str, commit: str, file: str, *, named: bool) -> Path:
         try:
@@ -321,7 +322,7 @@ class RepoCache:
             with self._temporary(commit) as temporary:  # not beside it: any name there is a ref
                 write_synced(temporary, content)
                 rename(temporary, ref)
-            sync_folder(ref.parent)
+            sync_names([ref])
 
     def keep_listing(self, commit: str, records: Records) -> None:
         """Keep the full listing of a commit, where that can be written. Else it is asked for again next time."""
@@ -391,15 +392,3 @@ def path_inside(path: str) -> Path:
         if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or part[1:2] == ":":
             raise SourceError(f"{path!r} is not a path inside a repository.")
     return Path(*parts)
-
-
-def url_repo_id(url: str, query: str = "") -> str:
-    """The cache name for files of a plain URL: a repository of the reserved owner `url`.
-
-    Kept in the same layout, so that the Hub's tools list and delete them like any other. Nothing of
-    a user name or a password in the URL is in it. `query` is what of its query says which files they are.
-    """
-    shown = redact_url(url)
-    host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
-    named = f"{shown}?{query}" if query else shown
-    return f"url/{host}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"

@@ -21,7 +21,7 @@ from ..spans import MiB
 
 __all__ = [
     "LeftOut", "copy_to", "has_locks", "make_folder", "make_link", "rename", "sync_file", "sync_folder",
-    "sync_folders_of", "takes_any_order", "vanished", "write_at", "write_synced",
+    "sync_names", "takes_any_order", "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 # What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
@@ -193,7 +193,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folders_of(files: Iterable[Path]) -> None:
+def sync_names(files: Iterable[Path]) -> None:
     """Let the names of files survive a power cut, each folder synced once."""
     for folder in {file.parent for file in files}:
         with storage_errors(folder, writing=True):

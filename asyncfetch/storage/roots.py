@@ -1,14 +1,17 @@
-"""Where the cache of all repositories is."""
+"""Where the cache of all repositories is, and how the part is called that is of a plain URL."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from ..errors import SourceError
+from ..errors import SourceError, redact_url
 
-__all__ = ["cache_root", "expanded"]
+__all__ = ["cache_root", "expanded", "url_repo_id"]
 
 
 def cache_root(environ: Mapping[str, str], explicit: str | os.PathLike[str] | None = None) -> Path:
@@ -31,3 +34,15 @@ def expanded(text: str, *, variables: bool = True) -> Path | None:
     """
     path = os.path.expanduser(os.path.expandvars(text) if variables else text)
     return None if path.startswith("~") else Path(path)
+
+
+def url_repo_id(url: str, query: str = "") -> str:
+    """The cache name for files of a plain URL: a repository of the reserved owner `url`.
+
+    Kept in the same layout, so that the Hub's tools list and delete them like any other. Nothing of
+    a user name or a password in the URL is in it. `query` is what of its query says which files they are.
+    """
+    shown = redact_url(url)
+    host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
+    named = f"{shown}?{query}" if query else shown
+    return f"url/{host}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError, storage_errors
 from asyncfetch.storage import cache as module
-from asyncfetch.storage.cache import RepoCache, TreeEntry, is_commit, path_inside, url_repo_id
+from asyncfetch.storage.cache import RepoCache, TreeEntry, is_commit, path_inside
 from asyncfetch.storage.checksums import Checksum, checksum_of_etag
-from asyncfetch.storage.roots import cache_root
+from asyncfetch.storage.roots import cache_root, url_repo_id
 
 from ..kit.canaries import PASSWORD
 from ..kit.users import as_nobody, public_folder
