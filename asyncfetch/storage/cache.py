@@ -20,6 +20,7 @@ made. Correctness rests on unique names, hashes and rename; the lock only saves 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -155,8 +156,10 @@ class RepoCache:
         """Whether a file is there that nothing speaks against."""
         try:
             status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
         return stat.S_ISREG(status.st_mode) and size in (None, status.st_size) and path not in self.wrong
 
     def partial(self, key: str) -> Path:
