@@ -22,7 +22,7 @@ from ..sources.located import Landed, Located
 from ..sources.request import LocalSource
 from ..storage.checksums import Checksum, verify_file
 from ..storage.folders import LocalFolder
-from ..tasks import off_loop, without_collections
+from ..tasks import off_loop
 from ..tensors.gather import Gatherer
 from ..tensors.merge import state_dict
 from ..tensors.scaling import Scaling
@@ -71,9 +71,8 @@ class Call:
             located, scaling, landed = await session.fetch(target, before=judged)
 
             def merged() -> dict[str, Any]:
-                with without_collections():
-                    tensors = state_dict(located, landed, dtype=target, scaling=scaling)
-                    return maker.state_dict(tensors, names)
+                tensors = state_dict(located, landed, dtype=target, scaling=scaling)
+                return maker.state_dict(tensors, names)
 
             return located, scaling, StateDict(await off_loop(merged, slow=True))
         finally:

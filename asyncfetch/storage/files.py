@@ -77,15 +77,17 @@ def make_folder(folder: Path) -> None:
 
 
 def make_link(target: str, path: Path) -> bool:
-    """Make a link at `path`, and its folder. False if something else is there."""
-    try:
-        os.symlink(target, path)
-    except FileExistsError:
-        return path.is_symlink() and os.readlink(path) == target
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(target, path)
-    return True
+    """Make a link at `path`, and its folder. False if something else is there, or the folder goes each time."""
+    for _ in range(2):
+        try:
+            os.symlink(target, path)
+        except FileExistsError:
+            return path.is_symlink() and os.readlink(path) == target
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            return True
+    return False
 
 
 def rename(source: Path, target: Path) -> None:
