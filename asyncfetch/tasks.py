@@ -8,6 +8,8 @@ the caller's model runs in a task of its own.
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,7 +20,7 @@ from anyio.lowlevel import RunVar
 
 from .errors import AsyncfetchError
 
-__all__ = ["collapse", "each", "off_loop", "plain_errors", "run_as_task"]
+__all__ = ["collapse", "each", "off_loop", "plain_errors", "run_as_task", "without_collections"]
 
 _MOST_THREADS = 8
 # Of each event loop.
@@ -65,6 +67,31 @@ async def off_loop(work: Callable[[], T], *, abandon: bool = False, slow: bool =
         limiter = anyio.CapacityLimiter(_MOST_THREADS)
         var.set(limiter)
     return await to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=abandon)
+
+
+_pausing = threading.Lock()
+_pauses, _collects = 0, False  # blocks that are under way, and whether garbage was collected before the first
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """In the block this process collects no garbage: for who makes many objects that stay, and no cycles.
+
+    Else each collection visits all objects made so far, and holds up the event loop too.
+    """
+    global _pauses, _collects
+    with _pausing:
+        _pauses += 1
+        if _pauses == 1:
+            _collects = gc.isenabled()
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _pausing:
+            _pauses -= 1
+            if not _pauses and _collects:
+                gc.enable()
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 import weakref
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from anyio import to_thread
 import asyncfetch
 from asyncfetch.engine import bookkeeping
 from asyncfetch.models import into as models
-from asyncfetch.tasks import each, run_as_task
+from asyncfetch.tasks import each, run_as_task, without_collections
 
 from .conftest import BACKENDS
 from .kit.files import sharded
@@ -86,6 +87,25 @@ async def test_a_cancelled_result_is_freed() -> None:
         assert scope.cancelled_caught
         await anyio.lowlevel.checkpoint()
         assert things[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_without_collections(collects: bool) -> None:
+    """Blocks may overlap, in threads or not; after the last one it is as it was before the first."""
+    assert gc.isenabled()
+    try:
+        if not collects:
+            gc.disable()
+        second = ExitStack()
+        with suppress(ValueError), without_collections():
+            second.enter_context(without_collections())
+            assert not gc.isenabled()
+            raise ValueError
+        assert not gc.isenabled()
+        second.close()
+        assert gc.isenabled() is collects
     finally:
         gc.enable()
 

@@ -88,6 +88,8 @@ class Maker:
 
     def state_dict(self, tensors: Mapping[str, Array], names: Mapping[str, str] | None) -> dict[str, Any]:
         """A state dict as the caller gets it, in a worker thread. One array under two names stays one."""
+        if self.mover is None and not self.torch:
+            return dict(tensors) if names is None else {new: tensors[name] for name, new in names.items()}
         pairs = list(zip(tensors, tensors, strict=True) if names is None else names.items())
         different = {id(tensors[name]): tensors[name] for name, _ in pairs}
         made = dict(zip(different, self.every(different.values()), strict=True))

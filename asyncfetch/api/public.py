@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import gc
 import inspect
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
 from typing import Any, ParamSpec, TypeVar
@@ -16,7 +16,7 @@ import anyio
 
 from ..errors import AsyncfetchError, SourceError, TimedOutError
 from ..policy import Policy
-from ..tasks import off_loop, run_as_task
+from ..tasks import off_loop, run_as_task, without_collections
 from .hearing import hearing
 from .options import spelled_out
 
@@ -142,15 +142,8 @@ async def imported(module: str) -> Any:
 
 
 def _import_quietly(name: str) -> Any:
-    """Import without collections of garbage, each of which would hold up the event loop too."""
-    collects = gc.isenabled() and name not in sys.modules
-    if collects:
-        gc.disable()
-    try:
+    with nullcontext() if name in sys.modules else without_collections():
         return import_module(name)
-    finally:
-        if collects:
-            gc.enable()
 
 
 async def within(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:

@@ -40,11 +40,11 @@ from ..sources.request import Source as ParsedSource
 from ..sources.resolve import resolve
 from ..sources.settings import Settings
 from ..sources.store_env import endpoint_of
-from ..storage.cache import cache_root, expanded
 from ..storage.checksums import Checksum, parse_checksum, verify_file
 from ..storage.files import vanished
 from ..storage.folders import LocalFolder
-from ..tasks import off_loop, plain_errors
+from ..storage.roots import cache_root, expanded
+from ..tasks import off_loop, plain_errors, without_collections
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
 from .hearing import listener
 from .options import Access, Files, Read, Source, Storage, Verify
@@ -179,11 +179,12 @@ class Session:
         late = [file for file in located.files if file.late]
 
         def read() -> list[str]:
-            for file in late:
-                one = landed[file.name]
-                if file.header is None and one.path is not None:
-                    read_landed(file, one.path, one.pages)
-            return hold_against_index(located, late)
+            with without_collections():
+                for file in late:
+                    one = landed[file.name]
+                    if file.header is None and one.path is not None:
+                        read_landed(file, one.path, one.pages)
+                return hold_against_index(located, late)
 
         if late:
             for note in await off_loop(read, slow=True):

@@ -18,7 +18,7 @@ from ..api import functions as api
 from ..api.saving import convert as convert_checkpoint
 from ..errors import SourceError, redact_url
 from ..format.writer import check_output
-from ..storage.cache import cache_root
+from ..storage.roots import cache_root
 from .caching import cache_app
 from .doctor import doctor
 from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified

@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 
 from ..errors import SourceError, redact_url
 from ..progress.text import printable
-from ..storage.cache import cache_root, expanded
+from ..storage.roots import cache_root, expanded
 from .options import FLAG
 
 if TYPE_CHECKING:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,7 +17,9 @@ from ..sources.links import Links
 from ..sources.located import Landed, Located, SourceFile
 from ..storage.cache import RepoCache
 from ..storage.partial import Partial
+from ..storage.small import SmallFile, publish_small
 from .consumer import Consumer
+from .outbox import Outbox
 from .schedule import Board, Growth
 from .signals import Signal
 
@@ -43,6 +46,7 @@ class Job:
         self.growth = Growth()
         self.links = Links(self.located.origin)
         self.memory = Signal()  # the consumer has some again
+        self.outbox = Outbox(self._publish_small, mapped=not self.named)
 
     @property
     def cache(self) -> RepoCache:
@@ -55,6 +59,9 @@ class Job:
         if self.located.commit is None:
             raise ProtocolError("no commit is known", url=self.located.source)
         return self.located.commit
+
+    def _publish_small(self, files: Sequence[SmallFile]) -> list[Path]:
+        return publish_small(self.cache, self.commit, files, named=self.named)
 
     async def wait_connected(self, signal: Signal) -> bool:
         """Wait for a signal with a connection in hand. False: somebody wants that connection."""

@@ -32,6 +32,7 @@ from ..storage.locks import lock_blob, unlock
 from ..storage.maps import pages_of
 from ..storage.partial import FilePartial, MemoryPartial, Partial, StoredPartial
 from ..storage.sequential import SequentialPartial
+from ..storage.small import SMALL, SmallFile
 from ..tasks import off_loop
 from .job import Job
 from .schedule import Lease
@@ -60,25 +61,45 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
     """
     if job.storage == "memory":
         return Receiving(job, file, await off_loop(lambda: _memory_partial(job, file)), None)
-    cache = job.cache
+    if (small := await _small_form(job, file)) is not None:
+        return Receiving(job, file, small, None)
 
     def waits(holder: int | None) -> None:
         ours = "another call in this process" if holder == os.getpid() else f"process {holder}"
         who = "another process" if holder is None else ours
         job.notify(Waiting(file.name, f"{who} is downloading this file", None))
 
-    lock = await lock_blob(cache, file.key, job.policy.lock_patience, waits)
+    lock, landed = await lock_blob(
+        job.cache, file.key, job.policy.lock_patience, lambda: _already_there(job, file), on_wait=waits
+    )
     try:
-        if await _already_there(job, file):
+        if landed is not None:
             unlock(lock)
+            _tell_landed(job, file, landed)
             return None
         if file.target is None:  # known by a listing alone: its first bytes come with the answer
             await job.links.target(file, None)
-        partial = await off_loop(lambda: _stored_partial(cache, file))
+        partial = await off_loop(lambda: _stored_partial(job.cache, file))
     except BaseException:
         unlock(lock)
         raise
     return Receiving(job, file, partial, lock)
+
+
+async def _small_form(job: Job, file: SourceFile) -> MemoryPartial | None:
+    """The form of a small file that is not here: in memory, and without a lock, since two may fetch it. Else None."""
+    if job.consumer is not None or file.in_blobs or not (file.sized and file.size <= SMALL):
+        return None
+    if file.target is None:
+        await job.links.target(file, None)
+    if file.size > SMALL:  # a listing told another size
+        return None
+    return MemoryPartial(file.size, file.algorithm, data_start=0)
+
+
+def _tell_landed(job: Job, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+    job.landed(file, landed, partial)
+    job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
 
 
 def _stored_partial(cache: RepoCache, file: SourceFile) -> StoredPartial:
@@ -95,17 +116,13 @@ def _memory_partial(job: Job, file: SourceFile) -> Partial:
     return MemoryPartial(file.size, file.algorithm, data_start=len(file.raw_header) or PREFIX_BYTES)
 
 
-async def _already_there(job: Job, file: SourceFile) -> bool:
-    """Another run, or another commit, may have brought the same blob: then only link it."""
+def _already_there(job: Job, file: SourceFile) -> Landed | None:
+    """Another run, or another commit, may have brought the same blob: then only link it. Blocks."""
     blob = file.path.name if file.path else file.blob or (file.checksum.hex if file.checksum else "")
-    cache, commit = job.cache, job.commit
-    if not blob or await off_loop(lambda: cache.whole_blob(blob, file.size)) is None:
-        return False
-    path = await off_loop(lambda: cache.link(blob, commit, file.name, named=job.named))
-    pages = None if job.named else await off_loop(lambda: pages_of(path, file.size))
-    job.landed(file, Landed(path=path, pages=pages), None)
-    job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
-    return True
+    if not blob or job.cache.whole_blob(blob, file.size) is None:
+        return None
+    path = job.cache.link(blob, job.commit, file.name, named=job.named)
+    return Landed(path=path, pages=None if job.named else pages_of(path, file.size))
 
 
 class Receiving:
@@ -131,9 +148,13 @@ class Receiving:
         if partial.in_order or not file.splittable:
             job.board.unsplittable.add(file.name)
         job.notify(FileStarted(file.name, file.size, partial.received))
-        if file.prefix and not partial.present.frontier:
-            await job.transport.limits.in_thread(lambda: partial.accept(0, memoryview(file.prefix)))
-            job.downloaded += len(file.prefix)
+        prefix = memoryview(file.prefix)[: file.size]
+        if prefix and not partial.present.frontier:
+            if partial.in_memory and len(prefix) <= SMALL:
+                partial.accept(0, prefix)
+            else:
+                await job.transport.limits.in_thread(lambda: partial.accept(0, prefix))
+            job.downloaded += len(prefix)
         job.board.add(file.name, partial.missing())
         self.advanced()
         self.hash_behind(0)
@@ -240,22 +261,31 @@ class Receiving:
         self.job.notify(FileProgress(file.name, file.size, file.size))
         if self.job.consumer is not None:
             self.job.consumer.verified(file)
-        landed = await self._publish(digest)
+        if self.job.storage == "disk" and isinstance(self.partial, MemoryPartial):
+            small = SmallFile(file.name, file.blob or digest, self.partial.buffer, self._size_of_same)
+            self.job.outbox.put(small, self._land, self.job.group)
+        else:
+            self._land(await self._publish(digest))
+
+    def _land(self, landed: Landed) -> None:
         self.stage = Stage.LANDED
-        self.job.landed(file, landed, self.partial)
         unlock(self._lock)
-        self.job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
+        _tell_landed(self.job, self.file, landed, self.partial)
+
+    @property
+    def _size_of_same(self) -> int | None:
+        """The size of a file that may stay in its place; None where nothing tells what is there from its successor."""
+        return self.file.size if self.file.resumable else None
 
     async def _publish(self, digest: str) -> Landed:
         partial, file = self.partial, self.file
         if not isinstance(partial, StoredPartial):
             return Landed(buffer=partial.buffer)
         blob, cache, commit = file.blob or digest, self.job.cache, self.job.commit
-        same = file.size if file.resumable else None  # else nothing tells what is there from its successor
         named, pages = self.job.named, list[mmap.mmap | None]()
 
         def give_name(path: Path) -> Path:
-            return cache.publish(path, blob, commit, file.name, size=same, named=named)
+            return cache.publish(path, blob, commit, file.name, size=self._size_of_same, named=named)
 
         def keep(descriptor: int) -> None:
             pages.append(None if named else pages_of(descriptor, file.size))
@@ -305,6 +335,7 @@ class _LeaseIntake(Intake):
         self._job = receiving.job
         self._lease = lease
         self._scratch = scratch
+        self.in_memory = receiving.partial.in_memory
 
     @property
     def span(self) -> Span:

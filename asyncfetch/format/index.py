@@ -153,8 +153,11 @@ def _weight_map(pairs: tuple[tuple[str, Any], ...], file: str, max_shards: int) 
 
 def _check_collisions(weight_map: dict[str, str], file: str) -> None:
     """No two shards are one file, and none is the folder of another, on any file system."""
-    seen: dict[str, tuple[str, str]] = {}
+    first: dict[str, str] = {}
     for tensor, shard in weight_map.items():
+        first.setdefault(shard, tensor)
+    seen: dict[str, tuple[str, str]] = {}
+    for shard, tensor in first.items():
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", shard).casefold())
         other, _ = seen.setdefault(folded, (shard, tensor))
         if other != shard:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -18,10 +18,12 @@ from .wall import raise_translated
 
 __all__ = ["Body"]
 
+T = TypeVar("T")
 
 _BURST_SECONDS = 0.012  # how long a worker thread receives before it looks back at the event loop
 # Between two pieces of a burst, or an event loop that was woken waits until the thread's time slice has run out.
 _give_way = getattr(os, "sched_yield", lambda: None)
+_SMALL = 64 * 1024  # bytes that cost less to receive than a hop to a thread and back
 _NO_BODY = (204, 304)  # whatever a length says: RFC 9110, section 6.4.1
 # RFC 9110, section 8.4.1, RFC 7932, RFC 8878. Any other word leaves the bytes as they are: `aws-chunked` above all,
 # which stores keep of how a file was uploaded, and send along (https://github.com/versity/versitygw/issues/2398).
@@ -59,24 +61,33 @@ class Body:
         fast = isinstance(stream, Stream) and stream.at_body and self.length is not None
         self._stream: Stream | None = stream if fast else None
 
-    async def pull(self, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]) -> int:
+    async def pull(
+        self,
+        limit: int,
+        target: Callable[[int], memoryview],
+        accept: Callable[[memoryview], None],
+        *,
+        in_memory: bool = False,
+    ) -> int:
         """Receive up to `limit` bytes: 0 only at the end of the body.
 
         `target(n)` gives the place for n bytes or fewer, `accept(view)` takes what was received there;
         both run in the worker thread that receives, which goes on for some milliseconds while the
-        socket has more, calling both for each piece: fewer hops between threads. Raises
+        socket has more, calling both for each piece: fewer hops between threads. With `in_memory`, where both
+        touch memory alone, a small body is received at once. Raises
         NetworkError, and StalledError when fewer than `stall_bytes` came in `stall_window` seconds.
         """
         if self._left == 0:
             return 0
         self._check_floor()  # of what came before: who has all the bytes that were wanted does not come back
         limit = self._limits.piece(limit if self._left is None else min(limit, self._left))
+        run = _at_once if in_memory and limit <= _SMALL else self._limits.in_thread
         began = time.monotonic()
         try:
             if self._stream is not None:
-                received = await self._pull_burst(self._stream, limit, target, accept)
+                received = await self._pull_burst(self._stream, limit, target, accept, run)
             else:
-                received = await self._pull_chunks(min(limit, self._policy.burst), target, accept)
+                received = await self._pull_chunks(min(limit, self._policy.burst), target, accept, run)
         except Exception as error:
             raise_translated(error, self.url)
         if self._left is not None:
@@ -89,7 +100,12 @@ class Body:
         return received
 
     async def _pull_burst(
-        self, stream: Stream, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]
+        self,
+        stream: Stream,
+        limit: int,
+        target: Callable[[int], memoryview],
+        accept: Callable[[memoryview], None],
+        run: _Runner,
     ) -> int:
         def work() -> tuple[int, bool]:
             total, deadline = 0, time.monotonic() + _BURST_SECONDS
@@ -104,7 +120,8 @@ class Body:
                     self._count(received)
                     accept(view[:received])
                     total += received
-                    _give_way()
+                    if run is not _at_once:
+                        _give_way()
                 self._drained = received < len(view)
                 if closed or self._drained or not received or total == limit or time.monotonic() >= deadline:
                     return total, closed
@@ -113,13 +130,13 @@ class Body:
         while self._failure is None:
             if self._drained and not await stream.readable(self._policy.read_timeout, wanted):
                 raise StalledError(f"nothing came for {self._policy.read_timeout:g} s", url=self.url)
-            received, closed = await self._limits.in_thread(work)
+            received, closed = await run(work)
             if received or closed:
                 return received
         raise self._failure
 
     async def _pull_chunks(
-        self, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None]
+        self, limit: int, target: Callable[[int], memoryview], accept: Callable[[memoryview], None], run: _Runner
     ) -> int:
         if self._iterator is None:
             answer = self._response  # a mock's is often read already
@@ -149,7 +166,7 @@ class Body:
                 rest = rest[len(view) :]
             return len(data) - len(rest)
 
-        return await self._limits.in_thread(work) if data else 0
+        return await run(work) if data else 0
 
     def _count(self, nbytes: int) -> None:
         if nbytes and self._limits.meter is not None:
@@ -179,6 +196,16 @@ class Body:
                 with anyio.CancelScope() as ended:
                     ended.cancel()
                     await _run_out(self._iterator)
+
+
+class _Runner(Protocol):
+    """Runs what receives: in a thread, or at once."""
+
+    async def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
+async def _at_once(work: Callable[[], T]) -> T:
+    return work()
 
 
 async def _run_out(iterator: AsyncIterator[bytes]) -> None:

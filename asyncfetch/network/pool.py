@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.request import getproxies
 
@@ -12,7 +13,7 @@ import anyio
 import httpcore
 import httpx
 
-from ..errors import CertificateError
+from ..errors import CertificateError, redact_url
 from ..tasks import off_loop
 from .proxies import Proxies, Proxy
 from .reach import Reach
@@ -23,6 +24,8 @@ from .wall import raise_translated
 
 __all__ = ["LazyClient", "PoolTransport"]
 
+_log = logging.getLogger("asyncfetch.requests")
+
 
 class LazyClient:
     """The caller's client; or else one of our own, made when the first request is sent.
@@ -32,27 +35,62 @@ class LazyClient:
 
     def __init__(self, injected: Any, reach: Reach | None = None) -> None:
         self._injected, self._reach = injected, reach
-        self._own: httpx.AsyncClient | None = None
-        self._transport: PoolTransport | None = None
+        self._own: _Sender | None = None
 
     def get(self) -> Any:
         """The client to send with."""
         if self._injected is None and self._own is None:
-            self._transport = PoolTransport(Proxies(getproxies()), self._reach)
-            self._own = httpx.AsyncClient(transport=self._transport)
+            self._own = _Sender(PoolTransport(Proxies(getproxies()), self._reach))
         return self._injected if self._own is None else self._own
 
     def proxy_of(self, url: str) -> Proxy | None:
         """The proxy that a request of ours to `url` goes through. Of the caller's client nothing is known."""
-        return self._transport.proxies.for_url(url) if self._transport else None
+        return self._own.transport.proxies.for_url(url) if self._own else None
 
     async def aclose(self) -> None:
         """Close ours and its idle connections. Bounded, not cancelled; the caller's stays as it is."""
         if self._own is not None:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                await self._own.aclose()
-        if self._transport is not None:
-            self._transport.close_idle()
+                await self._own.transport.aclose()
+            self._own.transport.close_idle()
+
+
+class _Sender:
+    """What requests of ours need of httpx.AsyncClient, in its words: that takes a third of the time of a small request.
+
+    Cookies are kept, and a user and a password in a URL are sent. Redirects are the caller's.
+    """
+
+    def __init__(self, transport: PoolTransport) -> None:
+        self.transport = transport
+        self._cookies = httpx.Cookies()
+
+    def build_request(
+        self, method: str, url: str, *, headers: Mapping[str, str], timeout: tuple[float, float, float, float]
+    ) -> httpx.Request:
+        """A request, with the cookies that are known. `timeout` is as httpx has it, in seconds."""
+        extensions = {"timeout": dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))}
+        return httpx.Request(method, url, headers=headers, cookies=self._cookies or None, extensions=extensions)
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        auth: object = True,
+        stream: bool = True,  # noqa: ARG002
+        follow_redirects: bool = False,  # noqa: ARG002
+    ) -> httpx.Response:
+        """The answer, its body unread, be it a redirect. `auth=None`: what the URL says of a user is not sent."""
+        user, password = request.url.username, request.url.password
+        if auth is not None and (user or password):
+            request = next(httpx.BasicAuth(user, password).auth_flow(request))
+        response = await self.transport.handle_async_request(request)
+        response.request = request
+        if "set-cookie" in response.headers:
+            self._cookies.extract_cookies(response)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s %s: %d", request.method, redact_url(str(request.url)), response.status_code)
+        return response
 
 
 class PoolTransport(httpx.AsyncBaseTransport):

@@ -205,7 +205,12 @@ def strong(headers: Mapping[str, str]) -> str | None:
 
 
 class Intake:
-    """What `receive` fills: where a span is served, where its bytes go, and when there is room for them."""
+    """What `receive` fills: where a span is served, where its bytes go, and when there is room for them.
+
+    `in_memory`: they go into memory, so that few of them need no worker thread.
+    """
+
+    in_memory = False
 
     @property
     def span(self) -> Span:
@@ -271,7 +276,7 @@ async def _receive_from(
             room = await intake.room()
             if not room:
                 return
-            got = await body.pull(room, intake.place, intake.accept)
+            got = await body.pull(room, intake.place, intake.accept, in_memory=intake.in_memory)
             if not got:
                 raise NetworkError("the body ended early", url=target.url)
             budget.progress(got)
@@ -331,12 +336,16 @@ async def _read_once(transport: Transport, target: Target, limit: int, file: str
         _check_status(body, target, file)
         if body.encoded:
             raise ProtocolError("the body is compressed although that was declined", url=body.url)
-        while len(data) <= limit and await body.pull(min(limit + 1 - len(data), MiB), _scratch, data.extend):
+        while len(data) <= limit and await body.pull(
+            min(limit + 1 - len(data), MiB), _scratch, data.extend, in_memory=True
+        ):
             pass
     return bytes(data)
 
 
 class _InMemory(Intake):
+    in_memory = True
+
     def __init__(
         self,
         target: Target,

@@ -255,7 +255,7 @@ async def _read_whole(body: Body, limit: int) -> Reply:
     while not truncated:
         wanted = min(limit + 1 - len(data), 1 << 20)
         try:
-            if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), accept):
+            if not await body.pull(wanted, lambda n: memoryview(bytearray(n)), accept, in_memory=True):
                 break
         except NetworkError:
             if len(data) < limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
 from ..errors import ProtocolError
@@ -12,7 +13,13 @@ __all__ = ["may_identify", "no_downgrade", "origin_of", "redirected"]
 
 def origin_of(url: str) -> tuple[str, str, int]:
     """(scheme, host, port): what two URLs must share to share a token. RFC 6454, section 4."""
-    parts = urlsplit(url)
+    return _origin_of("/".join(url.split("/", 3)[:3]))
+
+
+@lru_cache(maxsize=64)  # each request asks several times
+def _origin_of(start: str) -> tuple[str, str, int]:
+    """Of a URL up to its path."""
+    parts = urlsplit(start)
     scheme = parts.scheme.lower()
     return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,14 +31,14 @@ from ..format.index import Index, index_too_large, parse_index
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
-from ..tasks import each, off_loop, plain_errors
+from ..tasks import each, off_loop, plain_errors, without_collections
 from .advice import look_again
 from .late import known_shards, listing_at_once, saves_requests
 from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
 from .request import LocalSource, Request, Source, is_index_name, names_in
 from .selecting import selected_by
 
-__all__ = ["Place", "State", "distrust", "file_on_disk", "find", "read_cached_index", "read_index"]
+__all__ = ["Place", "State", "distrust", "file_on_disk", "files_on_disk", "find", "read_cached_index", "read_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class Place(Origin, Protocol):
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
         """What the source says of a shard. Raises as `read` does."""
+        ...
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        """Those of some files for which `look` needs nothing but the disk, in one step for all; perhaps none."""
         ...
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
@@ -157,9 +162,12 @@ async def _located(
         listed, index = found, await parsed(found, request)
         selected, scales = selected_by(request, index, index.metadata)
         paths = [path_in(folder, shard) for shard in selected.shards]
-        if transport is not None and await saves_requests(place, request, paths, found.commit):
+        known = await place.on_disk(paths, found.commit)
+        if transport is not None and saves_requests(place, request, len(paths) - len(known), found.commit):
             listing = await listing_at_once(place, transport, found.commit, request.policy.connect_timeout)
-        files = await _look_at_shards(place, request, selected, found.commit, listing)
+        if listing is not None:
+            known = await off_loop(partial(known_shards, listing, paths))
+        files = await _look_at_shards(place, request, selected, found.commit, known)
     else:
         files = [found]
     _apply_checksums(request.checksums or {}, files, folder, index)
@@ -197,29 +205,31 @@ async def parsed(found: FoundIndex, request: Request) -> Index:
     expected = checksums.get(name) or checksums.get(os.path.basename(name))
     if expected is not None:
         verify_small(name, found.data, expected)
-    return await off_loop(lambda: parse_index(found.data, file=name, max_bytes=limit), slow=True)
+
+    def parse() -> Index:
+        with without_collections():
+            return parse_index(found.data, file=name, max_bytes=limit)
+
+    return await off_loop(parse, slow=True)
 
 
 async def _look_at_shards(
-    place: Place, request: Request, selected: Index, commit: str | None, listing: Listing | None
+    place: Place, request: Request, selected: Index, commit: str | None, known: Mapping[str, SourceFile]
 ) -> list[SourceFile]:
+    """The shards in their order; those that are not `known` by their paths are looked at."""
     folder = os.path.dirname(selected.file)
-    known = {} if listing is None else await off_loop(lambda: known_shards(listing, folder, selected.shards))
-    files: dict[str, SourceFile] = {}
+    paths = [path_in(folder, shard) for shard in selected.shards]
+    files = dict(known)
 
-    async def look(shard: str) -> None:
-        path = path_in(folder, shard)
-        if path in known:
-            files[shard] = known[path]
-            return
+    async def look(path: str) -> None:
         try:
-            files[shard] = await place.look(path, commit)
+            files[path] = await place.look(path, commit)
         except EntryNotFoundError as error:
             raise ShardNotFoundError(path, str(request.source), selected.file) from error
 
     with plain_errors():
-        await each(selected.shards, look, request.policy.connections)
-    return [files[shard] for shard in selected.shards]
+        await each([path for path in paths if path not in files], look, request.policy.connections)
+    return [files[path] for path in paths]
 
 
 def _apply_checksums(
@@ -276,6 +286,12 @@ def file_on_disk(name: str, path: Path, commit: str | None = None, cache: RepoCa
     with storage_errors(path):
         checksum = cache.checksum_of(path) if cache else None
         return SourceFile(name, path.stat().st_size, checksum, commit=commit, path=path)
+
+
+def files_on_disk(cache: RepoCache, names: Iterable[str], commit: str) -> dict[str, SourceFile]:
+    """Those of some files that the cache has. Blocks."""
+    found = ((name, cache.find(commit, name)) for name in names)
+    return {name: file_on_disk(name, path, commit, cache) for name, path in found if path is not None}
 
 
 def read_index(name: str, path: Path, limit: int) -> bytes:

@@ -17,7 +17,7 @@ from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
 from ..storage.listings import TreeEntry, entries_of
 from ..tasks import off_loop
-from .finder import State, distrust, file_on_disk, read_cached_index
+from .finder import State, distrust, file_on_disk, files_on_disk, read_cached_index
 from .headers import read_beginning
 from .hub import Hub
 from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
@@ -106,6 +106,9 @@ class HubPlace:
         elif found.link is not None:
             file.prefix = await self._read_prefix(file)
         return file
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        return {} if commit is None else await off_loop(partial(files_on_disk, self.cache, names, commit))
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         if commit is None or not ask:

@@ -6,7 +6,7 @@ in its place, is asked for each shard. What the Hub says of a file when its byte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import anyio
@@ -16,8 +16,7 @@ from ..format.header import Header
 from ..format.index import check_index
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
-from ..tasks import off_loop
-from .located import Listing, Located, SourceFile, path_in
+from .located import Listing, Located, SourceFile
 from .request import HubSource, Request
 
 __all__ = ["hold_against_index", "known_shards", "listing_at_once", "saves_requests"]
@@ -34,13 +33,11 @@ class _Lister(Protocol):
     async def listing(self, commit: str | None) -> Listing | None: ...
 
 
-async def saves_requests(place: _Lister, request: Request, paths: Sequence[str], commit: str | None) -> bool:
-    """Whether a listing takes fewer requests than a look at each shard, and headers may be late."""
-    cache = place.cache
+def saves_requests(place: _Lister, request: Request, missing: int, commit: str | None) -> bool:
+    """Whether a listing takes fewer requests than a look at each shard that is `missing`, and headers may be late."""
     wanted = request.late and request.believed and isinstance(request.source, HubSource)
-    if not wanted or request.settings.offline or cache is None or commit is None:
+    if not wanted or request.settings.offline or place.cache is None or commit is None:
         return False
-    missing = await off_loop(lambda: sum(cache.find(commit, path) is None for path in paths))
     return missing >= _FEW or (missing > 0 and request.chosen is not None)
 
 
@@ -54,10 +51,10 @@ async def listing_at_once(place: _Lister, transport: Transport, commit: str | No
     return None
 
 
-def known_shards(listing: Listing, folder: str, shards: Iterable[str]) -> dict[str, SourceFile]:
+def known_shards(listing: Listing, paths: Iterable[str]) -> dict[str, SourceFile]:
     """The shards, by their paths, that are listed with their sha256. Looks at the disk."""
     found = {}
-    for path in (path_in(folder, shard) for shard in shards):
+    for path in paths:
         file = listing.files.get(path)
         if file is not None and file.checksum is not None and file.checksum.algorithm == "sha256":
             file.late = True

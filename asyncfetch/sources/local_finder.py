@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,6 +43,12 @@ class LocalPlace:
     async def look(self, name: str, commit: str | None) -> SourceFile:
         path = await self._path(name)
         return await off_loop(lambda: self._on_disk(name, path))
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        paths = {name: Path(self._source.folder, name) for name in names}
+        return await off_loop(
+            lambda: {name: self._on_disk(name, path) for name, path in paths.items() if path.is_file()}
+        )
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return await off_loop(Path(self._source.folder, name).is_file)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from anyio import from_thread
 
 from ..errors import CorruptError, RepositoryNotFoundError, RevisionNotFoundError
 from ..format.index import Index
 from ..network.transport import Transport
-from ..tasks import each
+from ..tasks import each, off_loop, without_collections
 from .fallback import find_or_recall, offline
 from .files import add_companions, find_files
 from .finder import Place, distrust, find
-from .headers import read_header
+from .headers import header_on_disk, read_header
 from .hub_finder import HubPlace
 from .late import hold_against_index
 from .local_finder import LocalPlace
@@ -23,6 +28,8 @@ from .suggestions import suggest
 from .web_finder import WebPlace
 
 __all__ = ["resolve"]
+
+_READERS = 4  # threads that read headers: a network file system takes a while for each
 
 
 async def resolve(request: Request, transport: Transport, *, headers: bool = True) -> Located:
@@ -79,23 +86,34 @@ def _select(located: Located, request: Request) -> None:
 
 async def _read_headers(located: Located, request: Request, transport: Transport) -> bool:
     """Read all headers. False: some cached files are wrong, and are not found any more."""
-    wrong = False
+    here = [(file, file.path) for file in located.files if file.path is not None]
+    served = [file for file in located.files if file.path is None and not file.late]
 
     async def read(file: SourceFile) -> None:
-        nonlocal wrong
-        if file.late and file.path is None:
-            return
-        try:
-            await read_header(file, transport, located.origin)
-        except CorruptError as error:
-            if file.path is None:
-                raise
-            offline = request.settings.offline
-            await distrust(error, file.name, file.path, located.cache, transport, offline=offline)
-            wrong = True
+        await read_header(file, transport, located.origin)
 
-    await each(located.files, read, request.policy.connections)
+    async def read_here(some: Sequence[tuple[SourceFile, Path]]) -> None:
+        wrong.extend(await off_loop(partial(_read_those_here, some), slow=True))
+
+    wrong: list[tuple[SourceFile, Path, CorruptError]] = []
+    await each([here[start::_READERS] for start in range(min(_READERS, len(here)))], read_here, _READERS)
+    for file, path, error in wrong:
+        await distrust(error, file.name, path, located.cache, transport, offline=request.settings.offline)
+    await each(served, read, request.policy.connections)
     return not wrong
+
+
+def _read_those_here(files: Sequence[tuple[SourceFile, Path]]) -> list[tuple[SourceFile, Path, CorruptError]]:
+    """Read the headers of some files on disk. Returns those that are wrong, and why."""
+    wrong = []
+    with without_collections():
+        for file, path in files:
+            from_thread.check_cancelled()
+            try:
+                file.size, file.raw_header, file.header = header_on_disk(path, file.name)
+            except CorruptError as error:
+                wrong.append((file, path, error))
+    return wrong
 
 
 def _place_of(request: Request, transport: Transport) -> Place:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import SourceError, redact_url
 from ..network.urls import origin_of
-from ..storage.cache import expanded
+from ..storage.roots import expanded
 
 __all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token", "token_place"]
 

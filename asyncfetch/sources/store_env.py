@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SourceError, redact_url
-from ..storage.cache import expanded
+from ..storage.roots import expanded
 from .bucket import BucketSource
 
 __all__ = ["DEVELOPMENT", "Way", "endpoint_of", "way_to"]

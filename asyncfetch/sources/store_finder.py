@@ -33,8 +33,9 @@ from ..format.index import index_too_large
 from ..network.ranges import Target, differ, opaque, strong, version_of
 from ..network.retry import retrying
 from ..network.transport import Reply, Transport
-from ..storage.cache import RepoCache, path_inside, url_repo_id
+from ..storage.cache import RepoCache, path_inside
 from ..storage.checksums import Checksum, git_blob_id
+from ..storage.roots import url_repo_id
 from ..tasks import off_loop
 from .bucket import BucketSource
 from .finder import State
@@ -77,6 +78,9 @@ class StorePlace:
         file = await self._looked_at(name, PREFIX_LIMIT)
         file.checksum = await self._checksum_of(file)
         return file
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        return await self._kept.on_disk(names, commit) if self._offline else {}
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         if self._offline or not ask:

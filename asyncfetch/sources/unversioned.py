@@ -16,7 +16,7 @@ from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum
 from ..storage.identities import commit_of, known_states
 from ..tasks import off_loop
-from .finder import State, distrust, file_on_disk, read_cached_index
+from .finder import State, distrust, file_on_disk, files_on_disk, read_cached_index
 from .located import FoundIndex, SourceFile
 from .request import Request
 
@@ -47,6 +47,10 @@ class Kept:
         """A file of a snapshot. Raises OfflineError."""
         path = await self._find(name, commit)
         return await off_loop(lambda: file_on_disk(name, path, commit, self.cache))
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        """Those of some files that a snapshot has."""
+        return {} if commit is None else await off_loop(partial(files_on_disk, self.cache, names, commit))
 
     async def recall(self, files: Sequence[SourceFile], wanted: Mapping[str, str]) -> State:
         """Where files are recorded, by the keys of all that is `wanted`. Sets the paths of those that are here."""

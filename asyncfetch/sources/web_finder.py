@@ -20,8 +20,9 @@ from ..network.ranges import Target, strong, version_of
 from ..network.transport import Reply, Transport
 from ..network.urls import no_downgrade, origin_of
 from ..network.wall import words_of
-from ..storage.cache import RepoCache, url_repo_id
+from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, git_blob_id
+from ..storage.roots import url_repo_id
 from ..words import quoted
 from .finder import State
 from .hub import size_of
@@ -64,6 +65,9 @@ class WebPlace:
             if stop > len(reply.body):
                 reply = await self._ask(name, limit=stop, ranged=True)
         return _file_of(self._source, name, reply)
+
+    async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
+        return await self._kept.on_disk(names, commit) if self._offline else {}
 
     async def has(self, name: str, commit: str | None, *, ask: bool) -> bool | None:
         return None  # a request of a stranger's server for advice alone is not worth it

@@ -20,53 +20,42 @@ made. Correctness rests on unique names, hashes and rename; the lock only saves 
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from ..errors import CorruptError, SourceError, StorageError, redact_url, storage_errors
+from ..errors import CorruptError, SourceError, StorageError, storage_errors
 from .checksums import Checksum, checksum_of_etag
-from .files import LeftOut, copy_to, has_locks, make_folder, rename, sync_folder, takes_any_order, write_synced
+from .files import (
+    LeftOut,
+    copy_to,
+    has_locks,
+    make_folder,
+    make_link,
+    rename,
+    sync_names,
+    takes_any_order,
+    write_synced,
+)
 from .listings import Records, TreeEntry, listing_text, read_listing
 from .wrong import WrongFiles
 
-__all__ = ["RepoCache", "cache_root", "expanded", "is_commit", "path_inside", "url_repo_id"]
+__all__ = ["RepoCache", "is_commit", "path_inside"]
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# Downloaded models; backup tools may skip this folder. See https://bford.info/cachedir/\n"
 )
-
-
-def cache_root(environ: Mapping[str, str], explicit: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of all cached repositories, by the same variables as huggingface_hub. Raises SourceError."""
-    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
-    path = expanded(named) if explicit is None else expanded(os.fspath(explicit), variables=False)
-    if path is None:
-        raise SourceError(
-            f"There is no place for the cache: {os.fspath(explicit or named)!r} is in a home folder that is not known.",
-            hint="Set HF_HOME to a folder, or pass cache_dir=.",
-        )
-    return path
-
-
-def expanded(text: str, *, variables: bool = True) -> Path | None:
-    """A path with `~` and variables replaced; None if it begins in a home folder that is not known.
-
-    That is so where HOME is not set and the system does not know the user, as in a container with a uid of its own.
-    """
-    path = os.path.expanduser(os.path.expandvars(text) if variables else text)
-    return None if path.startswith("~") else Path(path)
 
 
 def is_commit(text: str) -> bool:
@@ -90,6 +79,7 @@ class RepoCache:
         self.wrong = WrongFiles() if wrong is None else wrong
         self.name = f"{repo_type}s--{repo_id.replace('/', '--')}"
         self.folder = root / self.name
+        self._blobs = self.folder / "blobs"
         self.left_out = LeftOut()
         self._symlinks = symlinks
         self._any_order: bool | None = None
@@ -154,7 +144,7 @@ class RepoCache:
             return checksum_of_etag(path.name) if path.parent == self.folder / "blobs" else None
 
     def blob(self, etag: str) -> Path:
-        return self.folder / "blobs" / _blob_name(etag)
+        return self._blobs / _blob_name(etag)
 
     def whole_blob(self, etag: str, size: int | None = None) -> Path | None:
         """The blob if it is there (with that size), so that only a link is missing; else None."""
@@ -164,11 +154,17 @@ class RepoCache:
 
     def _is_good(self, path: Path, size: int | None) -> bool:
         """Whether a file is there that nothing speaks against."""
-        return path.is_file() and (size is None or path.stat().st_size == size) and path not in self.wrong
+        try:
+            status = path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return False
+            raise
+        return stat.S_ISREG(status.st_mode) and size in (None, status.st_size) and path not in self.wrong
 
     def partial(self, key: str) -> Path:
         """Where the file that will be blob `key` is written."""
-        return self.folder / "blobs" / f"{_blob_name(key)}.asyncfetch.incomplete"
+        return self._blobs / f"{_blob_name(key)}.asyncfetch.incomplete"
 
     def lock(self, key: str) -> FileLock | None:
         """huggingface_hub's own lock for this blob, None where there can be none. Poll it without blocking."""
@@ -217,6 +213,25 @@ class RepoCache:
         What another run published meanwhile stays if it has `size` bytes: others may have it mapped. What is
         known to be wrong is replaced. `named` is that of `link`.
         """
+        return self.publish_all([(partial, etag, file, size)], commit, named=named)[0]
+
+    def publish_all(
+        self, whole: Sequence[tuple[Path, str, str, int | None]], commit: str, *, named: bool = True
+    ) -> list[Path]:
+        """As `publish`, of several: each partial, etag, file and size. Each folder is synced once.
+
+        So no link is made before its blob would survive a power cut.
+        """
+        finals = [self._rename(partial, etag, commit, file, size) for partial, etag, file, size in whole]
+        sync_names(finals)
+        if not self.symlinks():
+            return finals
+        paths = [self._linked(etag, commit, file, named=named) for _, etag, file, _ in whole]
+        self._sync_links(paths, named)
+        return paths
+
+    def _rename(self, partial: Path, etag: str, commit: str, file: str, size: int | None) -> Path:
+        """Give a partial the name of its blob, or of the file in the snapshot where there are no links."""
         final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
         make_folder(final.parent)
         with storage_errors(final, writing=True):
@@ -228,14 +243,22 @@ class RepoCache:
                 except FileNotFoundError:  # on another host, where our lock is unknown, it was just published
                     if size is None or not self._is_good(final, size):
                         raise
-            sync_folder(final.parent)
-        return self.link(etag, commit, file, named=named) if self.symlinks() else final
+        return final
 
     def link(self, etag: str, commit: str, file: str, *, named: bool = True) -> Path:
         """Make snapshots/<commit>/<file> of a blob that exists: a link, or a copy. Returns the snapshot path.
 
         Where that cannot be written it is an error, or with `named=False` the path of the blob itself.
         """
+        path = self._linked(etag, commit, file, named=named)
+        self._sync_links([path], named)
+        return path
+
+    def _sync_links(self, paths: Sequence[Path], named: bool) -> None:
+        with nullcontext() if named else self.left_out("links of snapshots"):
+            sync_names(paths)
+
+    def _linked(self, etag: str, commit: str, file: str, *, named: bool) -> Path:
         try:
             return self._link(etag, commit, file)
         except StorageError as error:
@@ -247,10 +270,10 @@ class RepoCache:
     def _link(self, etag: str, commit: str, file: str) -> Path:
         pointer, blob = self.snapshot(commit) / path_inside(file), self.blob(etag)
         with storage_errors(pointer, writing=True):
-            pointer.parent.mkdir(parents=True, exist_ok=True)
-            target = os.path.relpath(blob, pointer.parent)
-            if pointer.is_symlink() and os.readlink(pointer) == target:
+            target = f"{'../' * (2 + file.count('/'))}blobs/{blob.name}"
+            if self.symlinks() and make_link(target, pointer):
                 return pointer
+            pointer.parent.mkdir(parents=True, exist_ok=True)
             with self._temporary(etag) as temporary:
                 if self.symlinks():
                     os.symlink(target, temporary)
@@ -258,13 +281,12 @@ class RepoCache:
                     with open(blob, "rb") as stream:
                         copy_to(stream.fileno(), temporary)
                 rename(temporary, pointer)
-            sync_folder(pointer.parent)
         return pointer
 
     @contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
         """A fresh name among the blobs, where `hf cache prune` finds what a kill leaves behind."""
-        path = self.folder / "blobs" / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
+        path = self._blobs / f"{_blob_name(key)}.{secrets.token_hex(4)}.incomplete"
         path.parent.mkdir(parents=True, exist_ok=True)  # it may have been pruned
         try:
             yield path
@@ -303,7 +325,7 @@ class RepoCache:
             with self._temporary(commit) as temporary:  # not beside it: any name there is a ref
                 write_synced(temporary, content)
                 rename(temporary, ref)
-            sync_folder(ref.parent)
+            sync_names([ref])
 
     def keep_listing(self, commit: str, records: Records) -> None:
         """Keep the full listing of a commit, where that can be written. Else it is asked for again next time."""
@@ -365,6 +387,7 @@ def _blob_name(etag: str) -> str:
     return etag
 
 
+@lru_cache(maxsize=4096)  # each file of a checkpoint is asked for time and again
 def path_inside(path: str) -> Path:
     """`path` if it stays in its folder, on disk under the rules of every system and in a URL. Else SourceError."""
     parts = path.split("/")
@@ -372,15 +395,3 @@ def path_inside(path: str) -> Path:
         if part in ("", ".", "..") or re.search(r"[\x00-\x1f\\\ud800-\udfff]", part) or part[1:2] == ":":
             raise SourceError(f"{path!r} is not a path inside a repository.")
     return Path(*parts)
-
-
-def url_repo_id(url: str, query: str = "") -> str:
-    """The cache name for files of a plain URL: a repository of the reserved owner `url`.
-
-    Kept in the same layout, so that the Hub's tools list and delete them like any other. Nothing of
-    a user name or a password in the URL is in it. `query` is what of its query says which files they are.
-    """
-    shown = redact_url(url)
-    host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
-    named = f"{shown}?{query}" if query else shown
-    return f"url/{host}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"

@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from ..reasons import NO_ROOM
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "has_locks", "make_folder", "rename", "sync_file", "sync_folder", "takes_any_order",
-    "vanished", "write_at", "write_synced",
+    "LeftOut", "copy_to", "has_locks", "make_folder", "make_link", "rename", "sync_file", "sync_folder",
+    "sync_names", "takes_any_order", "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 # What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
@@ -76,12 +76,30 @@ def make_folder(folder: Path) -> None:
             raise
 
 
+def make_link(target: str, path: Path) -> bool:
+    """Make a link at `path`, and its folder. False if something else is there, or the folder goes each time."""
+    for _ in range(2):
+        try:
+            os.symlink(target, path)
+        except FileExistsError:
+            return path.is_symlink() and os.readlink(path) == target
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            return True
+    return False
+
+
 def rename(source: Path, target: Path) -> None:
     """Rename a file or a link: onto another disk, over a folder, where files cannot be renamed or not over another."""
-    if target.is_dir() and not target.is_symlink():
-        _make_way(target)
     try:
-        os.replace(source, target)
+        try:
+            os.replace(source, target)
+        except (IsADirectoryError, NotADirectoryError):
+            if not target.is_dir() or target.is_symlink():
+                raise
+            _make_way(target)
+            os.replace(source, target)
     except FileExistsError:
         target.unlink(missing_ok=True)
         os.rename(source, target)
@@ -147,11 +165,12 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes | memoryview) -> None:
     """A new small file, whose bytes survive a power cut."""
-    with open(path, "xb") as stream:
-        stream.write(data)
-        stream.flush()
+    with open(path, "xb", buffering=0) as stream:
+        left = memoryview(data)
+        while left:
+            left = left[stream.write(left) or 0 :]
         sync_file(stream.fileno())
 
 
@@ -174,6 +193,13 @@ def sync_folder(folder: Path) -> None:
         sync_file(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_names(files: Iterable[Path]) -> None:
+    """Let the names of files survive a power cut, each folder synced once."""
+    for folder in {file.parent for file in files}:
+        with storage_errors(folder, writing=True):
+            sync_folder(folder)
 
 
 def has_locks(folder: Path) -> bool:

@@ -13,7 +13,9 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 from filelock import FileLock, Timeout
@@ -24,6 +26,8 @@ from .cache import RepoCache
 from .files import make_folder
 
 __all__ = ["claim", "lock_blob", "private_name", "unlock"]
+
+T = TypeVar("T")
 
 
 def claim(path: Path) -> tuple[Path, int, bool]:
@@ -113,38 +117,54 @@ _LOCK_POLL = 0.05
 
 
 async def lock_blob(
-    cache: RepoCache, key: str, patience: float, on_wait: Callable[[int | None], None] = lambda _: None
-) -> FileLock | None:
-    """huggingface_hub's lock for this blob, polled. None where locks do not work.
+    cache: RepoCache,
+    key: str,
+    patience: float,
+    look: Callable[[], T],
+    on_wait: Callable[[int | None], None] = lambda _: None,
+) -> tuple[FileLock | None, T]:
+    """huggingface_hub's lock for this blob, polled, None where locks do not work; and what `look` then sees.
 
-    `on_wait` is called once, where another process has it, with its number where the kernel tells that.
+    `look` runs in the thread that takes the lock: most files need no other before their bytes come. `on_wait` is
+    called once, where another process has it, with its number where the kernel tells that.
     A holder that makes no progress for `patience` seconds is not waited for: the partial is
     claimed separately, so the worst that can happen is work done twice.
     """
-    lock = await off_loop(lambda: cache.lock(key))
-    if lock is None:
-        return None
     seen, since, waits = -1.0, time.monotonic(), False
     while True:
         try:
-            await off_loop(lambda: lock.acquire(timeout=0))
-            return lock
-        except Timeout:
+            return await off_loop(lambda: _look_with_lock(cache, key, look))
+        except Timeout as busy:
             if not waits:
                 waits = True
-                on_wait(await off_loop(lambda: _holder(lock.lock_file)))
-        except (NotImplementedError, OSError) as error:  # such as another user's that may not be written
-            cache.left_out.say("locks of files", error)
-            return None
+                on_wait(await off_loop(partial(_holder, Path(busy.lock_file))))
         now = await off_loop(lambda: cache.last_write(key))
         if now != seen:
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > patience:
-            return None
+            return None, await off_loop(look)
         await anyio.sleep(_LOCK_POLL)
 
 
-def _holder(path: str) -> int | None:
+def _look_with_lock(cache: RepoCache, key: str, look: Callable[[], T]) -> tuple[FileLock | None, T]:
+    """Raises Timeout if another process has the lock."""
+    lock = cache.lock(key)
+    try:
+        if lock is not None:
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError) as error:  # such as another user's that may not be written
+        cache.left_out.say("locks of files", error)
+        lock = None
+    try:
+        return lock, look()
+    except BaseException:
+        unlock(lock)
+        raise
+
+
+def _holder(path: Path) -> int | None:
     """The process that has a lock on `path`; None where that cannot be told. See proc_locks(5)."""
     try:
         status = os.stat(path)

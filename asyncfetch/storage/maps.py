@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import sys
+import time
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ def _map_over(descriptor: int, size: int) -> mmap.mmap | None:
     return pages
 
 
+@cache
 def _system_call() -> Any:
     """mmap(2); None where there is none that we know how to call."""
     try:
@@ -87,10 +90,15 @@ def _system_call() -> Any:
 def on_network(file: Path | int) -> bool:
     """Whether a file, or an open one, is on a network or FUSE file system (/proc/self/mountinfo). False elsewhere."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-        device = os.stat(file).st_dev
+        return _device_on_network(os.stat(file).st_dev, int(time.monotonic()))
     except OSError:
         return False
+
+
+@lru_cache(maxsize=8)
+def _device_on_network(device: int, _second: int) -> bool:
+    """Looked up once a second: a mount may change, and not between a thousand files."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
         fields, _, rest = line.partition(" - ")

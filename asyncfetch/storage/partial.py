@@ -39,10 +39,11 @@ class Partial:
     """What all forms share: the spans, and the hash at their frontier.
 
     `buffer` is the whole file, for forms that hold it in one piece. `in_order`: its bytes must be
-    landed from the first to the last.
+    landed from the first to the last. `in_memory`: to land them touches no disk.
     """
 
     in_order = False
+    in_memory = False
 
     @property
     def buffer(self) -> memoryview | None:
@@ -137,6 +138,8 @@ class MemoryPartial(Partial):
 
     `data_start` is the length of the safetensors prefix and header, so that tensors are aligned.
     """
+
+    in_memory = True
 
     def __init__(self, size: int, algorithm: str, *, data_start: int) -> None:
         super().__init__(size, algorithm)

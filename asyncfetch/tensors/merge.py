@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..sources.located import Landed, Located, SourceFile
 from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.maps import map_file, on_network
+from ..tasks import without_collections
 from .scaling import Scaling
 
 __all__ = ["state_dict"]
@@ -44,14 +46,16 @@ def state_dict(
     target, selected = dtype_or_none(dtype), located.wanted
     files = {file.name: file for file in located.files}
     views: dict[str, Array] = {}
-    for shard in selected.shards:
-        file = files[located.path_of(shard)]
-        header, buffer = open_landed(file, landed[file.name])
-        names = selected.tensors_of(shard)
-        check_tensors(names, header, shard=shard, index_file=selected.file)
-        for name in names:
-            view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
-            views[name] = view if target is None or scaling is not None else cast(view, target)
+    at_hand = all(one.buffer is not None or one.pages is not None for one in landed.values())
+    with without_collections() if at_hand and target is None else nullcontext():  # then it is a moment
+        for shard in selected.shards:
+            file = files[located.path_of(shard)]
+            header, buffer = open_landed(file, landed[file.name])
+            names = selected.tensors_of(shard)
+            check_tensors(names, header, shard=shard, index_file=selected.file)
+            for name in names:
+                view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
+                views[name] = view if target is None or scaling is not None else cast(view, target)
     if scaling is not None:
         return scaling.merged(views, target)
     return {name: views[name] for name in selected.weight_map}

@@ -20,7 +20,8 @@ from asyncfetch import Snapshot
 from asyncfetch.errors import CheckpointNotFoundError, OfflineError
 from asyncfetch.server import Server
 from asyncfetch.sources.located import PREFIX_LIMIT
-from asyncfetch.storage.cache import RepoCache, url_repo_id
+from asyncfetch.storage.cache import RepoCache
+from asyncfetch.storage.roots import url_repo_id
 
 from ..kit.fault_server import FaultServer, Headers
 from ..kit.files import safetensors_bytes, sharded

@@ -148,6 +148,7 @@ def test_a_listing_that_tells_less_or_lies(
     events: list[Event] = []
     assert same(asyncfetch.load("org/model", report=events.append, **access(server, tmp_path)), 3, 100_000)
     assert len([event for event in events if isinstance(event, Warned)]) == warned
+    assert len([*tmp_path.glob(".locks/*/*.lock")]) >= 3, "none is taken for a small file, which goes without"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
+import httpx
 import numpy as np
 import pytest
 
@@ -124,12 +126,20 @@ def test_the_log_of_a_load(models: Path, tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_line_for_each_request_is_a_detail(
     models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int
 ) -> None:
-    """httpx has a line at INFO for each request: one of ours is logged where our own log is at DEBUG."""
+    """One of ours is logged where our own log is at DEBUG: httpx's line too, which has INFO, for a client of the caller."""
     caplog.set_level(logging.INFO, "httpx")
     caplog.set_level(level, "asyncfetch")
+
+    async def main(endpoint: str) -> None:
+        options: dict[str, Any] = {"endpoint": endpoint, "token": False}
+        await asyncfetch.load_async("org/model", cache_dir=tmp_path / "a", **options)
+        async with httpx.AsyncClient() as client:
+            await asyncfetch.load_async("org/model", cache_dir=tmp_path / "b", client=client, **options)
+
     with Server(models) as server:
-        asyncfetch.load("org/model", endpoint=server.url, cache_dir=tmp_path / "hub")
-    assert bool([record for record in caplog.records if record.name == "httpx"]) == (level == logging.DEBUG)
+        anyio.run(main, server.url)
+    told = {record.name for record in caplog.records} & {"httpx", "asyncfetch.requests"}
+    assert told == ({"httpx", "asyncfetch.requests"} if level == logging.DEBUG else set())
 
 
 def test_a_thousand_files_that_wait_are_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -606,12 +606,14 @@ async def test_cancelled_at_any_burst(server: FaultServer, tmp_path: Path, monke
     pull, calls = Body.pull, 0
     threads = threading.active_count()
 
-    async def counted(body: Body, limit: int, *arguments: Any) -> int:
+    async def counted(body: Body, limit: int, *arguments: Any, **options: Any) -> int:
         nonlocal calls
         calls += 1
         if calls == at:
             scope.cancel()
-        return await pull(body, min(limit, 50_000), *arguments)  # so there are enough of them, however slow this is
+        return await pull(
+            body, min(limit, 50_000), *arguments, **options
+        )  # so there are enough of them, however slow this is
 
     for at in (1, 2, 3, 4, 5, 7, 10, 14, 20):
         cache = tmp_path / str(at)

@@ -23,6 +23,7 @@ _DESCRIPTORS = "more shards than a process may have files open"
 _ODD = "a file system that refuses what a disk can"
 _PRUNED = "a cache that is pruned, moved or removed under a download"
 _NO_FOLDER = "a cache whose path is no folder"
+_MANY = "thousands of small files, hundreds of thousands of tensors"
 
 MUTANTS = (
     Mutant(
@@ -95,16 +96,16 @@ MUTANTS = (
     Mutant(
         "no-fsync-of-the-folder-of-blobs",
         _POWER,
-        "storage.cache:RepoCache.publish",
-        "sync_folder(final.parent)",
+        "storage.cache:RepoCache.publish_all",
+        "sync_names(finals)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
         "no-fsync-of-the-folder-of-links",
         _POWER,
-        "storage.cache:RepoCache._link",
-        "sync_folder(pointer.parent)",
+        "storage.cache:RepoCache.publish_all",
+        "self._sync_links(paths, named)",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -112,7 +113,7 @@ MUTANTS = (
         "no-fsync-of-the-folder-of-refs",
         _POWER,
         "storage.cache:RepoCache.write_ref",
-        "sync_folder(ref.parent)",
+        "sync_names([ref])",
         "",
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
@@ -189,10 +190,10 @@ MUTANTS = (
     Mutant(
         "lock-errors-get-out",
         _LOCKS,
-        "storage.locks:lock_blob",
+        "storage.locks:_look_with_lock",
         "except (NotImplementedError, OSError) as error:",
         "except NotImplementedError as error:",
-        ("engine/test_transfer.py::test_locks_that_do_not_work",),
+        ("engine/test_shared_caches.py::test_locks_of_another_user",),
     ),
     Mutant(
         "follows-a-link-at-the-partial",
@@ -330,8 +331,8 @@ MUTANTS = (
         "folder-in-the-way",
         _DAMAGED,
         "storage.files:rename",
-        "if target.is_dir() and not target.is_symlink():\n    _make_way(target)",
-        "",
+        "_make_way(target)",
+        "pass",
         ("storage/test_cache.py::test_a_folder_in_the_place_of_a_file",),
     ),
     Mutant(
@@ -361,8 +362,8 @@ MUTANTS = (
     Mutant(
         "one-damaged-file-after-the-other",
         _IN_DOUBT,
-        "sources.resolve:_read_headers",
-        "wrong = True",
+        "sources.resolve:_read_those_here",
+        "wrong.append((file, path, error))",
         "raise ValueError(file.name)",
         ("api/test_wrong_cache.py::test_many_wrong_files",),
     ),
@@ -426,8 +427,8 @@ MUTANTS = (
         "blob-written-in-place",
         _NAMES_TWICE,
         "storage.cache:RepoCache.partial",
-        'return self.folder / "blobs" / f"{_blob_name(key)}.asyncfetch.incomplete"',
-        'return self.folder / "blobs" / _blob_name(key)',
+        'return self._blobs / f"{_blob_name(key)}.asyncfetch.incomplete"',
+        "return self._blobs / _blob_name(key)",
         ("storage/test_cache.py::test_names", "engine/test_transfer.py::test_cancelled_at_any_burst"),
     ),
     Mutant(
@@ -449,9 +450,9 @@ MUTANTS = (
     Mutant(
         "link-without-a-look",
         _NAMES_TWICE,
-        "storage.cache:RepoCache._link",
-        "if pointer.is_symlink() and os.readlink(pointer) == target:",
-        "if pointer.is_symlink():",
+        "storage.files:make_link",
+        "path.is_symlink() and os.readlink(path) == target",
+        "path.is_symlink()",
         ("storage/test_cache.py::test_a_wrong_link_is_replaced",),
     ),
     Mutant(
@@ -516,9 +517,9 @@ MUTANTS = (
     Mutant(
         "what-was-there-before-stays",
         _FOLDER,
-        "engine.receiving:Receiving._publish",
-        "same = file.size if file.resumable else None",
-        "same = file.size",
+        "engine.receiving:Receiving._size_of_same",
+        "self.file.size if self.file.resumable else None",
+        "self.file.size",
         ("sources/test_web_cache.py::test_a_file_without_a_validator_changes",),
     ),
     Mutant(
@@ -610,7 +611,7 @@ MUTANTS = (
     Mutant(
         "no-tensors-without-the-link",
         _BOOKKEEPING,
-        "storage.cache:RepoCache.link",
+        "storage.cache:RepoCache._linked",
         "if named or not",
         "if True or not",
         ("engine/test_shared_caches.py::test_a_snapshot_that_may_not_grow",),
@@ -817,5 +818,69 @@ MUTANTS = (
         '"\\0" not in (text := str(os.fspath(value))) and bool(text)',
         "os.fspath(value) is not None",
         ("engine/test_disk_faults.py::test_what_is_no_path",),
+    ),
+    Mutant(
+        "small-files-left-half-way",
+        _MANY,
+        "storage.small:publish_small",
+        "path.unlink()",
+        "path.exists()",
+        ("storage/test_small.py::test_a_failure_leaves_whole_files_alone",),
+    ),
+    Mutant(
+        "no-folder-for-small-files",
+        _MANY,
+        "storage.small:_write",
+        "make_folder(path.parent)",
+        "",
+        ("storage/test_small.py::test_a_pruned_folder_is_made_again",),
+    ),
+    Mutant(
+        "a-folder-synced-for-each-file",
+        _MANY,
+        "storage.files:sync_names",
+        "{file.parent for file in files}",
+        "[file.parent for file in files]",
+        ("storage/test_small.py::test_the_order_of_publication",),
+    ),
+    Mutant(
+        "small-whatever-its-size",
+        _MANY,
+        "engine.receiving:_small_form",
+        "if file.size > SMALL:",
+        "if file.size < 0:",
+        ("api/test_requests.py::test_a_listing_that_tells_less_or_lies",),
+    ),
+    Mutant(
+        "a-thread-for-each-small-answer",
+        _MANY,
+        "network.body:Body.pull",
+        "in_memory and limit <= _SMALL",
+        "limit < 0",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "large-answers-on-the-event-loop",
+        _MANY,
+        "network.body:Body.pull",
+        "in_memory and limit <= _SMALL",
+        "in_memory",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "collects-garbage-in-between",
+        _MANY,
+        "tasks:without_collections",
+        "if not _pauses and _collects:",
+        "if _collects:",
+        ("test_tasks.py::test_without_collections",),
+    ),
+    Mutant(
+        "collects-garbage-that-nobody-wants-collected",
+        _MANY,
+        "tasks:without_collections",
+        "_collects = gc.isenabled()",
+        "_collects = True",
+        ("test_tasks.py::test_without_collections",),
     ),
 )

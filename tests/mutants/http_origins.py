@@ -318,7 +318,7 @@ MUTANTS = (
     Mutant(
         "origin-without-its-scheme",
         _ORIGIN,
-        "network.urls:origin_of",
+        "network.urls:_origin_of",
         "return scheme, (parts.hostname",
         'return "", (parts.hostname',
         ("network/test_transport.py::test_origins", "sources/test_hub.py::test_where_the_token_may_go"),
@@ -326,7 +326,7 @@ MUTANTS = (
     Mutant(
         "origin-without-its-port",
         _ORIGIN,
-        "network.urls:origin_of",
+        "network.urls:_origin_of",
         'parts.port or {"http": 80, "https": 443}.get(scheme, 0)',
         "0",
         ("network/test_transport.py::test_origins",),
@@ -338,6 +338,22 @@ MUTANTS = (
         "if name.lower() not in _NEUTRAL_HEADERS]:",
         'if name.lower() in ("authorization", "cookie")]:',
         ("network/test_transport.py::test_credentials_of_a_client_stay_at_the_first_origin",),
+    ),
+    Mutant(
+        "user-of-an-address-goes-along",
+        _ORIGIN,
+        "network.pool:_Sender.send",
+        "auth is not None and (user or password)",
+        "user or password",
+        ("network/test_transport.py::test_small_answers_take_no_thread",),
+    ),
+    Mutant(
+        "cookies-are-forgotten",
+        _ORIGIN,
+        "network.pool:_Sender.send",
+        "self._cookies.extract_cookies(response)",
+        "pass",
+        ("network/test_transport.py::test_token_stays_at_the_first_origin",),
     ),
     Mutant(
         "auth-of-a-client-goes-along",

@@ -279,7 +279,7 @@ MUTANTS = (
     Mutant(
         "no-home-taken-for-a-path",
         _PLACE,
-        "storage.cache:expanded",
+        "storage.roots:expanded",
         'return None if path.startswith("~") else Path(path)',
         "return Path(path)",
         ("sources/test_settings.py::test_a_cache_without_a_home",),

@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "credentials-in-the-name-of-a-repository",
         _FILES,
-        "storage.cache:url_repo_id",
+        "storage.roots:url_repo_id",
         "shown = redact_url(url)",
         "shown = url",
         ("storage/test_cache.py::test_repositories_of_urls",),

@@ -12,7 +12,7 @@ import pytest
 import asyncfetch
 from asyncfetch.errors import SourceError
 from asyncfetch.sources.settings import Settings, find_token
-from asyncfetch.storage.cache import cache_root
+from asyncfetch.storage.roots import cache_root
 
 from ..kit.canaries import TOKEN, shown
 from ..kit.fault_server import FaultServer

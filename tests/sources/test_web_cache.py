@@ -14,7 +14,8 @@ from huggingface_hub import scan_cache_dir
 
 from asyncfetch.errors import AccessError, ChecksumMismatchError, OfflineError
 from asyncfetch.sources.located import PREFIX_LIMIT, Located
-from asyncfetch.storage.cache import RepoCache, url_repo_id
+from asyncfetch.storage.cache import RepoCache
+from asyncfetch.storage.roots import url_repo_id
 
 from ..kit.fault_server import OK, QUICK, Answer, FaultServer, Headers, Status
 from ..kit.files import safetensors_bytes, sharded_bytes

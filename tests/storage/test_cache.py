@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError, storage_errors
 from asyncfetch.storage import cache as module
-from asyncfetch.storage.cache import RepoCache, TreeEntry, cache_root, is_commit, path_inside, url_repo_id
+from asyncfetch.storage.cache import RepoCache, TreeEntry, is_commit, path_inside
 from asyncfetch.storage.checksums import Checksum, checksum_of_etag
+from asyncfetch.storage.roots import cache_root, url_repo_id
 
 from ..kit.canaries import PASSWORD
 from ..kit.users import as_nobody, public_folder
@@ -122,7 +123,7 @@ def test_a_path_inside_stays_inside(text: str) -> None:
     assert not path.is_absolute()
     assert str(path) == text == os.path.normpath(text)
     assert not set(text) & {"\\", "\0", "\n"}
-    assert not text.startswith("..")
+    assert ".." not in text.split("/")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from asyncfetch.format.dtypes import DTYPES, cast, dtype_of, is_floating
 from asyncfetch.format.index import Index
 from asyncfetch.sources.headers import read_header
 from asyncfetch.sources.located import Located, SourceFile, aliases_of
+from asyncfetch.storage import maps
 from asyncfetch.storage.buffers import aligned_buffer
 from asyncfetch.storage.checksums import Checksum, file_digest, verify_file
 from asyncfetch.tensors import merge as checkpoint
@@ -280,6 +281,15 @@ def test_reading_a_file_that_shrinks(tmp_path: Path) -> None:
         checkpoint.read_into(stream.fileno(), memoryview(bytearray(101)))
 
 
+@pytest.fixture
+def unseen() -> Iterator[None]:
+    """Nothing is known of the kind of any file system, now and afterwards."""
+    maps._device_on_network.cache_clear()
+    yield
+    maps._device_on_network.cache_clear()
+
+
+@pytest.mark.usefixtures("unseen")
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [("nfs4", True), ("fuse.gcsfuse", True), ("lustre", True), ("ext4", False), ("overlay", False)],
@@ -295,6 +305,7 @@ def test_network_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
     assert on_network(tmp_path) is expected
 
 
+@pytest.mark.usefixtures("unseen")
 def test_a_system_without_a_mount_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, files are mapped."""
 

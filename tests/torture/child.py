@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import anyio
 import anyio._backends._asyncio
+import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 import numpy as np
@@ -131,6 +132,7 @@ def _use_one_thread() -> None:
 
     count = itertools.count()
     anyio.to_thread.run_sync = run_sync
+    anyio.from_thread.check_cancelled = lambda: None
     secrets.token_hex = lambda nbytes=None: f"{next(count):0{2 * (nbytes or 4)}x}"
 
 

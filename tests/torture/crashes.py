@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ STATES = ["nothing", "interrupted", "older commit"]
 
 
 class Model:
-    """A repository of three shards on a played Hub, `size` bytes each, and the commit before it."""
+    """A repository of three shards on a played Hub, of so many bytes each, and the commit before it."""
 
-    def __init__(self, server: FaultServer, size: int = 150_000) -> None:
+    def __init__(self, server: FaultServer, sizes: Sequence[int] = (150_000, 150_000, 150_000)) -> None:
         self.server = server
-        random = np.random.default_rng(size)
-        tensors = {f"layer.{number}.weight": random.integers(0, 256, size, dtype=np.uint8) for number in range(3)}
+        random = np.random.default_rng(sizes[0])
+        tensors = {
+            f"layer.{number}.weight": random.integers(0, 256, size, dtype=np.uint8) for number, size in enumerate(sizes)
+        }
         before = {**tensors, "layer.1.weight": tensors["layer.1.weight"][::-1].copy()}
         self.digest = digest_of(tensors)
         self.commits = {OLD: sharded_bytes(before), NEW: sharded_bytes(tensors)}

@@ -83,7 +83,7 @@ def experiments(folder: Path) -> Iterator[Callable[[str, bool], Experiment]]:
     """A function that gives the experiment of a state of the cache, with links or without. Skips without strace."""
     skip_without_strace()
     with FaultServer() as server, forks(folder / "home") as forker:
-        model = Model(server)
+        model = Model(server, (150_000, 150_000, 40_000))  # the last one is written and published as small files are
 
         @functools.cache
         def get(state: str, links: bool) -> Experiment:

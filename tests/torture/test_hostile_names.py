@@ -28,8 +28,9 @@ from asyncfetch.network.urls import no_downgrade, origin_of, redirected
 from asyncfetch.sources.hub import Hub, clean_etag
 from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, candidates, check_repo_id, parse_source
 from asyncfetch.sources.settings import Settings
-from asyncfetch.storage.cache import RepoCache, path_inside, url_repo_id
+from asyncfetch.storage.cache import RepoCache, path_inside
 from asyncfetch.storage.checksums import checksum_of_etag
+from asyncfetch.storage.roots import url_repo_id
 
 from ..kit.strace import ROOT
 from . import hostile_names as hostile

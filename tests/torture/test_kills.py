@@ -66,16 +66,16 @@ def test_order_of_publication(experiment_of: Callable[[str, bool], Experiment]) 
     for name in SHARDS:
         blob = f"blobs/{hashlib.sha256(model.files[name]).hexdigest()}"
         snapshot = f"snapshots/{NEW}"
-        renamed = last(rf'rename\(".*{blob}\.asyncfetch\.incomplete", ".*{blob}"\) = 0')
-        linked = last(rf'rename\(".*{blob}\.\w+\.incomplete", ".*{snapshot}/{re.escape(name)}"\) = 0')
+        partial = rf"{blob}(\.\w{{8}})?\.asyncfetch\.incomplete"
+        renamed = last(rf'rename\(".*{partial}", ".*{blob}"\) = 0')
+        linked = last(rf'symlink\("\.\./\.\./{blob}", ".*{snapshot}/{re.escape(name)}"\) = 0')
         synced = [number for number, line in enumerate(lines) if re.search(r"fsync\(\d+<.*/blobs>\) = 0", line)]
         steps = [
-            last(rf"pwrite64\(\d+<.*{blob}\.asyncfetch\.incomplete>"),
-            last(rf"fsync\(\d+<.*{blob}\.asyncfetch\.incomplete>\) = 0"),
-            last(rf"close\(\d+<.*{blob}\.asyncfetch\.incomplete>\) = 0"),
+            last(rf"(pwrite64|write)\(\d+<.*{partial}>"),
+            last(rf"fsync\(\d+<.*{partial}>\) = 0"),
+            last(rf"close\(\d+<.*{partial}>\) = 0"),
             renamed,
             next(number for number in synced if number > renamed),
-            last(rf'symlink\("\.\./\.\./{blob}", '),
             linked,
             next(n for n, line in enumerate(lines) if n > linked and re.search(rf"fsync\(.*{snapshot}>\) = 0", line)),
             ref,

@@ -33,7 +33,7 @@ def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 def model() -> Iterator[Model]:
     """Three shards of 16 MiB, each connection at no more than 100 MiB/s."""
     with FaultServer() as server:
-        made = Model(server, 16 * MiB)
+        made = Model(server, 3 * [16 * MiB])
         for path in made.repository.storage.values():
             server.fault(path, Drip(256 * 1024, 0.0025), forever=True)
         yield made
