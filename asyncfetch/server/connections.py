@@ -56,7 +56,7 @@ class Connection(H11Protocol):
         """Send a part of a file as a piece of the body. Raises BrokenOffError, and the OSError of a broken disk."""
         await self.flow.drain()
         if self.cycle.disconnected:
-            return
+            raise BrokenOffError
         self.conn.send_with_data_passthrough(h11.Data(data=part))  # type: ignore[arg-type]  # h11 counts its length
         # Of its own: the loop lets nobody else wait for the descriptor of a transport.
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:

@@ -57,7 +57,7 @@ def main() -> int:
 def _make(models: Path, clients: list[Client], base: Path) -> None:
     write_plain(models)
     maker = next((client for client in CLIENTS if client.name == "transformers"), None)
-    if maker is not None and any("made" in client.models for client in clients):
+    if maker is not None and any(client.made for client in clients):
         command = command_of(maker, PROGRAMS / "make_models.py", base)
         assert command is not None
         subprocess.run([*command, str(models), "--sentences"], check=True)

@@ -9,23 +9,20 @@ __all__ = ["CLIENTS", "EXPECTED", "Client", "why_expected"]
 
 
 class Client(NamedTuple):
-    """A program in `programs` and what it needs: Python packages or npm packages, and the models it asks for."""
+    """A program in `programs`, and the packages that it needs, of PyPI or of npm, in the folder `environment`.
+
+    `made`: it asks for models that make_models.py makes.
+    """
 
     name: str
     program: str
-    packages: tuple[str, ...]
-    models: tuple[str, ...] = ("plain",)
+    packages: tuple[str, ...] = ()
+    environment: str = ""
+    made: bool = False
 
     @property
     def is_javascript(self) -> bool:
         return self.program.endswith(".mjs")
-
-    @property
-    def environment(self) -> str:
-        """The folder of what it needs: those that need the same share it."""
-        if self.is_javascript:
-            return "npm"
-        return self.name if self.models == ("plain",) and self.packages else "frameworks" if self.packages else ""
 
 
 # torch by its version, so that no build for CUDA comes.
@@ -41,17 +38,17 @@ _FRAMEWORKS = (
 _NPM = ("@huggingface/hub", "@huggingface/transformers")
 
 CLIENTS = (
-    Client("huggingface_hub-0.36.2", "with_huggingface_hub.py", ("huggingface_hub==0.36.2",)),
-    Client("huggingface_hub-1.33.0", "with_huggingface_hub.py", ("huggingface_hub==1.33.0",)),
-    Client("huggingface_hub-2.4.0", "with_huggingface_hub.py", ("huggingface_hub==2.4.0",)),
-    Client("tokenizers", "with_tokenizers.py", _FRAMEWORKS, ("made",)),
-    Client("transformers", "with_transformers.py", _FRAMEWORKS, ("made",)),
-    Client("sentence-transformers", "with_sentence_transformers.py", _FRAMEWORKS, ("made",)),
-    Client("diffusers", "with_diffusers.py", _FRAMEWORKS, ("made",)),
-    Client("datasets", "with_datasets.py", _FRAMEWORKS, ("made",)),
-    Client("npm-hub", "with_hub.mjs", _NPM),
-    Client("npm-transformers", "with_transformers.mjs", _NPM, ("made",)),
-    Client("llama.cpp", "as_llama_cpp.py", ()),
+    *(
+        Client(name, "with_huggingface_hub.py", (name.replace("-", "=="),), name)
+        for name in ("huggingface_hub-0.36.2", "huggingface_hub-1.33.0", "huggingface_hub-2.4.0")
+    ),
+    *(
+        Client(name, f"with_{name.replace('-', '_')}.py", _FRAMEWORKS, "frameworks", made=True)
+        for name in ("tokenizers", "transformers", "sentence-transformers", "diffusers", "datasets")
+    ),
+    Client("npm-hub", "with_hub.mjs", _NPM, "npm"),
+    Client("npm-transformers", "with_transformers.mjs", _NPM, "npm", made=True),
+    Client("llama.cpp", "as_llama_cpp.py"),
 )
 
 # Refusals that belong to what a client does: what is asked for is not there, and it goes on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def _install_npm(folder: Path, packages: tuple[str, ...]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Scripts of packages would fetch GPU libraries.
     quiet = ["--no-audit", "--no-fund", "--loglevel=error", "--ignore-scripts"]
-    subprocess.run(["npm", "install", "--prefix", str(folder), *quiet, *packages], check=True, env={**os.environ})
+    subprocess.run(["npm", "install", "--prefix", str(folder), *quiet, *packages], check=True)
     _set_done(folder, packages)
 
 

@@ -126,7 +126,7 @@ def test_the_log_of_a_load(models: Path, tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_line_for_each_request_is_a_detail(
     models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, level: int
 ) -> None:
-    """One of ours is logged where our own log is at DEBUG: httpx's line too, which has INFO, for a client of the caller."""
+    """One of ours is logged where our own log is at DEBUG; so is httpx's line, at INFO, for a client of the caller."""
     caplog.set_level(logging.INFO, "httpx")
     caplog.set_level(level, "asyncfetch")
 
