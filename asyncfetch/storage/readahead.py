@@ -70,8 +70,13 @@ def read_ahead(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> None:
             _queued += window.nbytes
         more = min(_THREADS - _workers, len(_queue))
         _workers += more
-    for _ in range(more):  # daemons: the end of the program waits for no disk
-        threading.Thread(target=_work, name="asyncfetch-read-ahead", daemon=True).start()
+    try:
+        for _ in range(more):  # daemons: the end of the program waits for no disk
+            threading.Thread(target=_work, name="asyncfetch-read-ahead", daemon=True).start()
+            more -= 1
+    except RuntimeError:  # there may be no more threads, or the program ends: pages come when they are touched
+        with _lock:
+            _workers -= more
 
 
 def _cold(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> list[Span]:

@@ -885,6 +885,14 @@ MUTANTS = (
         ("storage/test_readahead.py::test_a_file_that_cannot_be_read",),
     ),
     Mutant(
+        "load-fails-without-threads",
+        _COLD,
+        "storage.readahead:read_ahead",
+        "except RuntimeError:",
+        "except MemoryError:",
+        ("storage/test_readahead.py::test_no_thread_can_be_started",),
+    ),
+    Mutant(
         "end-waits-for-the-disk",
         _COLD,
         "storage.readahead:read_ahead",

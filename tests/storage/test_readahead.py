@@ -6,13 +6,16 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from asyncfetch.format.header import Header, TensorInfo
 from asyncfetch.spans import MiB, Span
 from asyncfetch.storage import memory, readahead
 from asyncfetch.storage.maps import map_file
+from asyncfetch.tensors.ahead import wanted_spans
 from tests.kit.pages import cold_file, forget, read_ahead_ended, resident
 
 WINDOW = readahead._WINDOW
@@ -116,6 +119,35 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, by_hand: None) -> None:
     read_ahead_ended()
     assert file.broken
     assert resident(good, 0, WINDOW)
+
+
+def test_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cold_file(tmp_path / "shard", 3 * WINDOW)
+    pages = mapped(path)
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        readahead.read_ahead(pages, path, [Span(0, WINDOW)])
+    readahead.read_ahead(pages, path, [Span(WINDOW, 2 * WINDOW)])  # the next one reads for both
+    read_ahead_ended()
+
+
+def test_near_tensors_are_one_span() -> None:
+    header = Header({}, {}, 100, 9 * MiB)
+    for name, begin, end in (
+        ("a", 0, 10),
+        ("b", 10, 20),
+        ("far", 2 * MiB, 2 * MiB + 7),
+        ("all else", 3 * MiB, 8 * MiB),
+    ):
+        header.tensors[name] = TensorInfo("U8", (end - begin,), begin, end)
+    assert wanted_spans(header, ["far", "b", "a"]) == [Span(100, 120), Span(2 * MiB + 100, 2 * MiB + 107)]
+    assert wanted_spans(header, ["all else", "far"]) == [Span(2 * MiB + 100, 8 * MiB + 100)]
+    assert wanted_spans(header, list(header.tensors)) == [Span(100, 9 * MiB)]
+    assert wanted_spans(header, []) == []
 
 
 def test_a_file_that_lost_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_hand: None) -> None:
