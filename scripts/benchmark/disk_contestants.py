@@ -66,11 +66,18 @@ def take(tensors: Tensors) -> int:
 
 
 def drop(path: Path) -> None:
-    """Let the kernel forget what it holds of this file alone: others work on this machine."""
+    """Let the kernel forget what it holds of this file alone: others work on this machine.
+
+    It keeps pages that are on their way or that a process which ends still has mapped, so it may take several times.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for _ in range(50):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if resident_part(path) < 0.01:
+                break
+            time.sleep(0.1)
     finally:
         os.close(descriptor)
 
