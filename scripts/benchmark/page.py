@@ -29,12 +29,14 @@ one took in the same run. Seconds depend on the machine, and on who else works o
 - Each run is a process of its own. All contestants take turns, {rounds} times; the figures are medians.
 - **From a Hub**: nginx on the same machine, metadata on one port and the bytes behind a redirect on another, as the Hub
   does it. From nothing cached to a state dict in memory. asyncfetch holds every byte against its sha256 and the others
-  do not. Imports do not count. aria2c and curl download, and safetensors loads what they brought.
+  do not. What `import asyncfetch` needs is imported before the clock starts; what a first call imports counts.
+  aria2c and curl download, and safetensors loads what they brought.
 - **From the disk**: four files. What a first use costs, imports too, comes before the clock. Then the kernel is made to
   forget what it holds of the files (cold, `posix_fadvise`), or they are read once (warm), which mincore confirms.
   The clock stops when each page of each tensor was touched: a state dict of which nothing was read yet is no load.
   The model of `load_into` is on the meta device.
-- CPU s/GB: processor seconds of the process and its children for each 10^9 bytes. "times": seconds against the first
+- CPU s/GB: processor seconds of the process and its children for each 10^9 bytes; from a Hub since the process began,
+  imports included, from the disk while the clock runs. "times": seconds against the first
   row. MB is 10^6 bytes.
 
 ## The machine
