@@ -31,6 +31,7 @@ from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.partial import FilePartial, Partial
 from ..tasks import off_loop, run_as_task
+from .ahead import read_wanted_ahead
 from .allowance import Allowance, limit_in_memory, limit_on_disk
 from .descriptors import MOST_OPEN, Descriptor
 from .merge import open_landed
@@ -231,6 +232,7 @@ class Feed:
         header, buffer = open_landed(file, landed)
         names = self._names.get(file.name, ())
         check_tensors(names, header, shard=file.name, index_file=self._index_file)
+        read_wanted_ahead(landed, buffer, header, names)
         entries = [
             self._entry(name, _viewer(buffer, header.tensors[name], header.data_start, file.name, name))
             for name in names

@@ -24,6 +24,7 @@ from ..spans import MiB
 from ..storage.buffers import aligned_buffer
 from ..storage.maps import map_file, on_network
 from ..tasks import without_collections
+from .ahead import read_wanted_ahead
 from .scaling import Scaling
 
 __all__ = ["state_dict"]
@@ -53,6 +54,7 @@ def state_dict(
             header, buffer = open_landed(file, landed[file.name])
             names = selected.tensors_of(shard)
             check_tensors(names, header, shard=shard, index_file=selected.file)
+            read_wanted_ahead(landed[file.name], buffer, header, names)
             for name in names:
                 view = tensor_view(buffer, header.tensors[name], header.data_start, file=file.name, tensor=name)
                 views[name] = view if target is None or scaling is not None else cast(view, target)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, report, scale, service, soak
+from . import checkpoints, disk, page, report, scale, service, soak
 from .line import Line
 from .origin import Origin
 
@@ -34,7 +34,9 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("mode", nargs="?", choices=["peers", "latency", "slow", "scale", "service"], default="peers")
+    parser.add_argument(
+        "mode", nargs="?", choices=["peers", "latency", "slow", "disk", "scale", "service", "page"], default="peers"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--only", help="contestants whose label contains one of these texts (comma between)")
     parser.add_argument("--work", type=Path, default=default_work(), help="data and downloads; reused")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="service: watch memory and descriptors instead")
+    parser.add_argument("--disk", type=Path, default=disk.default_place(), help="where `disk` keeps its checkpoints")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     options = parser.parse_args()
@@ -49,6 +52,7 @@ def main() -> None:
         raise SystemExit("scripts/bench needs nginx: apt-get install nginx-light")
     options.work.mkdir(parents=True, exist_ok=True)
     os.chmod(options.work, 0o755)
+    options.disk.mkdir(parents=True, exist_ok=True)
     if options.mode == "service":
         data = service.make(options)
         if options.soak:
@@ -58,7 +62,10 @@ def main() -> None:
     if options.mode == "scale":
         scale.main(options)
         return
-    rows = {"peers": peers, "latency": latency, "slow": slow}[options.mode](options)
+    if options.mode == "page":
+        page.write(everything(options), options, Path("docs"))
+        return
+    rows = {"peers": peers, "latency": latency, "slow": slow, "disk": disk.disk}[options.mode](options)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -86,6 +93,16 @@ def peers(options: argparse.Namespace) -> list[dict[str, Any]]:
             entries += _entries(scheme, shape)
     with Origin(data, options.work / "nginx") as origin:
         return _run(entries, shapes, origin, options)
+
+
+def everything(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the page shows: the usual ways, without those that only tell developers something."""
+    rows: list[dict[str, Any]] = []
+    for schemes, shapes in (("https", "four"), ("http", "one")):
+        options.schemes, options.shapes, options.only = schemes, shapes, "asyncfetch (verified),hub,aria2c,curl"
+        rows += peers(options)
+    options.only = None
+    return rows + disk.disk(options, states="cold")
 
 
 def _entries(scheme: str, shape: str) -> list[Entry]:

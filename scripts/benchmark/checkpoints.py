@@ -37,6 +37,7 @@ def shapes(gib: float) -> dict[str, Shape]:
         "four": Shape("four", 4, mib // 4),
         "one": Shape("one", 1, mib),
         "many": Shape("many", mib // 32, 16),
+        "shards64": Shape("shards64", 64, 4),
         "small": Shape("small", 4, 22),
     }
 

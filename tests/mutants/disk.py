@@ -24,6 +24,8 @@ _ODD = "a file system that refuses what a disk can"
 _PRUNED = "a cache that is pruned, moved or removed under a download"
 _NO_FOLDER = "a cache whose path is no folder"
 _MANY = "thousands of small files, hundreds of thousands of tensors"
+_COLD = "a cached checkpoint that is not in memory"
+_LARGER = "a checkpoint that is larger than memory"
 
 MUTANTS = (
     Mutant(
@@ -882,5 +884,117 @@ MUTANTS = (
         "_collects = gc.isenabled()",
         "_collects = True",
         ("test_tasks.py::test_without_collections",),
+    ),
+    Mutant(
+        "load-of-a-cold-disk-page-by-page",
+        _COLD,
+        "tensors.merge:state_dict",
+        "read_wanted_ahead(landed[file.name], buffer, header, names)",
+        "",
+        ("api/test_read_ahead.py::test_what_is_wanted_comes_before_it_is_touched",),
+    ),
+    Mutant(
+        "stream-of-a-cold-disk-page-by-page",
+        _COLD,
+        "tensors.feed:Feed._open",
+        "read_wanted_ahead(landed, buffer, header, names)",
+        "",
+        ("api/test_read_ahead.py::test_what_is_wanted_comes_before_it_is_touched",),
+    ),
+    Mutant(
+        "unwanted-tensors-read-ahead",
+        _COLD,
+        "tensors.ahead:wanted_spans",
+        "if len(names) == len(header.tensors):",
+        "if names:",
+        ("api/test_read_ahead.py::test_what_is_wanted_comes_before_it_is_touched",),
+    ),
+    Mutant(
+        "what-is-in-memory-is-read",
+        _COLD,
+        "storage.readahead:_cold",
+        "if not in_memory(window.stop - 1)",
+        "",
+        ("storage/test_readahead.py::test_what_is_in_memory_costs_no_thread",),
+    ),
+    Mutant(
+        "files-of-others-taken-for-read",
+        _COLD,
+        "storage.readahead:_by_read",
+        "return error.errno != errno.EAGAIN",
+        "return True",
+        ("storage/test_readahead.py::test_a_file_of_somebody_else",),
+    ),
+    Mutant(
+        "only-new-kernels-read-ahead",
+        _COLD,
+        "storage.readahead:_read",
+        "if ctypes.get_errno() != errno.EINVAL:",
+        "if ctypes.get_errno():",
+        ("storage/test_readahead.py::test_what_is_wanted_is_read",),
+    ),
+    Mutant(
+        "dropped-tensors-read-ahead",
+        _COLD,
+        "storage.readahead:read_ahead",
+        "_File(weakref.ref(pages))",
+        "_File(lambda: pages)",
+        ("storage/test_readahead.py::test_what_nobody_has_any_more_is_not_read",),
+    ),
+    Mutant(
+        "failed-reads-go-on",
+        _COLD,
+        "storage.readahead:_work",
+        "file.broken = not _read(pages, window)",
+        "_read(pages, window)",
+        ("storage/test_readahead.py::test_a_file_that_cannot_be_read",),
+    ),
+    Mutant(
+        "load-fails-without-threads",
+        _COLD,
+        "storage.readahead:read_ahead",
+        "except RuntimeError:",
+        "except MemoryError:",
+        ("storage/test_readahead.py::test_no_thread_can_be_started",),
+    ),
+    Mutant(
+        "end-waits-for-the-disk",
+        _COLD,
+        "storage.readahead:read_ahead",
+        "daemon=True",
+        "daemon=False",
+        ("storage/test_readahead.py::test_the_end_of_a_program_waits_for_no_disk",),
+    ),
+    Mutant(
+        "child-reads-for-its-parent",
+        _COLD,
+        "storage.readahead:_nothing_runs",
+        "_queue.clear()",
+        "",
+        ("storage/test_readahead.py::test_the_end_of_a_program_waits_for_no_disk",),
+    ),
+    Mutant(
+        "each-load-has-all-memory",
+        _LARGER,
+        "storage.readahead:read_ahead",
+        "available // 2 - _queued",
+        "available // 2",
+        ("storage/test_readahead.py::test_no_more_than_half_of_the_memory",),
+    ),
+    Mutant(
+        "read-ahead-of-all-memory",
+        _LARGER,
+        "storage.readahead:read_ahead",
+        "if room < 0:",
+        "if room < -(1 << 50):",
+        ("storage/test_readahead.py::test_no_more_than_half_of_the_memory",),
+    ),
+    Mutant(
+        "memory-of-the-host",
+        _LARGER,
+        "storage.memory:available_memory",
+        "(_of_machine(root), *_of_groups(root))",
+        "(_of_machine(root),)",
+        ("storage/test_readahead.py::test_available_memory",),
     ),
 )
