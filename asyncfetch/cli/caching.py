@@ -15,7 +15,6 @@ from cyclopts import App, Parameter
 
 from ..errors import AsyncfetchError, SourceError
 from ..progress.text import files, printable, size_text
-from ..storage.cache import cache_root
 from ..storage.checksums import Checksum, checksum_of_etag, verify_file
 from ..storage.inventory import CachedRepository, cached_repositories
 from ..storage.removal import (
@@ -27,6 +26,7 @@ from ..storage.removal import (
     remove,
     remove_partial,
 )
+from ..storage.roots import cache_root
 from .options import FLAG
 from .output import flush_stdout, print_json, print_table
 

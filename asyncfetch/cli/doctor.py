@@ -28,8 +28,9 @@ from ..network.transport import Reply, Transport
 from ..policy import Policy, __version__
 from ..progress.text import printable, seconds_text, size_text
 from ..sources.settings import DEFAULT_ENDPOINT, Settings, token_place
-from ..storage.cache import RepoCache, cache_root
+from ..storage.cache import RepoCache
 from ..storage.files import has_locks, takes_any_order
+from ..storage.roots import cache_root
 from ..tasks import off_loop
 from .output import exit_code, print_json
 from .wording import in_flags

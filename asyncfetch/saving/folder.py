@@ -25,9 +25,10 @@ from pathlib import Path
 from ..errors import DiskFullError, SourceError, StorageError, storage_errors
 from ..format.sharding import Layout, index_text
 from ..format.writer import Outgoing, file_bytes, write_file
-from ..storage.cache import expanded, is_commit
+from ..storage.cache import is_commit
 from ..storage.copies import link_or_copy
 from ..storage.files import make_folder, rename, sync_folder, write_synced
+from ..storage.roots import expanded
 
 __all__ = [
     "Draft",
