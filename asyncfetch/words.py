@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_url", "some_of", "unlike"]
+__all__ = ["counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_url", "size_of", "some_of", "unlike"]
 
 
 def redact_url(url: str) -> str:
@@ -44,6 +44,17 @@ def counted(shown: Sequence[str], total: int) -> str:
     """Names of which `shown` are the first of `total`, and how many more there are."""
     more = total - len(shown)
     return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
+
+
+def size_of(text: str) -> int | None:
+    """The bytes that a person means by "5GB", "20M" (powers of ten, as sizes are shown), "512MiB" (of 1024), or "7"."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[3] and not match[2]):
+        return None
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
 def kind_of(message: str) -> str:

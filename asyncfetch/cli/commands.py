@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,8 +15,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
 from ..api.saving import convert as convert_checkpoint
-from ..errors import SourceError, redact_url
+from ..errors import SourceError, StorageError, redact_url
 from ..format.writer import check_output
+from ..storage.files import free_bytes
 from ..storage.roots import cache_root
 from .caching import cache_app
 from .doctor import doctor
@@ -214,24 +214,14 @@ def _dry_run(
     folder = None
     with suppress(SourceError):  # no place for a cache, and none was needed
         folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
-    free = None if folder is None else _free_bytes(folder)
+    free = None
+    with suppress(StorageError):
+        free = None if folder is None else free_bytes(folder)
     local_dir = arguments.get("local_dir")
     fits = list_plan(
         command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet
     )
     return 0 if fits else NO_ROOM
-
-
-def _free_bytes(folder: Path) -> int | None:
-    """Bytes free on the disk that holds `folder`, or will hold it; None if that cannot be told."""
-    for candidate in (folder, *folder.parents):  # as they are: the working directory may be gone
-        try:
-            return shutil.disk_usage(candidate).free
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return None
-    return None
 
 
 @app.command

@@ -21,6 +21,7 @@ from ..events import Event, Reporter
 from ..policy import Policy
 from ..progress.lines import Audience, Repeats, announcement
 from ..progress.terminal import terminal_reporter
+from ..words import size_of
 from .output import json_reporter
 
 __all__ = [
@@ -58,7 +59,6 @@ Patience = Annotated[
     ),
 ]
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}  # as rates are shown
 
 
 @Parameter(name="*")
@@ -182,11 +182,11 @@ def _parse_duration(flag: str, text: str) -> float:
 
 
 def _parse_rate(flag: str, text: str) -> float:
-    """Bytes a second, of a number with or without its unit. Raises SourceError."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)\s*([kmg]?)(?:b?(?:/s)?)", text.strip().lower(), re.ASCII)
-    if match is None or not float(match[1]):
-        raise SourceError(f"{flag} {text!r} is not a rate such as 500k, 20M or 1G (bytes a second).")
-    return float(match[1]) * _BYTES[match[2]]
+    """Bytes a second. Raises SourceError."""
+    rate = size_of(text.removesuffix("/s"))
+    if not rate:
+        raise SourceError(f"{flag} {text!r:.80} is not a rate such as 500k, 20M or 1G (bytes a second).")
+    return rate
 
 
 def _parse_checksum(text: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from ..errors import SourceError, redact_url
 from ..progress.text import printable
 from ..storage.roots import cache_root, expanded
+from ..words import size_of
 from .options import FLAG
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ServeFlags:
     """Let who sends the token in this variable start jobs, pin and evict. Without it, only clients on this machine of
     a server that listens on loopback may."""
     max_size: str | None = None
-    """How large the cache may get, as in 200G (k, M, G, T: powers of 1024). Beyond it goes what was not read for the
+    """How large the cache may get, as in 200G or 180GiB. Beyond it goes what was not read for the
     longest time, whoever brought it. What is larger is handed on without being kept."""
     min_free: str | None = None
     """How much of the disk stays free, as in 50G; what nobody read goes for it. Default: 1G, or a hundredth of
@@ -103,14 +104,10 @@ def _token_in(variable: str | None, option: str) -> str | None:
 
 def _size_of(text: str | None, option: str) -> int | None:
     """The bytes that an option says. Raises SourceError."""
-    from ..server.room import parse_size
-
-    if text is None:
-        return None
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise SourceError(f"{option}: {error}") from None
+    size = None if text is None else size_of(text)
+    if text is not None and size is None:
+        raise SourceError(f"{option} {text!r:.80} is no size such as 500M, 200G or 1TiB.")
+    return size
 
 
 def serve_until_stopped(directory: Path | None, flags: ServeFlags) -> None:

@@ -14,17 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SourceError
+from ..words import size_of
 from .hostile import short_repr
 from .index import SUFFIX
 
 __all__ = ["NAMES", "Layout", "check_metadata", "index_text", "laid_out", "names_like", "parse_size"]
 
 NAMES = f"model{{suffix}}{SUFFIX}"
-_UNITS = {"B": 1} | {
-    f"{letter}{end}": base**power for power, letter in enumerate("KMGT", 1) for end, base in (("B", 1000), ("iB", 1024))
-}
-_SIZES = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?i?B|)", re.ASCII | re.IGNORECASE)
-_FOLDED = {unit.lower(): factor for unit, factor in _UNITS.items()} | {"": 1}
 _MOST_SHARDS = 99_999  # the names count with five digits
 
 
@@ -41,9 +37,8 @@ def parse_size(size: int | str | None) -> int | None:
     """`"5GB"` (10**9 bytes each), `"512MiB"` (2**20) or a number, in bytes; None for no bound. Raises SourceError."""
     if size is None or (type(size) is int and size > 0):
         return size
-    match = _SIZES.fullmatch(size.strip()) if isinstance(size, str) else None
-    found = int(float(match[1]) * _FOLDED[match[2].lower()]) if match is not None else 0
-    if found < 1:
+    found = size_of(size) if isinstance(size, str) else None
+    if not found:
         raise SourceError(
             f"max_shard_size={size!r:.80} is no size.", hint='Give "5GB", "512MiB", or a number of bytes.'
         )

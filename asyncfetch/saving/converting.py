@@ -21,10 +21,10 @@ from ..errors import DiskFullError, SourceError, storage_errors
 from ..sources.located import Landed
 from ..storage.cache import path_inside
 from ..storage.copies import copy_file
-from ..storage.files import make_folder, rename, sync_folder, write_synced
+from ..storage.files import free_bytes, make_folder, rename, sync_folder, write_synced
 from .configs import CONFIG, left_out, updated
 from .conversion import Conversion
-from .folder import Step, check_folder, free_bytes, locked, publish, write_shards
+from .folder import Step, check_folder, locked, publish, write_shards
 from .stored import Overflows
 
 __all__ = ["check_output", "convert"]

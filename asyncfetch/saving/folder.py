@@ -27,7 +27,7 @@ from ..format.sharding import Layout, index_text
 from ..format.writer import Outgoing, file_bytes, write_file
 from ..storage.cache import is_commit
 from ..storage.copies import link_or_copy
-from ..storage.files import make_folder, rename, sync_folder, write_synced
+from ..storage.files import free_bytes, make_folder, rename, sync_folder, write_synced
 from ..storage.roots import expanded
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "Step",
     "Told",
     "check_folder",
-    "free_bytes",
     "locked",
     "named_folder",
     "publish",
@@ -92,16 +91,6 @@ def check_folder(folder: Path) -> None:
                 f"{folder} is a snapshot of the cache, which others load as it was published.",
                 hint="Name another folder.",
             )
-
-
-def free_bytes(folder: Path) -> int | None:
-    """Free bytes where the folder is, or will be; None where that is not told."""
-    folder = folder.absolute()
-    with storage_errors(folder):
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        usage = shutil.disk_usage(folder)
-        return usage.free if usage.total else None
 
 
 def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambda _: _nobody) -> dict[str, Path]:

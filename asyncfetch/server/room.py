@@ -11,11 +11,10 @@ if TYPE_CHECKING:
 
     from .inventory import Inventory, Item
 
-__all__ = ["Limits", "excess", "in_order", "parse_size"]
+__all__ = ["Limits", "excess", "in_order"]
 
 _FLOOR = 2**30  # bytes of a file system that are left free where nobody said how many
 _FLOOR_PART = 100  # and of a smaller one this part
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 class Limits(NamedTuple):
@@ -70,13 +69,3 @@ def in_order(
         if not any(item.folder in staying for item in group)
     ]
     return sorted(aged, key=lambda one: (one[1], one[0][0].key))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "200G": a number, and k, M, G or T for powers of 1024, as curl reads them. Raises ValueError."""
-    number, unit = text.strip(), ""
-    if number and number[-1].lower() in _UNITS:
-        number, unit = number[:-1], number[-1:].lower()
-    if not number.replace(".", "", 1).isdigit() or not number.isascii():
-        raise ValueError(f"{text!r} is no size: write it as 200G, with k, M, G or T.")
-    return int(float(number) * _UNITS[unit])

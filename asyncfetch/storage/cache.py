@@ -24,7 +24,6 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,6 +37,7 @@ from .checksums import Checksum, checksum_of_etag
 from .files import (
     LeftOut,
     copy_to,
+    free_bytes,
     has_locks,
     make_folder,
     make_link,
@@ -187,13 +187,8 @@ class RepoCache:
         return max(times)
 
     def free_bytes(self) -> int | None:
-        """Free bytes on the file system that holds, or will hold, the cache; None where it does not tell."""
-        folder = self.folder
-        with storage_errors(folder):
-            while not folder.exists() and folder != folder.parent:
-                folder = folder.parent
-            usage = shutil.disk_usage(folder)
-            return usage.free if usage.total else None
+        """Free bytes where the cache is, or will be; None where that is not told."""
+        return free_bytes(self.folder)
 
     # -- publish -----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..reasons import NO_ROOM
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "has_locks", "make_folder", "make_link", "rename", "sync_file", "sync_folder",
+    "LeftOut", "copy_to", "free_bytes", "has_locks", "make_folder", "make_link", "rename", "sync_file", "sync_folder",
     "sync_names", "takes_any_order", "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
@@ -200,6 +201,16 @@ def sync_names(files: Iterable[Path]) -> None:
     for folder in {file.parent for file in files}:
         with storage_errors(folder, writing=True):
             sync_folder(folder)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes on the file system that holds, or will hold, `folder`; None where it does not tell."""
+    with storage_errors(folder):
+        for candidate in (folder, *folder.parents):  # as they are: the working directory may be gone
+            with suppress(FileNotFoundError, NotADirectoryError):
+                usage = shutil.disk_usage(candidate)
+                return usage.free if usage.total else None
+    return None
 
 
 def has_locks(folder: Path) -> bool:

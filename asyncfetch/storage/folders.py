@@ -28,7 +28,7 @@ from ..errors import SourceError, StorageError, storage_errors
 from .cache import is_commit, path_inside
 from .checksums import Checksum, checksum_of_etag, file_digest
 from .copies import copy_file, link_or_copy
-from .files import LeftOut, make_folder, rename, sync_folder, write_synced
+from .files import LeftOut, free_bytes, make_folder, rename, sync_folder, write_synced
 
 __all__ = ["BOOKKEEPING", "LocalFolder", "Record", "Standing", "refuse_collisions"]
 
@@ -126,12 +126,7 @@ class LocalFolder:
 
     def free_bytes(self) -> int | None:
         """Free bytes where the folder is, or will be; None where that is not told."""
-        folder = self.path.absolute()
-        with storage_errors(folder):
-            while not folder.exists() and folder != folder.parent:
-                folder = folder.parent
-            usage = shutil.disk_usage(folder)
-        return usage.free if usage.total else None
+        return free_bytes(self.path)
 
     # -- fill --------------------------------------------------------------------------------
 

@@ -736,7 +736,7 @@ MUTANTS = (
     Mutant(
         "no-size-is-no-room",
         _ODD,
-        "storage.cache:RepoCache.free_bytes",
+        "storage.files:free_bytes",
         "usage.free if usage.total else None",
         "usage.free",
         ("engine/test_file_systems.py::test_a_load_and_the_next_one",),

@@ -22,7 +22,7 @@ from asyncfetch.server.books import Books
 from asyncfetch.server.eviction import open_shared
 from asyncfetch.server.inventory import Inventory, Item, take_inventory
 from asyncfetch.server.kept import Kept
-from asyncfetch.server.room import Limits, excess, in_order, parse_size
+from asyncfetch.server.room import Limits, excess, in_order
 from asyncfetch.storage.cache import RepoCache
 
 from ..kit.small_model import ONE_LOOP
@@ -302,16 +302,3 @@ def test_books_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureF
     books.flush()
     assert books.reads()["models--a/blobs/x"].hits == 1
     assert caplog.text.count("cannot be used") == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("200G", 200 * 2**30), ("1.5k", 1536), ("7t", 7 * 2**40), (" 10M ", 10 * 2**20)]
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e3", "1.2.3", "10X", "٣", "200 GB"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is no size"):
-        parse_size(text)
