@@ -209,7 +209,8 @@ async def _reach(transport: Transport, url: str) -> list[Finding]:
     except AsyncfetchError as error:
         hint = error.hint or "Is there a network, and the right proxy? See HTTPS_PROXY, NO_PROXY and HF_ENDPOINT."
         return [Finding("network", "wrong", in_flags(error.message), in_flags(hint), exit_code(error))]
-    took = seconds_text(time.monotonic() - began)
+    waited = time.monotonic() - began
+    took = seconds_text(waited) if waited >= 1 else f"{waited * 1000:.0f} ms"
     if reply.status >= 400 and reply.status not in (401, 403, 404):
         return [Finding("network", "wrong", f"{redact_url(url)} answers with status {reply.status}.", "", 6)]
     if not _is_hub(reply):
