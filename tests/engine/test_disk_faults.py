@@ -244,7 +244,7 @@ def test_a_disk_that_cannot_be_asked(model: Model, tmp_path: Path, monkeypatch: 
     def refuse(_: object) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
     with pytest.raises(StorageError, match="input/output error") as caught:
         asyncfetch.load("org/model", endpoint=model.server.url, cache_dir=tmp_path, token=False)
     assert caught.value.path == str(tmp_path / "models--org--model")

@@ -286,7 +286,7 @@ def test_the_command_says_what_it_opens(source: FaultServer, tmp_path: Path, mon
     for options, words in (
         ([*base, "--upstream-token-env=HUB"], "needs a list of the repositories"),
         ([*base, "--admin-token-env=NONE"], "names NONE, which is not set"),
-        ([*base, "--max-size=many"], "--max-size: 'many' is no size"),
+        ([*base, "--max-size=many"], "--max-size 'many' is no size"),
         ([*base, "--max-size=0"], "bytes above 0"),
         ([str(tmp_path), "--max-size=1G"], "--max-size goes with --upstream"),
         ([str(tmp_path), "--allow=org/*"], "--allow goes with --upstream"),
