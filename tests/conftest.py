@@ -40,8 +40,9 @@ FIGURE = "figure"  # what a test measured travels with its report, as the proces
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--long` is what scripts/torture runs; `--seed` repeats what a random test did; `--note` is for .ci/run.
 
-    `--loops one` takes a third of the time: see `one_loop_each`.
+    `--quick` is for who changes something; `--loops one` takes a third of the time: see `one_loop_each`.
     """
+    parser.addoption("--quick", action="store_true", help="leave out what kills, tortures, or is marked heavy")
     parser.addoption("--long", action="store_true", help="run tests/torture in full (an hour or two)")
     parser.addoption("--loops", choices=["all", "one"], default="all", help="on which loops each async test runs")
     parser.addoption("--note", action="append", default=[], help="say this below the results: what is not tested")
@@ -56,15 +57,24 @@ def pytest_configure(config: pytest.Config) -> None:
     # Plain web servers tell no checksums. Not in pyproject.toml, for which pytest would import asyncfetch too early.
     config.addinivalue_line("filterwarnings", "ignore::asyncfetch.AsyncfetchWarning")
     config.addinivalue_line("markers", "shows_secrets(reason): this test shows canaries itself, asyncfetch does not")
+    config.addinivalue_line("markers", "heavy: takes seconds of processor time, so --quick leaves it out")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What `--quick` does not even import."""
+    left_out = collection_path.name in ("torture", "test_mutants.py", "test_demo.py")
+    return True if config.option.quick and left_out else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `--loops one` does not run."""
+    """Leave out what `--quick` and `--loops one` do not run."""
+    kept = set(items)
+    if config.option.quick:
+        kept = {item for item in kept if item.get_closest_marker("heavy") is None}
     if config.option.loops == "one":
-        kept = one_loop_each(items, config.option.seed)
-        left_out = [item for item in items if item not in kept]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item in kept]
+        kept &= set(one_loop_each(items, config.option.seed))
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.hookimpl(trylast=True)

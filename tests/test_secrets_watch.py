@@ -163,6 +163,7 @@ async def test_that_waits(anyio_backend_name, word):
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("processes", "loops", "passed"), [(0, "all", 11), (2, "one", 9)], ids=["one process", "workers"]
 )

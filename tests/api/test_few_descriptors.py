@@ -71,6 +71,7 @@ tell(
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", ["load", "memory", "download", "open", "stream", "early", "load_into", "verify"])
 def test_more_shards_than_descriptors(server: FaultServer, tmp_path: Path, how: str) -> None:
     """Each way works, with nothing cached and then with all; what is loaded holds no descriptor."""
@@ -84,6 +85,7 @@ def test_more_shards_than_descriptors(server: FaultServer, tmp_path: Path, how: 
         assert told["most"] <= 60
 
 
+@pytest.mark.heavy
 def test_three_hundred_shards(server: FaultServer, tmp_path: Path) -> None:
     """The numbers of https://github.com/huggingface/xet-core/issues/436."""
     tensors = {f"layer.{n}": np.full(70_000 + n, n % 251, np.uint8) for n in range(300)}

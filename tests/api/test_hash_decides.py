@@ -152,6 +152,7 @@ def blobs(cache: Path) -> list[Path]:
     return [path for path in cache.glob("*/blobs/*") if "." not in path.name]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("place", ["links", "direct", "web"])
 @pytest.mark.parametrize("sign", SIGNS)
 async def test_weaker_signs(server: FaultServer, tmp_path: Path, sign: str, place: str) -> None:

@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.anyio
 @ONE_LOOP
 async def test_an_index_of_250_000_names(folder: Path) -> None:

@@ -201,6 +201,7 @@ def test_the_expected_state_dict_is_not_read() -> None:
         Loading({"a": None, "b": np.zeros(3)}, hollow, strict=True, assign=True, aliases={})
 
 
+@pytest.mark.heavy
 def test_memory_while_copying(tmp_path: Path) -> None:
     """A checkpoint of 256 MiB into a model that is there: two shards of 32 MiB beside it, not all of them."""
     if not Path("/proc/self/clear_refs").exists():

@@ -544,6 +544,7 @@ def measured(*arguments: str) -> dict[str, dict[str, float]]:
     return {row["row"]: row for row in rows}
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_the_memory_of_a_reader_that_drops_what_it_got() -> None:
     """1.25 shards, early about two tensors, against all of it for a load."""
@@ -554,6 +555,7 @@ def test_the_memory_of_a_reader_that_drops_what_it_got() -> None:
     assert all(row["tensors"] == 32 for row in rows.values())
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_the_memory_where_the_limit_is_less_than_a_shard() -> None:
     """One shard, early about two tensors."""

@@ -314,6 +314,7 @@ def flipped(path: Path) -> None:
     path.resolve().write_bytes(data)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["repository", "url"])
 @pytest.mark.parametrize("damage", [cut_short, flipped, Path.unlink], ids=["cut", "flipped", "gone"])
 @pytest.mark.parametrize("file", ["index", "shard"])

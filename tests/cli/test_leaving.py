@@ -79,6 +79,7 @@ def test_waiting_for_the_lock_of_another_process(server: FaultServer, tmp_path: 
     assert again.returncode == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -113,6 +114,7 @@ def test_an_outage(server: FaultServer, tmp_path: Path) -> None:
     interrupt(process)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arguments", [["verify", "org/model"], ["load", "org/model", "--verify-cache", "--offline"]])
 def test_hashing_a_big_file(tmp_path: Path, arguments: list[str]) -> None:
     """A cached file of 200 GB is left in the middle of its hash."""

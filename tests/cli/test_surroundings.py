@@ -74,6 +74,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("wrong", WRONG)
 def test_no_network_is_needed(cache: Path, model: Path, wrong: str) -> None:
     """A folder, what is cached with --offline, and verify: the same as ever."""

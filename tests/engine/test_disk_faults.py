@@ -120,6 +120,7 @@ def test_files_that_may_not_grow(forker: Forks, model: Model, tmp_path: Path, li
     assert_next_run_is_well(forker, model, cache)
 
 
+@pytest.mark.heavy
 def test_descriptors_that_run_out(forker: Forks, model: Model, tmp_path: Path, seed: int) -> None:
     """With any number of descriptors left a load ends, well or in an error of ours, and the next one is well.
 

@@ -215,6 +215,7 @@ async def test_fatal(server: FaultServer, tmp_path: Path, fault: str) -> None:
     assert same(await load(server, tmp_path))
 
 
+@pytest.mark.heavy
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {})], ids=["asyncio"])
 async def test_every_flipped_bit(server: FaultServer, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def leftovers(cache: Path) -> list[str]:
     return [path.name for path in cache.rglob("*.incomplete")]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "rules",
     [
