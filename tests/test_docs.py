@@ -34,6 +34,7 @@ from .mutants.places import source_of
 RUNNABLE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS = [*RUNNABLE, ROOT / "CHANGELOG.md", ROOT / "tests/CATALOGUE.md", *sorted((ROOT / ".github").rglob("*.md"))]
 FRAMEWORKS = (
+    "fastapi",
     "flax",
     "jax",
     "mlx",

@@ -11,6 +11,8 @@ from ..progress.text import printable, size_text
 __all__ = ["tensor_table"]
 
 _MOST = 40  # lines
+_LEFT = ' style="text-align: left"'
+_CELL = f"<td{_LEFT}>"
 
 
 def tensor_table(title: str, tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> str:
@@ -30,6 +32,6 @@ def tensor_table(title: str, tensors: Iterable[tuple[str, str, tuple[int, ...], 
         rest = lines[_MOST:]
         more = f"{sum(one.count for one in rest):,}"
         rows.append((f"and {len(rest):,} more like these", "", "", more, size_text(sum(one.nbytes for one in rest))))
-    head = "".join(f"<th>{name}</th>" for name in ("tensor", "dtype", "shape", "tensors", "size"))
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    head = "".join(f"<th{_LEFT}>{name}</th>" for name in ("tensor", "dtype", "shape", "tensors", "size"))
+    body = "".join("<tr>" + "".join(f"{_CELL}{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div>{escape(title)}</div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
