@@ -162,7 +162,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         names = set(archive.namelist())
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
-    page = {"asyncfetch/server/service_page.css", "asyncfetch/server/service_page.js"}
+    page = {"asyncfetch/server/people/service_page.css", "asyncfetch/server/people/service_page.js"}
     expected = {*FILES, *page, "asyncfetch/py.typed"}
     assert {name for name in names if not name.startswith(f"{info}/")} == expected
     assert f"{info}/licenses/LICENSE" in names

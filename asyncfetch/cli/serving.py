@@ -143,7 +143,7 @@ def serve_until_stopped(directory: Path | None, flags: ServeFlags) -> None:
 
 def _announcement(directory: Path | None, root: Path | None, flags: ServeFlags) -> Callable[[str], None]:
     """Says on stderr what is served at a URL. Raises SourceError where the folder is none."""
-    from ..server.layout import KINDS, Layout
+    from ..server.folders.layout import KINDS, Layout
 
     layout = None if directory is None else Layout(directory, follow_links=flags.follow_links)
     counts = {kind: len(layout.names(kind)) for kind in KINDS} if layout else {}

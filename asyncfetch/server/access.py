@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from starlette.responses import JSONResponse, Response
 
 from ..errors import SourceError
-from .answers import failure, invalid_credentials
-from .layout import kind_and_name
-from .upstream import Who
+from .folders.layout import kind_and_name
+from .protocol.answers import failure, invalid_credentials
+from .source.upstream import Who
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.requests import Request
 
-    from .freshness import Answer
+    from .source.freshness import Answer
 
 __all__ = ["Admin", "Door", "Rules", "is_loopback"]
 

@@ -14,19 +14,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..tasks import off_loop
-from .access_log import raw_path
-from .answers import failure
-from .documents import PAGE, list_page, listed_document
-from .layout import KINDS
-from .wire import parse_resource
+from .folders.layout import KINDS
+from .protocol.access_log import raw_path
+from .protocol.answers import failure
+from .protocol.wire import parse_resource
+from .served.documents import PAGE, list_page, listed_document
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from .health import Check
-    from .hub import Hub
+    from .operation.health import Check
+    from .protocol.wire import Resource
     from .pull_through import PullThrough
-    from .wire import Resource
+    from .served.hub import Hub
 
 __all__ = ["Beside"]
 

@@ -37,8 +37,8 @@ import anyio
 
 from ..errors import SourceError
 from ..tasks import off_loop
-from .catalog import Catalog
-from .signing import Signer
+from .folders.catalog import Catalog
+from .protocol.signing import Signer
 
 try:
     from starlette.applications import Starlette
@@ -52,16 +52,16 @@ except ImportError as missing:
     ) from missing
 
 from .access import Admin, Door, Rules, holds
-from .answers import failure, not_allowed
-from .audit import Audit
 from .beside import Beside
 from .counts import Counts
-from .gate import Gate
-from .hub import METHODS, Hub
-from .observing import Observing
-from .operation import Operation
+from .keeping.room import Limits
+from .operation.audit import Audit
+from .operation.observing import Observing
+from .operation.operation import Operation
+from .protocol.answers import failure, not_allowed
 from .pull_through import PullThrough
-from .room import Limits
+from .served.gate import Gate
+from .served.hub import METHODS, Hub
 
 if TYPE_CHECKING:
     import os
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from .operation import Checks
+    from .operation.operation import Checks
 
 __all__ = ["ServerOptions", "create_app"]
 

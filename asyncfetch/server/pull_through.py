@@ -41,31 +41,31 @@ from ..sources.settings import Settings
 from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
 from .access import Admin, Door
-from .access_log import raw_path
-from .answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
-from .body import FileBody, Part, no_range
-from .control import BASE, Control
+from .arriving.distrust import Distrust
+from .arriving.fills import Fills, file_to_fetch
+from .arriving.passing import Passage, PassBody
+from .arriving.tailing import FillBody
 from .counts import Counts
-from .distrust import Distrust
-from .eviction import open_shared
-from .fills import Fills, file_to_fetch
-from .forms import paths_of
-from .freshness import PATIENCE
-from .grants import Grants
-from .health import Check, checks_of
-from .job_files import JobFiles
-from .jobs import Jobs
-from .kept import Kept
-from .layout import is_id
-from .live import Live
-from .passing import Passage, PassBody
-from .prefetch import Worker
-from .room import Limits
-from .state import Parts, State
-from .store import Store
-from .tailing import FillBody
-from .upstream import Upstream, Who
-from .wire import parse_resource
+from .folders.layout import is_id
+from .jobs.job_files import JobFiles
+from .jobs.jobs import Jobs
+from .jobs.prefetch import Worker
+from .keeping.eviction import open_shared
+from .keeping.kept import Kept
+from .keeping.room import Limits
+from .operation.health import Check, checks_of
+from .people.control import BASE, Control
+from .people.live import Live
+from .people.state import Parts, State
+from .protocol.access_log import raw_path
+from .protocol.answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
+from .protocol.body import FileBody, Part, no_range
+from .protocol.forms import paths_of
+from .protocol.wire import parse_resource
+from .source.freshness import PATIENCE
+from .source.grants import Grants
+from .source.store import Store
+from .source.upstream import Upstream, Who
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,9 +76,9 @@ if TYPE_CHECKING:
 
     from ..sources.hub import Hub
     from ..sources.located import SourceFile
-    from .fills import Fill
-    from .freshness import Answer
-    from .wire import Resource
+    from .arriving.fills import Fill
+    from .protocol.wire import Resource
+    from .source.freshness import Answer
 
 __all__ = ["PullThrough"]
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SourceError
-from .access_log import AccessLog, raw_path
 from .endpoints import ServerOptions, create_app
+from .protocol.access_log import AccessLog, raw_path
 
 try:
     import uvicorn
 
     from .access import is_loopback
-    from .connections import Connection, raise_descriptor_limit
+    from .protocol.connections import Connection, raise_descriptor_limit
 except ImportError as missing:
     raise SourceError(
         f"Serving needs starlette and uvicorn: {missing}.",

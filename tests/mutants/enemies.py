@@ -14,7 +14,7 @@ MUTANTS = (
     Mutant(
         "a-connection-that-says-nothing-stays",
         _WAITS,
-        "server.connections:Connection.connection_made",
+        "server.protocol.connections:Connection.connection_made",
         "self._head = self._later(HEAD)",
         "pass",
         ("server/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
@@ -22,7 +22,7 @@ MUTANTS = (
     Mutant(
         "half-a-second-request-stays",
         _WAITS,
-        "server.connections:Connection.data_received",
+        "server.protocol.connections:Connection.data_received",
         "elif self._head is None",
         "elif False",
         ("server/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "a-reader-that-takes-nothing-stays",
         _WAITS,
-        "server.connections:Connection.pause_writing",
+        "server.protocol.connections:Connection.pause_writing",
         "self._stall = self._later(STALL)",
         "pass",
         ("server/test_enemies.py::test_who_takes_nothing_is_cut_off",),
@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant(
         "a-reader-that-reads-is-cut-off",
         _WAITS,
-        "server.connections:Connection.resume_writing",
+        "server.protocol.connections:Connection.resume_writing",
         "self._stall.cancel()",
         "pass",
         ("server/test_enemies.py::test_who_reads_is_not_cut_off",),
@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         "a-file-that-became-shorter-is-sent-to-its-end",
         _CHANGES,
-        "server.connections:_push",
+        "server.protocol.connections:_push",
         "raise BrokenOffError",
         "return end",
         ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
@@ -54,7 +54,7 @@ MUTANTS = (
     Mutant(
         "a-body-is-waited-for-without-end",
         _WAITS,
-        "server.forms:paths_of",
+        "server.protocol.forms:paths_of",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(1000)",
         ("server/test_enemies.py::test_bodies_that_are_bombs",),
@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "each-reader-has-a-large-piece",
         _BOMBS,
-        "server.body:chunk_size",
+        "server.protocol.body:chunk_size",
         "ALL_CHUNKS // max(_bodies, 1)",
         "ALL_CHUNKS",
         ("server/test_enemies.py::test_slow_readers_count",),
@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "as-many-paths-as-one-likes",
         _BOMBS,
-        "server.wire:parse_paths",
+        "server.protocol.wire:parse_paths",
         "len(paths) > most",
         "len(paths) > 10**9",
         ("server/test_enemies.py::test_bodies_that_are_bombs",),
@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "a-part-is-taken-for-the-file",
         _LIES,
-        "server.filling:Fill.misled",
+        "server.arriving.filling:Fill.misled",
         "self.file.size != self.size",
         "False",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),
@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant(
         "a-lie-is-kept-for-ever",
         _LIES,
-        "server.filling:Fill.run",
+        "server.arriving.filling:Fill.run",
         "await wanted.forget()",
         "pass",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),
@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant(
         "a-listing-that-leads-elsewhere-is-handed-on",
         _LIES,
-        "server.relayed:without_xet",
+        "server.source.relayed:without_xet",
         "_refuse_misleading(document)",
         "pass",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),

@@ -20,7 +20,7 @@ MUTANTS = (
     Mutant(
         "each-client-asks-for-itself",
         _ONCE,
-        "server.upstream:Upstream._once",
+        "server.source.upstream:Upstream._once",
         "flight = self._flights.get(key)",
         "flight = None",
         ("server/test_pull_through.py::test_eight_cold_clients_at_once",),
@@ -28,7 +28,7 @@ MUTANTS = (
     Mutant(
         "a-fill-for-each-reader",
         _ONCE,
-        "server.fills:Fills.of",
+        "server.arriving.fills:Fills.of",
         "self._running.get(key)",
         "None",
         ("server/test_pull_through.py::test_a_second_reader_shares_what_arrives",),
@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant(
         "far-readers-wait-for-the-fill",
         _ONCE,
-        "server.filling:Fill.is_far",
+        "server.arriving.filling:Fill.is_far",
         "self._partial.frontier + AHEAD < offset",
         "self._partial.frontier + AHEAD * 1000 < offset",
         ("server/test_pull_through.py::test_ranges_before_within_and_far_beyond_what_has_come",),
@@ -44,7 +44,7 @@ MUTANTS = (
     Mutant(
         "the-end-before-the-hash",
         _WRONG,
-        "server.filling:Fill.ready",
+        "server.arriving.filling:Fill.ready",
         "size if self._verified else size - HELD",
         "size",
         ("server/test_pull_through.py::test_no_byte_of_a_small_file_before_its_hash",),
@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "readers-go-on-over-wrong-bytes",
         _WRONG,
-        "server.tailing:FillBody._is_cut_off",
+        "server.arriving.tailing:FillBody._is_cut_off",
         "self.fill.over or self.fill.generation != self.generation",
         "self.fill.over",
         ("server/test_pull_through.py::test_wrong_bytes_once",),
@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         "goes-on-with-a-wrong-beginning",
         _WRONG,
-        "server.distrust:Distrust.may_resume",
+        "server.arriving.distrust:Distrust.may_resume",
         "mark is None or self._now() - mark.at >= DAYS",
         "True",
         ("server/test_pull_through.py::test_wrong_bytes_once",),
@@ -68,7 +68,7 @@ MUTANTS = (
     Mutant(
         "distrust-ends-with-the-process",
         _WRONG,
-        "server.distrust:Distrust._merge",
+        "server.arriving.distrust:Distrust._merge",
         "seen != self._seen",
         "False",
         ("server/test_pull_through.py::test_wrong_bytes_for_ever",),
@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(
         "asks-for-wrong-bytes-for-ever",
         _WRONG,
-        "server.distrust:Distrust.rest_of",
+        "server.arriving.distrust:Distrust.rest_of",
         "mark.wrong < 2",
         "mark.wrong < 200",
         ("server/test_pull_through.py::test_wrong_bytes_for_ever",),
@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant(
         "what-is-kept-is-of-no-use",
         _AWAY,
-        "server.upstream:Upstream._ask",
+        "server.source.upstream:Upstream._ask",
         "if fallback is None:",
         "if fallback is None or True:",
         ("server/test_pull_through.py::test_the_source_is_away",),
@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant(
         "waits-for-who-is-away",
         _AWAY,
-        "server.freshness:Health.away",
+        "server.source.freshness:Health.away",
         "0 < self._away_until - now <= AWAY",
         "False",
         ("server/test_pull_through.py::test_a_source_that_says_nothing",),
@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant(
         "waits-to-the-end-for-an-answer",
         _AWAY,
-        "server.upstream:Upstream._fly",
+        "server.source.upstream:Upstream._fly",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(PATIENCE * 1000)",
         ("server/test_pull_through.py::test_a_source_that_says_nothing",),
@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "a-branch-never-moves",
         _AWAY,
-        "server.freshness:is_fresh",
+        "server.source.freshness:is_fresh",
         "answer.fixed or 0 <= now - answer.at < BRANCH",
         "True",
         ("server/test_pull_through.py::test_answers_are_asked_for_again_when_they_may_have_changed",),
@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "what-is-kept-is-for-all",
         _WHO,
-        "server.upstream:Upstream._ask",
+        "server.source.upstream:Upstream._ask",
         "may = self._access.may(who.key, repository, scope, asked_at)",
         "may = True",
         ("server/test_pull_through.py::test_who_may",),
@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         "what-is-kept-is-for-all-while-the-hub-is-away",
         _WHO,
-        "server.upstream:Upstream._ask",
+        "server.source.upstream:Upstream._ask",
         "kept and (kept.open or could)",
         "kept",
         ("server/test_pull_through.py::test_who_may",),
@@ -140,7 +140,7 @@ MUTANTS = (
     Mutant(
         "who-could-can-for-ever",
         _WHO,
-        "server.freshness:Access.may",
+        "server.source.freshness:Access.may",
         "0 <= now - self._granted(who, repository, scope) < DECISION",
         "0 <= now - self._granted(who, repository, scope)",
         ("server/test_pull_through.py::test_who_may",),
@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "gated-files-for-who-reads-the-listing",
         _WHO,
-        "server.freshness:Access.grant",
+        "server.source.freshness:Access.grant",
         "_SCOPES[: _SCOPES.index(scope) + 1]",
         "_SCOPES",
         ("server/test_pull_through.py::test_who_may_read_what_is_told_of_a_gated_repository",),
@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "xet-is-named",
         _ANSWERS,
-        "server.relayed:_stripped",
+        "server.source.relayed:_stripped",
         "if name not in _XET",
         "if name",
         ("server/test_pull_through.py::test_no_xet_and_no_link_that_leads_elsewhere",),
@@ -164,7 +164,7 @@ MUTANTS = (
     Mutant(
         "the-page-of-a-portal-is-kept",
         _ANSWERS,
-        "server.upstream:Upstream._relay",
+        "server.source.upstream:Upstream._relay",
         "await off_loop(lambda: without_xet(reply.body), slow=True)",
         "reply.body",
         ("server/test_pull_through.py::test_a_portal_in_place_of_the_source",),
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "a-mark-counts-twice-after-a-kill",
         _WRONG,
-        "server.distrust:Distrust.identity",
+        "server.arriving.distrust:Distrust.identity",
         'f"{etag} after {wrong} wrong" if wrong else etag',
         "etag",
         ("server/test_sharing.py::test_killed_between_the_mark_and_the_end_of_the_wrong_bytes",),
@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         "a-file-for-each-repository",
         _SHARED,
-        "server.borrowing:borrow",
+        "server.keeping.borrowing:borrow",
         "not is_same_everywhere(etag)",
         "True",
         ("server/test_sharing.py::test_a_file_that_another_repository_has",),
@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "a-fill-for-each-repository",
         _SHARED,
-        "server.fills:Fills.of",
+        "server.arriving.fills:Fills.of",
         "None if is_same_everywhere(file.key) else cache.folder",
         "cache.folder",
         ("server/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
@@ -196,7 +196,7 @@ MUTANTS = (
     Mutant(
         "waits-until-another-process-is-done",
         _SHARED,
-        "server.filling:Fill.hear",
+        "server.arriving.filling:Fill.hear",
         "self._group.start_soon(self._follow)",
         "pass",
         ("server/test_sharing.py::test_two_services_of_one_cache_share_what_arrives",),
@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "follows-over-wrong-bytes",
         _SHARED,
-        "server.filling:Fill._heed",
+        "server.arriving.filling:Fill._heed",
         "not same or found_wrong",
         "False",
         ("server/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "ready-whatever-is-wrong",
         _PROBES,
-        "server.health:readiness",
+        "server.operation.health:readiness",
         "200 if ready else 503",
         "200",
         ("server/test_operation.py::test_probes",),
@@ -268,7 +268,7 @@ MUTANTS = (
     Mutant(
         "kept-answers-are-not-enough",
         _PROBES,
-        "server.health:checks_of",
+        "server.operation.health:checks_of",
         "await off_loop(upstream.has_answers)",
         "False",
         ("server/test_operation.py::test_ready_with_what_is_kept",),
@@ -276,7 +276,7 @@ MUTANTS = (
     Mutant(
         "the-audit-log-stays-where-it-was-moved",
         _AUDIT,
-        "server.audit:_File",
+        "server.operation.audit:_File",
         "WatchedFileHandler",
         "logging.FileHandler",
         ("server/test_operation.py::test_audit",),
@@ -284,7 +284,7 @@ MUTANTS = (
     Mutant(
         "a-refusal-is-kept",
         _AWAY,
-        "server.upstream:_is_for_all",
+        "server.source.upstream:_is_for_all",
         "answer.status == 404 and",
         "True or",
         ("server/test_kept_answers.py::test_a_refusal_counts_for_nobody_else",),

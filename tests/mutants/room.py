@@ -44,7 +44,7 @@ MUTANTS = (
     Mutant(
         "denied-by-its-old-name-is-allowed",
         _RULES,
-        "server.upstream:Upstream._passes",
+        "server.source.upstream:Upstream._passes",
         "not self._admit(target.kind, target.name)",
         "False",
         (f"{ACCESS}::test_what_may_not_be_asked_for_is_not_there",),
@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "a-restart-forgets-who-may",
         _RESTART,
-        "server.grants:Grants.__init__",
+        "server.source.grants:Grants.__init__",
         "self.access = Access(key, known)",
         "self.access = Access(key, {})",
         (f"{ACCESS}::test_who_may_see_what_outlasts_a_restart",),
@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "what-was-said-has-no-end",
         _RESTART,
-        "server.freshness:Access.could",
+        "server.source.freshness:Access.could",
         "0 <= now - self._granted(who, repository, scope) < LAPSED",
         "self._granted(who, repository, scope) > 0",
         (f"{ACCESS}::test_the_word_of_the_source_has_an_end",),
@@ -164,7 +164,7 @@ MUTANTS = (
     Mutant(
         "what-was-taken-back-comes-back",
         _RESTART,
-        "server.freshness:Access.revoke",
+        "server.source.freshness:Access.revoke",
         "self._changes[digest] = None",
         "pass",
         (f"{ACCESS}::test_who_may_see_what_outlasts_a_restart",),
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "what-cannot-be-taken-back-stays",
         _RESTART,
-        "server.grants:Grants.save",
+        "server.source.grants:Grants.save",
         "self._ledger.path.unlink(missing_ok=True)",
         "pass",
         (f"{ACCESS}::test_what_was_taken_back_is_gone_where_nothing_can_be_written",),
@@ -180,7 +180,7 @@ MUTANTS = (
     Mutant(
         "a-token-can-be-guessed-from-the-disk",
         _RESTART,
-        "server.freshness:Access._digest",
+        "server.source.freshness:Access._digest",
         'hmac.digest(self._key, f"{who} {scope} {repository}".encode(), "sha256").hex()',
         'f"{who} {scope} {repository}"',
         (f"{ACCESS}::test_who_may_see_what_outlasts_a_restart",),
@@ -188,7 +188,7 @@ MUTANTS = (
     Mutant(
         "grants-for-every-user",
         _RESTART,
-        "server.grants:Grants.__init__",
+        "server.source.grants:Grants.__init__",
         "mode=0o600",
         "mode=0o666",
         (f"{ACCESS}::test_who_may_see_what_outlasts_a_restart",),
@@ -196,7 +196,7 @@ MUTANTS = (
     Mutant(
         "the-oldest-file-goes-first",
         _ROOM,
-        "server.room:in_order",
+        "server.keeping.room:in_order",
         "max(read.get(item.key, 0.0), item.at)",
         "item.at",
         (f"{KEPT}::test_what_was_read_least_recently_goes_first",),
@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "reads-end-with-the-process",
         _ROOM,
-        "server.books:Books.flush",
+        "server.keeping.books:Books.flush",
         "self._noted = self._noted, {}",
         "self._noted = {}, {}",
         (f"{KEPT}::test_what_was_read_least_recently_goes_first",),
@@ -212,7 +212,7 @@ MUTANTS = (
     Mutant(
         "files-go-in-vain",
         _ROOM,
-        "server.kept:Kept._free",
+        "server.keeping.kept:Kept._free",
         "if most < over:",
         "if False:",
         (f"{KEPT}::test_other_limits",),
@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "files-go-that-nobody-gave-up",
         _ROOM,
-        "server.kept:Kept.make_room",
+        "server.keeping.kept:Kept.make_room",
         "if not limits.evict:",
         "if False:",
         (f"{KEPT}::test_nothing_goes_that_nobody_gave_up",),
@@ -228,7 +228,7 @@ MUTANTS = (
     Mutant(
         "what-is-being-written-needs-no-room",
         _ROOM,
-        "server.room:excess",
+        "server.keeping.room:excess",
         "limits.floor(found.total) + found.owed + more - found.free",
         "limits.floor(found.total) + more - found.free",
         (f"{KEPT}::test_how_much_has_to_go",),
@@ -236,7 +236,7 @@ MUTANTS = (
     Mutant(
         "a-file-that-landed-counts-twice",
         _ROOM,
-        "server.kept:Kept._look",
+        "server.keeping.kept:Kept._look",
         'if (partial.parts[-3], partial.name.partition(".")[0]) not in there',
         "if True",
         (f"{KEPT}::test_what_landed_counts_once",),
@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant(
         "two-names-take-twice-the-room",
         _ROOM,
-        "server.kept:Kept._remove",
+        "server.keeping.kept:Kept._remove",
         "if names[item.inode] >= item.names",
         "if names[item.inode]",
         (f"{KEPT}::test_two_names_of_one_file",),
@@ -252,7 +252,7 @@ MUTANTS = (
     Mutant(
         "pins-that-cannot-be-read-are-none",
         _IN_USE,
-        "server.books:Books.pins",
+        "server.keeping.books:Books.pins",
         "found is None and not self._ledger.exists",
         "found is None",
         (f"{KEPT}::test_pins_that_cannot_be_read_hold",),
@@ -260,7 +260,7 @@ MUTANTS = (
     Mutant(
         "pins-do-not-hold",
         _IN_USE,
-        "server.kept:Kept._free",
+        "server.keeping.kept:Kept._free",
         "in_order(items, reads, self.books.pins())",
         "in_order(items, reads, ())",
         (f"{KEPT}::test_pins",),
@@ -268,7 +268,7 @@ MUTANTS = (
     Mutant(
         "what-is-pinned-is-evicted-by-hand",
         _IN_USE,
-        "server.kept:Kept.evict",
+        "server.keeping.kept:Kept.evict",
         "if folder in self.books.pins():",
         "if False:",
         (f"{KEPT}::test_pins",),
@@ -276,7 +276,7 @@ MUTANTS = (
     Mutant(
         "what-is-read-goes",
         _IN_USE,
-        "server.eviction:_ours_alone",
+        "server.keeping.eviction:_ours_alone",
         "except BlockingIOError:\n    return False",
         "except BlockingIOError:\n    return True",
         (f"{KEPT}::test_what_another_process_uses_stays", f"{SERVICE}::test_what_is_read_or_filled_stays"),
@@ -284,7 +284,7 @@ MUTANTS = (
     Mutant(
         "readers-do-not-say-so",
         _IN_USE,
-        "server.eviction:open_shared",
+        "server.keeping.eviction:open_shared",
         "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "pass",
         (f"{KEPT}::test_what_another_process_uses_stays", f"{SERVICE}::test_two_services_on_one_cache"),
@@ -300,7 +300,7 @@ MUTANTS = (
     Mutant(
         "a-partial-goes-without-its-journal",
         _IN_USE,
-        "server.eviction:_remove_partial",
+        "server.keeping.eviction:_remove_partial",
         "forget_journal(journal_of(path))",
         "pass",
         (f"{KEPT}::test_partials",),
@@ -308,7 +308,7 @@ MUTANTS = (
     Mutant(
         "an-empty-repository-stays",
         _IN_USE,
-        "server.eviction:take_out",
+        "server.keeping.eviction:take_out",
         "_drop_if_empty(cache.folder)",
         "pass",
         (f"{KEPT}::test_what_was_read_least_recently_goes_first",),
@@ -324,7 +324,7 @@ MUTANTS = (
     Mutant(
         "the-end-is-handed-on-before-the-hash",
         _UNKEPT,
-        "server.passing:Passage._ready",
+        "server.arriving.passing:Passage._ready",
         "self._arrived if self._verified else min(self._arrived, self._size - HELD)",
         "self._arrived",
         (f"{SERVICE}::test_nothing_comes_of_a_small_wrong_file",),
@@ -332,7 +332,7 @@ MUTANTS = (
     Mutant(
         "wrong-bytes-are-handed-on-for-ever",
         _UNKEPT,
-        "server.passing:Passage._verify",
+        "server.arriving.passing:Passage._verify",
         "self._distrust.wrong(self.file.key)",
         "pass",
         (f"{SERVICE}::test_wrong_bytes_that_are_handed_on",),
@@ -340,7 +340,7 @@ MUTANTS = (
     Mutant(
         "the-hash-is-not-looked-at",
         _UNKEPT,
-        "server.passing:Passage._verify",
+        "server.arriving.passing:Passage._verify",
         "checksum is not None and digest != checksum.hex",
         "False",
         (f"{SERVICE}::test_wrong_bytes_that_are_handed_on",),
@@ -364,7 +364,7 @@ MUTANTS = (
     Mutant(
         "a-slow-reader-fills-the-memory",
         _UNKEPT,
-        "server.passing:Passage._room",
+        "server.arriving.passing:Passage._room",
         "max(WINDOW + HELD - (self._arrived - self._out), 0)",
         "WINDOW",
         (f"{SERVICE}::test_a_slow_reader_holds_little_in_memory",),
@@ -372,7 +372,7 @@ MUTANTS = (
     Mutant(
         "bytes-before-their-hash",
         _STRICT,
-        "server.filling:Fill.ready",
+        "server.arriving.filling:Fill.ready",
         "(self._strict and not self._verified)",
         "False",
         (f"{SERVICE}::test_strict",),
@@ -388,7 +388,7 @@ MUTANTS = (
     Mutant(
         "damaged-books-stay-damaged",
         _BOOKS,
-        "server.ledger:_is_damage",
+        "server.keeping.ledger:_is_damage",
         "in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)",
         "is None",
         (f"{KEPT}::test_damaged_books_are_begun_anew",),
@@ -396,7 +396,7 @@ MUTANTS = (
     Mutant(
         "what-cannot-be-written-is-forgotten",
         _BOOKS,
-        "server.books:Books.flush",
+        "server.keeping.books:Books.flush",
         "self._noted = _together(noted, self._noted)",
         "pass",
         (f"{KEPT}::test_books_that_cannot_be_written",),
@@ -404,7 +404,7 @@ MUTANTS = (
     Mutant(
         "answers-without-end",
         _BOOKS,
-        "server.store:Store.prune",
+        "server.source.store:Store.prune",
         "count > MOST or nbytes > MOST_BYTES",
         "False",
         (f"{SERVICE}::test_answers_are_bounded",),
@@ -412,7 +412,7 @@ MUTANTS = (
     Mutant(
         "the-use-of-an-answer-is-not-noted",
         _BOOKS,
-        "server.store:Store.get",
+        "server.source.store:Store.get",
         "self._stamp(path)",
         "pass",
         (f"{SERVICE}::test_answers_are_bounded",),

@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         "serves-what-links-lead-to",
         _LINKS,
-        "server.layout:Layout.leads_out",
+        "server.folders.layout:Layout.leads_out",
         "self.boundary is None or Path(real).is_relative_to(self.boundary)",
         "self.boundary is None or Path(real).is_absolute()",
         ("server/test_layout.py::test_links_of_models",),
@@ -25,7 +25,7 @@ MUTANTS = (
     Mutant(
         "links-go-round-in-circles",
         _LINKS,
-        "server.walk:_Walk.under",
+        "server.folders.walk:_Walk.under",
         "for passed in (*left, folder)",
         "for passed in (folder,)",
         ("server/test_layout.py::test_links_of_models",),
@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "waits-for-the-hash-to-the-end",
         _HASHING,
-        "server.catalog:Catalog.repository",
+        "server.folders.catalog:Catalog.repository",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(PATIENCE * 1000)",
         ("server/test_surroundings.py::test_an_answer_while_files_are_hashed",),
@@ -41,7 +41,7 @@ MUTANTS = (
     Mutant(
         "who-asks-waits-for-all-others",
         _HASHING,
-        "server.hashing:Hashing.settle",
+        "server.folders.hashing:Hashing.settle",
         "self.want(files, first=True)",
         "self.want(files)",
         ("server/test_catalog.py::test_who_asks_comes_first",),
@@ -49,7 +49,7 @@ MUTANTS = (
     Mutant(
         "unreadable-file-ends-the-server",
         _HASHING,
-        "server.hashes:hash_file",
+        "server.folders.hashes:hash_file",
         "except OSError as error:",
         "except EOFError as error:",
         ("server/test_catalog.py::test_a_file_that_cannot_be_read",),
@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant(
         "kept-hash-of-another-state",
         _KEPT,
-        "server.hashes:Hashes.lookup",
+        "server.folders.hashes:Hashes.lookup",
         "kept.state != _state_of(listed)",
         "kept.state[:1] != _state_of(listed)[:1]",
         ("server/test_catalog.py::test_hashed_once",),
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant(
         "kept-hashes-grow-for-ever",
         _KEPT,
-        "server.hashes:Hashes._read",
+        "server.folders.hashes:Hashes._read",
         "2 * len(self._known) + 1000",
         "2 * len(self._known) + 1000000",
         ("server/test_catalog.py::test_what_is_kept_does_not_grow",),
@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant(
         "changed-file-under-its-old-hash",
         _CHANGE,
-        "server.catalog:Catalog.peek",
+        "server.folders.catalog:Catalog.peek",
         "if file is not None and not is_as_listed(file.listed):\n    return None",
         "pass",
         ("server/test_catalog.py::test_a_change_is_seen_at_once",),
@@ -81,7 +81,7 @@ MUTANTS = (
     Mutant(
         "new-files-not-seen",
         _CHANGE,
-        "server.layout:unchanged",
+        "server.folders.layout:unchanged",
         "state is not None and _state(folder) == state",
         "state is None or bool(folder)",
         ("server/test_catalog.py::test_a_change_is_seen_at_once",),
@@ -89,7 +89,7 @@ MUTANTS = (
     Mutant(
         "a-walk-for-each-who-asks",
         _CHANGE,
-        "server.catalog:Catalog._look_once",
+        "server.folders.catalog:Catalog._look_once",
         "self.peek(place, revision, path) or self._look(place, revision)",
         "self._look(place, revision)",
         ("server/test_catalog.py::test_one_walk_for_many",),
@@ -97,7 +97,7 @@ MUTANTS = (
     Mutant(
         "changed-in-a-burst-is-an-error",
         _CHANGE,
-        "server.hub:Hub._about_repository",
+        "server.served.hub:Hub._about_repository",
         "except ChangedError:\n    pass",
         "except EOFError:\n    pass",
         ("server/test_server.py::test_a_burst_of_requests",),
@@ -105,7 +105,7 @@ MUTANTS = (
     Mutant(
         "damaged-blob-is-served",
         _CACHE,
-        "server.catalog:Catalog.is_damaged",
+        "server.folders.catalog:Catalog.is_damaged",
         "not in (None, file.listed.promised)",
         "is None",
         ("server/test_protocol.py::test_a_damaged_file_is_not_served",),
@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "what-was-not-downloaded-does-not-exist",
         _CACHE,
-        "server.hub:Hub._absent",
+        "server.served.hub:Hub._absent",
         "known=there is False",
         "known=True",
         ("server/test_protocol.py::test_what_a_cache_does_not_hold",),
@@ -121,7 +121,7 @@ MUTANTS = (
     Mutant(
         "links-lead-past-the-proxy",
         _PROXY,
-        "server.hub:Hub._origin",
+        "server.served.hub:Hub._origin",
         "self.public_url or",
         "",
         ("server/test_surroundings.py::test_links_behind_a_proxy",),
@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant(
         "lists-without-the-token",
         _REFUSED,
-        "server.hub:Hub._listing",
+        "server.served.hub:Hub._listing",
         "if refusal := self.gate.refusal(request):\n    return refusal",
         "pass",
         ("server/test_protocol.py::test_listings_need_the_token",),
@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "huge-ranges-are-nonsense",
         _REFUSED,
-        "server.wire:parse_range",
+        "server.protocol.wire:parse_range",
         'digits if len(digits) <= _DIGITS else "9" * _DIGITS',
         'digits if len(digits) <= _DIGITS else ""',
         ("server/test_wire.py::test_ranges_without_bytes",),
@@ -153,7 +153,7 @@ MUTANTS = (
     Mutant(
         "html-of-a-repository-runs",
         _BROWSER,
-        "server.body:content_type",
+        "server.protocol.body:content_type",
         "if suffix in _TEXT or",
         'if suffix == ".html":\n    return "text/html"\nif suffix in _TEXT or',
         ("server/test_protocol.py::test_content_types",),
@@ -161,7 +161,7 @@ MUTANTS = (
     Mutant(
         "host-of-a-request-runs",
         _BROWSER,
-        "server.page:home_page",
+        "server.served.page:home_page",
         "origin = escape(origin)",
         "origin = origin + ''",
         ("server/test_protocol.py::test_a_page_shows_no_code",),
@@ -169,7 +169,7 @@ MUTANTS = (
     Mutant(
         "queries-in-the-log",
         _BROWSER,
-        "server.access_log:shown_target",
+        "server.protocol.access_log:shown_target",
         "[pair for pair in pairs if pair[0] in _SHOWN]",
         "pairs",
         ("server/test_surroundings.py::test_what_is_shown_of_a_query",),

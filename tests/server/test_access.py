@@ -19,8 +19,8 @@ from asyncfetch.cli.serving import ServeFlags, _warnings
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server, freshness
 from asyncfetch.server.access import Admin, Door, Rules
-from asyncfetch.server.freshness import Access
-from asyncfetch.server.grants import Grants
+from asyncfetch.server.source.freshness import Access
+from asyncfetch.server.source.grants import Grants
 
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, Answer, FaultServer, Resource

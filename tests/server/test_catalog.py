@@ -13,13 +13,13 @@ import anyio
 import pytest
 
 from asyncfetch.errors import ChangedError
-from asyncfetch.server import catalog as catalog_module
-from asyncfetch.server import hashing as hashing_module
-from asyncfetch.server import walk as walk_module
-from asyncfetch.server.catalog import Catalog
-from asyncfetch.server.hashing import Unready
-from asyncfetch.server.layout import CLOCK_TICK, Layout, Watched
-from asyncfetch.server.repository import Listed, Repository
+from asyncfetch.server.folders import catalog as catalog_module
+from asyncfetch.server.folders import hashing as hashing_module
+from asyncfetch.server.folders import walk as walk_module
+from asyncfetch.server.folders.catalog import Catalog
+from asyncfetch.server.folders.hashing import Unready
+from asyncfetch.server.folders.layout import CLOCK_TICK, Layout, Watched
+from asyncfetch.server.folders.repository import Listed, Repository
 
 from ..kit.small_model import ONE_LOOP
 from .folders import write
@@ -138,7 +138,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         read.append(listed.path)
         return real_open(listed)
 
-    monkeypatch.setattr("asyncfetch.server.hashes.open_listed", counting)
+    monkeypatch.setattr("asyncfetch.server.folders.hashes.open_listed", counting)
     return read
 
 
@@ -294,7 +294,7 @@ async def test_a_file_that_changes_while_it_is_hashed(tmp_path: Path, monkeypatc
             write(path, b"longer %d" % changes)
         return descriptor
 
-    monkeypatch.setattr("asyncfetch.server.hashes.open_listed", changing)
+    monkeypatch.setattr("asyncfetch.server.folders.hashes.open_listed", changing)
     async with Catalog(tmp_path) as catalog:
         assert (await look(catalog, "m")).files["a"].size == len("longer 0")
         changes = 100
@@ -312,7 +312,7 @@ async def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     def refusing(listed: Listed) -> int:
         return os.open(tmp_path, os.O_RDONLY) if "bad" in listed.real else real_open(listed)
 
-    monkeypatch.setattr("asyncfetch.server.hashes.open_listed", refusing)
+    monkeypatch.setattr("asyncfetch.server.folders.hashes.open_listed", refusing)
     async with Catalog(tmp_path, ahead=True) as catalog:
         with pytest.raises(ChangedError, match="cannot be read: Is a directory"):
             await look(catalog, "bad")

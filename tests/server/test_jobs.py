@@ -15,11 +15,11 @@ from jsonschema import Draft202012Validator
 
 from asyncfetch.errors import EntryNotFoundError, SelectionError, SourceError
 from asyncfetch.server import Server, jobs
-from asyncfetch.server.control import ROUTES, BadRequestError, prefetch_of
-from asyncfetch.server.job_files import JobFiles
-from asyncfetch.server.jobs import Job, JobState, Refusal, Wanted
-from asyncfetch.server.openapi import openapi_document
-from asyncfetch.server.prefetch import wanted_paths
+from asyncfetch.server.jobs.job_files import JobFiles
+from asyncfetch.server.jobs.jobs import Job, JobState, Refusal, Wanted
+from asyncfetch.server.jobs.prefetch import wanted_paths
+from asyncfetch.server.people.control import ROUTES, BadRequestError, prefetch_of
+from asyncfetch.server.people.openapi import openapi_document
 
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, FaultServer, Flip, Status

@@ -17,12 +17,12 @@ import pytest
 from huggingface_hub import scan_cache_dir
 
 from asyncfetch.errors import SourceError, StorageError
-from asyncfetch.server import ledger
-from asyncfetch.server.books import Books
-from asyncfetch.server.eviction import open_shared
-from asyncfetch.server.inventory import Inventory, Item, take_inventory
-from asyncfetch.server.kept import Kept
-from asyncfetch.server.room import Limits, excess, in_order
+from asyncfetch.server.keeping import ledger
+from asyncfetch.server.keeping.books import Books
+from asyncfetch.server.keeping.eviction import open_shared
+from asyncfetch.server.keeping.inventory import Inventory, Item, take_inventory
+from asyncfetch.server.keeping.kept import Kept
+from asyncfetch.server.keeping.room import Limits, excess, in_order
 from asyncfetch.storage.cache import RepoCache
 
 from ..kit.small_model import ONE_LOOP
@@ -127,7 +127,7 @@ def holding(path: Path, how: str) -> Iterator[None]:
     """Another process that has a lock on `path`."""
     code = f"""
 import fcntl, os, sys
-from asyncfetch.server.eviction import open_shared
+from asyncfetch.server.keeping.eviction import open_shared
 from filelock import FileLock
 path = {str(path)!r}
 if {how!r} == "hub":

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from asyncfetch.server import Server, endpoints
-from asyncfetch.server.freshness import AWAY, BRANCH, DECISION, LAPSED, Access, Answer, Health, is_fresh
 from asyncfetch.server.pull_through import PullThrough
+from asyncfetch.server.source.freshness import AWAY, BRANCH, DECISION, LAPSED, Access, Answer, Health, is_fresh
 
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, FaultServer, Mute, Status

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server.layout import Layout
-from asyncfetch.server.revisions import commit_of, has_file, refs_of
-from asyncfetch.server.walk import walk
+from asyncfetch.server.folders.layout import Layout
+from asyncfetch.server.folders.revisions import commit_of, has_file, refs_of
+from asyncfetch.server.folders.walk import walk
 
 from .folders import write
 

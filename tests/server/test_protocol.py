@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import save
 
 from asyncfetch.server import Server
-from asyncfetch.server.page import home_page, repository_page
-from asyncfetch.server.repository import Listed, Repository, Signature
+from asyncfetch.server.folders.repository import Listed, Repository, Signature
+from asyncfetch.server.served.page import home_page, repository_page
 
 from ..kit.canaries import TOKEN
 from .clients import hub
@@ -257,7 +257,7 @@ def test_a_failure_of_the_server_is_json(root: Path, monkeypatch: pytest.MonkeyP
     def broken(*_: Any) -> None:
         raise OSError(5, "secret")
 
-    monkeypatch.setattr("asyncfetch.server.catalog.Catalog.locate", broken)
+    monkeypatch.setattr("asyncfetch.server.folders.catalog.Catalog.locate", broken)
     with Server(root) as server:
         answer = httpx.get(f"{server.url}{API}")
     assert (answer.status_code, answer.headers["x-error-code"]) == (500, "InternalError")

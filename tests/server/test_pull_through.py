@@ -19,10 +19,10 @@ import pytest
 import asyncfetch
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server, freshness, upstream
-from asyncfetch.server.distrust import DAYS, REST, Distrust
-from asyncfetch.server.freshness import Answer
-from asyncfetch.server.relayed import without_xet
-from asyncfetch.server.store import Store
+from asyncfetch.server.arriving.distrust import DAYS, REST, Distrust
+from asyncfetch.server.source.freshness import Answer
+from asyncfetch.server.source.relayed import without_xet
+from asyncfetch.server.source.store import Store
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
 

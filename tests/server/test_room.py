@@ -20,13 +20,13 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from asyncfetch.server import Server, store
-from asyncfetch.server.distrust import DAYS, Distrust
-from asyncfetch.server.freshness import LAPSED, Answer
-from asyncfetch.server.inventory import take_inventory
-from asyncfetch.server.kept import Kept
+from asyncfetch.server.arriving.distrust import DAYS, Distrust
+from asyncfetch.server.keeping.inventory import take_inventory
+from asyncfetch.server.keeping.kept import Kept
+from asyncfetch.server.keeping.room import Limits
 from asyncfetch.server.pull_through import PullThrough
-from asyncfetch.server.room import Limits
-from asyncfetch.server.store import Store
+from asyncfetch.server.source.freshness import LAPSED, Answer
+from asyncfetch.server.source.store import Store
 from asyncfetch.spans import MiB
 
 from ..kit.canaries import TOKEN

@@ -29,7 +29,7 @@ from .clients import hub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asyncfetch.server.repository import Listed
+    from asyncfetch.server.folders.repository import Listed
 
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several chunks
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -487,7 +487,7 @@ def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatc
     def changing(listed: Listed, *_: object) -> str:
         raise ChangedError(listed.path, "it was written to")
 
-    monkeypatch.setattr("asyncfetch.server.hashing.hash_file", changing)
+    monkeypatch.setattr("asyncfetch.server.folders.hashing.hash_file", changing)
     with Server(root) as server:
         answer = httpx.get(file_url(server))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

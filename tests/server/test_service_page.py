@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from asyncfetch.server import Server, live
-from asyncfetch.server.live import Live, View
-from asyncfetch.server.service_page import HEADERS, page_parts, service_page
+from asyncfetch.server.people.live import Live, View
+from asyncfetch.server.people.service_page import HEADERS, page_parts, service_page
 
 from ..kit.fault_server import FaultServer
 from ..kit.small_model import ONE_LOOP

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from asyncfetch.server import Server, borrowing
+from asyncfetch.server.arriving.distrust import Distrust
+from asyncfetch.server.arriving.following import Followed
 from asyncfetch.server.counts import Counts
-from asyncfetch.server.distrust import Distrust
-from asyncfetch.server.following import Followed
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import journal_of, spans_on_disk, write_journal
 

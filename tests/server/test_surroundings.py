@@ -15,7 +15,7 @@ import trustme
 
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server, catalog, create_app
-from asyncfetch.server.access_log import shown_target
+from asyncfetch.server.protocol.access_log import shown_target
 
 from ..kit.canaries import TOKEN
 from .folders import write

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server.signing import Signer
-from asyncfetch.server.wire import Resource, parse_paths, parse_range, parse_resource
+from asyncfetch.server.protocol.signing import Signer
+from asyncfetch.server.protocol.wire import Resource, parse_paths, parse_range, parse_resource
 
 
 @pytest.mark.parametrize(

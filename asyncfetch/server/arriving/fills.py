@@ -1,0 +1,138 @@
+"""All files on their way from the source into the cache, each once.
+
+A file whose SHA-256 is known is fetched once, in however many repositories it is: who asks for it in another one takes
+part in its fill, and it gets its name there when it is here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+
+from ...events import Notifier
+from ...tasks import off_loop
+from ..keeping.borrowing import borrow, is_same_everywhere
+from .filling import AHEAD, Fill, Wanted, file_to_fetch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anyio.abc import TaskGroup
+
+    from ...errors import AsyncfetchError
+    from ...network.transport import Transport
+    from ...policy import Policy
+    from ...sources.hub import Hub
+    from ...sources.located import SourceFile
+    from ...storage.cache import RepoCache
+    from ..counts import Counts
+    from ..keeping.kept import Kept
+    from .distrust import Distrust
+    from .filling import Forget
+
+__all__ = ["Failure", "Fill", "Fills", "file_to_fetch"]
+
+AT_ONCE = 32  # files; the others wait for their turn
+_FAILURES = 20  # that are remembered
+
+
+class Failure(NamedTuple):
+    """A file that could not be fetched. `at` is in seconds since 1970, `repository` as in addresses."""
+
+    at: float
+    repository: str
+    file: str
+    error: AsyncfetchError
+
+
+class Fills:
+    """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
+
+    `transport` is for fills, `passing` for what is handed on beside them. `strict` is that of each fill; `kept` says
+    whether there is room. `failures` are the last files that could not be fetched, and not since.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        policy: Policy,
+        distrust: Distrust,
+        tasks: TaskGroup,
+        counts: Counts,
+        kept: Kept,
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
+        self._distrust, self._tasks, self._counts = distrust, tasks, counts
+        self.passing = self.apart()
+        self._running: dict[tuple[Path | None, str, int], Fill] = {}
+        self.failures: deque[Failure] = deque(maxlen=_FAILURES)
+        # Each of a large file has several buffers; those of small files never wait for them.
+        self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
+
+    def apart(self) -> Transport:
+        """A transport for bytes that are handed on and not kept, as those of a call of its own."""
+        return self.transport.for_call(self.transport.notify, self._counts.meter("passed"))
+
+    @property
+    def running(self) -> list[Fill]:
+        """Those that are on their way, or wait for their turn; the first to begin first."""
+        return list(self._running.values())
+
+    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None, forget: Forget | None = None) -> Fill:
+        """The fill that brings `file` into `cache`; it is begun if there is none.
+
+        `forget`: what to do where the file does not come as the source told, so that it is asked anew.
+        """
+        key = (None if is_same_everywhere(file.key) else cache.folder, file.key, file.size)
+        wanted, fill = Wanted(file, hub, cache, ref, forget), self._running.get(key)
+        if fill is not None and not (fill.ended or fill.stops):
+            self._counts.add("joined")
+            fill.join(wanted)
+            return fill
+        self._counts.add("misses")
+        fill = self._running[key] = Fill(wanted, self._distrust, self._counts, strict=self.strict)
+        self._tasks.start_soon(self._run, key, fill)
+        return fill
+
+    async def _run(self, key: tuple[Path | None, str, int], fill: Fill) -> None:
+        partial = fill.wanted.cache.partial(fill.file.key)
+        try:
+            with fill.scope, self._counts.running("fills"):
+                async with self._large if fill.file.size > AHEAD else self._small:
+                    if await self._borrowed(fill.wanted) or await self._kept.admit(partial, fill.file.size):
+                        await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy)
+                    else:
+                        fill.refuse()
+        finally:
+            self._kept.left(partial)
+            fill.end()
+            self._note(fill)
+            if self._running.get(key) is fill:
+                del self._running[key]
+        for wanted in fill.others if fill.complete else ():
+            await self._name(wanted)
+
+    async def _name(self, wanted: Wanted) -> None:
+        """Give a file that was just fetched another name. Nothing is fetched for it."""
+        cache, file = wanted.cache, wanted.file
+        here = await self._borrowed(wanted)
+        if here or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
+            await Fill(wanted, self._distrust, self._counts).run(self.transport, self.policy)
+
+    async def _borrowed(self, wanted: Wanted) -> bool:
+        """Whether another repository lent the file: then it takes no room."""
+        lent = await off_loop(lambda: borrow(wanted.cache, wanted.file.key, wanted.file.size))
+        self._counts.add("shared", lent)
+        return lent
+
+    def _note(self, fill: Fill) -> None:
+        before = [one for one in self.failures if (one.repository, one.file) == (fill.repository, fill.file.name)]
+        for failure in before:
+            self.failures.remove(failure)
+        if fill.error is not None:
+            self.failures.append(Failure(time.time(), fill.repository, fill.file.name, fill.error))

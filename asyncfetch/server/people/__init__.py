@@ -1,0 +1,1 @@
+"""The page and the API for people who look after a server."""

@@ -1,0 +1,1 @@
+"""What another Hub says, how long that counts, and who may see it."""
