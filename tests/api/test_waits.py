@@ -134,7 +134,8 @@ async def test_slow_loris(server: FaultServer, tmp_path: Path, storage: str, kin
     assert "only" in reason
     assert 0.25 < at - dripped[0] < 0.3 + 1
     dripping, resumed = server.to(path)[-2:]
-    assert 0 <= 65_536 + dripping.sent - (resumed.start or 0) <= 2  # the last bytes may still have been on their way
+    # The last bytes may still have been on their way, one every 20 ms; from the beginning it would be 15 at least.
+    assert 0 <= 65_536 + dripping.sent - (resumed.start or 0) <= 8
 
 
 @pytest.mark.anyio

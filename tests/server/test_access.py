@@ -17,8 +17,9 @@ from starlette.requests import Request
 from asyncfetch.cli.commands import run
 from asyncfetch.cli.serving import ServeFlags, _warnings
 from asyncfetch.errors import SourceError
-from asyncfetch.server import Server, freshness
+from asyncfetch.server import Server
 from asyncfetch.server.access import Admin, Door, Rules
+from asyncfetch.server.source import freshness
 from asyncfetch.server.source.freshness import Access
 from asyncfetch.server.source.grants import Grants
 
@@ -240,7 +241,7 @@ def test_what_was_taken_back_is_gone_where_nothing_can_be_written(tmp_path: Path
     assert Grants(tmp_path, lambda: now).access.could("who", NAME, "files", now)
     # The next one can read what is kept, and no more.
     full = Grants(tmp_path, lambda: now)
-    full._ledger.run(lambda connection: connection.execute("PRAGMA query_only = 1"))
+    full._ledger._schema += " PRAGMA query_only = 1;"
     full.access.revoke("who", NAME, "files")
     full.save(full.access.take_changes())
     assert not Grants(tmp_path, lambda: now).access.could("who", NAME, "files", now)

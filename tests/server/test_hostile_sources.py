@@ -15,7 +15,9 @@ import pytest
 from asyncfetch.errors import ProtocolError
 from asyncfetch.network.reach import Reach
 from asyncfetch.network.transport import Transport
-from asyncfetch.server import Server, distrust, freshness
+from asyncfetch.server import Server
+from asyncfetch.server.arriving import distrust
+from asyncfetch.server.source import freshness
 from asyncfetch.spans import MiB
 
 from ..kit.fault_server import COMMIT, QUICK, FaultServer, Headers, LoginPage, Resource, Seen, Status

@@ -14,7 +14,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from asyncfetch.errors import EntryNotFoundError, SelectionError, SourceError
-from asyncfetch.server import Server, jobs
+from asyncfetch.server import Server
+from asyncfetch.server.jobs import jobs
 from asyncfetch.server.jobs.job_files import JobFiles
 from asyncfetch.server.jobs.jobs import Job, JobState, Refusal, Wanted
 from asyncfetch.server.jobs.prefetch import wanted_paths

@@ -19,8 +19,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server import Server, audit, freshness, health
+from asyncfetch.server import Server
 from asyncfetch.server.counts import COUNTERS, Counts
+from asyncfetch.server.operation import audit, health
+from asyncfetch.server.source import freshness
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
 

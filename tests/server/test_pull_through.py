@@ -18,8 +18,9 @@ import pytest
 
 import asyncfetch
 from asyncfetch.errors import SourceError
-from asyncfetch.server import Server, freshness, upstream
+from asyncfetch.server import Server
 from asyncfetch.server.arriving.distrust import DAYS, REST, Distrust
+from asyncfetch.server.source import freshness, upstream
 from asyncfetch.server.source.freshness import Answer
 from asyncfetch.server.source.relayed import without_xet
 from asyncfetch.server.source.store import Store

@@ -19,12 +19,13 @@ from huggingface_hub import scan_cache_dir
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from asyncfetch.server import Server, store
+from asyncfetch.server import Server
 from asyncfetch.server.arriving.distrust import DAYS, Distrust
 from asyncfetch.server.keeping.inventory import take_inventory
 from asyncfetch.server.keeping.kept import Kept
 from asyncfetch.server.keeping.room import Limits
 from asyncfetch.server.pull_through import PullThrough
+from asyncfetch.server.source import store
 from asyncfetch.server.source.freshness import LAPSED, Answer
 from asyncfetch.server.source.store import Store
 from asyncfetch.spans import MiB

@@ -20,7 +20,8 @@ import httpx
 import pytest
 
 from asyncfetch.errors import ChangedError, SourceError
-from asyncfetch.server import Server, catalog
+from asyncfetch.server import Server
+from asyncfetch.server.folders import catalog
 from asyncfetch.server.server import _Recorder
 
 from ..kit.canaries import TOKEN

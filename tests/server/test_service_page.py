@@ -12,7 +12,8 @@ import anyio
 import httpx
 import pytest
 
-from asyncfetch.server import Server, live
+from asyncfetch.server import Server
+from asyncfetch.server.people import live
 from asyncfetch.server.people.live import Live, View
 from asyncfetch.server.people.service_page import HEADERS, page_parts, service_page
 

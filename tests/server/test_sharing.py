@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from asyncfetch.server import Server, borrowing
+from asyncfetch.server import Server
 from asyncfetch.server.arriving.distrust import Distrust
 from asyncfetch.server.arriving.following import Followed
 from asyncfetch.server.counts import Counts
+from asyncfetch.server.keeping import borrowing
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import journal_of, spans_on_disk, write_journal
 

@@ -14,7 +14,8 @@ import pytest
 import trustme
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server import Server, catalog, create_app
+from asyncfetch.server import Server, create_app
+from asyncfetch.server.folders import catalog
 from asyncfetch.server.protocol.access_log import shown_target
 
 from ..kit.canaries import TOKEN

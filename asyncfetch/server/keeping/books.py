@@ -99,7 +99,6 @@ class Books:
 
     def close(self) -> None:
         self.flush()
-        self._ledger.close()
 
 
 def _together(one: dict[str, Read], other: dict[str, Read]) -> dict[str, Read]:

@@ -30,8 +30,7 @@ class Ledger:
 
     def __init__(self, path: Path, schema: str, *, mode: int = 0o666) -> None:
         self.path, self._schema, self._mode = path, schema, mode
-        self._lock = threading.Lock()  # one connection, many threads
-        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
         self._said = False
 
     @property
@@ -49,10 +48,9 @@ class Ledger:
         with self._lock:
             for fresh in (False, True):
                 try:
-                    with self._opened() as connection:
+                    with closing(self._opened()) as connection, connection:
                         result = work(connection)
                 except (sqlite3.Error, OSError) as error:
-                    self._drop()
                     if fresh or not _is_damage(error):
                         self._failed(error)
                         return None
@@ -62,23 +60,16 @@ class Ledger:
                     return result
         return None
 
-    def close(self) -> None:
-        with self._lock:
-            self._drop()
-
     def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode))
-            self._connection = sqlite3.connect(self.path, timeout=_WAIT, check_same_thread=False)
-            self._connection.executescript(f"PRAGMA synchronous = NORMAL; {self._schema}")
-        return self._connection
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            with suppress(sqlite3.Error), closing(self._connection):
-                pass
-            self._connection = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self._mode))
+        connection = sqlite3.connect(self.path, timeout=_WAIT)
+        try:
+            connection.executescript(f"PRAGMA synchronous = NORMAL; {self._schema}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _put_aside(self) -> None:
         LOG.warning("%s is damaged and begun anew.", self.path)

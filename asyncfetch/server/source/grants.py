@@ -52,20 +52,18 @@ class Grants:
         """Write down what has changed. Where that cannot be done, and something was taken back, nothing is kept."""
         if self._ledger.run(lambda connection: _save(connection, changes, self._now())) or None not in changes.values():
             return
-        self._ledger.close()
         with suppress(OSError):
             self._ledger.path.unlink(missing_ok=True)
         LOG.warning("Who may see what is forgotten at the next start, since it cannot be written down.")
 
     async def end(self) -> None:
-        """Close it at the end of a server."""
+        """Write down what is left, at the end of a server."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
             await off_loop(self.close, abandon=True)
 
     def close(self) -> None:
         if changes := self.access.take_changes():
             self.save(changes)
-        self._ledger.close()
 
 
 def _load(connection: sqlite3.Connection, now: float) -> tuple[bytes, dict[str, float]]:
