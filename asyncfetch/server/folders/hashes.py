@@ -80,6 +80,7 @@ class Hashes:
     def __init__(self, file: Path | None = None) -> None:
         self._known: dict[tuple[str, str], _Kept] = {}
         self._file = file
+        self._telling = threading.Lock()
         if file is not None:
             self._read(file)
 
@@ -125,8 +126,10 @@ class Hashes:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._file = None
-            LOG.warning("Hashes cannot be kept in %s: %s. They will be taken again.", file.parent, error.strerror)
+            with self._telling:  # two threads may fail at once
+                told, self._file = self._file is None, None
+            if not told:
+                LOG.warning("Hashes cannot be kept in %s: %s. They will be taken again.", file.parent, error.strerror)
 
 
 def _state_of(listed: Listed) -> tuple[int, ...]:
