@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,6 @@ from .layout import CLOCK_TICK
 from .walk import open_listed, signature_of
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator
 
     from .repository import Listed
