@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ..progress.text import size_text as exact_size_text
+
 __all__ = ["header_text", "size_text", "span_text"]
 
 
 def size_text(size: float) -> str:
-    """`size` bytes in powers of ten, as the Hub shows them: "4.97 GB"."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size:.0f} B"
+    """`size` bytes as the command line has them, without zeros that say nothing: "4.97 GB", "3 MB"."""
+    number, _, unit = exact_size_text(size).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
 
 
 def header_text(text: str) -> str:
