@@ -181,12 +181,15 @@ class Receiving:
     def pulled(self, nbytes: int) -> None:
         """So many bytes of it came."""
         self.job.downloaded += nbytes
-        now = time.monotonic()
-        if now - self._reported >= _REPORT_INTERVAL:
-            self._reported = now
-            self.job.notify(FileProgress(self.file.name, self.partial.received, self.file.size))
+        if time.monotonic() - self._reported >= _REPORT_INTERVAL:
+            self.report()
         self.advanced()
         self.hash_behind(_BACKLOG)
+
+    def report(self) -> None:
+        """Tell how much is here."""
+        self._reported = time.monotonic()
+        self.job.notify(FileProgress(self.file.name, self.partial.received, self.file.size))
 
     def advanced(self) -> None:
         """Tell the consumer that more is here, or hashed. A header that is here is read."""
@@ -383,3 +386,6 @@ class _LeaseIntake(Intake):
 
     def pulled(self, nbytes: int) -> None:
         self._receiving.pulled(nbytes)
+
+    def interrupted(self) -> None:
+        self._receiving.report()  # nothing comes for a while, and what is told last is what is seen

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from ..errors import (
     AccessError,
+    AsyncfetchError,
     ChangedError,
     EntryNotFoundError,
     LinkExpiredError,
@@ -242,6 +243,9 @@ class Intake:
     def pulled(self, nbytes: int) -> None:
         """So many bytes came and were accepted."""
 
+    def interrupted(self) -> None:
+        """A request failed; it may be made again."""
+
 
 async def receive(transport: Transport, intake: Intake, *, file: str, size: int, told: str | None = None) -> None:
     """Receive all of `intake`, over as many requests as that takes.
@@ -259,8 +263,9 @@ async def receive(transport: Transport, intake: Intake, *, file: str, size: int,
                 refused = None
                 try:
                     await _receive_from(transport, target, intake, budget, file, size)
-                except LinkExpiredError:
-                    refused = target
+                except AsyncfetchError as error:
+                    intake.interrupted()
+                    refused = target if isinstance(error, LinkExpiredError) else None
                     raise
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from anyio import to_thread
 import asyncfetch
 from asyncfetch.engine import receiving
 from asyncfetch.engine.transfer import Transfer
-from asyncfetch.events import Event, FileVerified, Notifier, Retrying, Waiting
+from asyncfetch.events import Event, FileProgress, FileVerified, Notifier, Retrying, Waiting
 from asyncfetch.network.transport import Transport
 from asyncfetch.sources.located import Located
 from asyncfetch.sources.request import HubSource, Request
@@ -27,7 +28,7 @@ from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.partial import Partial
 from asyncfetch.tensors.feed import Feed
 
-from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Flip, Stall
+from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Flip, Stall, Truncate
 from ..kit.files import safetensors_bytes, sharded_bytes
 
 SINGLE = "model.safetensors"
@@ -270,3 +271,20 @@ async def test_who_has_several_connections_gives_one_to_who_has_none(server: Fau
         assert [len(one.buffer) for one in landed.values()] == 3 * [len(server.resources[paths[0]].body)]
         assert all(server.resources[path].body in [one.buffer for one in landed.values()] for path in paths)
     assert not [event for event in events if isinstance(event, Retrying)]
+
+
+# -- what is told --------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cut", [70_001, 300_000, 1_234_567])
+async def test_what_is_here_is_told_before_a_pause(server: FaultServer, tmp_path: Path, cut: int) -> None:
+    """Progress is told ten times a second, and what came since is told when a connection breaks: it may take long."""
+    path = single(server)
+    server.fault(path, OK, Truncate(cut), Truncate(cut), Truncate(cut))
+    events: list[Event] = []
+    await download(server, tmp_path, report=events.append, policy=replace(QUICK, connections=1, attempts=9))
+    told = [before for before, event in pairwise(events) if isinstance(event, Retrying)]
+    asked = [int(seen.headers["range"][6:].partition("-")[0]) for seen in server.seen if seen.path == path]
+    assert told
+    assert [event.received for event in told if isinstance(event, FileProgress)] == asked[-len(told) :]

@@ -55,7 +55,7 @@ MUTANTS = (
         "expired-link-is-used-again",
         _EXPIRED,
         "network.ranges:receive",
-        "refused = target",
+        "refused = target if isinstance(error, LinkExpiredError) else None",
         "pass",
         ("engine/test_transfer.py::test_expired_link_is_renewed",),
     ),

@@ -384,4 +384,12 @@ MUTANTS = (
         "PoolTransport(Proxies({}), self._reach)",
         ("network/test_transport.py::test_proxy_of_the_environment",),
     ),
+    Mutant(
+        "a-pause-hides-what-came",
+        _EOF,
+        "engine.receiving:_LeaseIntake.interrupted",
+        "self._receiving.report()",
+        "pass",
+        ("engine/test_receiving.py::test_what_is_here_is_told_before_a_pause",),
+    ),
 )

@@ -31,7 +31,7 @@ class Gate:
     def __call__(self, answer: Answer) -> Answer:
         start = int(answer.headers["content-range"].removeprefix("bytes ").partition("-")[0])
         if start == self.cut:
-            self.opened.wait(20)
+            self.opened.wait(60)
         return answer if start else Truncate(self.cut)(answer)
 
 

@@ -47,7 +47,7 @@ def page_of(browser: Browser, **options: Any) -> Iterator[Page]:
     """A tab of its own, that has reported no error in the end."""
     wrong: list[str] = []
     context = browser.new_context(**options)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
