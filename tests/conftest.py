@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis.strategies import none
 
@@ -187,14 +188,28 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
     return request.param
 
 
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate store of one authority, which nobody uses."""
+    store = tmp_path_factory.mktemp("authority") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(store))
+    return store
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No token, endpoint, proxy or cache of the user reaches a test."""
+def clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, one_authority: Path
+) -> None:
+    """No token, endpoint, proxy, certificate or cache of the user reaches a test.
+
+    Each new `httpx.Client` reads the certificate store, and that of a system takes it 20 ms.
+    """
     for name in list(os.environ):
         upper = name.upper()
         if upper.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ASYNCFETCH_")) or upper.endswith("_PROXY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf-home")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_authority))
 
 
 @pytest.fixture(autouse=True)

@@ -556,6 +556,7 @@ def test_diffusers(torch: Any, models: Models, tmp_path: Path) -> None:
     assert models.brought("pipeline", tmp_path / "new") == []
 
 
+@pytest.mark.heavy
 def test_without_the_libraries(tmp_path: Path) -> None:
     """The error names the extra, and comes before anything is asked for."""
     for gone, extra in (("torch", "transformers"), ("transformers", "transformers"), ("diffusers", "diffusers")):

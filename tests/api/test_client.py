@@ -380,6 +380,7 @@ def test_a_blocking_handle_waits_no_longer_than_its_time_out(server: FaultServer
         next(asyncfetch.stream("org/model", storage="memory", timeout=1.0, **options))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "code",
     [

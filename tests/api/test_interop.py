@@ -350,6 +350,7 @@ def test_an_unchanged_cache_is_not_written(tmp_path: Path) -> None:
     assert {str(path): path.lstat().st_mtime_ns for path in (tmp_path / "hub").rglob("*")} == before
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("online", [True, False])
 def test_a_cache_that_may_only_be_read(server: Server, tmp_path: Path, online: bool) -> None:
     """Another user's whole cache serves, online and offline, although nothing in it may be written."""

@@ -98,6 +98,7 @@ def test_the_default_limit() -> None:
     assert 30_000_000 < len(raw) < Policy().max_index_bytes
 
 
+@pytest.mark.heavy
 def test_a_larger_index_says_what_to_raise(folder: Path) -> None:
     """The limit is named, and the limit of the call is the one that counts."""
     size = (folder / INDEX).stat().st_size

@@ -715,6 +715,7 @@ def test_a_full_disk_behind_stdout_is_said(hub: Server) -> None:
     assert b"Traceback" not in errors
 
 
+@pytest.mark.heavy
 def test_a_locale_without_unicode(hub: Server, models: Path) -> None:
     """In an ASCII locale nothing crashes; what cannot be shown is escaped."""
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}

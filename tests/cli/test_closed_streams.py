@@ -36,6 +36,7 @@ def snapshot(cache: Path) -> Path:
     return cache / "models--org--model" / "snapshots" / COMMIT
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "streams"),
     [
@@ -63,6 +64,7 @@ def test_what_cannot_be_printed(hub: str, tmp_path: Path, command: str, streams:
         assert (snapshot(tmp_path) / name).read_bytes() == content
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "streams"),
     [
@@ -82,6 +84,7 @@ def test_what_need_not_be_said(hub: str, tmp_path: Path, command: str, streams: 
     assert "json" in command or len(ran.stdout.splitlines()) == 1
 
 
+@pytest.mark.heavy
 def test_no_file_gets_the_number_of_a_stream(hub: str, tmp_path: Path) -> None:
     """With all three closed nothing that is said ends up in a file of the cache; the code tells what happened."""
     assert run(hub, tmp_path, "download org/model", "<&- >&- 2>&-").returncode == 7
@@ -90,6 +93,7 @@ def test_no_file_gets_the_number_of_a_stream(hub: str, tmp_path: Path) -> None:
     assert run(hub, tmp_path, "download org/none", "<&- >&- 2>&-").returncode == 3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "streams"), [("--help", ">/dev/full"), ("--version", ">&-"), ("load --help", ">&-"), ("", ">/dev/full")]
 )

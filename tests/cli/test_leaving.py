@@ -65,6 +65,7 @@ def said(process: subprocess.Popen[str], words: str) -> None:
     assert any(words in line for line in process.stderr)
 
 
+@pytest.mark.heavy
 def test_waiting_for_the_lock_of_another_process(server: FaultServer, tmp_path: Path) -> None:
     """Who downloads the same file holds its lock; the next run is not held up by this one."""
     server.hub("org/model", FILES)

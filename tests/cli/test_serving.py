@@ -100,6 +100,7 @@ def asyncfetch_file() -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(8)
 
 
+@pytest.mark.heavy
 def test_links_and_nothing_to_serve(tmp_path: Path) -> None:
     """What is left out is said, and the option that opens it; a folder without models says so."""
     outside = write(tmp_path / "outside" / "x").parent

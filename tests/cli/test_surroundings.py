@@ -108,6 +108,7 @@ def test_a_token_that_has_expired(server: FaultServer, tmp_path: Path) -> None:
     assert "hint: Renew the token" in ran.stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -108,6 +108,7 @@ def test_a_disk_that_fills_up(forker: Forks, model: Model, disk: Callable[[str],
     assert_next_run_is_well(forker, model, cache)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("limit", [0, 100, 100_000])
 def test_files_that_may_not_grow(forker: Forks, model: Model, tmp_path: Path, limit: int) -> None:
     """RLIMIT_FSIZE, as batch systems set it, whether the first byte is too much or the last: no disk is called full."""
@@ -144,6 +145,7 @@ def test_descriptors_that_run_out(forker: Forks, model: Model, tmp_path: Path, s
 # -- other disks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("offline", [False, True], ids=["online", "offline"])
 def test_a_disk_that_is_mounted_read_only(
     forker: Forks, model: Model, disk: Callable[[str], Path], offline: bool

@@ -86,6 +86,7 @@ def right(state: dict[str, np.ndarray[Any, Any]]) -> bool:
     return set(state) == set(TENSORS) and all(np.array_equal(state[name], TENSORS[name]) for name in TENSORS)
 
 
+@pytest.mark.heavy
 @WAYS
 @pytest.mark.parametrize("when", [second_is_whole, third_begins])
 @LINKS

@@ -144,6 +144,7 @@ def test_what_is_left_out_is_said_once(server: FaultServer, tmp_path: Path, capl
     assert {record.levelno for record in said} == {logging.DEBUG}
 
 
+@pytest.mark.heavy
 @KINDS
 def test_another_users_model(
     server: FaultServer, shared: Path, load: Callable[..., str], files: dict[str, bytes]
@@ -160,6 +161,7 @@ def test_another_users_model(
     assert {path: path.stat().st_ino for path in (shared / "models--org--second" / "blobs").iterdir()} == brought
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", [0o2777, 0o1777, 0o3777], ids=oct)
 def test_a_part_of_another_users_model(server: FaultServer, shared: Path, load: Callable[..., str], mode: int) -> None:
     """What Alice lacks cannot be put into her folders: the error names the one that refuses, and what Bob can do."""

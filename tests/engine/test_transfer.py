@@ -359,7 +359,7 @@ async def test_lanes_do_not_run_away_from_the_hash(
     assert same(await load(server, tmp_path, policy=policy), tensors)
     assert len(ahead) > 10
     if idle_share:
-        assert sum(ahead) > 3_000_000
+        assert sum(ahead) > 1_000_000
     else:  # what was under way when the hash had fallen behind, and no more
         assert sum(ahead) < 1_000_000
 

@@ -243,12 +243,12 @@ MUTANTS = (
         ("network/test_sockets.py::test_a_head_after_a_big_body",),
     ),
     Mutant(
-        "gathers-until-the-time-out",
+        "a-late-loop-is-silence",
         _SILENT,
         "network.sockets:Stream.readable",
-        "min(_GATHER_SECONDS, timeout / 4)",
-        "_GATHER_SECONDS",
-        ("network/test_sockets.py::test_silence_is_told_in_time",),
+        "return self._has_come()",
+        "return False",
+        ("network/test_sockets.py::test_a_loop_that_comes_late_is_no_silence",),
     ),
     Mutant(
         "waits-for-what-does-not-come",

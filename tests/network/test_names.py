@@ -69,6 +69,7 @@ def leave(process: subprocess.Popen[str], queries: socket.socket, number: int) -
     return process.communicate(timeout=20)  # the look-up would take minutes
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("proxy", [None, f"http://proxy.{HOST}:3128"], ids=["direct", "proxy"])
 def test_ctrl_c_of_the_command_line(tmp_path: Path, proxy: str | None) -> None:
     """Ctrl-C while the name of the Hub, or of a proxy, is looked up: 130, the process has ended, nothing is left."""
@@ -89,6 +90,7 @@ def test_an_interrupt_of_blocking_code(tmp_path: Path, kind: str) -> None:
     assert (process.returncode, out) == (0, "left\n"), err
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", [["asyncio"], ["asyncio", "uvloop"], ["trio"]], ids=lambda loop: loop[-1])
 def test_cancellation_on_each_loop(tmp_path: Path, loop: list[str]) -> None:
     """A cancelled load returns at once, the loop closes and the interpreter ends."""

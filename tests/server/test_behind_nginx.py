@@ -81,6 +81,7 @@ def listed(client: httpx.Client, public: str) -> list[str]:
     return paths
 
 
+@pytest.mark.heavy
 def test_clients_come_through(tmp_path: Path, client: httpx.Client) -> None:
     """Over a folder and over another Hub, below a path and at the root: links stay, bytes, sizes and hashes arrive."""
     files = {"a.json": b"{}" * 5000, "model.safetensors": WEIGHTS, "sub/b.txt": b"b" * 9000}

@@ -33,6 +33,7 @@ def run_all(models: Path, work: Path, programs: tuple[str, ...]) -> None:
             assert outcome.is_good
 
 
+@pytest.mark.heavy
 def test_huggingface_hub_and_what_llama_cpp_asks_for(tmp_path: Path) -> None:
     write_plain(tmp_path / "models")
     run_all(tmp_path / "models", tmp_path, PLAIN)

@@ -213,6 +213,7 @@ def listens(url: str) -> bool:
     return True
 
 
+@pytest.mark.heavy
 def test_told_to_stop_what_is_fetched_can_be_gone_on_with(
     source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.heavy
+
 WEIGHTS = random.Random(5).randbytes(3_000_000)
 
 

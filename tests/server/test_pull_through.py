@@ -213,6 +213,7 @@ def test_no_byte_of_a_small_file_before_its_hash(source: FaultServer, service: S
     assert (answer.status_code, answer.headers["x-error-code"]) == (502, "WrongBytes")
 
 
+@pytest.mark.heavy
 def test_a_killed_service_goes_on(source: FaultServer, tmp_path: Path) -> None:
     data = random.Random(7).randbytes(16 * MiB)
     repository = source.hub(NAME, {"big.safetensors": data})

@@ -205,6 +205,7 @@ def test_killed_between_the_mark_and_the_end_of_the_wrong_bytes(source: FaultSer
     assert source.sent(STORED) == len(WEIGHTS)
 
 
+@pytest.mark.heavy
 def test_wrong_bytes_once_and_a_kill_before_they_came_again(source: FaultServer, tmp_path: Path) -> None:
     """It goes on with the right half, and whoever has a wrong beginning gets the whole."""
     data = random.Random(17).randbytes(12 * MiB)
@@ -258,6 +259,7 @@ def test_a_kill_costs_eight_mib_of_a_file_at_the_most(
     assert counted(tmp_path)["upstream_bytes_fills"] <= source.sent(stored)
 
 
+@pytest.mark.heavy
 def test_egress_is_what_the_source_counts(source: FaultServer, tmp_path: Path) -> None:
     """To the byte, with questions, a retry, a reader that leaves, a wrong hash, a kill and a restart."""
     data = random.Random(16).randbytes(3 * MiB)

@@ -193,6 +193,7 @@ def test_links_out_of_the_cache_are_not_followed(tmp_path: Path) -> None:
     assert (outside / "mine").stat().st_size == 1000
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_a_kill_at_any_moment_leaves_no_name_of_nothing(tmp_path: Path) -> None:
     """Struck before each change of the file system: every ref names a snapshot, and every link a whole blob."""
