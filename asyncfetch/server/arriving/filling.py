@@ -249,7 +249,8 @@ class Fill:
         self.file.identity = self._distrust.identity(self.file.key)
         async with anyio.create_task_group() as group:
             self._group = group
-            found = await Transfer(located, transport, policy, transport.notify, consumer=self, named=True).run()
+            transfer = Transfer(located, transport, policy, transport.notify, consumer=self, named=True, frugal=True)
+            found = await transfer.run()
             group.cancel_scope.cancel()
         return found[self.file.name]
 
