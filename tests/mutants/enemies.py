@@ -44,6 +44,14 @@ MUTANTS = (
         ("server/test_enemies.py::test_who_reads_is_not_cut_off",),
     ),
     Mutant(
+        "a-quick-reader-keeps-its-thread",
+        _WAITS,
+        "server.protocol.connections:_push",
+        "and (position == begun or time.monotonic() < until)",
+        "",
+        ("server/test_enemies.py::test_a_quick_reader_takes_turns_with_others",),
+    ),
+    Mutant(
         "a-file-that-became-shorter-is-sent-to-its-end",
         _CHANGES,
         "server.protocol.connections:_push",

@@ -16,6 +16,7 @@ import resource
 import select
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ __all__ = ["Connection", "raise_descriptor_limit"]
 
 HEAD = 60.0  # seconds for the head of a request to come, from the first moment on
 _MOMENT = 3  # milliseconds: to come back to a worker thread costs a tenth of one, and more on a busy machine
+TURN = 0.05  # seconds of a worker thread for one client, however quick it is: there are few of these threads
 STALL = 300.0  # seconds in which a client takes what is on its way to it: some MiB
 
 
@@ -111,13 +113,14 @@ async def _send_from(part: FilePart, sock: socket.socket) -> None:
 
 
 def _push(sink: int, source: int, position: int, end: int) -> int:
-    """Send what the socket takes; the position then. Blocks for the disk, and a moment for a client that is quick.
+    """Send what the socket takes; the position then. Blocks for the disk, and for TURN at most for a quick client.
 
     Raises OSError, and BrokenOffError where the file ends before `end`.
     """
     writable, begun = select.poll(), position
     writable.register(sink, select.POLLOUT)
-    while position < end:
+    until = time.monotonic() + TURN
+    while position < end and (position == begun or time.monotonic() < until):
         try:
             moved = os.sendfile(sink, source, position, end - position)
         except BlockingIOError:
