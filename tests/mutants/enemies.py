@@ -55,8 +55,16 @@ MUTANTS = (
         "a-file-that-became-shorter-is-sent-to-its-end",
         _CHANGES,
         "server.protocol.connections:_push",
-        "raise BrokenOffError",
+        "raise BrokenOffError(position - begun, gone=False)",
         "return end",
+        ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
+    ),
+    Mutant(
+        "what-broke-off-is-not-counted",
+        _CHANGES,
+        "server.operation.observing:Observing.__call__",
+        "answer.add(broken.nbytes)",
+        "pass",
         ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
     ),
     Mutant(

@@ -174,7 +174,11 @@ def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
 
 
 class BrokenOffError(Exception):
-    """The rest of a body cannot be sent: the file has become shorter, or the client has gone."""
+    """The rest of a part cannot be sent: the file has become shorter, or the client is `gone`. `nbytes` of it were."""
+
+    def __init__(self, nbytes: int = 0, *, gone: bool = True) -> None:
+        super().__init__(nbytes)
+        self.nbytes, self.gone = nbytes, gone
 
 
 class FilePart:
