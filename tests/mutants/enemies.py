@@ -111,7 +111,7 @@ MUTANTS = (
         "a-lie-is-kept-for-ever",
         _LIES,
         "server.arriving.filling:Fill.run",
-        "await wanted.forget()",
+        "await (wanted.forget() if self.misled else wanted.heed(self.error))",
         "pass",
         ("server/test_hostile_sources.py::test_lies_of_the_source",),
     ),

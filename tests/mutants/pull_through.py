@@ -197,8 +197,8 @@ MUTANTS = (
         "a-fill-for-each-repository",
         _SHARED,
         "server.arriving.fills:Fills.of",
-        "None if is_same_everywhere(file.key) else cache.folder",
-        "cache.folder",
+        "None if is_same_everywhere(file.key) else wanted.cache.folder",
+        "wanted.cache.folder",
         ("server/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
     ),
     Mutant(
