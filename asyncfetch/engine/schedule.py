@@ -10,12 +10,13 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ..spans import Span
+from ..spans import MiB, Span
 
-__all__ = ["Board", "Growth", "Lease", "least_cut", "most_connections"]
+__all__ = ["Board", "Growth", "Lease", "least_cut", "least_piece", "most_connections"]
 
 
 _LEAST = 256 * 1024  # bytes that are worth a request however slow a connection is
+_LEAST_BLIND = 2 * MiB  # of a frugal transfer, while nobody knows how fast connections are
 
 K = TypeVar("K", bound=Hashable)
 
@@ -37,23 +38,33 @@ class Lease(Generic[K]):
         return max(self.stop - self.start, 0)
 
 
-def piece_size(pending: int, sharers: int, min_split: int) -> int:
+def piece_size(pending: int, sharers: int, min_split: int, least: int | None = None) -> int:
     """How much of a file is leased at once, where `pending` bytes of it are not leased yet.
 
-    Big enough that a round trip for each piece is little beside its bytes, and never below
-    `min_split`. Small enough that a file fetched by many (`sharers`) arrives nearly in order, so
-    that its hash, which is sequential, is nearly done when the last byte lands.
+    Big enough that a round trip for each piece is little beside its bytes, and never below `least`,
+    which is `min_split` where it is not given. Small enough that a file fetched by many (`sharers`) arrives
+    nearly in order, so that its hash, which is sequential, is nearly done when the last byte lands.
     """
-    return min(max(pending // (4 * sharers), min_split), 32 * min_split)
+    return min(max(pending // (4 * sharers), min_split if least is None else least), 32 * min_split)
 
 
-def least_cut(rate: float, connections: int, min_split: int) -> int:
+def least_cut(rate: float, connections: int, min_split: int, *, frugal: bool = False) -> int:
     """The fewest bytes that a connection takes from another, where all of them bring `rate` bytes a second.
 
-    What takes one a tenth of a second is worth a request: so slow connections end together. Never
-    more than `min_split`, which holds while the rate is not known; never less than 256 KiB or that.
+    What takes one a tenth of a second is worth a request: so slow connections end together. A frugal transfer takes
+    what takes one half a second, since what the source has sent beyond the cut comes twice. Never more than
+    `min_split`, which holds while the rate is not known; never less than 256 KiB or that.
     """
-    return _brought(0.1, rate, connections, min_split)
+    return _brought(0.5 if frugal else 0.1, rate, connections, min_split)
+
+
+def least_piece(rate: float, connections: int, min_split: int) -> int:
+    """The fewest bytes that a frugal transfer asks for at once, where others are to have a piece of the file too.
+
+    What one connection brings in a quarter of a second: who comes later finds pieces that nobody has asked for, and
+    has to cut off no other.
+    """
+    return _brought(0.25, rate, connections, min_split) if rate else min(_LEAST_BLIND, min_split)
 
 
 def most_connections(sizes: Iterable[int], rate: float, connections: int, min_split: int) -> int:
@@ -141,19 +152,21 @@ class Board(Generic[K]):
         """How many files have bytes that are pending or in flight."""
         return len(self.pending.keys() | {lease.file for lease in self.active})
 
-    def take(self, file: K, sharers: int = 2) -> Lease[K] | None:
+    def take(self, file: K, sharers: int = 2, least: int | None = None) -> Lease[K] | None:
         """The next piece of `file`, or None if nothing of it is pending.
 
-        `sharers`: how many connections are to fetch the file; a single one gets all that is pending.
+        `sharers`: how many connections are to fetch the file; a single one gets all that is pending. `least`: the
+        fewest bytes of a piece, if not `min_split`; then a single one leaves something for who may come.
         """
         spans = self.pending.get(file)
         if not spans:
             return None
         sharers = max(sharers, 1 + sum(lease.file == file for lease in self.active))
-        piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split)
+        piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split, least)
         span = spans.popleft()
         # A rest of less than half a piece goes along: a request for it alone is not worth while.
-        if sharers > 1 and file not in self.unsplittable and span.nbytes > piece + piece // 2:
+        shared = (sharers > 1 or least is not None) and file not in self.unsplittable
+        if shared and span.nbytes > piece + piece // 2:
             spans.appendleft(Span(span.start + piece, span.stop))
             span = Span(span.start, span.start + piece)
         if not spans:
@@ -162,10 +175,10 @@ class Board(Generic[K]):
         self.active.append(lease)
         return lease
 
-    def take_any(self, sharers: int = 2) -> Lease[K] | None:
+    def take_any(self, sharers: int = 2, least: int | None = None) -> Lease[K] | None:
         """The next piece of the file that has most pending, or None if no file has any."""
         pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
-        return self.take(max(pending, key=pending.__getitem__), sharers) if pending else None
+        return self.take(max(pending, key=pending.__getitem__), sharers, least) if pending else None
 
     def steal(self, least: int, sharers: int = 2) -> Lease[K] | None:
         """A piece of the largest span in flight, which keeps what comes before it.

@@ -30,7 +30,7 @@ from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
 from .job import Job
 from .receiving import Receiving, begin
-from .schedule import Lease, least_cut, most_connections
+from .schedule import Lease, least_cut, least_piece, most_connections
 from .signals import Signal
 
 __all__ = ["Landed", "Transfer"]
@@ -46,8 +46,9 @@ class Transfer:
     """Fetches the files of a located checkpoint that are not on disk yet.
 
     `storage` is "disk" or "memory". `run` returns where each file is, by its name. With `named` they are
-    wanted as files, each by its name in the snapshot; else for their tensors, which then outlast the files. Raises
-    ChecksumMismatchError, DiskFullError, StorageError, and the network's errors after retries.
+    wanted as files, each by its name in the snapshot; else for their tensors, which then outlast the files. A
+    `frugal` one asks for less at once, so that hardly a byte is sent twice. Raises ChecksumMismatchError,
+    DiskFullError, StorageError, and the network's errors after retries.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Transfer:
         consumer: Consumer | None = None,
         *,
         named: bool = False,
+        frugal: bool = False,
     ) -> None:
+        self._frugal = frugal
         self._job = Job(located, transport, policy, notify, storage, named, consumer, self._landed)
         self._found: dict[str, Landed] = {}
         self._waiting: deque[SourceFile] = deque()
@@ -154,7 +157,14 @@ class Transfer:
 
     def _least_cut(self) -> int:
         """The fewest bytes to take from another connection, which loses what is in its socket beyond the cut."""
-        return least_cut(self._rate(), max(self._running, 1), self._job.policy.min_split)
+        return least_cut(self._rate(), max(self._running, 1), self._job.policy.min_split, frugal=self._frugal)
+
+    def _least_piece(self) -> int | None:
+        """The fewest bytes to ask for at once, if not those of the policy."""
+        policy = self._job.policy
+        if not self._frugal or policy.connections == 1:
+            return None
+        return least_piece(self._rate(), max(self._running, 1), policy.min_split)
 
     # -- what a lane does ----------------------------------------------------------------------
 
@@ -174,14 +184,14 @@ class Transfer:
             # With a file for each connection, one request brings the whole of it.
             files = board.files + len(self._waiting) + self._opening
             sharers = math.ceil(self._running / max(files, 1))
-            lease = board.take(file, sharers)
+            lease = board.take(file, sharers, least := self._least_piece())
             may_begin = self._waiting and len(self._open) + self._opening < max(
                 _MOST_OPEN, self._job.policy.connections
             )
             if lease is None and may_begin and (consumer is None or consumer.admits(self._waiting[0])):
                 file = await self._begin_next()
                 continue
-            lease = lease or board.take_any(sharers) or board.steal(self._least_cut(), sharers)
+            lease = lease or board.take_any(sharers, least) or board.steal(self._least_cut(), sharers)
             if lease is not None or not (self._opening or self._waiting):
                 return lease
             await self._work.wait()

@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.request import getproxies
 
@@ -93,6 +94,18 @@ class _Sender:
         return response
 
 
+_made: ContextVar[list[httpcore.AsyncConnectionInterface]] = ContextVar("asyncfetch_connections_made")
+
+
+class _Pool(httpcore.AsyncConnectionPool):
+    """A pool that notes which connection it makes for a request."""
+
+    def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
+        connection = super().create_connection(origin)
+        _made.get().append(connection)
+        return connection
+
+
 class PoolTransport(httpx.AsyncBaseTransport):
     """httpx over httpcore pools: one for each scheme and proxy.
 
@@ -102,10 +115,10 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
     def __init__(self, proxies: Proxies, reach: Reach | None = None) -> None:
         self.proxies, self._reach = proxies, reach
-        self._pools: dict[tuple[str, Proxy | None], httpcore.AsyncConnectionPool] = {}
+        self._pools: dict[tuple[str, Proxy | None], _Pool] = {}
         self._backends: dict[Proxy | None, Backend] = {}
 
-    async def _pool(self, url: httpx.URL, proxy: Proxy | None) -> httpcore.AsyncConnectionPool:
+    async def _pool(self, url: httpx.URL, proxy: Proxy | None) -> _Pool:
         key = url.scheme, proxy
         if key not in self._pools:
             context = None
@@ -121,7 +134,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             by_http = None if proxy is None or proxy.socks else proxy
             # No bound: httpcore loses slots when a request that waits for one is cancelled
             # (https://github.com/encode/httpcore/issues/1093). Limits.connections bounds them.
-            pool = httpcore.AsyncConnectionPool(
+            pool = _Pool(
                 ssl_context=context,
                 max_connections=None,
                 max_keepalive_connections=None,
@@ -143,12 +156,19 @@ class PoolTransport(httpx.AsyncBaseTransport):
         )
         proxy = self.proxies.for_url(str(request.url))
         pool = await self._pool(request.url, proxy)
+        made = list[httpcore.AsyncConnectionInterface]()
+        token = _made.set(made)
         try:
             answer = await pool.handle_async_request(
                 httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
             )
-        except Exception as error:
+        except BaseException as error:
+            await _close(made)
+            if not isinstance(error, Exception):
+                raise
             raise_translated(error, str(request.url), proxy)
+        finally:
+            _made.reset(token)
         return httpx.Response(
             answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
         )
@@ -161,6 +181,16 @@ class PoolTransport(httpx.AsyncBaseTransport):
         """Close the connections that wait for another request."""
         for backend in self._backends.values():
             backend.close()
+
+
+async def _close(connections: list[httpcore.AsyncConnectionInterface]) -> None:
+    """Close what was made for a request that failed. Bounded, not cancelled.
+
+    Cancelled between the connection and the request, httpcore keeps one that is open and that nobody is ever given.
+    """
+    with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+        for connection in connections:
+            await connection.aclose()
 
 
 def _as_httpcore_has_it(proxy: Proxy, context: ssl.SSLContext | None) -> httpcore.Proxy:

@@ -240,6 +240,7 @@ class Backend(httpcore.AsyncNetworkBackend):
     def __init__(self, reach: Reach | None = None) -> None:
         self._parked: dict[tuple[str, int], list[Stream]] = {}
         self._reach = reach
+        self._closed = False
         self.opened = 0
 
     async def connect_tcp(
@@ -282,13 +283,14 @@ class Backend(httpcore.AsyncNetworkBackend):
 
     def park(self, stream: Stream) -> None:
         parked = self._parked.setdefault(stream._key, [])
-        if len(parked) < _MAX_PARKED:
+        if len(parked) < _MAX_PARKED and not self._closed:
             parked.append(stream)
         else:
             stream.close()
 
     def close(self) -> None:
-        """Close all idle connections."""
+        """Close all idle connections, and from now on each that is done."""
+        self._closed = True
         for parked in self._parked.values():
             for stream in parked:
                 stream.close()

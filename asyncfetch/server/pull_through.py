@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 import anyio
@@ -25,11 +24,9 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import (
     AsyncfetchError,
-    ChecksumMismatchError,
     ProtocolError,
     RepositoryNotFoundError,
     SourceError,
-    StorageError,
     storage_errors,
 )
 from ..events import Event, Notifier, Retrying
@@ -38,19 +35,16 @@ from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
 from ..sources.settings import Settings
-from ..storage.cache import RepoCache, is_commit
 from ..tasks import off_loop
 from .access import Admin, Door
 from .arriving.distrust import Distrust
-from .arriving.fills import Fills, file_to_fetch
-from .arriving.passing import Passage, PassBody
-from .arriving.tailing import FillBody
+from .arriving.files import FileAnswers
+from .arriving.fills import Fills
 from .counts import Counts
 from .folders.layout import is_id
 from .jobs.job_files import JobFiles
 from .jobs.jobs import Jobs
 from .jobs.prefetch import Worker
-from .keeping.eviction import open_shared
 from .keeping.kept import Kept
 from .keeping.room import Limits
 from .operation.health import Check, checks_of
@@ -58,8 +52,7 @@ from .people.control import BASE, Control
 from .people.live import Live
 from .people.state import Parts, State
 from .protocol.access_log import raw_path
-from .protocol.answers import failure, not_allowed, repository_not_found, source_failure, wrong_bytes
-from .protocol.body import FileBody, Part, no_range
+from .protocol.answers import failure, not_allowed, repository_not_found, source_failure
 from .protocol.forms import paths_of
 from .protocol.wire import parse_resource
 from .source.freshness import PATIENCE
@@ -74,9 +67,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
     from starlette.requests import Request
 
-    from ..sources.hub import Hub
-    from ..sources.located import SourceFile
-    from .arriving.fills import Fill
     from .protocol.wire import Resource
     from .source.freshness import Answer
 
@@ -86,18 +76,6 @@ _RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 SAVE = 2.0  # seconds between two times that counters are written
 _MOST_FOLDERS = 8  # that are listed for one request
-
-
-class _File(NamedTuple):
-    """A file of a repository as the source tells it: its path there, a commit that has it, its hash, its bytes."""
-
-    path: str
-    commit: str
-    etag: str
-    size: int
-
-    def to_fetch(self) -> SourceFile:
-        return file_to_fetch(self.path, self.commit, self.etag, self.size)
 
 
 class PullThrough:
@@ -169,6 +147,9 @@ class PullThrough:
         )
         filling = replace(policy, bandwidth_limit=self._bandwidth)
         self.fills = Fills(fetching, filling, self.distrust, tasks, counts, self.kept, strict=self.strict)
+        self.files = FileAnswers(
+            self.root, self.upstream, self.fills, self.distrust, self.kept, counts, strict=self.strict
+        )
         tasks.start_soon(self._save_counts)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
@@ -282,98 +263,12 @@ class PullThrough:
                 following = following_page(page.headers.get("link", ""))
         return JSONResponse([found[path] for path in paths if path in found])
 
-    # -- files -----------------------------------------------------------------------------------
-
     async def _file(self, request: Request, target: Resource, who: Who) -> Response:
         deadline = anyio.current_time() + PATIENCE
         told = await self.upstream.file(target, who)
         if told.status != 200:
             return self._relayed(request, told)
-        file = _File(target.path, told.headers["x-repo-commit"], told.headers["etag"], int(told.headers["size"]))
-        part, headers = self._part(request, file)
-        if part.status == 416:
-            return no_range(file.path, part, headers)
-        if request.method == "HEAD" or not part.span:
-            return Response(status_code=part.status, headers=headers)
-        cache = RepoCache(self.root, target.name, repo_type=target.kind.removesuffix("s"))
-        descriptor = await off_loop(lambda: self._open_cached(cache, file))
-        part, headers = self._part(request, file)  # another process may have found it wrong
-        if descriptor is not None:
-            self.counts.add("hits")
-            return FileBody(descriptor, part.span, part.status, headers, "cache")
-        if rest := self.distrust.rest_of(file.etag):
-            return wrong_bytes(file.path, rest)
-        ref = None if is_commit(target.revision) else target.revision
-        hub = self.upstream.hub(target, who, self.fills.transport)
-        fill = self.fills.of(file.to_fetch(), hub, cache, ref, lambda: self.upstream.forget(target, file.commit))
-        fill.hold()
-        try:
-            await fill.begun(part.span.start, deadline)
-            if not fill.over:
-                part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
-                self.kept.note(cache.blob(file.etag))
-                return FillBody(fill, self.fills.passing, part.span, part.status, headers)
-        except BaseException:
-            fill.release()
-            raise
-        fill.release()
-        if isinstance(fill.error, StorageError) and not self.strict:
-            return await self._passed_on(request, file, hub)
-        return self._fill_failed(fill)
-
-    async def _passed_on(self, request: Request, file: _File, hub: Hub) -> Response:
-        """A file that cannot be kept."""
-        if self.distrust.passed(file.etag):
-            await off_loop(self.distrust.save)  # before anybody can come back for the rest
-        part, headers = self._part(request, file)
-        passage = Passage(file.to_fetch(), hub, self.fills.apart(), self.distrust, self.counts, part.span)
-        return PassBody(passage, part.status, headers, lambda error: self._not_fetched(file.path, file.etag, error))
-
-    def _part(self, request: Request, file: _File) -> tuple[Part, dict[str, str]]:
-        """What of the file is sent, and the head of the answer."""
-        etag = f'"{file.etag}"'
-        part = Part.asked(request, file.size, etag)
-        if part.status == 206 and part.span.start and not self._may_go_on(request, file):
-            part = Part(200, range(file.size), file.size)
-        told = {"X-Repo-Commit": file.commit, "X-Linked-Etag": etag, "X-Linked-Size": str(file.size)}
-        return part, {**part.headers(file.path, etag), **told}
-
-    def _may_go_on(self, request: Request, file: _File) -> bool:
-        """Whether a client may add a range to what it has of a file."""
-        to_the_end = request.headers.get("range", "").rstrip().endswith("-")
-        return self.distrust.may_resume(file.etag) and (not to_the_end or self.distrust.may_take_the_rest(file.etag))
-
-    def _fill_failed(self, fill: Fill) -> Response:
-        if fill.misled:
-            return source_failure(ProtocolError("it tells another size of the file by now", url=self.endpoint))
-        if fill.error is None:
-            return failure(503, "Stopped", "The server could not go on with this file.", {"Retry-After": "5"})
-        return self._not_fetched(fill.file.name, fill.file.key, fill.error)
-
-    def _not_fetched(self, path: str, etag: str, error: AsyncfetchError) -> Response:
-        wrong = isinstance(error, ChecksumMismatchError)
-        return wrong_bytes(path, self.distrust.rest_of(etag)) if wrong else source_failure(error)
-
-    def _open_cached(self, cache: RepoCache, file: _File) -> int | None:
-        """A descriptor of a file that is in the cache, whole and with this etag; None where it is not. Blocks."""
-        self.distrust.refresh()
-        found = cache.find(file.commit, file.path)
-        if found is None:
-            return None
-        named = cache.checksum_of(found)
-        if named is not None and named.hex != file.etag:
-            return None
-        try:
-            descriptor = open_shared(found)
-        except OSError:
-            return None
-        if os.fstat(descriptor).st_size != file.size:
-            os.close(descriptor)
-            return None
-        self.kept.note(found if named is None else cache.blob(file.etag))
-        return descriptor
-
-    # -- what answers have in common -------------------------------------------------------------
+        return await self.files.answer(request, target, who, told, deadline)
 
     def _origin(self, request: Request) -> str:
         return self.public_url or f"{request.url.scheme}://{request.url.netloc}"

@@ -24,6 +24,7 @@ try:
     import uvicorn
 
     from .access import is_loopback
+    from .protocol.body import BrokenOffError
     from .protocol.connections import Connection, raise_descriptor_limit
 except ImportError as missing:
     raise SourceError(
@@ -70,7 +71,11 @@ class _Recorder:
             if message["type"] == "http.response.start":
                 asked = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"range"), None)
                 self.records.append(Record(scope["method"], raw_path(scope), asked, message["status"]))
-            await send(message)
+            try:
+                await send(message)
+            except BrokenOffError as broken:
+                self.bytes_sent += broken.nbytes
+                raise
             if message["type"] == "http.response.body" and scope["method"] != "HEAD":
                 self.bytes_sent += len(message.get("body", b""))
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import StorageError, storage_errors
 from .cache import RepoCache, is_commit
+from .checksums import checksum_of_etag
 from .files import sync_folder
 from .journal import forget_journal, journal_of
 from .locks import unlock
@@ -171,8 +172,11 @@ def remove(removal: Removal, check: Callable[[], None] = lambda: None) -> Remove
 
 
 def drop_if_empty(cache: RepoCache) -> None:
-    """Remove the folders of a repository of which nothing is left: huggingface_hub would list it all the same."""
-    if not entries_of(cache):
+    """Remove the folders of a repository of which no file is left: huggingface_hub would list it all the same.
+
+    Where one is left, all stay: it takes a repository without snapshots for damage.
+    """
+    if not _files_below(os.fspath(cache.folder)):
         _drop_empty(cache.folder)
 
 
@@ -291,9 +295,10 @@ def remove_partial(cache: RepoCache, path: Path) -> int | None:
 
     Who writes one has locked it, or, by other tools, holds huggingface_hub's lock of its blob.
     """
-    key = path.name.split(".")[0]
-    with storage_errors(path, writing=True), _locked(cache, [cache.blob(key)]) as ours:
-        if not ours:
+    key = path.name.partition(".")[0]
+    blobs = [cache.blob(key)] if checksum_of_etag(key) is not None else []  # else it is of a tool without such locks
+    with storage_errors(path, writing=True), _locked(cache, blobs) as ours:
+        if len(ours) < len(blobs):
             return None
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from asyncfetch.engine.schedule import Board, Growth, Lease, least_cut, piece_size
+from asyncfetch.engine.schedule import Board, Growth, Lease, least_cut, least_piece, piece_size
 from asyncfetch.errors import SourceError
 from asyncfetch.policy import Policy
 from asyncfetch.spans import MiB, Span, SpanSet
@@ -276,6 +276,40 @@ def test_slow_connections_take_less(rate: int, connections: int, least: float) -
     """A tenth of a second's worth, within the policy's least cut and a quarter of a MiB."""
     assert least_cut(rate, connections, 16 * MiB) == least * MiB
     assert least_cut(rate, connections, 1000) == 1000
+
+
+@pytest.mark.parametrize(
+    ("rate", "connections", "piece", "cut"),
+    [
+        (0, 4, 2, 16),  # not known
+        (16 * MiB, 4, 1, 2),
+        (128 * MiB, 16, 2, 4),
+        (6000 * MiB, 4, 16, 16),
+        (1 * MiB, 16, 0.25, 0.25),
+    ],
+)
+def test_a_frugal_transfer_asks_for_less_and_cuts_off_later(
+    rate: int, connections: int, piece: float, cut: float
+) -> None:
+    """A quarter of a second's worth at once, half a second's worth for a cut, within the policy's least cut."""
+    assert least_piece(rate, connections, 16 * MiB) == piece * MiB
+    assert least_cut(rate, connections, 16 * MiB, frugal=True) == cut * MiB
+    assert least_piece(rate, connections, 1000) == least_cut(rate, connections, 1000, frugal=True) == 1000
+
+
+def test_small_pieces_leave_some_for_who_comes_later() -> None:
+    """Of a file that would be four pieces of the usual size, most is pending when four have taken one, or one alone."""
+    board: Board[str] = Board(min_split=100)
+    board.add("a", [Span(0, 400)])
+    first = board.take("a", 1, 10)
+    assert first is not None
+    assert first.remaining == 100
+    board.release(first)
+    board.pending.clear()
+    board.add("a", [Span(0, 400)])
+    taken = [board.take("a", 4, 10), board.take_any(4, 10), board.take("a", 4, 10), board.take_any(4, 10)]
+    assert [lease.remaining for lease in taken if lease is not None] == [25, 23, 22, 20]
+    assert board.pending == {"a": deque([Span(90, 400)])}
 
 
 def grown(looks: list[tuple[float, int, float]]) -> list[bool]:

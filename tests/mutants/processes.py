@@ -280,6 +280,22 @@ MUTANTS = (
         ("network/test_sockets.py::test_cancelled_when_connected",),
     ),
     Mutant(
+        "connections-kept-for-nobody",
+        _SOCKETS,
+        "network.pool:PoolTransport.handle_async_request",
+        "await _close(made)",
+        "pass",
+        ("network/test_cancelled.py::test_cancelled_at_each_await",),
+    ),
+    Mutant(
+        "idle-after-the-end",
+        _SOCKETS,
+        "network.sockets:Backend.park",
+        "and not self._closed",
+        "",
+        ("network/test_cancelled.py::test_a_connection_that_is_made_after_the_end",),
+    ),
+    Mutant(
         "closes-the-callers-client",
         _SOCKETS,
         "network.pool:LazyClient.aclose",

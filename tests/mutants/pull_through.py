@@ -34,6 +34,14 @@ MUTANTS = (
         ("server/test_pull_through.py::test_a_second_reader_shares_what_arrives",),
     ),
     Mutant(
+        "fills-cut-each-other-off",
+        _COUNTED,
+        "server.arriving.filling:Fill._transfer",
+        "frugal=True",
+        "frugal=False",
+        ("server/test_pull_through.py::test_connections_share_a_file_without_cutting_each_other_off",),
+    ),
+    Mutant(
         "far-readers-wait-for-the-fill",
         _ONCE,
         "server.arriving.filling:Fill.is_far",
@@ -189,8 +197,8 @@ MUTANTS = (
         "a-fill-for-each-repository",
         _SHARED,
         "server.arriving.fills:Fills.of",
-        "None if is_same_everywhere(file.key) else cache.folder",
-        "cache.folder",
+        "None if is_same_everywhere(file.key) else wanted.cache.folder",
+        "wanted.cache.folder",
         ("server/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
     ),
     Mutant(

@@ -18,6 +18,14 @@ ACCESS, KEPT, SERVICE = "server/test_access.py", "server/test_kept.py", "server/
 
 MUTANTS = (
     Mutant(
+        "what-was-passed-on-is-believed-for-ever",
+        _UNKEPT,
+        "server.arriving.passing:Passage.run",
+        "await self._wanted.heed(error)",
+        "pass",
+        (f"{SERVICE}::test_what_is_passed_on_and_comes_another_way_is_asked_for_anew",),
+    ),
+    Mutant(
         "denied-in-capitals-is-allowed",
         _RULES,
         "server.access:_covers",
@@ -300,7 +308,7 @@ MUTANTS = (
     Mutant(
         "a-partial-goes-without-its-journal",
         _IN_USE,
-        "server.keeping.eviction:_remove_partial",
+        "storage.removal:remove_partial",
         "forget_journal(journal_of(path))",
         "pass",
         (f"{KEPT}::test_partials",),
@@ -309,14 +317,14 @@ MUTANTS = (
         "an-empty-repository-stays",
         _IN_USE,
         "server.keeping.eviction:take_out",
-        "_drop_if_empty(cache.folder)",
+        "drop_if_empty(cache)",
         "pass",
         (f"{KEPT}::test_what_was_read_least_recently_goes_first",),
     ),
     Mutant(
         "what-has-no-room-is-refused",
         _UNKEPT,
-        "server.pull_through:PullThrough._file",
+        "server.arriving.files:FileAnswers.answer",
         "isinstance(fill.error, StorageError) and not self.strict",
         "False",
         (f"{SERVICE}::test_what_has_no_room_is_handed_on", f"{SERVICE}::test_a_full_disk"),
@@ -348,7 +356,7 @@ MUTANTS = (
     Mutant(
         "the-rest-of-a-wrong-beginning",
         _UNKEPT,
-        "server.pull_through:PullThrough._may_go_on",
+        "server.arriving.files:FileAnswers._may_go_on",
         "not to_the_end or self.distrust.may_take_the_rest(file.etag)",
         "True",
         (f"{SERVICE}::test_no_rest_of_what_was_never_held_against_its_hash", f"{SERVICE}::test_a_full_disk"),
@@ -356,7 +364,7 @@ MUTANTS = (
     Mutant(
         "what-broke-off-for-want-of-room-is-gone-on-with",
         _UNKEPT,
-        "server.pull_through:PullThrough._passed_on",
+        "server.arriving.files:FileAnswers._passed_on",
         "self.distrust.passed(file.etag)",
         "False",
         (f"{SERVICE}::test_no_rest_of_what_was_never_held_against_its_hash",),
@@ -380,7 +388,7 @@ MUTANTS = (
     Mutant(
         "strict-hands-on-what-it-cannot-keep",
         _STRICT,
-        "server.pull_through:PullThrough._file",
+        "server.arriving.files:FileAnswers.answer",
         "and not self.strict",
         "",
         (f"{SERVICE}::test_strict",),

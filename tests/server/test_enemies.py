@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 DATA = b"0123456789"
 PAGE = "/org/m/resolve/main/a.txt"
-CLIENT = httpx.Client(timeout=30)  # one for all: to make one costs more than what it asks
+# One for all: to make one costs more than what it asks. It keeps no connection that nobody would close.
+CLIENT = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 IDLE = 2000  # connections; the server's end of each is in this process too
 PATHS_INFO = "/api/models/org/m/paths-info/main"
 JSON = {"Content-Type": "application/json"}
@@ -220,6 +222,25 @@ def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytes
             assert sum(len(piece) for piece in answer.iter_raw()) == 32 * MiB
         while not all(handle.cancelled() for handle in waits):  # the connection is still open
             assert time.monotonic() < until
+
+
+def test_a_quick_reader_takes_turns_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large part it gets what goes in its turn, in one of few threads; and all of it where that is long enough."""
+    size = 4 * MiB  # more than a socket takes at once
+    (tmp_path / "large").write_bytes(bytes(size))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    monkeypatch.setattr(connections, "_MOMENT", 20_000)
+    with open(tmp_path / "large", "rb") as file, theirs, ThreadPoolExecutor(1) as pool, ours:
+        reader = pool.submit(lambda: sum(len(piece) for piece in iter(lambda: theirs.recv(MiB), b"")))
+        monkeypatch.setattr(connections, "TURN", 0.0)
+        sent = connections._push(ours.fileno(), file.fileno(), 0, size)
+        assert 0 < sent < size
+        monkeypatch.setattr(connections, "TURN", 20.0)
+        assert select.select([], [ours], [], 20)[1]
+        assert connections._push(ours.fileno(), file.fileno(), sent, size) == size
+        ours.close()
+        assert reader.result() == size
 
 
 def test_pieces_are_smaller_where_many_read() -> None:

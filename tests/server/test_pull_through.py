@@ -109,6 +109,17 @@ result = [found, listed, model_info("org/model").sha, hashlib.sha256(file.read_b
     assert all(seen.path.startswith(("/storage/", "/api/models/", f"/{NAME}/")) for seen in source.seen)
 
 
+def test_connections_share_a_file_without_cutting_each_other_off(source: FaultServer, service: Server) -> None:
+    """What a source has sent beyond a cut comes twice: so little is asked for at once that nobody has to be cut off."""
+    data = random.Random(6).randbytes(24 * MiB)
+    stored = source.hub(NAME, {"large.safetensors": data}).storage["large.safetensors"]
+    assert httpx.get(f"{service.url}/{NAME}/resolve/main/large.safetensors", timeout=30).content == data
+    asked = [seen.headers["range"].removeprefix("bytes=").split("-") for seen in source.to(stored)]
+    lengths = [int(last) - int(first) + 1 for first, last in asked]
+    assert lengths[0] <= len(data) // 4
+    assert (sum(lengths), source.sent(stored), source.times_sent(stored).max()) == (len(data), len(data), 1)
+
+
 def test_our_own_client(service: Server, source: FaultServer, tmp_path: Path) -> None:
     for number in range(2):
         found = asyncfetch.download(
@@ -214,7 +225,8 @@ def test_no_byte_of_a_small_file_before_its_hash(source: FaultServer, service: S
 
 
 @pytest.mark.heavy
-def test_a_killed_service_goes_on(source: FaultServer, tmp_path: Path) -> None:
+def test_a_killed_service_goes_on(source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCFETCH_CONNECTIONS", "1")  # another one would bring what is missing
     data = random.Random(7).randbytes(16 * MiB)
     repository = source.hub(NAME, {"big.safetensors": data})
     path, etag = repository.storage["big.safetensors"], hashlib.sha256(data).hexdigest()

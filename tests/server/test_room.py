@@ -160,6 +160,15 @@ def test_a_slow_reader_holds_little_in_memory(source: FaultServer, tmp_path: Pat
         assert source.sent(path) == len(data) + 10
 
 
+def test_what_is_passed_on_and_comes_another_way_is_asked_for_anew(source: FaultServer, tmp_path: Path) -> None:
+    """The source said something of a file, and serves another one: it is refused, and not believed any longer."""
+    with Server(tmp_path / "cache", upstream=source.url, max_size=1000) as service:
+        assert httpx.head(service.url + PAGE).headers["x-linked-size"] == str(len(WEIGHTS))
+        source.hub(NAME, {"model.safetensors": WEIGHTS[::-1]})
+        assert httpx.get(service.url + PAGE).status_code == 502
+        assert httpx.get(service.url + PAGE).content == WEIGHTS[::-1]
+
+
 def test_a_full_disk(source: FaultServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tiny_disk(tmp_path / "disk", "2M") as disk:
         with Server(disk / "cache", upstream=source.url, min_free=0) as service:

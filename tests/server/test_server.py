@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from asyncfetch.server.server import _Recorder
 
 from ..kit.canaries import TOKEN
 from .clients import hub
+from .services import metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -495,16 +497,22 @@ def test_files_that_do_not_hold_still(root: Path, monkeypatch: pytest.MonkeyPatc
     assert "changed at its source" in answer.headers["x-error-message"]
 
 
-def test_a_file_cut_short_ends_the_connection(root: Path) -> None:
-    """A body that cannot be completed is never completed with other bytes."""
+def test_a_file_cut_short_ends_the_connection(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A body that cannot be completed is never completed with other bytes. What went of it is counted to the byte."""
+    caplog.set_level(logging.INFO, "asyncfetch.server.access")
     weights = root / "org" / "name" / "model.safetensors"
     os.truncate(weights, 1 << 25)
     with Server(root) as server, httpx.stream("GET", file_url(server)) as answer:
         received = answer.iter_raw()
-        next(received)
+        pieces = [next(received)]
         os.truncate(weights, 1 << 20)
         with pytest.raises(httpx.RemoteProtocolError):
-            sum(map(len, received))
+            pieces.extend(received)
+        got = sum(map(len, pieces))
+        assert server.bytes_sent == got
+        assert metric(server.url, 'served_bytes_total{origin="own"') == got
+    (line,) = [line for line in caplog.messages if line.endswith("broken off")]
+    assert line.split()[4] == str(got)
 
 
 # --- running

@@ -175,6 +175,10 @@ def test_a_partial_that_is_written_stays(tmp_path: Path) -> None:
     assert freed >= 10_000
     assert not [one for one in (cache.folder / "blobs").iterdir() if "incomplete" in one.name]
     assert remove_partial(cache, path) == 0
+    foreign = cache.folder / "blobs" / "tmp1234.incomplete"  # its name tells no hash, so there is no lock of its blob
+    foreign.write_bytes(b"x" * 10_000)
+    assert remove_partial(cache, foreign)
+    assert not foreign.exists()
 
 
 def test_links_out_of_the_cache_are_not_followed(tmp_path: Path) -> None:

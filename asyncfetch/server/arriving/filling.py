@@ -15,34 +15,25 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 
 from ...engine.signals import Signal
 from ...engine.transfer import Transfer
-from ...errors import (
-    AsyncfetchError,
-    ChangedError,
-    ChecksumMismatchError,
-    DiskFullError,
-    ProtocolError,
-    StorageError,
-)
+from ...errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
 from ...events import Retrying, Waiting
 from ...network.ranges import read_span
 from ...progress.state import ProgressState
-from ...sources.located import Landed, Located, SourceFile
+from ...sources.located import Landed, Located
 from ...spans import MiB, Span
-from ...storage.checksums import checksum_of_etag
 from ...storage.partial import FilePartial
 from ...tasks import off_loop, plain_errors
 from ..keeping.eviction import open_shared
 from .following import Followed, inode_of
+from .wanted import HELD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from anyio.abc import TaskGroup
 
     from ...events import Event
@@ -50,35 +41,18 @@ if TYPE_CHECKING:
     from ...network.transport import Transport
     from ...policy import Policy
     from ...sources.hub import Hub
-    from ...storage.cache import RepoCache
+    from ...sources.located import SourceFile
     from ...storage.partial import Partial
     from ..counts import Counts
     from .distrust import Distrust
+    from .wanted import WantedFile
 
-    Forget = Callable[[], Awaitable[None]]
-
-__all__ = ["AHEAD", "HELD", "Fill", "Wanted", "file_to_fetch"]
+__all__ = ["AHEAD", "Fill"]
 
 LOG = logging.getLogger("asyncfetch.server")
-HELD = 64 * 1024  # bytes at the end of a file that wait for the hash
 AHEAD = 8 * MiB  # beyond what has come: who reads there gets a request of its own
 PIECE = 4 * MiB  # of such a request
 LOOK_AGAIN = 0.1  # seconds between looks at what another process brings
-
-
-def file_to_fetch(path: str, commit: str, etag: str, size: int) -> SourceFile:
-    """A file of a repository, as the source tells it."""
-    return SourceFile(path, size, checksum_of_etag(etag), commit=commit, key=etag, blob=etag, identity=etag)
-
-
-class Wanted(NamedTuple):
-    """A file, and where it is to be. `ref` is the branch or the tag that it was asked for by."""
-
-    file: SourceFile
-    hub: Hub
-    cache: RepoCache
-    ref: str | None
-    forget: Forget | None = None  # what was told of it, where it does not come that way
 
 
 class _Origin:
@@ -99,12 +73,12 @@ class Fill:
     a request was sent again. `strict`: no byte is handed out before the hash is right.
     """
 
-    def __init__(self, wanted: Wanted, distrust: Distrust, counts: Counts, *, strict: bool = False) -> None:
+    def __init__(self, wanted: WantedFile, distrust: Distrust, counts: Counts, *, strict: bool = False) -> None:
         self._strict = strict
         self.wanted, self.file, self.repository = wanted, wanted.file, wanted.hub.name
         self.name = f"{self.repository}/{self.file.name}"
         self.size = self.file.size  # as readers were told; the source may tell another one on the way
-        self.others: list[Wanted] = []  # in other repositories, from where it is a second name of the same file
+        self.others: list[WantedFile] = []  # in other repositories, from where it is a second name of the same file
         self.progress = ProgressState()
         self.retries = 0
         self.generation = 0
@@ -160,7 +134,7 @@ class Fill:
         """How many clients wait for it or read it."""
         return self._readers
 
-    def join(self, wanted: Wanted) -> None:
+    def join(self, wanted: WantedFile) -> None:
         """The same file is wanted, maybe in another repository, or by another name."""
         places = [(one.cache.folder, one.file.commit, one.file.name) for one in (self.wanted, *self.others)]
         if (wanted.cache.folder, wanted.file.commit, wanted.file.name) not in places:
@@ -236,10 +210,8 @@ class Fill:
             LOG.exception("The fill of %s failed", self.name)
         finally:
             self.end()
-        if self.misled or isinstance(self.error, ChangedError | ChecksumMismatchError | ProtocolError):
-            for wanted in (self.wanted, *self.others):
-                if wanted.forget is not None:
-                    await wanted.forget()
+        for wanted in (self.wanted, *self.others):
+            await (wanted.forget() if self.misled else wanted.heed(self.error))
         if (self._verified and self._distrust.right(self.file.key)) or self._doubted:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await off_loop(self._distrust.save)
@@ -249,7 +221,8 @@ class Fill:
         self.file.identity = self._distrust.identity(self.file.key)
         async with anyio.create_task_group() as group:
             self._group = group
-            found = await Transfer(located, transport, policy, transport.notify, consumer=self, named=True).run()
+            transfer = Transfer(located, transport, policy, transport.notify, consumer=self, named=True, frugal=True)
+            found = await transfer.run()
             group.cancel_scope.cancel()
         return found[self.file.name]
 

@@ -15,7 +15,7 @@ import anyio
 from ...events import Notifier
 from ...tasks import off_loop
 from ..keeping.borrowing import borrow, is_same_everywhere
-from .filling import AHEAD, Fill, Wanted, file_to_fetch
+from .filling import AHEAD, Fill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,15 +25,12 @@ if TYPE_CHECKING:
     from ...errors import AsyncfetchError
     from ...network.transport import Transport
     from ...policy import Policy
-    from ...sources.hub import Hub
-    from ...sources.located import SourceFile
-    from ...storage.cache import RepoCache
     from ..counts import Counts
     from ..keeping.kept import Kept
     from .distrust import Distrust
-    from .filling import Forget
+    from .wanted import WantedFile
 
-__all__ = ["Failure", "Fill", "Fills", "file_to_fetch"]
+__all__ = ["Failure", "Fill", "Fills"]
 
 AT_ONCE = 32  # files; the others wait for their turn
 _FAILURES = 20  # that are remembered
@@ -83,13 +80,11 @@ class Fills:
         """Those that are on their way, or wait for their turn; the first to begin first."""
         return list(self._running.values())
 
-    def of(self, file: SourceFile, hub: Hub, cache: RepoCache, ref: str | None, forget: Forget | None = None) -> Fill:
-        """The fill that brings `file` into `cache`; it is begun if there is none.
-
-        `forget`: what to do where the file does not come as the source told, so that it is asked anew.
-        """
-        key = (None if is_same_everywhere(file.key) else cache.folder, file.key, file.size)
-        wanted, fill = Wanted(file, hub, cache, ref, forget), self._running.get(key)
+    def of(self, wanted: WantedFile) -> Fill:
+        """The fill that brings a file into the cache; it is begun if there is none."""
+        file = wanted.file
+        key = (None if is_same_everywhere(file.key) else wanted.cache.folder, file.key, file.size)
+        fill = self._running.get(key)
         if fill is not None and not (fill.ended or fill.stops):
             self._counts.add("joined")
             fill.join(wanted)
@@ -117,14 +112,14 @@ class Fills:
         for wanted in fill.others if fill.complete else ():
             await self._name(wanted)
 
-    async def _name(self, wanted: Wanted) -> None:
+    async def _name(self, wanted: WantedFile) -> None:
         """Give a file that was just fetched another name. Nothing is fetched for it."""
         cache, file = wanted.cache, wanted.file
         here = await self._borrowed(wanted)
         if here or await off_loop(lambda: cache.whole_blob(file.key, file.size) is not None):
             await Fill(wanted, self._distrust, self._counts).run(self.transport, self.policy)
 
-    async def _borrowed(self, wanted: Wanted) -> bool:
+    async def _borrowed(self, wanted: WantedFile) -> bool:
         """Whether another repository lent the file: then it takes no room."""
         lent = await off_loop(lambda: borrow(wanted.cache, wanted.file.key, wanted.file.size))
         self._counts.add("shared", lent)

@@ -23,7 +23,7 @@ from ...spans import MiB, Span
 from ...storage.checksums import new_hash
 from ...tasks import off_loop, plain_errors
 from ..counts import ORIGIN
-from .filling import HELD
+from .wanted import HELD
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
     from ...network.ranges import Target
     from ...network.transport import Transport
-    from ...sources.hub import Hub
-    from ...sources.located import SourceFile
     from ..counts import Counts
     from .distrust import Distrust
+    from .wanted import WantedFile
 
 __all__ = ["PassBody", "Passage", "needs_all"]
 
@@ -51,23 +50,24 @@ def needs_all(span: range, size: int) -> bool:
 
 
 class Passage(Intake):
-    """Bytes `wanted` of a file on their way from the source to one reader, in order."""
+    """Bytes `part` of a file on their way from the source to one reader, in order."""
 
     def __init__(
-        self, file: SourceFile, hub: Hub, transport: Transport, distrust: Distrust, counts: Counts, wanted: range
+        self, wanted: WantedFile, part: range, transport: Transport, distrust: Distrust, counts: Counts
     ) -> None:
-        self.file = file
+        self._wanted, self._part = wanted, part
+        self.file = file = wanted.file
         self._counts = counts
         self.error: AsyncfetchError | None = None
-        self._hub, self._transport, self._distrust = hub, transport, distrust
-        self._wanted, self._size = wanted, file.size
-        self._whole = needs_all(wanted, file.size)
-        self._at, self._stop = (0, file.size) if self._whole else (wanted.start, wanted.stop)
+        self._transport, self._distrust = transport, distrust
+        self._size = file.size
+        self._whole = needs_all(part, file.size)
+        self._at, self._stop = (0, file.size) if self._whole else (part.start, part.stop)
         self._hash = new_hash(file.algorithm, file.size)
         self._scratch = memoryview(bytearray(_BURST))
         self._pieces: deque[bytes] = deque()  # of what is wanted
-        self._arrived = wanted.start  # the end of these
-        self._out = wanted.start  # the next byte for the reader
+        self._arrived = part.start  # the end of these
+        self._out = part.start  # the next byte for the reader
         self._verified, self._ended = not self._whole, False
         self._came, self._taken = Signal(), Signal()
 
@@ -105,6 +105,7 @@ class Passage(Intake):
         except AsyncfetchError as error:
             self.error = error
             LOG.warning("%s could not be passed on: %s", self.file.name, error)
+            await self._wanted.heed(error)
         finally:
             self._ended = True
             self._came.give()
@@ -112,10 +113,10 @@ class Passage(Intake):
     async def _located(self, limit: int) -> Target:
         """Where the source serves the file now; of the bytes that it sends along, up to `limit`, none is lost."""
         file = self.file
-        found = await self._hub.ask_again(file.name, file.commit or "main", etag=file.key, limit=limit)
+        found = await self._wanted.hub.ask_again(file.name, file.commit or "main", etag=file.key, limit=limit)
         if limit > 1:
             self.accept(memoryview(found.prefix)[: self._stop - self._at])
-        return self._hub.target_of(file.name, found)
+        return self._wanted.hub.target_of(file.name, found)
 
     async def _verify(self) -> None:
         """Hold the whole against its hash. Raises ChecksumMismatchError."""
@@ -148,7 +149,7 @@ class Passage(Intake):
     def accept(self, view: memoryview) -> None:
         if self._whole:
             self._hash.update(view)
-        kept = view[max(self._wanted.start - self._at, 0) : max(self._wanted.stop - self._at, 0)]
+        kept = view[max(self._part.start - self._at, 0) : max(self._part.stop - self._at, 0)]
         self._at += len(view)
         if kept:
             self._pieces.append(bytes(kept))

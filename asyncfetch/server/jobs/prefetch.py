@@ -34,7 +34,7 @@ from ...storage.listings import entries_of
 from ...storage.removal import entries_of as names_of
 from ...storage.removal import plan_removal, remove
 from ...tasks import each, off_loop
-from ..arriving.fills import file_to_fetch
+from ..arriving.wanted import WantedFile, file_to_fetch
 from ..folders.layout import qualified
 from ..protocol.wire import Resource
 from .jobs import JobFailedError, JobFile, Refusal
@@ -182,8 +182,8 @@ class Worker:
         commit, ref = job.commit or "", None if is_commit(target.revision) else target.revision
         cache = RepoCache(self._root, target.name, repo_type=target.kind.removesuffix("s"))
         hub = self._upstream.hub(target, who, self._fills.transport)
-        wanted = file_to_fetch(target.path, commit, etag, file.size)
-        fill = self._fills.of(wanted, hub, cache, ref, lambda: self._upstream.forget(target, commit))
+        asked = file_to_fetch(target.path, commit, etag, file.size)
+        fill = self._fills.of(WantedFile(asked, hub, cache, ref, lambda: self._upstream.forget(target, commit)))
         file.fill = fill
         await fill.joined()
         file.fill, file.done, file.fetched = None, fill.complete, fill.progress.transferred

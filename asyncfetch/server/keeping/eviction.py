@@ -12,10 +12,10 @@ import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from ...errors import StorageError
 from ...storage.cache import RepoCache
 from ...storage.checksums import checksum_of_etag
-from ...storage.journal import forget_journal, journal_of
-from ...storage.removal import plan_removal, remove
+from ...storage.removal import drop_if_empty, plan_removal, remove, remove_partial
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,18 +35,18 @@ def take_out(root: Path, folder: str, items: list[Item]) -> None:
     """Remove what of these items of one repository nobody uses. Raises StorageError."""
     cache = cache_of(root, folder)
     with ExitStack() as holding:
-        free = [item for item in items if _ours_alone(root / item.key, holding)]
-        for item in free:
-            if item.partial:
-                _remove_partial(cache, root / item.key)
-        whole = [item for item in free if not item.partial]
+        whole = [item for item in items if not item.partial and _ours_alone(root / item.key, holding)]
         removal = plan_removal(
             cache,
             blobs=[item.name for item in whole if item.path.startswith("blobs/") and checksum_of_etag(item.name)],
             files=[_entry(item) for item in whole if item.path.startswith("snapshots/")],
         )
         remove(removal)
-    _drop_if_empty(cache.folder)
+    for item in items:
+        if item.partial:
+            with suppress(StorageError):
+                remove_partial(cache, root / item.key)
+    drop_if_empty(cache)
 
 
 def open_shared(path: Path) -> int:
@@ -76,34 +76,7 @@ def _ours_alone(path: Path, holding: ExitStack) -> bool:
     return True
 
 
-def _remove_partial(cache: RepoCache, path: Path) -> None:
-    """Remove a partial that nobody goes on with, of any tool."""
-    etag = path.name.partition(".")[0]
-    lock = cache.lock(etag) if checksum_of_etag(etag) else None
-    try:
-        if lock is not None:
-            lock.acquire(timeout=0)
-    except OSError:  # filelock's Timeout is one: it is on its way
-        return
-    try:
-        with suppress(OSError):
-            forget_journal(journal_of(path))
-            path.unlink()
-    finally:
-        if lock is not None:
-            lock.release()
-
-
 def _entry(item: Item) -> tuple[str, str]:
     """Commit and name of a file that lies in a snapshot."""
     _, commit, name = item.path.split("/", 2)
     return commit, name
-
-
-def _drop_if_empty(folder: Path) -> None:
-    """Remove a repository of which no file is left: huggingface_hub takes one without snapshots for damage."""
-    if any(names for _, _, names in os.walk(folder)):
-        return
-    for path, _, _ in os.walk(folder, topdown=False):
-        with suppress(OSError):
-            os.rmdir(path)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from ..counts import ORIGIN
+from ..protocol.body import BrokenOffError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +30,11 @@ class Observing:
         answer = _Answer(scope, self.counts)
 
         async def watch(message: Message) -> None:
-            await send(message)
+            try:
+                await send(message)
+            except BrokenOffError as broken:
+                answer.add(broken.nbytes)
+                raise
             answer.sent(message)
 
         try:
@@ -61,13 +66,16 @@ class _Answer:
             self.status = message["status"]
         elif message["type"] == "http.response.body":
             self.whole = not message.get("more_body", False)
-            origin: Origin = self._scope.get(ORIGIN, "answer")
-            nbytes = len(message.get("body", b"")) if self._scope["method"] != "HEAD" else 0
-            self.bytes[origin] = self.bytes.get(origin, 0) + nbytes
-            self._counts.add(cast("Counter", f"served_bytes_{origin}"), nbytes)
-            if origin != "answer" and not self._reads:
-                self._reads = True
-                self._counts.change("readers", 1)
+            self.add(len(message.get("body", b"")) if self._scope["method"] != "HEAD" else 0)
+
+    def add(self, nbytes: int) -> None:
+        """So many bytes of its body went."""
+        origin: Origin = self._scope.get(ORIGIN, "answer")
+        self.bytes[origin] = self.bytes.get(origin, 0) + nbytes
+        self._counts.add(cast("Counter", f"served_bytes_{origin}"), nbytes)
+        if origin != "answer" and not self._reads:
+            self._reads = True
+            self._counts.change("readers", 1)
 
     def end(self) -> None:
         if self._reads:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode
 
 from ..text import header_text
+from .body import BrokenOffError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +72,11 @@ class AccessLog:
 
         async def count(message: Message) -> None:
             nonlocal status, sent, whole
-            await send(message)
+            try:
+                await send(message)
+            except BrokenOffError as broken:
+                sent += broken.nbytes
+                raise
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body":

@@ -49,7 +49,7 @@ __all__ = [
 Given = TypeVarTuple("Given")
 T = TypeVar("T")
 FILE_PARTS = "asyncfetch.file_parts"  # in the scope of a request: a body may be a FilePart
-PART = 2 * MiB  # of a file that is sent in place
+PART = 16 * MiB  # of a file that is sent in place; each has a price of its own
 CHUNK = MiB  # of a body; starlette's own 64 KiB cost five sixths of the throughput
 LEAST_CHUNK = 64 * 1024
 ALL_CHUNKS = 64 * MiB  # of all bodies together: each waits in memory for its client
@@ -174,7 +174,11 @@ def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
 
 
 class BrokenOffError(Exception):
-    """The rest of a body cannot be sent: the file has become shorter, or the client has gone."""
+    """The rest of a part cannot be sent: the file has become shorter, or the client is `gone`. `nbytes` of it were."""
+
+    def __init__(self, nbytes: int = 0, *, gone: bool = True) -> None:
+        super().__init__(nbytes)
+        self.nbytes, self.gone = nbytes, gone
 
 
 class FilePart:

@@ -16,6 +16,7 @@ import resource
 import select
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ __all__ = ["Connection", "raise_descriptor_limit"]
 
 HEAD = 60.0  # seconds for the head of a request to come, from the first moment on
 _MOMENT = 3  # milliseconds: to come back to a worker thread costs a tenth of one, and more on a busy machine
+TURN = 0.05  # seconds of a worker thread for one client, however quick it is: there are few of these threads
 STALL = 300.0  # seconds in which a client takes what is on its way to it: some MiB
 
 
@@ -62,10 +64,11 @@ class Connection(H11Protocol):
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:
             try:
                 await _send_from(part, sock)
-            except (ConnectionError, TimeoutError):
-                self._cut()
-                await anyio.sleep(0.01)  # until uvicorn has noticed
-                raise BrokenOffError from None
+            except BrokenOffError as broken:
+                if broken.gone:
+                    self._cut()
+                    await anyio.sleep(0.01)  # until uvicorn has noticed
+                raise
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -103,29 +106,37 @@ class Connection(H11Protocol):
 
 
 async def _send_from(part: FilePart, sock: socket.socket) -> None:
-    """Send a part of a file as the client takes it. TimeoutError where it takes nothing for STALL seconds."""
+    """Send a part of a file as the client takes it. BrokenOffError too where it takes nothing for STALL seconds."""
     position, end = part.start, part.start + len(part)
-    while (position := await in_reader(_push, sock.fileno(), part.descriptor, position, end)) < end:
-        with anyio.fail_after(STALL):
-            await anyio.wait_writable(sock)
+    try:
+        while (position := await in_reader(_push, sock.fileno(), part.descriptor, position, end)) < end:
+            with anyio.fail_after(STALL):
+                await anyio.wait_writable(sock)
+    except BrokenOffError as broken:
+        raise BrokenOffError(position - part.start + broken.nbytes, gone=broken.gone) from None
+    except TimeoutError:
+        raise BrokenOffError(position - part.start) from None
 
 
 def _push(sink: int, source: int, position: int, end: int) -> int:
-    """Send what the socket takes; the position then. Blocks for the disk, and a moment for a client that is quick.
+    """Send what the socket takes; the position then. Blocks for the disk, and for TURN at most for a quick client.
 
-    Raises OSError, and BrokenOffError where the file ends before `end`.
+    Raises BrokenOffError where the client is gone, or the file ends before `end`, and the OSError of a broken disk.
     """
     writable, begun = select.poll(), position
     writable.register(sink, select.POLLOUT)
-    while position < end:
+    until = time.monotonic() + TURN
+    while position < end and (position == begun or time.monotonic() < until):
         try:
             moved = os.sendfile(sink, source, position, end - position)
         except BlockingIOError:
             if position > begun and writable.poll(_MOMENT):
                 continue
             break
+        except (ConnectionError, TimeoutError):
+            raise BrokenOffError(position - begun) from None
         if not moved:
-            raise BrokenOffError
+            raise BrokenOffError(position - begun, gone=False)
         position += moved
     return position
 
