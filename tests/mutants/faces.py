@@ -59,6 +59,14 @@ MUTANTS = (
         ("api/test_notebook.py::test_a_picture_is_bounded_and_harmless",),
     ),
     Mutant(
+        "shards-cut-with-other-files",
+        _WATCHED,
+        "progress.text:fit_names",
+        "len(set(cut.values())) < len(long)",
+        "False",
+        ("progress/test_text.py::test_shards_stay_distinct_beside_other_files",),
+    ),
+    Mutant(
         "a-thousand-warnings",
         _WATCHED,
         "progress.lines:Repeats.__call__",
