@@ -159,7 +159,8 @@ async def dry_run_async(source: Source, **options: Unpack[PlanOptions]) -> Resol
 async def inspect_async(source: Source, **options: Unpack[InspectOptions]) -> Inspection:
     """What a checkpoint holds, from its index and the headers of its shards, read by range.
 
-    No shard is downloaded and nothing is written.
+    No shard is downloaded and nothing is written. The result tells its tensors, how many parameters they
+    have, how weights are quantised, and the memory that each way of loading takes.
 
     Args:
         source: as in `load_async`.

@@ -21,7 +21,8 @@ from ..storage.files import free_bytes
 from ..storage.roots import cache_root
 from .caching import cache_app
 from .doctor import doctor
-from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
+from .inspecting import list_inspection
+from .listing import list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
     FLAG,
@@ -34,6 +35,8 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import NO_ROOM, stdout_errors
+from .plotting import check_plot
+from .plotting import plot as draw
 from .prefetching import PrefetchFlags, prefetch_from
 from .serving import ServeFlags, serve_until_stopped
 
@@ -230,14 +233,21 @@ def inspect(
     /,
     *,
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
+    plot: Annotated[
+        Path | None, Parameter(help="Write a picture of where the bytes are to this file: .png, .svg or .pdf.")
+    ] = None,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     line: LineFlags = LINE,
 ) -> None:
-    """Show what a checkpoint holds. Only its index and its headers are read."""
+    """Show what a checkpoint holds, and what a load of it needs in memory. Only its index and its headers are read."""
+    if plot is not None:
+        check_plot(plot)
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
         found = api.inspect(source, **arguments, policy=line.policy(), report=report)
+    if plot is not None:
+        draw(found, plot)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 

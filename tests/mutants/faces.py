@@ -7,6 +7,7 @@ from . import Mutant
 _WATCHED = "who watches a load"
 _DOCTOR = "an environment in which nothing can work"
 _SHOWING = "api/test_showing.py::"
+_INSPECTED = "what a checkpoint is said to need"
 _BROKEN = "cli/test_doctor.py::"
 
 MUTANTS = (
@@ -73,6 +74,46 @@ MUTANTS = (
         "len(alike) > 1",
         "False",
         ("progress/test_lines.py::test_equal_warnings_are_one",),
+    ),
+    Mutant(
+        "scales-are-parameters",
+        _INSPECTED,
+        "api.inspecting:_parameters",
+        "if name not in scales",
+        "if name",
+        ("api/test_inspecting.py::test_quantised_weights",),
+    ),
+    Mutant(
+        "packed-numbers-are-bytes",
+        _INSPECTED,
+        "api.inspecting:_dequantized_needs",
+        "math.prod(found.result)",
+        "stored[found.weight].nbytes",
+        ("api/test_inspecting.py::test_quantised_weights",),
+    ),
+    Mutant(
+        "a-cast-takes-what-is-stored",
+        _INSPECTED,
+        "api.inspecting:_cast_size",
+        "np.dtype(target).itemsize",
+        "there.itemsize",
+        ("api/test_inspecting.py::test_what_a_load_takes_is_what_was_told",),
+    ),
+    Mutant(
+        "memory-for-what-cannot-be-read",
+        _INSPECTED,
+        "api.inspecting:_needs",
+        "not any(True for _ in foreign_weights(stored, scaled))",
+        "True",
+        ("api/test_inspecting.py::test_what_nobody_else_can_read",),
+    ),
+    Mutant(
+        "a-picture-that-cannot-be-is-found-out-late",
+        _INSPECTED,
+        "cli.plotting:check_plot",
+        "check_output(path)",
+        "pass",
+        ("cli/test_cli.py::test_a_picture_of_where_the_bytes_are",),
     ),
     Mutant(
         "token-for-whoever-answers",
