@@ -114,7 +114,7 @@ async def load_inspected_async(
     Not public: the command line lists what it loads.
     """
     access, wanted = split(options)
-    async with Client(**access) as client, client._call(source, wanted, storage) as call:
+    async with Client(**access) as client, client._call("load", source, wanted, storage) as call:
         return await call.load_inspected(dtype)
 
 

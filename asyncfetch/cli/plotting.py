@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower().lstrip(".") not in _FORMATS:
         raise SourceError(f"--plot {str(path)!r:.200} is no picture: its name ends in none of .png, .svg and .pdf.")
     check_output(path)
-    _matplotlib("figure")
+    _figures()
 
 
 def plot(found: Inspection, path: Path) -> None:
@@ -40,7 +39,7 @@ def plot(found: Inspection, path: Path) -> None:
     parts = parts_of((name, shape, nbytes) for name, _, shape, nbytes in rows)
     stack = max((part for part in parts if len(part.layers) > 1), key=lambda part: part.nbytes, default=None)
     heights = [max(_BAR * (min(len(parts), _MOST_PARTS) + 2), 1.2), *([_LAYERS] if stack else [])]
-    figure: Any = _matplotlib("figure").Figure(figsize=(_WIDTH, sum(heights) + 0.6), layout="constrained")
+    figure: Any = _figures().Figure(figsize=(_WIDTH, sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     at = f" at {found.commit[:12]}" if found.commit else ""
     size = size_text(sum(row[3] for row in rows))
@@ -57,13 +56,15 @@ def plot(found: Inspection, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _matplotlib(module: str) -> Any:
+def _figures() -> Any:
+    """The module of matplotlib that draws without a window."""
     try:
-        return import_module(f"matplotlib.{module}")
+        from matplotlib import figure
     except ImportError:
         raise SourceError(
             "A picture needs matplotlib, which is not installed.", hint="Run: pip install 'asyncfetch[plot]'"
         ) from None
+    return figure
 
 
 def _text(text: str) -> str:

@@ -8,6 +8,8 @@ _WATCHED = "who watches a load"
 _DOCTOR = "an environment in which nothing can work"
 _SHOWING = "api/test_showing.py::"
 _INSPECTED = "what a checkpoint is said to need"
+_TRACED = "a program that uses OpenTelemetry"
+_SPANS = "api/test_telemetry.py::"
 _BROKEN = "cli/test_doctor.py::"
 
 MUTANTS = (
@@ -114,6 +116,38 @@ MUTANTS = (
         "check_output(path)",
         "pass",
         ("cli/test_cli.py::test_a_picture_of_where_the_bytes_are",),
+    ),
+    Mutant(
+        "telemetry-for-who-wants-none",
+        _TRACED,
+        "progress.telemetry:is_used",
+        'return "opentelemetry.trace" in sys.modules',
+        "return True",
+        (f"{_SPANS}test_a_program_without_it_does_not_import_it",),
+    ),
+    Mutant(
+        "an-open-checkpoint-is-an-open-span",
+        _TRACED,
+        "progress.telemetry:Telemetry._resolved",
+        'if self._operation == "open":',
+        "if False:",
+        (f"{_SPANS}test_each_call_is_a_span",),
+    ),
+    Mutant(
+        "bytes-are-counted-again",
+        _TRACED,
+        "progress.telemetry:Telemetry._count",
+        "self._counted = self._state.transferred",
+        "pass",
+        (f"{_SPANS}test_each_call_is_a_span",),
+    ),
+    Mutant(
+        "a-failed-call-looks-well",
+        _TRACED,
+        "api.showing:watching",
+        "telemetry.end(error)",
+        "telemetry.end()",
+        (f"{_SPANS}test_what_goes_wrong_is_told_without_secrets",),
     ),
     Mutant(
         "token-for-whoever-answers",
