@@ -216,6 +216,7 @@ def test_there_are_snippets() -> None:
 def flaws_of_command(line: str) -> list[str]:
     """What is wrong with a line that a reader is to type, as sentences."""
     words = shlex.split(line, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
     match words:

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ..api import functions as api
 from ..api.saving import convert as convert_checkpoint
 from ..errors import SourceError, StorageError, redact_url
+from ..format.near import near_name
 from ..format.writer import check_output
 from ..storage.files import free_bytes
 from ..storage.roots import cache_root
@@ -70,9 +71,26 @@ def run(arguments: Sequence[str]) -> int:
         with stdout_errors() if only_prints else nullcontext():
             code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
-        raise SourceError(str(error).strip(), hint=hint) from error
+        raise SourceError(f"{str(error).strip()}{_meant(arguments[0])}", hint=_help_for(arguments)) from error
     return code if isinstance(code, int) else 0
+
+
+def _meant(word: str) -> str:
+    """Which of the options that stand in the place of a command was probably meant; of others it is told already."""
+    near = near_name(word, ["--help", "--version"]) if word.startswith("-") else None
+    return "" if near is None else f" Did you mean {near}?"
+
+
+def _help_for(arguments: Sequence[str]) -> str:
+    """Where it is told what may be typed."""
+    words, found = ["asyncfetch"], app
+    for word in arguments:
+        if word.startswith("-") or word not in (below := found.resolved_commands()):
+            break
+        words, found = [*words, word], below[word]
+    if any(not name.startswith("-") for name in found.resolved_commands()):
+        return f"`{' '.join(words)} --help` lists the commands, `{' '.join(words)} COMMAND --help` their options."
+    return f"`{' '.join(words)} --help` tells what it takes."
 
 
 def _refuse_tokens(arguments: Sequence[str]) -> None:
@@ -314,6 +332,8 @@ def examine(
 
 
 @app.command
-def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell that is to complete.")], /
+) -> None:
     """Print the completion script of a shell; no file is changed."""
     print(app.generate_completion(shell=shell))

@@ -514,6 +514,8 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
         (("load", REPO, "--nope"), 2, "--nope"),
         (("load", REPO, "--token", "abc"), 2, "A token is never an argument"),
         (("lod", REPO), 2, 'Did you mean "load"'),
+        (("--verison",), 2, "Did you mean --version?"),
+        (("load", REPO, "--outptu", "x"), 2, "Did you mean --output?"),
         (("load", f"{REPO}@v1", "--revision", "v2"), 2, "--revision says 'v2'"),
         (("load", __file__, "--subfolder", "x"), 2, "--subfolder goes with a folder"),
         (("load", "ftp://host/key"), 2, "ftp://"),
@@ -541,6 +543,8 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
+        (("load", REPO, "--nope"), {}, "hint: `asyncfetch load --help` tells what it takes."),
+        (("cache", "lst"), {}, "hint: `asyncfetch cache --help` lists the commands"),
         (("load", "org/empty"), {}, "Name its folder with --subfolder, its variant with --variant, or give"),
         (("load", REPO, "--offline"), {}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
         (("load", REPO), {"HF_HUB_OFFLINE": "1"}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
