@@ -90,7 +90,17 @@ def prose_of(file: Path) -> str:
 
 # -- Python ------------------------------------------------------------------------------------
 
-SNIPPETS = [block for file in RUNNABLE for block in blocks_of(file, "python")]
+
+def snippets() -> Iterator[Block]:
+    """What runs by itself; of a notebook all cells together."""
+    for file in RUNNABLE:
+        blocks = list(blocks_of(file, "python"))
+        if file.name == "notebook.md":
+            blocks = [replace(blocks[0], text="\n".join(block.text for block in blocks))]
+        yield from blocks
+
+
+SNIPPETS = list(snippets())
 
 
 def tensors() -> dict[str, np.ndarray]:
