@@ -46,7 +46,7 @@ from .api.functions import (
     verify_async,
 )
 from .api.functions import open as open  # noqa: A004
-from .api.results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
+from .api.results import Inspection, MemoryNeed, Quantized, ShardInspection, Snapshot, StateDict, VerifiedFile
 from .api.saving import convert, convert_async, save, save_async
 from .errors import (
     AccessError,
@@ -113,6 +113,7 @@ __all__ = [
     "InvalidIndexError",
     "LinkExpiredError",
     "LoadReport",
+    "MemoryNeed",
     "MissingTensorError",
     "ModelMismatchError",
     "NetworkError",
@@ -122,6 +123,7 @@ __all__ = [
     "Policy",
     "ProtocolError",
     "ProxyError",
+    "Quantized",
     "RateLimitedError",
     "RepositoryNotFoundError",
     "RevisionNotFoundError",

@@ -163,12 +163,13 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
     page = {"asyncfetch/server/people/service_page.css", "asyncfetch/server/people/service_page.js"}
-    expected = {*FILES, *page, "asyncfetch/py.typed"}
+    manual = {f"asyncfetch-{__version__}.data/data/share/man/man1/asyncfetch.1"}
+    expected = {*FILES, *page, *manual, "asyncfetch/py.typed"}
     assert {name for name in names if not name.startswith(f"{info}/")} == expected
     assert f"{info}/licenses/LICENSE" in names
     assert "asyncfetch = asyncfetch.cli.main:main" in entry_points
     # What serves only those who develop is in dependency groups, which are not published.
-    extras = ["cli", "cloud", "diffusers", "serve", "torch", "transformers", "vllm"]
+    extras = ["cli", "cloud", "diffusers", "otel", "plot", "serve", "torch", "transformers", "vllm"]
     assert metadata.get_all("Provides-Extra") == extras
     assert {line.partition(",")[0] for line in metadata.get_all("Project-URL", [])} >= {"Homepage", "Issues"}
 

@@ -88,7 +88,7 @@ async def load_pretrained_async(
     asked.check()
     _need("torch", "transformers")
     access, wanted = split(options)
-    async with Client(**access) as client, client._call(source, wanted, storage, files={}) as call:
+    async with Client(**access) as client, client._call("load_pretrained", source, wanted, storage, files={}) as call:
         return await _loaded(call, asked)
 
 

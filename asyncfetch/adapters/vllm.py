@@ -142,7 +142,7 @@ async def _streaming(wanted: Wanted, options: Options) -> AsyncIterator[Tensors]
     }
     async with (
         Client(**options.access) as client,
-        client._call(wanted.source, call_options, storage) as call,
+        client._call("stream", wanted.source, call_options, storage) as call,
     ):
         block = await call.stream(
             early=own.get("early", False),

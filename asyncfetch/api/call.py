@@ -14,7 +14,6 @@ from anyio import from_thread
 from ..engine.bookkeeping import file_states
 from ..errors import AsyncfetchError, CorruptError, OfflineError, StorageError, storage_errors
 from ..events import Resolved, Warned
-from ..format.header import TensorInfo
 from ..models.into import LoadReport, load_state_dict_into
 from ..network.transport import Transport
 from ..sources.headers import header_on_disk
@@ -29,10 +28,11 @@ from ..tensors.scaling import Scaling
 from .beside import Beside, beside
 from .converting import converted
 from .form import Form
+from .inspecting import inspection
 from .loading import Wishes, load_into
 from .opened import Checkpoint
 from .options import DTypeLike, Source
-from .results import Inspection, ShardInspection, Snapshot, StateDict, VerifiedFile
+from .results import Inspection, Snapshot, StateDict, VerifiedFile
 from .session import Environment, Session, begin
 from .streaming import Tensors, feeding
 
@@ -52,7 +52,7 @@ class Call:
     async def load_inspected(self, dtype: DTypeLike | None) -> tuple[StateDict[Any], Inspection]:
         """The same, and what was loaded."""
         located, scaling, tensors = await self._loaded(Form(dtype=dtype))
-        return tensors, await off_loop(lambda: _inspection(located, scaling), slow=True)
+        return tensors, await off_loop(lambda: inspection(located, scaling), slow=True)
 
     async def _loaded(self, form: Form) -> tuple[Located, Scaling | None, StateDict[Any]]:
         target, maker = form.target(), await form.maker()
@@ -129,7 +129,7 @@ class Call:
     async def inspect(self) -> Inspection:
         """What the headers say."""
         located = await self.session.locate()
-        return await off_loop(lambda: _inspection(located), slow=True)
+        return await off_loop(lambda: inspection(located), slow=True)
 
     async def verify(self) -> tuple[VerifiedFile, ...]:
         """Each cached file, hashed again."""
@@ -207,26 +207,6 @@ def _promised(located: Located, name: str, path: Path) -> Checksum | None:
         return located.cache.checksum_of(path)
     record = LocalFolder(path.parents[name.count("/")]).record(name)
     return None if record is None else record.checksum
-
-
-def _inspection(located: Located, scaling: Scaling | None = None) -> Inspection:
-    states = {state.file: state for state in file_states(located, "disk")}
-    shards = [
-        ShardInspection(file.name, file.size, states[file.name].present, file.known_header) for file in located.files
-    ]
-    by_name = {shard.file: shard for shard in shards}
-    tensors: dict[str, tuple[str, TensorInfo]] = {}
-    metadata: dict[str, Any] = {}
-    for shard in shards:
-        metadata |= shard.header.metadata
-    if located.selected is not None:
-        shard_of = located.selected.weight_map
-        for name, stored in scaling.names.items() if scaling is not None else zip(shard_of, shard_of, strict=True):
-            path = located.path_of(shard_of[stored])
-            tensors[name] = (path, by_name[path].header.tensors[stored])
-        metadata |= located.selected.metadata
-    index = located.index.file if located.index else None
-    return Inspection(located.source, located.commit, index, tuple(shards), tensors, metadata)
 
 
 def _verify_one(name: str, path: Path, checksum: Checksum | None) -> VerifiedFile:

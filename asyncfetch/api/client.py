@@ -138,31 +138,31 @@ class Client:
         **wanted: Unpack[Read],
     ) -> StateDict[Any]:
         """As `asyncfetch.load_async`."""
-        async with self._call(source, wanted, storage) as call:
+        async with self._call("load", source, wanted, storage) as call:
             return await call.load(dtype=dtype, framework=framework, device=device, rename=rename)
 
     @public(Fetched)
     async def download(self, source: Source, **wanted: Unpack[Fetched]) -> Snapshot:
         """As `asyncfetch.download_async`."""
-        async with self._call(source, wanted, files=wanted) as call:
+        async with self._call("download", source, wanted, files=wanted) as call:
             return await call.download()
 
     @public(Foreseen)
     async def dry_run(self, source: Source, **wanted: Unpack[Foreseen]) -> Resolved:
         """As `asyncfetch.dry_run_async`."""
-        async with self._call(source, wanted, files=wanted) as call:
+        async with self._call("dry_run", source, wanted, files=wanted) as call:
             return await call.dry_run()
 
     @public(Sought)
     async def inspect(self, source: Source, **wanted: Unpack[Sought]) -> Inspection:
         """As `asyncfetch.inspect_async`."""
-        async with self._call(source, wanted) as call:
+        async with self._call("inspect", source, wanted) as call:
             return await call.inspect()
 
     @public(Planned)
     async def verify(self, source: Source, **wanted: Unpack[Planned]) -> tuple[VerifiedFile, ...]:
         """As `asyncfetch.verify_async`."""
-        async with self._call(source, wanted, files={}, offline=True) as call:
+        async with self._call("verify", source, wanted, files={}, offline=True) as call:
             return await call.verify()
 
     @public(Read)
@@ -184,7 +184,7 @@ class Client:
         """As `asyncfetch.load_into_async`."""
         if isinstance(source, Mapping):
             raise SourceError("A state dict needs no client.", hint="Call asyncfetch.load_into_async with it.")
-        async with self._call(source, wanted, storage) as call:
+        async with self._call("load_into", source, wanted, storage) as call:
             wishes = {"strict": strict, "assign": assign, "dtype": dtype, "rename": rename, "skip": skip}
             return await call.load_into(model, memory_limit=memory_limit, device=device, **wishes)
 
@@ -204,7 +204,7 @@ class Client:
     ) -> Snapshot:
         """As `asyncfetch.convert_async`."""
         files: Files = {"weights_only": True} if weights_only else {}
-        async with self._call(source, wanted, files=files) as call:
+        async with self._call("convert", source, wanted, files=files) as call:
             form = {"dtype": dtype, "rename": rename, "metadata": metadata, "pattern": filename_pattern}
             return await call.convert(folder, max_shard_size=max_shard_size, **form)
 
@@ -277,6 +277,7 @@ class Client:
     @asynccontextmanager
     async def _call(
         self,
+        operation: str,
         source: Source,
         wanted: Read | Wanted | Planned | Sought,
         storage: Storage = "disk",
@@ -287,6 +288,7 @@ class Client:
     ) -> AsyncIterator[Call]:
         """One call, which runs until the block ends or `_ended(token)`. An error in it comes out plain, in no group.
 
+        `operation`: what it is called where it is watched.
         `files`: it brings more, or other files than a load needs.
         """
         token = token or object()
@@ -296,7 +298,7 @@ class Client:
                 code, environment, transport = await self._ready()
                 if offline:
                     environment = environment.offline()
-                async with watching(source, wanted) as watchers:
+                async with watching(operation, source, wanted) as watchers:
                     yield code.Call(await code.begin(environment, transport, source, wanted, storage, files, watchers))
         finally:
             self._ended(token)
@@ -311,7 +313,7 @@ class Client:
         timeout = wanted.get("timeout")
         try:
             async with holds:
-                call = await holds.enter_async_context(self._call(source, wanted))
+                call = await holds.enter_async_context(self._call("open", source, wanted))
                 checkpoint = await within(timeout, lambda: run_as_task(lambda: call.open(timeout, **form)))
                 self._handles[checkpoint] = checkpoint.aclose
                 holds.callback(self._handles.pop, checkpoint, None)
@@ -326,7 +328,7 @@ class Client:
         """Begin to stream a checkpoint; the download ends with `holds`."""
         timeout, token = wanted.get("timeout"), object()
         try:
-            call = await holds.enter_async_context(self._call(source, wanted, storage, token=token))
+            call = await holds.enter_async_context(self._call("stream", source, wanted, storage, token=token))
             block = await within(timeout, lambda: run_as_task(lambda: call.stream(timeout=timeout, **form)))
             tensors: Tensors[Any] = await holds.enter_async_context(block)
         except AsyncfetchError as error:

@@ -114,7 +114,7 @@ async def load_inspected_async(
     Not public: the command line lists what it loads.
     """
     access, wanted = split(options)
-    async with Client(**access) as client, client._call(source, wanted, storage) as call:
+    async with Client(**access) as client, client._call("load", source, wanted, storage) as call:
         return await call.load_inspected(dtype)
 
 
@@ -159,7 +159,8 @@ async def dry_run_async(source: Source, **options: Unpack[PlanOptions]) -> Resol
 async def inspect_async(source: Source, **options: Unpack[InspectOptions]) -> Inspection:
     """What a checkpoint holds, from its index and the headers of its shards, read by range.
 
-    No shard is downloaded and nothing is written.
+    No shard is downloaded and nothing is written. The result tells its tensors, how many parameters they
+    have, how weights are quantised, and the memory that each way of loading takes.
 
     Args:
         source: as in `load_async`.

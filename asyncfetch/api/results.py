@@ -25,7 +25,7 @@ else:
 
     T = TypeVar("T")
 
-__all__ = ["Inspection", "ShardInspection", "Snapshot", "StateDict", "VerifiedFile"]
+__all__ = ["Inspection", "MemoryNeed", "Quantized", "ShardInspection", "Snapshot", "StateDict", "VerifiedFile"]
 
 _SHOWN = 4  # names in a short repr
 
@@ -114,8 +114,42 @@ class ShardInspection:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantized:
+    """Weights that are stored in fewer bits than their numbers have, all in one way.
+
+    `count` weights of `dtype`, with an entry of a scale of dtype `scale` for each `shared_by`: "row", "tensor", "block
+    of 128 x 128". `nbytes` are those of weights and scales. `flaw` says why `dequantize=True` cannot give their
+    numbers; it is "" where it can.
+    """
+
+    dtype: str
+    scale: str | None
+    shared_by: str
+    count: int
+    nbytes: int
+    flaw: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """What one way of loading needs in memory, in bytes, beside what Python and its libraries take.
+
+    `way` is one such as "load, dequantized" or "stream, in memory alone" (`storage="memory"`). `own`: memory of the
+    process alone, at most at any moment. `mapped`: pages of files in the cache, which the system gives back where it
+    has no room. Tensors of torch are on the same memory as arrays.
+    """
+
+    way: str
+    own: int
+    mapped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a checkpoint holds. `tensors` maps each selected name to (shard, dtype and shape)."""
+    """What a checkpoint holds. `tensors` maps each selected name to (shard, dtype and shape).
+
+    `parameters` counts numbers: of a weight that is stored beside a scale those that it stands for, and not the scale.
+    """
 
     source: str
     commit: str | None
@@ -123,6 +157,9 @@ class Inspection:
     shards: tuple[ShardInspection, ...]
     tensors: dict[str, tuple[str, TensorInfo]]
     metadata: dict[str, Any]
+    parameters: int = 0
+    quantized: tuple[Quantized, ...] = ()
+    memory: tuple[MemoryNeed, ...] = ()
 
     def __repr__(self) -> str:
         size = sum(shard.size for shard in self.shards)
@@ -134,6 +171,7 @@ class Inspection:
         at = f" at {self.commit[:12]}" if self.commit else ""
         here = f"{size_text(missing)} to download" if missing else "all here"
         what = f"{len(self.tensors):,} tensors in {len(self.shards):,} shards, {size_text(size)}, {here}"
+        what = f"{self.parameters:,} parameters, {what}" if self.parameters else what
         return tensor_table(
             f"{self.source}{at}: {what}", ((name, i.dtype, i.shape, i.nbytes) for name, (_, i) in self.tensors.items())
         )

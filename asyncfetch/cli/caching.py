@@ -14,6 +14,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from ..errors import AsyncfetchError, SourceError
+from ..format.near import near_name
 from ..progress.text import files, printable, size_text
 from ..storage.checksums import Checksum, checksum_of_etag, verify_file
 from ..storage.inventory import CachedRepository, cached_repositories
@@ -203,7 +204,9 @@ def _chosen(found: list[CachedRepository], targets: Iterable[str]) -> dict[int, 
         if not matches and not revision and _COMMIT.fullmatch(target):
             matches = [(one, {each.commit}) for one in found for each in one.commits if each.commit.startswith(target)]
         if not matches:
-            raise SourceError(f"{target!r} is not in the cache.", hint="`asyncfetch cache list` tells what is.")
+            near = near_name(named, [one.name for one in found])
+            hint = "`asyncfetch cache list` tells what is." if near is None else f"Is it {near!r}?"
+            raise SourceError(f"{target!r} is not in the cache.", hint=hint)
         for one, commits in matches:
             before = chosen.get(id(one))
             merged = commits | before.commits if before and commits and before.commits else set()

@@ -16,12 +16,14 @@ from cyclopts import App, CycloptsError, Parameter
 from ..api import functions as api
 from ..api.saving import convert as convert_checkpoint
 from ..errors import SourceError, StorageError, redact_url
+from ..format.near import near_name
 from ..format.writer import check_output
 from ..storage.files import free_bytes
 from ..storage.roots import cache_root
 from .caching import cache_app
 from .doctor import doctor
-from .listing import list_inspection, list_plan, list_snapshot, list_tensors, list_verified
+from .inspecting import list_inspection
+from .listing import list_plan, list_snapshot, list_tensors, list_verified
 from .merging import merge
 from .options import (
     FLAG,
@@ -34,6 +36,8 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import NO_ROOM, stdout_errors
+from .plotting import check_plot
+from .plotting import plot as draw
 from .prefetching import PrefetchFlags, prefetch_from
 from .serving import ServeFlags, serve_until_stopped
 
@@ -67,9 +71,26 @@ def run(arguments: Sequence[str]) -> int:
         with stdout_errors() if only_prints else nullcontext():
             code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        hint = "`asyncfetch --help` lists the commands, `asyncfetch COMMAND --help` its options."
-        raise SourceError(str(error).strip(), hint=hint) from error
+        raise SourceError(f"{str(error).strip()}{_meant(arguments[0])}", hint=_help_for(arguments)) from error
     return code if isinstance(code, int) else 0
+
+
+def _meant(word: str) -> str:
+    """Which of the options that stand in the place of a command was probably meant; of others it is told already."""
+    near = near_name(word, ["--help", "--version"]) if word.startswith("-") else None
+    return "" if near is None else f" Did you mean {near}?"
+
+
+def _help_for(arguments: Sequence[str]) -> str:
+    """Where it is told what may be typed."""
+    words, found = ["asyncfetch"], app
+    for word in arguments:
+        if word.startswith("-") or word not in (below := found.resolved_commands()):
+            break
+        words, found = [*words, word], below[word]
+    if any(not name.startswith("-") for name in found.resolved_commands()):
+        return f"`{' '.join(words)} --help` lists the commands, `{' '.join(words)} COMMAND --help` their options."
+    return f"`{' '.join(words)} --help` tells what it takes."
 
 
 def _refuse_tokens(arguments: Sequence[str]) -> None:
@@ -230,14 +251,21 @@ def inspect(
     /,
     *,
     tensors: Annotated[bool, FLAG, Parameter(help="List every tensor as well.")] = False,
+    plot: Annotated[
+        Path | None, Parameter(help="Write a picture of where the bytes are to this file: .png, .svg or .pdf.")
+    ] = None,
     flags: CommonFlags = COMMON,
     wanted: TensorFlags = TENSORS,
     line: LineFlags = LINE,
 ) -> None:
-    """Show what a checkpoint holds. Only its index and its headers are read."""
+    """Show what a checkpoint holds, and what a load of it needs in memory. Only its index and its headers are read."""
+    if plot is not None:
+        check_plot(plot)
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
         found = api.inspect(source, **arguments, policy=line.policy(), report=report)
+    if plot is not None:
+        draw(found, plot)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 
@@ -304,6 +332,8 @@ def examine(
 
 
 @app.command
-def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="The shell that is to complete.")], /
+) -> None:
     """Print the completion script of a shell; no file is changed."""
     print(app.generate_completion(shell=shell))

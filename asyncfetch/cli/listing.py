@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,24 @@ import numpy as np
 
 from ..api.results import Inspection, Snapshot, VerifiedFile
 from ..events import Resolved
-from ..format.layers import folded_layers, parts_of
+from ..format.layers import folded_layers
 from ..format.writer import format_dtype, logical_shape
-from ..progress.text import amount, files, printable, size_text
+from ..progress.text import files, printable, size_text
 from .output import NO_ROOM, flush_stdout, print_json, print_table, stdout_errors
 
-__all__ = ["list_inspection", "list_plan", "list_snapshot", "list_tensors", "list_verified"]
+__all__ = [
+    "TENSOR_COLUMNS",
+    "Row",
+    "aside",
+    "list_plan",
+    "list_snapshot",
+    "list_tensors",
+    "list_verified",
+    "print_result",
+    "shape_text",
+    "tensor_cells",
+    "tensor_objects",
+]
 
 TENSOR_COLUMNS = ["tensor", "dtype", "shape", "bytes", "shard"]
 
@@ -39,7 +50,7 @@ def list_tensors(
     ]
     parameters, nbytes = sum(math.prod(row[2]) for row in rows), sum(row[3] for row in rows)
     if as_json:
-        _result(
+        print_result(
             "load",
             source=found.source,
             commit=found.commit,
@@ -47,19 +58,19 @@ def list_tensors(
             parameters=parameters,
             nbytes=nbytes,
             output=None if output is None else str(output),
-            tensors=_tensor_objects(rows),
+            tensors=tensor_objects(rows),
         )
         return
     _print_tensors(rows, every=every)
     if not quiet:
-        _aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
+        aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
 
 
 def list_snapshot(source: str, snapshot: Snapshot, *, command: str = "download", as_json: bool) -> None:
     """The folder that holds a checkpoint: its path alone, or all its files as JSON."""
     if as_json:
         files = {name: str(path) for name, path in snapshot.files.items()}
-        _result(command, source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
+        print_result(command, source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
     else:
         _print_path(snapshot.path)
 
@@ -83,7 +94,7 @@ def list_plan(
     size, missing = sum(row[1] for row in rows), sum(row[3] for row in rows)
     fits = free is None or missing <= free
     if as_json:
-        _result(
+        print_result(
             command,
             dry_run=True,
             exit_code=0 if fits else NO_ROOM,
@@ -103,65 +114,12 @@ def list_plan(
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
         there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"
-        _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
+        aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
     if not fits and folder is not None:
         room = f"{printable(str(folder))} has room for {size_text(free or 0)}"
-        _aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
-        _aside("hint: Free some space, or name another place with --cache-dir.")
+        aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
+        aside("hint: Free some space, or name another place with --cache-dir.")
     return fits
-
-
-def list_inspection(found: Inspection, *, tensors: bool, as_json: bool) -> None:
-    """Shards, dtypes and totals of a checkpoint; every tensor too if `tensors`."""
-    rows = [(name, info.dtype, info.shape, info.nbytes, shard) for name, (shard, info) in found.tensors.items()]
-    dtypes = _by_dtype(rows)
-    parameters, nbytes = sum(math.prod(row[2]) for row in rows), sum(row[3] for row in rows)
-    if as_json:
-        _result(
-            "inspect",
-            source=found.source,
-            commit=found.commit,
-            index=found.index,
-            parameters=parameters,
-            nbytes=nbytes,
-            metadata=found.metadata,
-            dtypes=dtypes,
-            shards=[{"file": s.file, "size": s.size, "present": s.present} for s in found.shards],
-            tensors=_tensor_objects(rows),
-        )
-        return
-    facts = {
-        "source": found.source,
-        "commit": found.commit or "none",
-        "index": found.index or "none",
-        "tensors": f"{len(rows):,}",
-        "parameters": f"{parameters:,}",
-        "bytes": f"{nbytes:,} ({size_text(nbytes)})",
-        **{f"metadata {printable(str(key))}": value for key, value in sorted(found.metadata.items())},
-    }
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:{width}}  {printable(str(value))}")
-    print()
-    cells = [(shard.file, shard.size, _cached_text(shard.present, shard.size)) for shard in found.shards]
-    print_table(["shard", "size", "cached"], cells, right=["size"])
-    print()
-    parts = [
-        (part.name, part.count, part.parameters, part.nbytes, f"{part.nbytes / nbytes:.0%}" if nbytes else "")
-        for part in parts_of((row[0], row[2], row[3]) for row in rows)
-    ]
-    print_table(
-        ["part", "tensors", "parameters", "bytes", "of all"],
-        parts,
-        right=["tensors", "parameters", "bytes", "of all"],
-        shortened="part",
-    )
-    print()
-    counts = [(name, *count.values()) for name, count in dtypes.items()]
-    print_table(["dtype", "tensors", "parameters", "bytes"], counts, right=["tensors", "parameters", "bytes"])
-    if tensors:
-        print()
-        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"], shortened="tensor")
 
 
 def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit_code: int, as_json: bool) -> None:
@@ -178,25 +136,25 @@ def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit
             }
             for file in files
         ]
-        _result("verify", source=source, ok=exit_code == 0, exit_code=exit_code, files=objects)
+        print_result("verify", source=source, ok=exit_code == 0, exit_code=exit_code, files=objects)
         return
     words = {True: "ok", False: "wrong", None: "no checksum known"}
     print_table(["file", "size", "state"], [(file.file, file.size, words[file.ok]) for file in files], right=["size"])
     wrong = [file for file in files if file.ok is False]
     for file in wrong:
-        _aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
+        aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
     if wrong:
-        _aside(f"hint: {printable(mend)}")
+        aside(f"hint: {printable(mend)}")
 
 
 Row = tuple[str, str, tuple[int, ...], int, str]
 
 
-def _result(command: str, **values: object) -> None:
+def print_result(command: str, **values: object) -> None:
     print_json({"type": "result", "command": command, **values})
 
 
-def _aside(line: str) -> None:
+def aside(line: str) -> None:
     """A line on stderr, after what stdout has so far."""
     flush_stdout()
     print(line, file=sys.stderr)
@@ -212,40 +170,24 @@ def _print_path(path: Path) -> None:
 def _print_tensors(rows: Sequence[Row], *, every: bool) -> None:
     """A line for each tensor, or on a terminal for those that differ in the number of their layer alone."""
     if every or not sys.stdout.isatty():
-        print_table(TENSOR_COLUMNS, _tensor_cells(rows), right=["bytes"], shortened="tensor")
+        print_table(TENSOR_COLUMNS, tensor_cells(rows), right=["bytes"], shortened="tensor")
         return
     layers = folded_layers(row[:4] for row in rows)
-    cells = ((one.name, one.dtype, _shape_text(one.shape), one.count, one.nbytes) for one in layers)
+    cells = ((one.name, one.dtype, shape_text(one.shape), one.count, one.nbytes) for one in layers)
     print_table(["tensor", "dtype", "shape", "tensors", "bytes"], cells, right=["tensors", "bytes"], shortened="tensor")
 
 
-def _shape_text(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+def tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
     return {
         name: {"dtype": dtype, "shape": shape, "nbytes": nbytes, "shard": shard}
         for name, dtype, shape, nbytes, shard in rows
     }
 
 
-def _tensor_cells(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
+def tensor_cells(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
     for name, dtype, shape, nbytes, shard in rows:
-        yield name, dtype, _shape_text(shape), nbytes, shard
-
-
-def _by_dtype(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
-    """For each dtype how many tensors, parameters and bytes there are; most bytes first."""
-    sums: dict[str, Counter[str]] = {}
-    for _, dtype, shape, nbytes, _ in rows:
-        sums.setdefault(dtype, Counter()).update(tensors=1, parameters=math.prod(shape), nbytes=nbytes)
-    keys = ("tensors", "parameters", "nbytes")
-    ordered = sorted(sums.items(), key=lambda item: -item[1]["nbytes"])
-    return {dtype: {key: counts[key] for key in keys} for dtype, counts in ordered}
-
-
-def _cached_text(present: int, size: int) -> str:
-    if present >= size:
-        return "yes"
-    return amount(present, size) if present else "no"
+        yield name, dtype, shape_text(shape), nbytes, shard

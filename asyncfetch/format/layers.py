@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["Layers", "Part", "folded_layers", "parts_of"]
+__all__ = ["Layers", "Part", "folded_layers", "parts_of", "stem_of"]
 
 _NUMBER = re.compile(r"(?<![^.])\d{1,9}(?![^.])")  # a whole part of a name
 _MOST = 4  # numbers that are listed each
@@ -60,12 +60,30 @@ def _shown(own: str, numbers: set[int]) -> str:
 
 @dataclass(slots=True)
 class Part:
-    """A part of a model: its layers, its embedding. `nbytes` are those of all its tensors."""
+    """A part of a model: its layers, its embedding. `nbytes` are those of all its tensors.
+
+    `layers`: of a stack the bytes of each, by number. `stem`: what the names of its tensors begin with.
+    """
 
     name: str
     count: int
     parameters: int
     nbytes: int
+    layers: dict[int, int] = field(default_factory=dict)
+    stem: str = ""
+
+    def layer_of(self, tensor: str) -> tuple[int, str] | None:
+        """Of a tensor of this stack the number of its layer, and its name within that."""
+        stem, number = stem_of(tensor)
+        if stem != self.stem or number is None:
+            return None
+        return int(number[0]), tensor[number.end() + 1 :]
+
+
+def stem_of(tensor: str) -> tuple[str, re.Match[str] | None]:
+    """What names the part to which a tensor belongs, and the number of its layer in it."""
+    number = _NUMBER.search(tensor)
+    return tensor[: number.start()] if number else tensor.rpartition(".")[0] or tensor, number
 
 
 def parts_of(tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> list[Part]:
@@ -73,15 +91,17 @@ def parts_of(tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> list[Part]:
 
     A stack of layers is one part: "model.layers.{0-31}". What is in none belongs to the module that holds it.
     """
-    found: dict[str, tuple[set[int], Part]] = {}
+    found: dict[str, Part] = {}
+    own: dict[str, str] = {}  # a number of each stack as it is written
     for name, shape, nbytes in tensors:
-        number = _NUMBER.search(name)
-        stem = name[: number.start()] if number else name.rpartition(".")[0] or name
-        numbers, part = found.setdefault(stem, (set(), Part(stem, 0, 0, 0)))
+        stem, number = stem_of(name)
+        part = found.setdefault(stem, Part(stem, 0, 0, 0, stem=stem))
         if number:
-            numbers.add(int(number[0]))
-            part.name = stem + _shown(number[0], numbers)
+            own[stem] = number[0]
+            part.layers[int(number[0])] = part.layers.get(int(number[0]), 0) + nbytes
         part.count += 1
         part.parameters += math.prod(shape)
         part.nbytes += nbytes
-    return sorted((part for _, part in found.values()), key=lambda part: -part.nbytes)
+    for stem, number_text in own.items():
+        found[stem].name = stem + _shown(number_text, set(found[stem].layers))
+    return sorted(found.values(), key=lambda part: -part.nbytes)

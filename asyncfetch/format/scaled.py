@@ -17,6 +17,7 @@ The forms, as their writers lay them out:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,15 @@ from .dtypes import DTYPES, is_floating
 from .header import TensorInfo
 from .hostile import short_repr
 
-__all__ = ["ScaledWeight", "block_sizes", "possible_scales", "refuse_foreign", "renamed", "scaled_weight"]
+__all__ = [
+    "ScaledWeight",
+    "block_sizes",
+    "foreign_weights",
+    "possible_scales",
+    "refuse_foreign",
+    "renamed",
+    "scaled_weight",
+]
 
 _SMALL = frozenset(name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name not in ("BOOL", "F8_E8M0"))
 _BLOCKS = tuple(2**power for power in range(3, 13))
@@ -63,6 +72,18 @@ class ScaledWeight:
     def result(self) -> tuple[int, ...]:
         """The shape of the result."""
         return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.transposed else self.shape
+
+    @property
+    def shared_by(self) -> str:
+        """What has an entry of the scale for itself, as "row" or "block of 128 x 128"; "" if that is not known."""
+        if not self.blocks or self.blocks == self.shape:
+            return "tensor" if self.blocks else ""
+        if math.prod(self.blocks) == self.shape[-1] == self.blocks[-1]:
+            return "row"
+        sizes = [str(size) for size in self.blocks if size != 1]
+        if len(sizes) < 2:
+            return f"group of {sizes[0]}" if sizes else "number"
+        return f"block of {' x '.join(sizes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +249,18 @@ def _block_size(size: int, count: int) -> int | None:
 _FOREIGN = (".qweight", ".weight.absmax", ".SCB", ".weight_packed")
 
 
-def refuse_foreign(names: Collection[str], handled: Container[str]) -> None:
-    """Raise SourceError for a weight that is quantised in another way: by GPTQ, AWQ, bitsandbytes, MLX."""
+def foreign_weights(names: Collection[str], handled: Container[str]) -> Iterator[str]:
+    """What tells of weights that are quantised in another way: by GPTQ, AWQ, bitsandbytes, MLX."""
     for name in names:
         mlx = name.endswith(".scales") and f"{name.removesuffix('scales')}weight" in names
         if name not in handled and (mlx or name.endswith(_FOREIGN)):
-            raise SourceError(
-                f"dequantize=True does not know how {short_repr(name)} is quantised.",
-                hint="Load it as it is stored, and with the library that wrote it.",
-            )
+            yield name
+
+
+def refuse_foreign(names: Collection[str], handled: Container[str]) -> None:
+    """Raise SourceError for a weight that is quantised in another way."""
+    for name in foreign_weights(names, handled):
+        raise SourceError(
+            f"dequantize=True does not know how {short_repr(name)} is quantised.",
+            hint="Load it as it is stored, and with the library that wrote it.",
+        )

@@ -6,6 +6,7 @@ through `printable` first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -86,15 +87,28 @@ def fit_names(names: Sequence[str], width: int, *, dots: str = "…") -> list[st
     """`names` cut to `width` characters, so that what tells them apart stays.
 
     First the shared ".safetensors" goes, then the rest of what all names end in, then of what they
-    begin with; a name that is still too long loses its middle.
+    begin with; a name that is still too long loses its middle. Where that makes two of them one, names that differ in
+    numbers alone, as shards do, are cut for themselves.
     """
+    long = list(dict.fromkeys(name for name in names if len(name) > width))
+    cut = dict(zip(long, _fit_alike(long, width, dots), strict=True))
+    if len(set(cut.values())) < len(long):
+        alike: dict[str, list[str]] = {}
+        for name in long:
+            alike.setdefault(re.sub(r"\d+", "0", name), []).append(name)
+        for group in alike.values():
+            cut |= zip(group, _fit_alike(group, width, dots), strict=True)
+    return [cut.get(name, name) for name in names]
+
+
+def _fit_alike(names: Sequence[str], width: int, dots: str) -> list[str]:
     ending = ".safetensors"
-    if max(map(len, names), default=0) > width and all(name.endswith(ending) for name in names):
+    if all(name.endswith(ending) for name in names):
         names = [name.removesuffix(ending) for name in names]
     if max(map(len, names), default=0) <= width:
         return list(names)
     head, tail = _shared(names), _shared([name[::-1] for name in names])
-    if len(set(names)) < 2:
+    if len(names) < 2:
         head = tail = 0
     return [_cut(name, head, tail, width, dots) for name in names]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from asyncfetch.events import FileProgress, FileStarted, FileState, Resolved
 from asyncfetch.progress.notebook import MOST, panel
 from asyncfetch.progress.state import ProgressState
+from asyncfetch.server import Server
 
-from ..kit.files import index_bytes, safetensors_bytes
+from ..kit.files import index_bytes, safetensors_bytes, sharded
 
 SHARDS = 4
 LISTED = {f"layer.{n}.weight": f"model-{n + 1:05}-of-{SHARDS:05}.safetensors" for n in range(SHARDS)}
@@ -63,6 +65,30 @@ def test_an_executed_notebook(tmp_path: Path) -> None:
     error = next(output for output in notebook.cells[5].outputs if output.output_type == "error")
     assert error.ename == "RepositoryNotFoundError"
     assert len(error.traceback) <= 5
+
+
+def test_the_guide_is_a_notebook(tmp_path: Path) -> None:
+    """Its pieces run as cells, one after another, and show what it says."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    guide = (Path(__file__).parents[2] / "docs/guides/notebook.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    sharded(tmp_path / "models/org/model", {"embed.weight": np.ones((50, 4)), **dict.fromkeys(LISTED, np.ones((3, 5)))})
+    with Server(tmp_path / "models") as server:
+        environment = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub")}
+        where = f"import os\nos.environ |= {environment!r}"
+        cells = [nbformat.v4.new_code_cell(cell) for cell in (where, *code)]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        nbclient.NotebookClient(notebook, timeout=50, kernel_name="python3").execute()
+    shown = ["".join(map(str, cell.outputs)) for cell in notebook.cells[1:]]
+    load, table, inspected, memory, opened, awaited, refused = shown
+    assert load.count("<progress ") == 4
+    for html in (table, inspected):
+        assert "layer.{0-3}.weight" in html
+    assert "load, in memory alone" in memory
+    assert "(10, 4)" in opened
+    assert awaited == ""
+    assert "org/modle" in refused
 
 
 def test_a_picture_is_bounded_and_harmless() -> None:

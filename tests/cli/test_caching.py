@@ -180,6 +180,7 @@ def test_what_is_being_downloaded_stays(root: Path, capsys: pytest.CaptureFixtur
     [
         (["rm"], "Name what is to be removed"),
         (["rm", "org/other"], "'org/other' is not in the cache"),
+        (["rm", "org/modle"], "Is it 'org/model'?"),
         (["rm", "org/model@v9"], "org/model@v9 is not in the cache"),
         (["verify", "4" * 40], "is not in the cache"),
         (["list", "--cache-dir", "/nowhere/at/all"], "There is no cache in /nowhere"),

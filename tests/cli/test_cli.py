@@ -257,9 +257,29 @@ def test_inspect_downloads_no_shard(hub: Server) -> None:
     assert "BF16\t1\t1024\t2048" in ran.out
     assert f"{SHARDS[1]}\t" in ran.out
     assert "layer.0.index\tI64\t3x4\t96" in ran.out
+    assert "layer.0\t2\t1036\t2144" in ran.out.replace("layer.{0}", "layer.0")
+    assert "load\t0\t" in ran.out
     assert not list(Path(os.environ["HF_HOME"]).glob("hub/*/snapshots/*/*.safetensors"))
     command("download", REPO)
     assert command("inspect", REPO).out.count("\tyes\n") == 2
+
+
+def test_a_picture_of_where_the_bytes_are(hub: Server, tmp_path: Path) -> None:
+    """A picture in the format of its name, which is asked about before the source is, and replaced as a whole."""
+    pytest.importorskip("matplotlib")
+    for name, begin in (("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.PDF", b"%PDF")):
+        (tmp_path / name).write_bytes(b"old")
+        assert command("inspect", REPO, "--plot", tmp_path / name).code == 0
+        assert (tmp_path / name).read_bytes().startswith(begin)
+    drawn = (tmp_path / "a.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("embed", "F32", "BF16"))
+    assert sorted(path.name for path in tmp_path.glob(".*a.*")) == []
+    asked = len(hub.requests)
+    for name, says in (("a.jpeg", "is no picture"), ("none/a.png", "does not exist")):
+        ran = command("inspect", REPO, "--plot", tmp_path / name)
+        assert ran.code == 2
+        assert says in ran.err
+    assert len(hub.requests) == asked
 
 
 def test_dry_run_has_real_numbers(hub: Server, models: Path) -> None:
@@ -493,6 +513,8 @@ def test_json_of_an_error(arguments: tuple[str, ...], code: str, exit_code: int,
         (("load", REPO, "--nope"), 2, "--nope"),
         (("load", REPO, "--token", "abc"), 2, "A token is never an argument"),
         (("lod", REPO), 2, 'Did you mean "load"'),
+        (("--verison",), 2, "Did you mean --version?"),
+        (("load", REPO, "--outptu", "x"), 2, "Did you mean --output?"),
         (("load", f"{REPO}@v1", "--revision", "v2"), 2, "--revision says 'v2'"),
         (("load", __file__, "--subfolder", "x"), 2, "--subfolder goes with a folder"),
         (("load", "ftp://host/key"), 2, "ftp://"),
@@ -520,6 +542,8 @@ def test_exit_codes(arguments: tuple[str, ...], code: int, said: str, hub: Serve
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
+        (("load", REPO, "--nope"), {}, "hint: `asyncfetch load --help` tells what it takes."),
+        (("cache", "lst"), {}, "hint: `asyncfetch cache --help` lists the commands"),
         (("load", "org/empty"), {}, "Name its folder with --subfolder, its variant with --variant, or give"),
         (("load", REPO, "--offline"), {}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),
         (("load", REPO), {"HF_HUB_OFFLINE": "1"}, "Unset HF_HUB_OFFLINE or pass --no-offline once"),

@@ -85,6 +85,7 @@ def test_a_variable_that_is_wrong(
         ("gopher://host:1", "proxy", "HTTP_PROXY"),
         (f"http://user:{PASSWORD}@127.0.0.1:9", "network", "127.0.0.1:9"),
     ],
+    ids=["no proxy", "away"],
 )
 def test_a_proxy_that_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, name: str, says: str

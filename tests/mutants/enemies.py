@@ -20,6 +20,14 @@ MUTANTS = (
         ("server/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
     ),
     Mutant(
+        "who-hangs-up-is-an-error",
+        _WAITS,
+        "server.protocol.connections:Connection._cut",
+        "sock is not None and sock.fileno() >= 0",
+        "sock is not None",
+        ("server/test_enemies.py::test_who_has_left_is_not_cut_off_again",),
+    ),
+    Mutant(
         "half-a-second-request-stays",
         _WAITS,
         "server.protocol.connections:Connection.data_received",

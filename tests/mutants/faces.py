@@ -7,6 +7,9 @@ from . import Mutant
 _WATCHED = "who watches a load"
 _DOCTOR = "an environment in which nothing can work"
 _SHOWING = "api/test_showing.py::"
+_INSPECTED = "what a checkpoint is said to need"
+_TRACED = "a program that uses OpenTelemetry"
+_SPANS = "api/test_telemetry.py::"
 _BROKEN = "cli/test_doctor.py::"
 
 MUTANTS = (
@@ -59,12 +62,92 @@ MUTANTS = (
         ("api/test_notebook.py::test_a_picture_is_bounded_and_harmless",),
     ),
     Mutant(
+        "shards-cut-with-other-files",
+        _WATCHED,
+        "progress.text:fit_names",
+        "len(set(cut.values())) < len(long)",
+        "False",
+        ("progress/test_text.py::test_shards_stay_distinct_beside_other_files",),
+    ),
+    Mutant(
         "a-thousand-warnings",
         _WATCHED,
         "progress.lines:Repeats.__call__",
         "len(alike) > 1",
         "False",
         ("progress/test_lines.py::test_equal_warnings_are_one",),
+    ),
+    Mutant(
+        "scales-are-parameters",
+        _INSPECTED,
+        "api.inspecting:_parameters",
+        "if name not in scales",
+        "if name",
+        ("api/test_inspecting.py::test_quantised_weights",),
+    ),
+    Mutant(
+        "packed-numbers-are-bytes",
+        _INSPECTED,
+        "api.inspecting:_dequantized_needs",
+        "math.prod(found.result)",
+        "stored[found.weight].nbytes",
+        ("api/test_inspecting.py::test_quantised_weights",),
+    ),
+    Mutant(
+        "a-cast-takes-what-is-stored",
+        _INSPECTED,
+        "api.inspecting:_cast_size",
+        "np.dtype(target).itemsize",
+        "there.itemsize",
+        ("api/test_inspecting.py::test_what_a_load_takes_is_what_was_told",),
+    ),
+    Mutant(
+        "memory-for-what-cannot-be-read",
+        _INSPECTED,
+        "api.inspecting:_needs",
+        "not any(True for _ in foreign_weights(stored, scaled))",
+        "True",
+        ("api/test_inspecting.py::test_what_nobody_else_can_read",),
+    ),
+    Mutant(
+        "a-picture-that-cannot-be-is-found-out-late",
+        _INSPECTED,
+        "cli.plotting:check_plot",
+        "check_output(path)",
+        "pass",
+        ("cli/test_cli.py::test_a_picture_of_where_the_bytes_are",),
+    ),
+    Mutant(
+        "telemetry-for-who-wants-none",
+        _TRACED,
+        "progress.telemetry:is_used",
+        'return "opentelemetry.trace" in sys.modules',
+        "return True",
+        (f"{_SPANS}test_a_program_without_it_does_not_import_it",),
+    ),
+    Mutant(
+        "an-open-checkpoint-is-an-open-span",
+        _TRACED,
+        "progress.telemetry:Telemetry._resolved",
+        'if self._operation == "open":',
+        "if False:",
+        (f"{_SPANS}test_each_call_is_a_span",),
+    ),
+    Mutant(
+        "bytes-are-counted-again",
+        _TRACED,
+        "progress.telemetry:Telemetry._count",
+        "self._counted = self._state.transferred",
+        "pass",
+        (f"{_SPANS}test_each_call_is_a_span",),
+    ),
+    Mutant(
+        "a-failed-call-looks-well",
+        _TRACED,
+        "api.showing:watching",
+        "telemetry.end(error)",
+        "telemetry.end()",
+        (f"{_SPANS}test_what_goes_wrong_is_told_without_secrets",),
     ),
     Mutant(
         "token-for-whoever-answers",

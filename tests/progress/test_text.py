@@ -83,6 +83,14 @@ def test_shards_stay_distinct_when_shortened(width: int) -> None:
     assert len(set(short)) == 163
 
 
+def test_shards_stay_distinct_beside_other_files() -> None:
+    """Whatever else is listed with them, as tokenizers and indexes are."""
+    others = ["tokenizer.json", "model.safetensors.index.json", "special_tokens_map_of_the_model.json"]
+    short = fit_names([*numbered(4), *others], 21)
+    assert short[:5] == [*(f"model-{i:05}-of-00004" for i in range(1, 5)), "tokenizer.json"]
+    assert len(set(short)) == 7
+
+
 @given(st.lists(st.text(min_size=1, max_size=60), max_size=8), st.integers(1, 50), st.sampled_from(["…", "..."]))
 def test_shortened_names_never_exceed_the_width(names: list[str], width: int, dots: str) -> None:
     """Any names at any width: as many come out as went in, none too long."""

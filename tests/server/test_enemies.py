@@ -201,6 +201,30 @@ def test_who_takes_nothing_is_cut_off(root: Path, tmp_path: Path, monkeypatch: p
                 assert sum(len(piece) for piece in answer.iter_raw()) == 64 * MiB
 
 
+def test_who_has_left_is_not_cut_off_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever hangs up is no error in the log of the server, also where the loop has closed the socket by then."""
+    os.truncate(root / "org" / "m" / "a.txt", 64 * MiB)
+    cut, done = connections.Connection._cut, threading.Event()
+
+    def late(connection: connections.Connection) -> None:
+        connection.transport.abort()
+        try:
+            cut(connection)
+        finally:
+            done.set()
+
+    monkeypatch.setattr(connections.Connection, "_cut", late)
+    with Server(root) as service:
+        with dial(service) as sock:
+            sock.sendall(b"GET %s HTTP/1.1\r\nHost: h\r\n\r\n" % PAGE.encode())
+            assert sock.recv(12) == b"HTTP/1.1 200"
+        assert done.wait(20)
+        assert CLIENT.head(service.url + PAGE).status_code == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wait for a reader ends when it goes on."""
     os.truncate(root / "org" / "m" / "a.txt", 32 * MiB)

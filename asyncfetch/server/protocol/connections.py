@@ -100,7 +100,7 @@ class Connection(H11Protocol):
     def _cut(self) -> None:
         """Close it without waiting for the client, in the kernel too: what is on its way is dropped, a RST tells."""
         sock = self.transport.get_extra_info("socket")
-        if sock is not None:
+        if sock is not None and sock.fileno() >= 0:  # else the client has closed it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
