@@ -8,6 +8,7 @@ from ..api.blocking import blocking
 from ..api.blocks import Opening
 from ..api.options import Source, spelled_out
 from ..api.public import public
+from .driving import brought
 from .held import HeldCheckpoint
 from .options import ClusterOptions, Keep, Nodes
 from .results import ClusterSnapshot
@@ -46,10 +47,11 @@ def load_async(
         AsyncfetchError: one of its kinds. DiskFullError names the node whose store or disk is too small, before a
             byte moves; SourceError where Ray is not installed, or no cluster is found.
     """
-    raise NotImplementedError
+    return Opening(lambda: _loaded(source, nodes=nodes, keep=keep, companions=companions, hold=hold, **options))
 
 
-async def _load_async(
+@public(ClusterOptions)
+async def _loaded(
     source: Source,
     *,
     nodes: Nodes = "all",
@@ -58,10 +60,11 @@ async def _load_async(
     hold: str | None = None,
     **options: Unpack[ClusterOptions],
 ) -> HeldCheckpoint:
-    return await load_async(source, nodes=nodes, keep=keep, companions=companions, hold=hold, **options)
+    return await brought(source, options, nodes=nodes, keep=keep, companions=companions, hold=hold)
 
 
-load = blocking(_load_async)
+_loaded.__name__, _loaded.__doc__ = load_async.__name__, load_async.__doc__
+load = blocking(_loaded)
 
 
 @public(ClusterOptions)
@@ -82,7 +85,8 @@ async def download_async(
     Raises:
         AsyncfetchError: as `load_async`.
     """
-    raise NotImplementedError
+    async with await brought(source, options, nodes=nodes, keep="disk", companions=companions) as held:
+        return ClusterSnapshot(held.commit, held.paths, held.downloaded)
 
 
 download = blocking(download_async)
