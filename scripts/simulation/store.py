@@ -16,13 +16,20 @@ from .objects import Objects, rank_within
 from .site import Outcome, Setting
 
 
-def pulled_at_will(setting: Setting, nodes: int, *, at_once: int | None = None, seed: int = 7) -> Outcome:
-    """Every node asks for `at_once` objects at a time (None: all), each beginning elsewhere in the checkpoint."""
-    pulls = Pulls(Objects(setting, nodes), at_once, np.random.default_rng(seed))
+def pulled_at_will(
+    setting: Setting, nodes: int, *, at_once: int | None = None, admitted: int | None = None, seed: int = 7
+) -> Outcome:
+    """Every node asks for `at_once` objects at a time (None: all), each beginning elsewhere in the checkpoint.
+
+    `admitted`: for each holder of an object that is known so many nodes may ask for it, and the others are told to
+    wait; None: all may.
+    """
+    pulls = Pulls(Objects(setting, nodes), at_once, np.random.default_rng(seed), admitted)
     while not pulls.objects.held.all():
         pulls.step()
-    many = "all objects" if at_once is None else "one object" if at_once == 1 else f"{at_once} objects"
-    return pulls.objects.outcome(f"Ray's store, {many} at once")
+    many = "everything" if at_once is None else f"{at_once} objects"
+    how = f"{many} at once" if admitted is None else f"{admitted} nodes for each holder"
+    return pulls.objects.outcome(f"Ray's store, {how}")
 
 
 class Pulls:
@@ -32,8 +39,10 @@ class Pulls:
     (infinity while it does not know whom), `tries` how often it has.
     """
 
-    def __init__(self, objects: Objects, at_once: int | None, random: np.random.Generator) -> None:
-        self.objects, self._random = objects, random
+    def __init__(
+        self, objects: Objects, at_once: int | None, random: np.random.Generator, admitted: int | None = None
+    ) -> None:
+        self.objects, self._random, self._admitted = objects, random, admitted
         shape = objects.held.shape
         self._at_once = objects.count if at_once is None else at_once
         self.asked = np.zeros(shape, bool)
@@ -65,8 +74,20 @@ class Pulls:
         np.subtract.at(self._open, flows[:, 0], 1)
         self._ask_for_more(np.unique(flows[:, 0]))
         objects.hear()
-        self._pull(*np.nonzero(self.asked & (self._tries == 0) & (objects.known > 0)))
+        self._pull(*self._may_begin())
         self._pull(*np.nonzero(self._again_at <= objects.fluid.now))
+
+    def _may_begin(self) -> tuple[Ints, Ints]:
+        """Nodes that have not asked yet, and the objects for which they may."""
+        known, begun = self.objects.known, self._tries > 0
+        nodes, what = np.nonzero(self.asked & ~begun & (known > 0))
+        if self._admitted is None or not nodes.size:
+            return nodes, what
+        order = self._random.permutation(len(nodes))
+        nodes, what = nodes[order], what[order]
+        room = self._admitted * known - (self.asked & begun).sum(axis=0)
+        first = rank_within(what) < room[what]
+        return nodes[first], what[first]
 
     def _ask_for_more(self, nodes: Ints) -> None:
         """Fill the nodes' places with what comes next in their order."""
