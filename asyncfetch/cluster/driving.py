@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -55,7 +56,7 @@ async def brought(
         keeper = None if hold is None else await off_loop(partial(_found, hold))
         if keeper is not None:
             await _see_that_it_is_the_same(keeper, asked, hold)
-            return await _followed(keeper, session.notify, hold, began=session.began)
+            return await _followed(keeper, session.notify, hold, began=session.began, found=True)
         plan, request = await _planned(session.request, session.transport, options, most)
         for warning in plan.located.warnings:
             session.notify(Warned(warning))
@@ -106,20 +107,25 @@ def _index_of(located: Located) -> tuple[str, bytes, str] | None:
     return located.index.file, data, checksum.hex if checksum else git_blob_id(data)
 
 
-def _tell_files(located: Located, notify: Callable[[Any], None]) -> None:
+def _tell_files(located: Located, notify: Callable[[Any], None], *, there: bool = False) -> None:
     files = tuple(
-        FileState(file.name, file.size, 0, str(file.checksum) if file.checksum else None) for file in located.files
+        FileState(file.name, file.size, file.size * there, str(file.checksum) if file.checksum else None)
+        for file in located.files
     )
     notify(Resolved(located.source, located.commit, located.index.file if located.index else None, files))
 
 
 async def _followed(
-    keeper: Any, notify: Callable[[Any], None], hold: str | None, *, began: float
+    keeper: Any, notify: Callable[[Any], None], hold: str | None, *, began: float, found: bool = False
 ) -> HeldCheckpoint:
-    """Pass on what the keeper tells, until all nodes have it. Raises what it failed by."""
-    seen = 0
+    """Pass on what the keeper tells, until all nodes have it. Raises what it failed by.
+
+    `found`: it had begun before this call, and what happened until now is told to nobody again.
+    """
+    news: News = await result(keeper.news.remote(0))
+    seen, before = (news.seen, news.downloaded) if found else (0, 0)
     while True:
-        news: News = await result(keeper.news.remote(seen))
+        news = await result(keeper.news.remote(seen))
         seen = news.seen
         for event in news.events:
             notify(event)
@@ -128,9 +134,11 @@ async def _followed(
         if news.stage == "held":
             break
     plan, refs, folders = await result(keeper.held.remote())
-    nbytes = sum(file.size for file in plan.located.files)
-    notify(Finished(len(plan.located.files), nbytes, news.downloaded, anyio.current_time() - began))
-    return HeldCheckpoint(plan, refs, folders, news.downloaded, keeper, named=hold is not None)
+    if found:
+        _tell_files(plan.located, notify, there=True)
+    nbytes, downloaded = sum(file.size for file in plan.located.files), news.downloaded - before
+    notify(Finished(len(plan.located.files), nbytes, downloaded, time.monotonic() - began))
+    return HeldCheckpoint(plan, refs, folders, downloaded, keeper, named=hold is not None)
 
 
 async def end(keeper: Any) -> None:
