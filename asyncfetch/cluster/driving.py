@@ -133,12 +133,12 @@ async def _followed(
             raise news.error
         if news.stage == "held":
             break
-    plan, refs, folders = await result(keeper.held.remote())
+    plan, refs, there = await result(keeper.held.remote())
     if found:
         _tell_files(plan.located, notify, there=True)
     nbytes, downloaded = sum(file.size for file in plan.located.files), news.downloaded - before
     notify(Finished(len(plan.located.files), nbytes, downloaded, time.monotonic() - began))
-    return HeldCheckpoint(plan, refs, folders, downloaded, keeper, named=hold is not None)
+    return HeldCheckpoint(plan, refs, there, downloaded, keeper, named=hold is not None)
 
 
 async def end(keeper: Any) -> None:

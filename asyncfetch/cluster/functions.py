@@ -100,7 +100,7 @@ async def download_async(
         AsyncfetchError: as `load_async`.
     """
     async with await brought(source, options, nodes=nodes, keep="disk", companions=companions) as held:
-        return ClusterSnapshot(held.commit, held.paths, held.downloaded)
+        return ClusterSnapshot(held.commit, held.nodes)
 
 
 download = blocking(download_async)

@@ -141,6 +141,7 @@ class Spreading:
             source.whole.discard(file.name)
             return
         for member in alive:
+            member.received += file.size
             self._now_whole(member, file)
 
     def _read(self, file: SourceFile, source: Member, start: int) -> tuple[Any, Any]:

@@ -15,8 +15,9 @@ from asyncfetch.policy import Policy
 
 from ..kit.fault_server import FaultServer, Repository
 
-STORE = 256 << 20  # bytes of each node's object store
-CALM = Policy(backoff=0.01, max_backoff=0.05, patience=0, connect_timeout=10, read_timeout=10)
+STORE = 100 << 20  # bytes of each node's object store
+# One connection for each file: of several, one may be sent what another has taken over, and then no count is exact.
+CALM = Policy(connections=1, backoff=0.01, max_backoff=0.05, patience=0, connect_timeout=20, read_timeout=20)
 
 
 @dataclass

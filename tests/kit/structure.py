@@ -25,7 +25,7 @@ EXTRAS = frozenset(
 )
 # Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
 LATE = frozenset({"__init__.py", "api/public.py", "cli/main.py"})
-NEED_AN_EXTRA = ("progress.terminal", "server")
+NEED_AN_EXTRA = ("cluster", "progress.terminal", "server")
 # Longer than that today. What is shortened leaves this list; nothing joins it.
 TO_BE_SHORTENED: frozenset[str] = frozenset()
 _ROW = re.compile(r"^    [ 1]\d  (\S.*?)(?:\s{2,}|$)", re.MULTILINE)
