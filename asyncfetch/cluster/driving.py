@@ -13,7 +13,6 @@ import anyio
 
 from ..api.client import Client
 from ..api.options import Files, Source, split
-from ..api.public import imported
 from ..errors import AsyncfetchError, SourceError, storage_errors
 from ..events import FileState, Finished, Resolved, Warned
 from ..network.transport import Transport
@@ -48,7 +47,7 @@ async def brought(
     """Have a checkpoint brought to nodes. `most` are the bytes of one object. Cancelled, it leaves no task."""
     ray = await off_loop(ray_module, slow=True)
     await off_loop(connect, slow=True)
-    access, wanted = split(options)  # type: ignore[arg-type]
+    access, wanted = split(options)
     asked = _asked(source, options, nodes, keep, companions, hold)
     files: Files | None = None if keep == "memory" else {"weights_only": not companions}
     async with Client(**access) as client, client._call(source, wanted, files=files) as call:
@@ -65,6 +64,7 @@ async def brought(
         here = placed_at(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here, **named)
         keeper = await off_loop(actor.remote)
+        assert keeper is not None  # noqa: S101
         try:
             plan.located.warnings.clear()
             await result(keeper.begin.remote(Errand(asked, request, nodes, keep), plan))
@@ -74,9 +74,7 @@ async def brought(
             raise
 
 
-async def _planned(
-    request: Request, transport: Transport, options: ClusterOptions, most: int
-) -> tuple[Plan, Request]:
+async def _planned(request: Request, transport: Transport, options: ClusterOptions, most: int) -> tuple[Plan, Request]:
     """The checkpoint as nodes may know it, and what the keeper needs to ask for its files."""
     if isinstance(request.source, LocalSource | BucketSource):
         raise SourceError(
@@ -90,8 +88,7 @@ async def _planned(
     cache = located.cache
     assert cache is not None  # noqa: S101
     index = await off_loop(lambda: _index_of(located))
-    folder = options.get("cache_dir")
-    cache_dir = None if folder is None else os.path.abspath(os.path.expanduser(folder))
+    cache_dir = None if options.get("cache_dir") is None else str(request.cache_root.absolute())
     plan = Plan(stripped(located, index), cache.name, cache_dir, request.policy, most)
     plan.located.warnings += located.warnings
     return plan, replace(request, select=None, checksums={}, chosen=None)

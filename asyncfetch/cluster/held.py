@@ -51,8 +51,8 @@ class HeldCheckpoint:
         self.downloaded = downloaded
 
     def __repr__(self) -> str:
-        objects = sum(map(len, self.refs.values()))
-        return f"HeldCheckpoint({self._plan.located.source!r}, commit={self.commit!r}, {len(self.nodes):,} nodes, {objects:,} objects)"
+        what = f"{len(self.nodes):,} nodes, {sum(map(len, self.refs.values())):,} objects"
+        return f"HeldCheckpoint({self._plan.located.source!r}, commit={self.commit!r}, {what})"
 
     async def local_async(self) -> StateDict:
         """The state dict on this node. Call it in a task or an actor.

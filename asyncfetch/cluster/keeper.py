@@ -146,9 +146,7 @@ class Keeper:
 
         if stop <= len(file.prefix):
             return file.prefix[start:stop]
-        return await read_span(
-            self._transport, target, Span(start, stop), file=name, size=file.size, renew=renew
-        )
+        return await read_span(self._transport, target, Span(start, stop), file=name, size=file.size, renew=renew)
 
     async def tell(self, node: str, events: list[Event]) -> None:
         """What happens at a node."""

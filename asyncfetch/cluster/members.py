@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Member:
     node: Node
     agent: Any
     slots: anyio.CapacityLimiter
-    state: NodeState = NodeState("", "", None, {})
+    state: NodeState | None = None  # until it was asked
     whole: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     folder: str | None = None
@@ -86,7 +87,7 @@ class Members:
             async with anyio.create_task_group() as group:
                 for member in new:
                     group.start_soon(self._admit, member, first)
-        self.all |= {member.node.id: member for member in new if member.state.version}
+        self.all |= {member.node.id: member for member in new if member.state is not None}
         return bool(gone or new)
 
     def _member(self, node: Node) -> Member:
@@ -150,10 +151,8 @@ class Members:
                     group.start_soon(self._stop, member)
 
     async def _stop(self, member: Member) -> None:
-        try:
+        with suppress(AsyncfetchError, LostError):  # it ends with its actor
             await self.ask(member, "stop")
-        except (AsyncfetchError, LostError):
-            pass  # it ends with its actor
 
 
 def _at(error: AsyncfetchError, member: Member) -> AsyncfetchError:
@@ -166,7 +165,7 @@ def _at(error: AsyncfetchError, member: Member) -> AsyncfetchError:
 def _alive() -> list[Node]:
     ray = ray_module()
     free: dict[str, dict[str, float]] = {}
-    state = getattr(getattr(ray, "_private", None), "state", None)
+    state: Any = getattr(getattr(ray, "_private", None), "state", None)
     if hasattr(state, "available_resources_per_node"):  # what is free is told by no public call
         free = state.available_resources_per_node()
     return nodes_of(ray.nodes(), free)

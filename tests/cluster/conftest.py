@@ -1,4 +1,4 @@
-"""Three real raylets of Ray on addresses of this machine, one cluster for all tests; each node has a cache of its own."""
+"""Three real raylets of Ray on addresses of this machine, one cluster for all tests; each has a cache of its own."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
     root = tmp_path_factory.mktemp("raylets")
     patch.setenv("HOME", str(root / "home"))  # where Ray leaves the token of its own that local clusters use
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a machine that does other things too
     for name in [name for name in os.environ if name.upper().startswith(("HF_", "HUGGING"))]:
         patch.delenv(name)
     with warnings.catch_warnings():

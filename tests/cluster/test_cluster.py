@@ -100,7 +100,9 @@ async def test_memory(raylets: Raylets, server: FaultServer, anyio_backend: tupl
         assert sent(server, repository) == SHARDS
     assert isinstance(events[0], Resolved)
     assert events[-1] == Finished(3, sum(SHARDS.values()), sum(SHARDS.values()), events[-1].seconds)
-    whole = {(event.node, event.file) for event in events if isinstance(event, NodeProgress) and event.present == event.size}
+    whole = {
+        (event.node, event.file) for event in events if isinstance(event, NodeProgress) and event.present == event.size
+    }
     assert whole == {(node, name) for node in raylets.alive() for name in SHARDS}
 
 
@@ -128,7 +130,8 @@ async def test_disk(raylets: Raylets, server: FaultServer, monkeypatch: pytest.M
     async with asyncfetch.cluster.load_async("org/disk", keep="disk", **options(server)) as held:
         assert held.refs == {}
         assert {node.node: str(node.path) for node in held.nodes} == {
-            node: str(home / f"hub/models--org--disk/snapshots/{held.commit}") for node, home in raylets.homes.items()
+            node: str(home / f"hub/models--org--disk/snapshots/{held.commit}")
+            for node, home in raylets.homes.items()
             if node in raylets.alive()
         }
         for node in raylets.alive():
@@ -138,6 +141,11 @@ async def test_disk(raylets: Raylets, server: FaultServer, monkeypatch: pytest.M
             alone = asyncfetch.load("org/disk", cache_dir=home / "hub", offline=True)
             assert {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in alone.items()} == DIGESTS
             assert all(check.ok for check in asyncfetch.verify("org/disk", cache_dir=home / "hub"))
+
+
+def showing(folder: Path) -> list[Path]:
+    """The files that show a secret, such as logs of Ray."""
+    return [path for path in folder.rglob("*") if path.is_file() and shown(path.read_bytes())]
 
 
 @ONE_LOOP
@@ -151,8 +159,7 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer) -> 
         assert all(raylets.snapshots(node, "org/closed") == KEPT for node in raylets.alive())
         assert raylets.run(raylets.alive()[0], seen_there, held)["digests"] == DIGESTS
         assert shown(raylets.ray.cloudpickle.dumps(held._plan)) is None
-    logs = Path(raylets.ray._private.worker._global_node.get_session_dir_path())
-    assert [path for path in logs.rglob("*") if path.is_file() and shown(path.read_bytes())] == []
+    assert showing(Path(raylets.ray._private.worker._global_node.get_session_dir_path())) == []
     async with asyncfetch.cluster.load_async("org/closed", **options(server, token=False)) as held:
         assert held.downloaded == 0
 
@@ -205,7 +212,7 @@ def workers(raylets: Raylets) -> list[str]:
 
 async def eventually(condition: Callable[[], bool], seconds: float) -> bool:
     with anyio.move_on_after(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await anyio.sleep(0.1)
         return True
     return False
