@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from .functions import download, download_async, load, load_async
 from .held import HeldCheckpoint
-from .results import ClusterSnapshot
+from .results import ClusterSnapshot, NodeSnapshot
 
-__all__ = ["ClusterSnapshot", "HeldCheckpoint", "download", "download_async", "load", "load_async"]
+__all__ = ["ClusterSnapshot", "HeldCheckpoint", "NodeSnapshot", "download", "download_async", "load", "load_async"]

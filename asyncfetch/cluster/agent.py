@@ -31,7 +31,7 @@ class Agent:
         self._cache = plan.cache()
         self._arriving: dict[str, Arriving] = {}
         self._held: dict[str, tuple[Any, ...]] = {}
-        self._scopes: set[anyio.CancelScope] = set()
+        self._running: dict[anyio.CancelScope, anyio.Event] = {}
 
     async def probe(self) -> NodeState:
         """What is here."""
@@ -68,7 +68,7 @@ class Agent:
     async def write(self, name: str, start: int, piece: Array) -> int:
         """Take some bytes of a file, in order. Returns how many are here. A small file may come whole, and is empty."""
         arriving = await self._arrive(name)
-        return await off_loop(partial(arriving.accept, start, memoryview(piece)))
+        return await off_loop(partial(arriving.accept, start, piece.data))
 
     async def finish(self, name: str) -> None:
         """All bytes of a file are here: hold it against its hash, and give it its name."""
@@ -111,21 +111,27 @@ class Agent:
 
     async def stop(self) -> None:
         """End what is under way, so that a later run can go on."""
-        for scope in list(self._scopes):
+        for scope in list(self._running):
             scope.cancel()
-        while self._scopes:
-            await anyio.sleep(0.02)
-        arriving = [self._arriving.pop(name) for name in list(self._arriving)]
-        await off_loop(lambda: [one.suspend() for one in arriving])
+        for ended in list(self._running.values()):
+            await ended.wait()
+        arriving, self._arriving = list(self._arriving.values()), {}
+
+        def suspend() -> None:
+            for one in arriving:
+                one.suspend()
+
+        await off_loop(suspend)
         self._held.clear()
 
     @asynccontextmanager
     async def _until_stopped(self) -> AsyncIterator[None]:
         with anyio.CancelScope() as scope:
-            self._scopes.add(scope)
+            self._running[scope] = ended = anyio.Event()
             try:
                 yield
             finally:
-                self._scopes.discard(scope)
+                del self._running[scope]
+                ended.set()
         if scope.cancelled_caught:
             raise NetworkError("the download was stopped", url=self._plan.located.source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,6 @@ import anyio
 
 from ..api.client import Client
 from ..api.options import Files, Source, split
-from ..api.public import imported
 from ..errors import AsyncfetchError, SourceError, storage_errors
 from ..events import FileState, Finished, Resolved, Warned
 from ..network.transport import Transport
@@ -47,7 +47,7 @@ async def brought(
     """Have a checkpoint brought to nodes. `most` are the bytes of one object. Cancelled, it leaves no task."""
     ray = await off_loop(ray_module, slow=True)
     await off_loop(connect, slow=True)
-    access, wanted = split(options)  # type: ignore[arg-type]
+    access, wanted = split(options)
     asked = _asked(source, options, nodes, keep, companions, hold)
     files: Files | None = None if keep == "memory" else {"weights_only": not companions}
     async with Client(**access) as client, client._call(source, wanted, files=files) as call:
@@ -55,7 +55,7 @@ async def brought(
         keeper = None if hold is None else await off_loop(partial(_found, hold))
         if keeper is not None:
             await _see_that_it_is_the_same(keeper, asked, hold)
-            return await _followed(keeper, session.notify, hold, began=session.began)
+            return await _followed(keeper, session.notify, hold, began=session.began, found=True)
         plan, request = await _planned(session.request, session.transport, options, most)
         for warning in plan.located.warnings:
             session.notify(Warned(warning))
@@ -64,6 +64,7 @@ async def brought(
         here = placed_at(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here, **named)
         keeper = await off_loop(actor.remote)
+        assert keeper is not None  # noqa: S101
         try:
             plan.located.warnings.clear()
             await result(keeper.begin.remote(Errand(asked, request, nodes, keep), plan))
@@ -73,9 +74,7 @@ async def brought(
             raise
 
 
-async def _planned(
-    request: Request, transport: Transport, options: ClusterOptions, most: int
-) -> tuple[Plan, Request]:
+async def _planned(request: Request, transport: Transport, options: ClusterOptions, most: int) -> tuple[Plan, Request]:
     """The checkpoint as nodes may know it, and what the keeper needs to ask for its files."""
     if isinstance(request.source, LocalSource | BucketSource):
         raise SourceError(
@@ -89,8 +88,7 @@ async def _planned(
     cache = located.cache
     assert cache is not None  # noqa: S101
     index = await off_loop(lambda: _index_of(located))
-    folder = options.get("cache_dir")
-    cache_dir = None if folder is None else os.path.abspath(os.path.expanduser(folder))
+    cache_dir = None if options.get("cache_dir") is None else str(request.cache_root.absolute())
     plan = Plan(stripped(located, index), cache.name, cache_dir, request.policy, most)
     plan.located.warnings += located.warnings
     return plan, replace(request, select=None, checksums={}, chosen=None)
@@ -106,20 +104,25 @@ def _index_of(located: Located) -> tuple[str, bytes, str] | None:
     return located.index.file, data, checksum.hex if checksum else git_blob_id(data)
 
 
-def _tell_files(located: Located, notify: Callable[[Any], None]) -> None:
+def _tell_files(located: Located, notify: Callable[[Any], None], *, there: bool = False) -> None:
     files = tuple(
-        FileState(file.name, file.size, 0, str(file.checksum) if file.checksum else None) for file in located.files
+        FileState(file.name, file.size, file.size * there, str(file.checksum) if file.checksum else None)
+        for file in located.files
     )
     notify(Resolved(located.source, located.commit, located.index.file if located.index else None, files))
 
 
 async def _followed(
-    keeper: Any, notify: Callable[[Any], None], hold: str | None, *, began: float
+    keeper: Any, notify: Callable[[Any], None], hold: str | None, *, began: float, found: bool = False
 ) -> HeldCheckpoint:
-    """Pass on what the keeper tells, until all nodes have it. Raises what it failed by."""
-    seen = 0
+    """Pass on what the keeper tells, until all nodes have it. Raises what it failed by.
+
+    `found`: it had begun before this call, and what happened until now is told to nobody again.
+    """
+    news: News = await result(keeper.news.remote(0))
+    seen, before = (news.seen, news.downloaded) if found else (0, 0)
     while True:
-        news: News = await result(keeper.news.remote(seen))
+        news = await result(keeper.news.remote(seen))
         seen = news.seen
         for event in news.events:
             notify(event)
@@ -127,10 +130,12 @@ async def _followed(
             raise news.error
         if news.stage == "held":
             break
-    plan, refs, folders = await result(keeper.held.remote())
-    nbytes = sum(file.size for file in plan.located.files)
-    notify(Finished(len(plan.located.files), nbytes, news.downloaded, anyio.current_time() - began))
-    return HeldCheckpoint(plan, refs, folders, news.downloaded, keeper, named=hold is not None)
+    plan, refs, there = await result(keeper.held.remote())
+    if found:
+        _tell_files(plan.located, notify, there=True)
+    nbytes, downloaded = sum(file.size for file in plan.located.files), news.downloaded - before
+    notify(Finished(len(plan.located.files), nbytes, downloaded, time.monotonic() - began))
+    return HeldCheckpoint(plan, refs, there, downloaded, keeper, named=hold is not None)
 
 
 async def end(keeper: Any) -> None:

@@ -165,8 +165,8 @@ async def fetched(
             landed = await _relayed(plan, file, cache if disk else None, keeper, notify)
             notify(Finished(1, file.size, file.size, 0.0))
             return landed
-        only = {"ref": None, "index_file": None, "records": None, "absent": [], "identities": {}}
-        located = replace(plan.located, files=[file], cache=cache, origin=origin, **only)  # type: ignore[arg-type]
+        only: dict[str, Any] = {"ref": None, "index_file": None, "records": None, "absent": [], "identities": {}}
+        located = replace(plan.located, files=[file], cache=cache, origin=origin, **only)
         notifier = Notifier(notify)
         policy: Policy = plan.policy
         async with Transport(policy, notify=notifier) as transport:

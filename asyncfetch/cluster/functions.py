@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+import inspect
+from functools import partial
+from typing import Any, Unpack
 
 from ..api.blocking import blocking
 from ..api.blocks import Opening
 from ..api.options import Source, spelled_out
-from ..api.public import public
+from ..api.public import public, refuse_misfits, shortened, within
+from ..errors import AsyncfetchError
+from ..tasks import run_as_task
 from .driving import brought
 from .held import HeldCheckpoint
 from .options import ClusterOptions, Keep, Nodes
@@ -47,11 +51,16 @@ def load_async(
         AsyncfetchError: one of its kinds. DiskFullError names the node whose store or disk is too small, before a
             byte moves; SourceError where Ray is not installed, or no cluster is found.
     """
-    return Opening(lambda: _loaded(source, nodes=nodes, keep=keep, companions=companions, hold=hold, **options))
+    which: dict[str, Any] = {"nodes": nodes, "keep": keep, "companions": companions, "hold": hold}
+    refuse_misfits("load_async", _LOAD, (source,), {**which, **options})
+    return Opening(lambda: _load_async(source, **which, **options))
 
 
-@public(ClusterOptions)
-async def _loaded(
+_LOAD = inspect.signature(load_async)
+
+
+@spelled_out(ClusterOptions)
+async def _load_async(
     source: Source,
     *,
     nodes: Nodes = "all",
@@ -60,11 +69,16 @@ async def _loaded(
     hold: str | None = None,
     **options: Unpack[ClusterOptions],
 ) -> HeldCheckpoint:
-    return await brought(source, options, nodes=nodes, keep=keep, companions=companions, hold=hold)
+    timeout = options.pop("timeout", None)
+    work = partial(brought, source, options, nodes=nodes, keep=keep, companions=companions, hold=hold)
+    try:
+        return await within(timeout, lambda: run_as_task(work))
+    except AsyncfetchError as error:
+        raise shortened(error) from error.__cause__
 
 
-_loaded.__name__, _loaded.__doc__ = load_async.__name__, load_async.__doc__
-load = blocking(_loaded)
+_load_async.__name__, _load_async.__doc__ = load_async.__name__, load_async.__doc__
+load = blocking(_load_async)
 
 
 @public(ClusterOptions)
@@ -86,7 +100,7 @@ async def download_async(
         AsyncfetchError: as `load_async`.
     """
     async with await brought(source, options, nodes=nodes, keep="disk", companions=companions) as held:
-        return ClusterSnapshot(held.commit, held.paths, held.downloaded)
+        return ClusterSnapshot(held.commit, held.nodes)
 
 
 download = blocking(download_async)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self
 
 import anyio
@@ -18,6 +17,7 @@ from ..tensors.merge import state_dict
 from .layout import views
 from .plan import Plan
 from .ray_calls import plain, ray_module, result
+from .results import NodeSnapshot
 
 __all__ = ["HeldCheckpoint"]
 
@@ -28,8 +28,8 @@ class HeldCheckpoint:
     """A checkpoint that nodes of a cluster hold until it is released. It goes into any task or actor of Ray.
 
     `commit` is that of `Snapshot`. `refs` maps each shard to the objects in Ray's store that hold it: its header, and
-    its data in groups of tensors; it is empty with `keep="disk"`. `paths` maps the id of each node to the folder of the
-    snapshot on its disk; it is empty with `keep="memory"`. `downloaded` counts the bytes that came from the source.
+    its data in groups of tensors; it is empty with `keep="disk"`. `nodes` are the nodes that had it when this was made,
+    `downloaded` counts the bytes that the call brought from the source.
 
     It is released by the end of its block, by `release()`, or with the driver; with `hold="name"` by `release()` alone.
     """
@@ -38,7 +38,7 @@ class HeldCheckpoint:
         self,
         plan: Plan,
         refs: Mapping[str, list[Any]],
-        folders: Mapping[str, str],
+        nodes: tuple[NodeSnapshot, ...],
         downloaded: int,
         keeper: Any,
         *,
@@ -47,12 +47,12 @@ class HeldCheckpoint:
         self._plan, self._keeper, self._named = plan, keeper, named
         self.commit = plan.commit
         self.refs = dict(refs)
-        self.paths = {node: Path(folder) for node, folder in folders.items()}
+        self.nodes = nodes
         self.downloaded = downloaded
 
     def __repr__(self) -> str:
-        objects = sum(map(len, self.refs.values()))
-        return f"HeldCheckpoint({self._plan.located.source!r}, commit={self.commit!r}, {objects:,} objects)"
+        what = f"{len(self.nodes):,} nodes, {sum(map(len, self.refs.values())):,} objects"
+        return f"HeldCheckpoint({self._plan.located.source!r}, commit={self.commit!r}, {what})"
 
     async def local_async(self) -> StateDict:
         """The state dict on this node. Call it in a task or an actor.

@@ -21,6 +21,7 @@ from .fetching import Served
 from .members import Members
 from .plan import Errand, Plan
 from .ray_calls import ray_module
+from .results import NodeSnapshot
 from .spreading import Spreading
 
 __all__ = ["Keeper", "News"]
@@ -110,11 +111,10 @@ class Keeper:
         events = list(self._events)[len(self._events) - missed :]
         return News(events, self._told, self._stage, self._error, self._downloaded)
 
-    async def held(self) -> tuple[Plan, dict[str, list[Any]], dict[str, str]]:
-        """The plan, the objects of each shard, and the folder of the snapshot at each node that has one."""
-        folders = {member.node.id: member.folder for member in self._members.all.values()}
+    async def held(self) -> tuple[Plan, dict[str, list[Any]], tuple[NodeSnapshot, ...]]:
+        """The plan, the objects of each shard, and what each node has."""
         refs = {name: self._spreading.refs[name] for name in self._plan.shards if name in self._spreading.refs}
-        return self._plan, refs, {node: folder for node, folder in folders.items() if folder is not None}
+        return self._plan, refs, tuple(member.snapshot for member in self._members.all.values())
 
     async def stop(self) -> None:
         """End what is under way, so that a later run goes on with what is on the disks."""
@@ -146,16 +146,17 @@ class Keeper:
 
         if stop <= len(file.prefix):
             return file.prefix[start:stop]
-        return await read_span(
-            self._transport, target, Span(start, stop), file=name, size=file.size, renew=renew
-        )
+        return await read_span(self._transport, target, Span(start, stop), file=name, size=file.size, renew=renew)
 
     async def tell(self, node: str, events: list[Event]) -> None:
         """What happens at a node."""
-        address = self._members.addresses.get(node, node)
+        member = self._members.all.get(node)
+        address = node if member is None else member.node.address
         for event in events:
             if isinstance(event, Finished):
                 self._downloaded += event.downloaded
+                if member is not None:
+                    member.downloaded += event.downloaded
                 continue
             if isinstance(event, FileProgress):
                 present = min(event.received, max(event.size - 1, 0))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from .nodes import Node, NodeState, check_room, chosen, nodes_of, tasks_at_once
 from .options import Keep, Nodes
 from .plan import Plan
 from .ray_calls import answer, is_lost, placed_at, ray_module
+from .results import NodeSnapshot
 
 __all__ = ["LostError", "Member", "Members"]
 
@@ -28,19 +30,30 @@ class LostError(Exception):
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """A node that is to have the checkpoint. `whole` are the files on its disk, `held` the shards in its store."""
+    """A node that is to have the checkpoint. `whole` are the files on its disk, `held` the shards in its store.
+
+    `downloaded` and `received` are those of its `NodeSnapshot`.
+    """
 
     node: Node
     agent: Any
     slots: anyio.CapacityLimiter
-    state: NodeState = NodeState("", "", None, {})
+    state: NodeState | None = None  # until it was asked
     whole: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     folder: str | None = None
+    downloaded: int = 0
+    received: int = 0
+
+    @property
+    def snapshot(self) -> NodeSnapshot:
+        """What is told of it."""
+        path = None if self.folder is None else Path(self.folder)
+        return NodeSnapshot(self.node.id, self.node.address, path, self.downloaded, self.received)
 
 
 class Members:
-    """All of them, by the ids of their nodes. `folders` are where their disks have it."""
+    """All of them, by the ids of their nodes."""
 
     def __init__(
         self, plan: Plan, plan_ref: Any, wanted: Nodes, keep: Keep, keeper: Any, notify: Callable[[Event], None]
@@ -50,10 +63,6 @@ class Members:
         self.all: dict[str, Member] = {}
         self._refused: set[str] = set()  # nodes that joined and have no room, or no asyncfetch
         self._sizes = {name: file.size for name, file in plan.files.items()}
-
-    @property
-    def addresses(self) -> dict[str, str]:
-        return {member.node.id: member.node.address for member in self.all.values()}
 
     async def look(self, *, first: bool) -> bool:
         """Take in nodes that are wanted and new, drop those that are gone. Whether anything changed.
@@ -78,7 +87,7 @@ class Members:
             async with anyio.create_task_group() as group:
                 for member in new:
                     group.start_soon(self._admit, member, first)
-        self.all |= {member.node.id: member for member in new if member.state.version}
+        self.all |= {member.node.id: member for member in new if member.state is not None}
         return bool(gone or new)
 
     def _member(self, node: Node) -> Member:
@@ -142,10 +151,8 @@ class Members:
                     group.start_soon(self._stop, member)
 
     async def _stop(self, member: Member) -> None:
-        try:
+        with suppress(AsyncfetchError, LostError):  # it ends with its actor
             await self.ask(member, "stop")
-        except (AsyncfetchError, LostError):
-            pass  # it ends with its actor
 
 
 def _at(error: AsyncfetchError, member: Member) -> AsyncfetchError:
@@ -158,8 +165,7 @@ def _at(error: AsyncfetchError, member: Member) -> AsyncfetchError:
 def _alive() -> list[Node]:
     ray = ray_module()
     free: dict[str, dict[str, float]] = {}
-    state = getattr(getattr(ray, "_private", None), "state", None)
+    state: Any = getattr(getattr(ray, "_private", None), "state", None)
     if hasattr(state, "available_resources_per_node"):  # what is free is told by no public call
         free = state.available_resources_per_node()
-    nodes = nodes_of(ray.nodes(), free)
-    return [node for node in nodes if not math.isnan(node.memory)]
+    return nodes_of(ray.nodes(), free)

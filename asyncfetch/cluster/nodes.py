@@ -95,9 +95,7 @@ def check_room(
         raise DiskFullError(f"Node {node.address} ({node.id[:12]}), {state.root}", needed=needed, free=state.free)
 
 
-def spread(
-    sizes: Mapping[str, int], nodes: Sequence[str], present: Mapping[str, Mapping[str, int]]
-) -> dict[str, str]:
+def spread(sizes: Mapping[str, int], nodes: Sequence[str], present: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """The node that brings each file: who has most of it, else the largest first to who has least to do."""
     load, places = dict.fromkeys(nodes, 0), dict[str, str]()
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

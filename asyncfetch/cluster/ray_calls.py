@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import AsyncfetchError, DiskFullError, NetworkError, SourceError
 from ..tasks import off_loop
+from ..words import fit_to_show
 
 __all__ = ["answer", "connect", "is_lost", "placed_at", "plain", "ray_module", "result"]
 
@@ -18,6 +19,7 @@ def ray_module() -> Any:
     try:
         import ray
         import ray.exceptions
+        import ray.util.client
         import ray.util.scheduling_strategies
     except ImportError as error:
         hint = "Run: pip install 'asyncfetch[ray]', on each node of the cluster."
@@ -25,16 +27,22 @@ def ray_module() -> Any:
     return ray
 
 
-def connect() -> None:
-    """Be a driver of the cluster: of that of RAY_ADDRESS, or of the one on this machine. Raises SourceError. Blocks."""
+def connect(address: str = "auto") -> None:
+    """Be a driver of the cluster at `address`; "auto": that of RAY_ADDRESS, or of this machine. Blocks.
+
+    Who is one already stays one. Raises SourceError where there is no cluster, or it would be driven from outside.
+    """
     ray = ray_module()
+    if address.startswith("ray://") or (ray.is_initialized() and ray.util.client.ray.is_connected()):
+        hint = "Run it on a node of the cluster, as `ray job submit` does."
+        raise SourceError("A cluster cannot be driven from outside, by a ray:// address.", hint=hint)
     if ray.is_initialized():
         return
     try:
-        ray.init(address="auto", log_to_driver=False)
-    except ConnectionError as error:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "Start one (`ray start --head`), set RAY_ADDRESS, or call ray.init() before."
-        raise SourceError("No cluster of Ray was found.", hint=hint) from error
+        raise SourceError(f"No cluster of Ray was found: {fit_to_show(str(error))}", hint=hint) from error
 
 
 async def result(ref: Any) -> Any:

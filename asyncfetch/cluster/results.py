@@ -5,17 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ClusterSnapshot"]
+__all__ = ["ClusterSnapshot", "NodeSnapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """A checkpoint on the disk of one node: its folder there, or None if it is in memory alone.
+
+    `downloaded` are the bytes that this node brought from the source, `received` those that other nodes gave it.
+    """
+
+    node: str
+    address: str
+    path: Path | None
+    downloaded: int
+    received: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
-    """A checkpoint in the cache of several nodes.
-
-    `commit` is that of `Snapshot`. `paths` maps the id of each node to the folder of the snapshot there;
-    `downloaded` counts the bytes that came from the source, for all nodes together.
-    """
+    """A checkpoint in the cache of several nodes. `commit` is that of `Snapshot`."""
 
     commit: str | None
-    paths: dict[str, Path]
-    downloaded: int
+    nodes: tuple[NodeSnapshot, ...]
+
+    @property
+    def downloaded(self) -> int:
+        """How many bytes came from the source, for all nodes together."""
+        return sum(node.downloaded for node in self.nodes)

@@ -61,7 +61,8 @@ class Spreading:
     async def _each(self, names: Sequence[str], bring: Callable[[SourceFile, str], Any]) -> None:
         """Bring files, the largest first, each from the node that has most of it."""
         files = self._plan.files
-        present = {member.node.id: member.state.present for member in self._members.all.values()}
+        states = {member.node.id: member.state for member in self._members.all.values()}
+        present = {node: state.present for node, state in states.items() if state is not None}
         sizes = {name: files[name].size for name in names}
         places = spread(sizes, [*present], present) if present else {}
         limiter = anyio.CapacityLimiter(max(_FILES_A_NODE * len(present), 1))
@@ -141,6 +142,7 @@ class Spreading:
             source.whole.discard(file.name)
             return
         for member in alive:
+            member.received += file.size
             self._now_whole(member, file)
 
     def _read(self, file: SourceFile, source: Member, start: int) -> tuple[Any, Any]:
