@@ -165,6 +165,16 @@ def test_each_node_begins_elsewhere() -> None:
     assert pulls.asked.sum(axis=0).min() >= 8
 
 
+def test_nodes_are_admitted_as_holders_become_more() -> None:
+    """For each known holder of an object two may ask; the rest wait, and all get it."""
+    pulls = Pulls(Objects(replace(PLAIN, shards=2, piece=500.0), 40), None, np.random.default_rng(7), 2)
+    while not pulls.objects.held.all():
+        pulls.step()
+        assert ((pulls.asked & (pulls.tries > 0)).sum(axis=0) <= 2 * pulls.objects.known).all()
+    seconds = pulls.objects.fluid.now
+    assert seconds < pulled_at_will(replace(PLAIN, shards=2, piece=500.0), 40).seconds / 3
+
+
 def test_a_node_sends_no_more_at_once_than_it_may() -> None:
     """Also where it is given something while it sends something else."""
     fan = FanOut(Objects(Setting(nbytes=9e9, piece=1e8), 40), 3, 2, np.random.default_rng(7))

@@ -23,7 +23,7 @@ WAYS: dict[str, Callable[[Setting, int], Outcome]] = {
     "service": service_per_rack,
     "services": lambda setting, nodes: service_per_rack(setting, nodes, above=True),
     "ray": pulled_at_will,
-    "ray-four": lambda setting, nodes: pulled_at_will(setting, nodes, at_once=4),
+    "ray-rounds": lambda setting, nodes: pulled_at_will(setting, nodes, at_once=16, admitted=2),
     "tree": fanned_out,
 }
 RATES = ("node", "internet", "connection", "uplink", "line")
@@ -31,6 +31,11 @@ RATES = ("node", "internet", "connection", "uplink", "line")
 
 def main() -> None:
     options = _parser().parse_args()
+    if options.real:
+        from .real import main as measure  # which needs Ray, and what nodes are made of
+
+        measure()
+        return
     setting = _setting(options)
     outcomes = []
     for nodes in options.nodes:
@@ -68,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=float, default=default.window, help="seconds of a window")
     parser.add_argument("--owner", type=float, default=default.owner, help="location updates a second")
     parser.add_argument("--patience", type=float, default=default.patience, help="seconds until Ray asks again")
+    parser.add_argument("--real", action="store_true", help="measure some of it beside the model; needs root and Ray")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     parser.add_argument("--plot", type=Path, help="write a PNG")
     return parser

@@ -25,7 +25,7 @@ class Objects:
         self.count = setting.shards * setting.groups
         self.nbytes = setting.nbytes / self.count
         self.fluid = self.site.fluid()
-        self._least_quantum = 0.0 if nodes <= _FEW else self.nbytes / setting.node / 10
+        self._least_quantum = 0.0 if nodes <= _FEW else self.nbytes / min(setting.node, setting.connection) / 20
         self.held = np.zeros((nodes, self.count), bool)
         self.holders = np.zeros((self.count, nodes), np.int64)
         self.known = np.zeros(self.count, np.int64)
@@ -39,8 +39,8 @@ class Objects:
     def step(self, until: float = np.inf) -> Ints:
         """To the next event, news among them, or to `until`: the flows that ended there.
 
-        With more than a few nodes events that are close together count as one: within a tenth of what an object takes
-        at least, and within 1/500 of the time that has passed.
+        With more than a few nodes events that are close together count as one: within a twentieth of what an object
+        takes at least, and within 1/500 of the time that has passed.
         """
         if self._least_quantum:
             self.fluid.quantum = max(self._least_quantum, self.fluid.now / 500)

@@ -35,8 +35,8 @@ def pulled_at_will(
 class Pulls:
     """What the nodes ask each other for.
 
-    All tables have the shape (nodes, objects): `asked` what a node waits for, `again_at` when it asks again
-    (infinity while it does not know whom), `tries` how often it has.
+    asked: which node waits for which object; bool, shape (nodes, objects), as for all tables here.
+    tries: how often it has asked a holder so far; zero while it does not know one, or is not admitted.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Pulls:
         shape = objects.held.shape
         self._at_once = objects.count if at_once is None else at_once
         self.asked = np.zeros(shape, bool)
-        self._again_at = np.full(shape, np.inf)
-        self._tries = np.zeros(shape, np.int64)
+        self._again_at = np.full(shape, np.inf)  # when it asks again
+        self.tries = np.zeros(shape, np.int64)
         self._next = np.zeros(shape[0], np.int64)  # how many of its objects a node has looked at
         self._open = np.zeros(shape[0], np.int64)  # how many it waits for
         self._own = np.zeros(shape, bool)  # what it downloads itself
@@ -79,7 +79,7 @@ class Pulls:
 
     def _may_begin(self) -> tuple[Ints, Ints]:
         """Nodes that have not asked yet, and the objects for which they may."""
-        known, begun = self.objects.known, self._tries > 0
+        known, begun = self.objects.known, self.tries > 0
         nodes, what = np.nonzero(self.asked & ~begun & (known > 0))
         if self._admitted is None or not nodes.size:
             return nodes, what
@@ -107,10 +107,8 @@ class Pulls:
         objects, nodes_in_all = self.objects, self.objects.site.nodes
         lots = (self._random.random(len(nodes)) * objects.known[what]).astype(np.int64)
         sources = objects.holders[what, lots]
-        self._again_at[nodes, what] = (
-            objects.fluid.now + objects.site.setting.patience * 2.0 ** self._tries[nodes, what]
-        )
-        self._tries[nodes, what] += 1
+        self._again_at[nodes, what] = objects.fluid.now + objects.site.setting.patience * 2.0 ** self.tries[nodes, what]
+        self.tries[nodes, what] += 1
         keys = (nodes * objects.count + what) * nodes_in_all + sources
         sent = (self._flows[:, 0] * objects.count + self._flows[:, 1]) * nodes_in_all + self._flows[:, 2]
         repeated = np.isin(sent, keys)
