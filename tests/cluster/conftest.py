@@ -15,6 +15,8 @@ from asyncfetch.policy import Policy
 
 from ..kit.fault_server import FaultServer, Repository
 
+# A node that is dead is seen to be within seconds; one that is only busy is given ten.
+SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2, "health_check_timeout_ms": 5000}
 STORE = 100 << 20  # bytes of each node's object store
 # One connection for each file: of several, one may be sent what another has taken over, and then no count is exact.
 CALM = Policy(connections=1, backoff=0.01, max_backoff=0.05, patience=0, connect_timeout=20, read_timeout=20)
@@ -77,7 +79,6 @@ def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
     root = tmp_path_factory.mktemp("raylets")
     patch.setenv("HOME", str(root / "home"))  # where Ray leaves the token of its own that local clusters use
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a machine that does other things too
     for name in [name for name in os.environ if name.upper().startswith(("HF_", "HUGGING"))]:
         patch.delenv(name)
     with warnings.catch_warnings():
@@ -87,7 +88,8 @@ def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
 
         found = Raylets(ray, Cluster(), root)
         try:
-            for _ in range(3):
+            found.add(_system_config=SOON)
+            for _ in range(2):
                 found.add()
             yield found
         finally:
