@@ -8,7 +8,7 @@ imports only wings in the rows below it. Wings in one row (`|`) never import eac
 wing no circle forms, and nothing imports this file. `scripts/check` holds the code to this table.
 
     10  cli                           the command line
-     9  server | adapters             models, or another Hub, served with its protocol | models of other libraries
+     9  server | adapters | cluster   models, or another Hub, served | models of other libraries | many nodes at once
      8  api                           what people call, blocking and not, and what they get
      7  saving                        tensors into a folder, as a checkpoint that is replaced as one
      6  engine | tensors              moving the bytes | bytes become tensors
@@ -84,6 +84,7 @@ from .events import AsyncfetchWarning
 from .policy import Policy, __version__
 
 if TYPE_CHECKING:
+    from . import cluster as cluster
     from . import models as models
     from .adapters.pretrained import load_pretrained, load_pretrained_async
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
@@ -183,8 +184,8 @@ _HOMES = {
 if not TYPE_CHECKING:  # else every name would be one for it
 
     def __getattr__(name: str) -> object:
-        if name == "models":  # a wing whose name is public, as those of errors and events are
-            return import_module(".models", __name__)
+        if name in ("cluster", "models"):  # wings whose names are public, as those of errors and events are
+            return import_module(f".{name}", __name__)
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -193,4 +194,4 @@ if not TYPE_CHECKING:  # else every name would be one for it
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "open", "models", "__doc__", "__name__", "__path__"])
+    return sorted([*__all__, "open", "cluster", "models", "__doc__", "__name__", "__path__"])

@@ -25,6 +25,7 @@ __all__ = [
     "FileVerified",
     "FileWritten",
     "Finished",
+    "NodeProgress",
     "Notifier",
     "Reporter",
     "Resolved",
@@ -176,6 +177,21 @@ class FileWritten:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeProgress:
+    """A node of a cluster, by its id and its address, has `present` of the `size` bytes of a file. All: it is verified.
+
+    `downloads`: it is this node that brings the file from the source; else it comes from another node.
+    """
+
+    node: str
+    address: str
+    file: str
+    present: int
+    size: int
+    downloads: bool
+
+
 Event = (
     Resolved
     | FileStarted
@@ -187,6 +203,7 @@ Event = (
     | Finished
     | Writing
     | FileWritten
+    | NodeProgress
 )
 Reporter = Callable[[Event], None]
 

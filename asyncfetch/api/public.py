@@ -90,6 +90,13 @@ def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _names_nodes(value: object) -> bool:
+    if isinstance(value, int):
+        return _is_positive(value)
+    texts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+    return isinstance(texts, Iterable) and bool(texts) and all(isinstance(text, str) and text for text in texts)
+
+
 # What is not here is looked at where it is used: dtypes, globs and the text of a source.
 _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL, a bucket or a path"),
@@ -125,6 +132,10 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "model_kwargs": (lambda value: isinstance(value, Mapping), "a mapping of arguments to values"),
     "early": (_is_flag, "True or False"),
     "dequantize": (_is_flag, "True or False"),
+    "nodes": (_names_nodes, '"all", a positive number, labels, or ids of nodes'),
+    "keep": (lambda value: value in ("memory", "disk", "both"), '"memory", "disk" or "both"'),
+    "companions": (_is_flag, "True or False"),
+    "hold": (lambda value: _is_text(value) and value != "", "a name"),
     "memory_limit": (lambda value: type(value) is int and value > 0, "a positive number of bytes, or None"),
 }
 _SECRET = frozenset({"token", "endpoint", "source"})  # whose values may have a password in them

@@ -21,6 +21,7 @@ from ..format.writer import check_output
 from ..storage.files import free_bytes
 from ..storage.roots import cache_root
 from .caching import cache_app
+from .clustering import ClusterFlags, download_for_cluster
 from .doctor import doctor
 from .inspecting import list_inspection
 from .listing import list_plan, list_snapshot, list_tensors, list_verified
@@ -106,7 +107,7 @@ def _refuse_tokens(arguments: Sequence[str]) -> None:
 
 app.command(cache_app)
 COMMON, TENSORS, LINE, FETCH, FILES = CommonFlags(), TensorFlags(), LineFlags(), FetchFlags(), FileFlags()
-SERVE, PREFETCH = ServeFlags(), PrefetchFlags()
+SERVE, PREFETCH, CLUSTER = ServeFlags(), PrefetchFlags(), ClusterFlags()
 Source = Annotated[
     str, Parameter(help="org/model, org/model@revision, an https:// URL, s3://, gs:// or az://, or a local path.")
 ]
@@ -183,6 +184,20 @@ def download(
         snapshot = api.download(source, **arguments, verify="always" if verify_cache else "download", report=report)
     list_snapshot(source, snapshot, as_json=flags.json)
     return 0
+
+
+@app.command
+def cluster_download(
+    source: Source,
+    /,
+    *,
+    which: ClusterFlags = CLUSTER,
+    flags: CommonFlags = COMMON,
+    wanted: TensorFlags = TENSORS,
+    fetch: FetchFlags = FETCH,
+) -> None:
+    """Download a checkpoint once into the cache of each node of a Ray cluster, and list the nodes."""
+    download_for_cluster(source, flags.arguments() | wanted.arguments() | fetch.arguments(), which, flags)
 
 
 @app.command

@@ -38,7 +38,7 @@ from .job import Job
 from .schedule import Lease
 from .signals import Signal
 
-__all__ = ["Receiving", "Stage", "begin"]
+__all__ = ["Receiving", "Stage", "begin", "stored_partial"]
 
 _REPORT_INTERVAL = 0.1
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
@@ -79,7 +79,7 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
             return None
         if file.target is None:  # known by a listing alone: its first bytes come with the answer
             await job.links.target(file, None)
-        partial = await off_loop(lambda: _stored_partial(job.cache, file))
+        partial = await off_loop(lambda: stored_partial(job.cache, file))
     except BaseException:
         unlock(lock)
         raise
@@ -102,7 +102,8 @@ def _tell_landed(job: Job, file: SourceFile, landed: Landed, partial: Partial | 
     job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
 
 
-def _stored_partial(cache: RepoCache, file: SourceFile) -> StoredPartial:
+def stored_partial(cache: RepoCache, file: SourceFile) -> StoredPartial:
+    """The partial of a file in the cache, as its file system allows it; what an earlier run left is in it."""
     path = cache.partial(file.key)
     if not cache.any_order():
         return SequentialPartial(path, file.size, file.algorithm)

@@ -18,6 +18,7 @@ from ..events import (
     FileVerified,
     FileWritten,
     Finished,
+    NodeProgress,
     Resolved,
     Retrying,
     Waiting,
@@ -110,6 +111,9 @@ def _line(event: Event) -> tuple[Set[Audience], str]:
             return _DOWNLOADS, f"writing {printable(event.folder)}: {files(len(event.files))}, {size_text(size)}{kept}"
         case FileWritten():
             return _LOG, f"{printable(event.file)}: written"
+        case NodeProgress():
+            line = f"{printable(event.file)}: on node {printable(event.address)}" if event.present == event.size else ""
+            return (_LOG if line else frozenset()), line
         case Finished():
             return _DOWNLOADS, _finished_line(event)
         case _:

@@ -19,6 +19,7 @@ from ..events import (
     FileVerified,
     FileWritten,
     Finished,
+    NodeProgress,
     Resolved,
     Retrying,
     Waiting,
@@ -154,7 +155,7 @@ class ProgressState:
                 self._verified(event, now)
             case Finished():
                 self.finished = True
-            case Warned():
+            case Warned() | NodeProgress():
                 pass
             case _:
                 assert_never(event)

@@ -27,7 +27,7 @@ from .store_finder import StorePlace
 from .suggestions import suggest
 from .web_finder import WebPlace
 
-__all__ = ["resolve"]
+__all__ = ["place_of", "resolve"]
 
 _READERS = 4  # threads that read headers: a network file system takes a while for each
 
@@ -49,7 +49,7 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
     leaves the shards' headers unread. A cached file whose header is wrong is told and not used, if the
     source can be asked for it.
     """
-    place = _place_of(request, transport)
+    place = place_of(request, transport)
     chosen = request.chosen
     exact = chosen if chosen is not None and chosen.exact else None
 
@@ -61,7 +61,7 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
     if place.cache is None or request.settings.offline:
         located = await found(place, request)
     else:
-        kept = _place_of(offline(request), transport)
+        kept = place_of(offline(request), transport)
         located = await find_or_recall(place, kept, request, transport, found)
         if located.origin is kept:
             place, request = kept, offline(request)
@@ -116,7 +116,8 @@ def _read_those_here(files: Sequence[tuple[SourceFile, Path]]) -> list[tuple[Sou
     return wrong
 
 
-def _place_of(request: Request, transport: Transport) -> Place:
+def place_of(request: Request, transport: Transport) -> Place:
+    """The source of a request, by its kind."""
     match request.source:
         case HubSource() as source:
             return HubPlace(request, source, transport)

@@ -45,6 +45,7 @@ from asyncfetch.events import (
     FileVerified,
     FileWritten,
     Finished,
+    NodeProgress,
     Resolved,
     Retrying,
     Waiting,
@@ -66,6 +67,7 @@ EVENTS: tuple[Event, ...] = (
     Finished(1, 100, 60, 0.5),
     Writing("/models/new", (FileState("model.safetensors", 100, 0, None),)),
     FileWritten("model.safetensors", 100),
+    NodeProgress("5414745ff0ed22e5", "127.0.0.2", "m.safetensors", 100, 100, False),
 )
 
 SIGNED = f"https://user:{PASSWORD}@cdn.example:8443/a/b.safetensors?X-Amz-Signature={SIGNATURE}#{SIGNATURE}"

@@ -20,12 +20,12 @@ MAX_LINES = 400  # of a file
 MAX_FUNCTION = 60  # lines of a function, its docstring included
 # What may be imported inside a function: the extras, which need not be installed, and the wing that needs one.
 EXTRAS = frozenset(
-    {"IPython", "boto3", "cyclopts", "diffusers", "google", "h2", "jax", "matplotlib", "obstore", "opentelemetry"}
+    {"IPython", "boto3", "cyclopts", "diffusers", "google", "h2", "jax", "matplotlib", "obstore", "opentelemetry", "ray"}
     | {"rich", "starlette", "torch", "transformers", "uvicorn", "vllm"}
 )
 # Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
 LATE = frozenset({"__init__.py", "api/public.py", "cli/main.py"})
-NEED_AN_EXTRA = ("progress.terminal", "server")
+NEED_AN_EXTRA = ("cluster", "progress.terminal", "server")
 # Longer than that today. What is shortened leaves this list; nothing joins it.
 TO_BE_SHORTENED: frozenset[str] = frozenset()
 _ROW = re.compile(r"^    [ 1]\d  (\S.*?)(?:\s{2,}|$)", re.MULTILINE)

@@ -1,0 +1,179 @@
+"""What the driver does: it resolves the source, starts the keeper, and passes on what that tells."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio
+
+from ..api.client import Client
+from ..api.options import Files, Source, split
+from ..errors import AsyncfetchError, SourceError, storage_errors
+from ..events import FileState, Finished, Resolved, Warned
+from ..network.transport import Transport
+from ..sources.located import Located
+from ..sources.request import BucketSource, LocalSource, Request
+from ..sources.resolve import resolve
+from ..storage.checksums import git_blob_id
+from ..tasks import off_loop
+from .held import HeldCheckpoint
+from .keeper import Keeper, News
+from .layout import GROUP_BYTES
+from .options import ClusterOptions, Keep, Nodes
+from .plan import Errand, Plan, stripped
+from .ray_calls import connect, placed_at, ray_module, result
+
+__all__ = ["brought"]
+
+NAMESPACE = "asyncfetch"  # of Ray's names, in which holds are found by drivers of any namespace
+_STOP = 4.5  # seconds for the keeper to end all, before it is killed
+
+
+async def brought(
+    source: Source,
+    options: ClusterOptions,
+    *,
+    nodes: Nodes,
+    keep: Keep,
+    companions: bool,
+    hold: str | None = None,
+    most: int = GROUP_BYTES,
+) -> HeldCheckpoint:
+    """Have a checkpoint brought to nodes. `most` are the bytes of one object. Cancelled, it leaves no task."""
+    ray = await off_loop(ray_module, slow=True)
+    await off_loop(connect, slow=True)
+    access, wanted = split(options)
+    asked = _asked(source, options, nodes, keep, companions, hold)
+    files: Files | None = None if keep == "memory" else {"weights_only": not companions}
+    async with Client(**access) as client, client._call(source, wanted, files=files) as call:
+        session = call.session
+        keeper = None if hold is None else await off_loop(partial(_found, hold))
+        if keeper is not None:
+            await _see_that_it_is_the_same(keeper, asked, hold)
+            return await _followed(keeper, session.notify, hold, began=session.began, found=True)
+        plan, request = await _planned(session.request, session.transport, options, most)
+        for warning in plan.located.warnings:
+            session.notify(Warned(warning))
+        _tell_files(plan.located, session.notify)
+        named = {} if hold is None else {"name": hold, "namespace": NAMESPACE, "lifetime": "detached"}
+        here = placed_at(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here, **named)
+        keeper = await off_loop(actor.remote)
+        assert keeper is not None  # noqa: S101
+        try:
+            plan.located.warnings.clear()
+            await result(keeper.begin.remote(Errand(asked, request, nodes, keep), plan))
+            return await _followed(keeper, session.notify, hold, began=session.began)
+        except BaseException:
+            await end(keeper)
+            raise
+
+
+async def _planned(request: Request, transport: Transport, options: ClusterOptions, most: int) -> tuple[Plan, Request]:
+    """The checkpoint as nodes may know it, and what the keeper needs to ask for its files."""
+    if isinstance(request.source, LocalSource | BucketSource):
+        raise SourceError(
+            f"{request.source} is not downloaded for a cluster: a repository of the Hub or an http(s) URL is.",
+            hint="Call asyncfetch.load in each task, or asyncfetch.download on each node.",
+        )
+    located = await resolve(request, transport)
+    if any(not file.key and file.checksum is None for file in located.files):  # cached where links cannot be made
+        request = replace(request, cache_root=request.cache_root / ".none")
+        located = await resolve(request, transport)
+    cache = located.cache
+    assert cache is not None  # noqa: S101
+    index = await off_loop(lambda: _index_of(located))
+    cache_dir = None if options.get("cache_dir") is None else str(request.cache_root.absolute())
+    plan = Plan(stripped(located, index), cache.name, cache_dir, request.policy, most)
+    plan.located.warnings += located.warnings
+    return plan, replace(request, select=None, checksums={}, chosen=None)
+
+
+def _index_of(located: Located) -> tuple[str, bytes, str] | None:
+    """The index as it is to be published: its name, its bytes, and the name of its blob."""
+    if located.index is None or located.index_path is None:
+        return located.index_file
+    with storage_errors(located.index_path):
+        data = located.index_path.read_bytes()
+    checksum = located.cache.checksum_of(located.index_path) if located.cache else None
+    return located.index.file, data, checksum.hex if checksum else git_blob_id(data)
+
+
+def _tell_files(located: Located, notify: Callable[[Any], None], *, there: bool = False) -> None:
+    files = tuple(
+        FileState(file.name, file.size, file.size * there, str(file.checksum) if file.checksum else None)
+        for file in located.files
+    )
+    notify(Resolved(located.source, located.commit, located.index.file if located.index else None, files))
+
+
+async def _followed(
+    keeper: Any, notify: Callable[[Any], None], hold: str | None, *, began: float, found: bool = False
+) -> HeldCheckpoint:
+    """Pass on what the keeper tells, until all nodes have it. Raises what it failed by.
+
+    `found`: it had begun before this call, and what happened until now is told to nobody again.
+    """
+    news: News = await result(keeper.news.remote(0))
+    seen, before = (news.seen, news.downloaded) if found else (0, 0)
+    while True:
+        news = await result(keeper.news.remote(seen))
+        seen = news.seen
+        for event in news.events:
+            notify(event)
+        if news.error is not None:
+            raise news.error
+        if news.stage == "held":
+            break
+    plan, refs, there = await result(keeper.held.remote())
+    if found:
+        _tell_files(plan.located, notify, there=True)
+    nbytes, downloaded = sum(file.size for file in plan.located.files), news.downloaded - before
+    notify(Finished(len(plan.located.files), nbytes, downloaded, time.monotonic() - began))
+    return HeldCheckpoint(plan, refs, there, downloaded, keeper, named=hold is not None)
+
+
+async def end(keeper: Any) -> None:
+    """End a keeper, and with it all that it does and holds. It is not cancelled, and bounded."""
+    with anyio.CancelScope(shield=True):
+        try:
+            with anyio.move_on_after(_STOP):
+                await result(keeper.stop.remote())
+        except (AsyncfetchError, Exception):  # noqa: S110
+            pass
+        await off_loop(partial(ray_module().kill, keeper, no_restart=True))
+
+
+# -- holds -------------------------------------------------------------------------------------
+
+
+def _asked(
+    source: Source, options: ClusterOptions, nodes: Nodes, keep: Keep, companions: bool, hold: str | None
+) -> tuple[str, ...]:
+    """What tells one hold from another of the same name."""
+    select = options.get("select")
+    if hold is not None and callable(select):
+        raise SourceError("hold= needs globs: a predicate of select= cannot be compared by another driver.")
+    what: tuple[Any, ...] = (os.fspath(source), nodes, keep, companions, select)
+    return tuple(map(str, (*what, *(options.get(name) for name in ("revision", "subfolder", "variant", "endpoint")))))
+
+
+def _found(hold: str) -> Any | None:
+    try:
+        return ray_module().get_actor(hold, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+async def _see_that_it_is_the_same(keeper: Any, asked: tuple[str, ...], hold: str | None) -> None:
+    there = await result(keeper.asked.remote())
+    if there != asked:
+        raise SourceError(
+            f"The cluster holds something else as {hold!r}, or for other nodes.",
+            hint="Choose another name, or release what is held.",
+        )

@@ -1,0 +1,106 @@
+"""The public functions for clusters, and their blocking twins."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any, Unpack
+
+from ..api.blocking import blocking
+from ..api.blocks import Opening
+from ..api.options import Source, spelled_out
+from ..api.public import public, refuse_misfits, shortened, within
+from ..errors import AsyncfetchError
+from ..tasks import run_as_task
+from .driving import brought
+from .held import HeldCheckpoint
+from .options import ClusterOptions, Keep, Nodes
+from .results import ClusterSnapshot
+
+__all__ = ["download", "download_async", "load", "load_async"]
+
+
+@spelled_out(ClusterOptions)
+def load_async(
+    source: Source,
+    *,
+    nodes: Nodes = "all",
+    keep: Keep = "memory",
+    companions: bool = True,
+    hold: str | None = None,
+    **options: Unpack[ClusterOptions],
+) -> Opening[HeldCheckpoint]:
+    """Download a checkpoint once for many nodes of a Ray cluster, and hold it there.
+
+    It is resolved once, to one commit. Each shard is fetched by one node, verified there, and goes from node to node
+    through Ray's object store. A node that has a file in its cache gives it to the others. Nodes that join later get
+    it too; a node that dies costs at most its own share. `await` it, or enter it as a block, which releases it.
+
+    Args:
+        source: as in `asyncfetch.load_async`: a repository of the Hub, or an http(s) URL.
+        nodes: `"all"`; how many; labels, such as `{"ray.io/accelerator-type": "H100"}`; or ids of nodes.
+        keep: `"memory"`: each node has the tensors in its object store; `"disk"`: each node has the files in its
+            Hugging Face cache, where other programs find them offline; `"both"`.
+        companions: with `keep="disk"` and `"both"`, also the files beside the shards that hold no weights.
+        hold: a name under which the checkpoint stays when this program ends. The next one that asks for the same
+            checkpoint under this name gets it without a byte from the source, at the same commit.
+            `HeldCheckpoint.release` ends it.
+        **options
+
+    Raises:
+        AsyncfetchError: one of its kinds. DiskFullError names the node whose store or disk is too small, before a
+            byte moves; SourceError where Ray is not installed, or no cluster is found.
+    """
+    which: dict[str, Any] = {"nodes": nodes, "keep": keep, "companions": companions, "hold": hold}
+    refuse_misfits("load_async", _LOAD, (source,), {**which, **options})
+    return Opening(lambda: _load_async(source, **which, **options))
+
+
+_LOAD = inspect.signature(load_async)
+
+
+@spelled_out(ClusterOptions)
+async def _load_async(
+    source: Source,
+    *,
+    nodes: Nodes = "all",
+    keep: Keep = "memory",
+    companions: bool = True,
+    hold: str | None = None,
+    **options: Unpack[ClusterOptions],
+) -> HeldCheckpoint:
+    timeout = options.pop("timeout", None)
+    work = partial(brought, source, options, nodes=nodes, keep=keep, companions=companions, hold=hold)
+    try:
+        return await within(timeout, lambda: run_as_task(work))
+    except AsyncfetchError as error:
+        raise shortened(error) from error.__cause__
+
+
+_load_async.__name__, _load_async.__doc__ = load_async.__name__, load_async.__doc__
+load = blocking(_load_async)
+
+
+@public(ClusterOptions)
+async def download_async(
+    source: Source, *, nodes: Nodes = "all", companions: bool = True, **options: Unpack[ClusterOptions]
+) -> ClusterSnapshot:
+    """Download a checkpoint once into the Hugging Face cache of many nodes of a Ray cluster.
+
+    As `load_async` with `keep="disk"`, but nothing stays in memory, and nothing is held afterwards: each node has
+    the files, as if `asyncfetch.download_async` had been called there.
+
+    Args:
+        source: as in `load_async`.
+        nodes: as in `load_async`.
+        companions: also the files beside the shards that hold no weights.
+        **options
+
+    Raises:
+        AsyncfetchError: as `load_async`.
+    """
+    async with await brought(source, options, nodes=nodes, keep="disk", companions=companions) as held:
+        return ClusterSnapshot(held.commit, held.nodes)
+
+
+download = blocking(download_async)

@@ -1,0 +1,118 @@
+"""What is to be brought, as it travels to nodes: a located checkpoint without what only the driver may know."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ..errors import ChangedError, OfflineError
+from ..policy import Policy
+from ..sources.located import Landed, Located, SourceFile
+from ..sources.request import Request
+from ..storage.cache import RepoCache
+from ..storage.roots import cache_root
+from .layout import Group, groups_of
+from .options import Keep, Nodes
+
+__all__ = ["Errand", "Plan", "hold_against_plan", "stripped"]
+
+
+@dataclass(eq=False)
+class Plan:
+    """A checkpoint that was found, fit for any node: it has no token, no link, and no path of the driver's machine.
+
+    `repository` is the folder's name in a cache of the Hub, `cache_dir` the cache that the caller named for all nodes.
+    `most` are the bytes of one object in Ray's store.
+    """
+
+    located: Located
+    repository: str
+    cache_dir: str | None
+    policy: Policy
+    most: int
+
+    @property
+    def commit(self) -> str | None:
+        return self.located.commit
+
+    @cached_property
+    def files(self) -> dict[str, SourceFile]:
+        """All files by their names, companions too."""
+        return {file.name: file for file in self.located.files}
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of those files that hold tensors."""
+        return [file.name for file in self.located.files if file.header is not None]
+
+    def groups(self, name: str) -> list[Group]:
+        """The objects that hold the data of a shard."""
+        return groups_of(self.files[name].known_header, self.most)
+
+    def cache(self) -> RepoCache:
+        """The repository in the cache of this machine. Raises SourceError."""
+        kind, _, name = self.repository.partition("s--")
+        return RepoCache(cache_root(os.environ, self.cache_dir), name.replace("--", "/"), repo_type=kind)
+
+    def find(self, cache: RepoCache, name: str) -> SourceFile:
+        """A file with where `cache` has it: by its name in the snapshot, or as a blob. Looks at the disk."""
+        file = self.files[name]
+        path, blob = cache.find(self.commit or "", name), None
+        if path is not None and file.checksum is not None and cache.checksum_of(path) not in (None, file.checksum):
+            path = None
+        if path is None and file.blob:
+            blob = cache.whole_blob(file.blob, file.size)
+        return replace(file, path=path or blob, in_blobs=blob is not None)
+
+    def here(self, cache: RepoCache) -> Located:
+        """The checkpoint with what `cache` has of it. Looks at the disk."""
+        return replace(self.located, files=[self.find(cache, name) for name in self.files], cache=cache)
+
+    def landed(self) -> tuple[Located, dict[str, Landed]]:
+        """The shards in the cache of this machine. Raises OfflineError for one that is not there."""
+        located = self.here(self.cache())
+        for file in located.files:
+            if file.path is None and file.header is not None:
+                raise OfflineError(located.source, file.name)
+        return located, {file.name: Landed(path=file.path) for file in located.files}
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What the keeper is told, beside the plan. It alone knows `request`, with the token. `asked` tells calls apart."""
+
+    asked: tuple[str, ...]
+    request: Request = field(repr=False)
+    nodes: Nodes
+    keep: Keep
+
+
+def stripped(located: Located, index: tuple[str, bytes, str] | None) -> Located:
+    """`located` as all nodes may know it; `index` is the index as it is to be published there."""
+    files = [
+        replace(
+            file,
+            key=file.key or (file.checksum.hex if file.checksum else ""),
+            blob=file.blob or (file.checksum.hex if file.checksum else ""),
+            identity=file.identity or (file.checksum.hex if file.checksum else ""),
+            target=None,
+            path=None,
+            in_blobs=False,
+            vouched=None,
+            late=False,
+        )
+        for file in located.files
+    ]
+    return replace(
+        located, files=files, cache=None, origin=None, listing=None, index_file=index, index_path=None, warnings=[]
+    )
+
+
+def hold_against_plan(raw: memoryview, file: SourceFile) -> None:
+    """See that the header which came with the bytes of a shard is the one by which its groups were planned.
+
+    Raises ChangedError: without a hash, nothing else holds the file fixed.
+    """
+    if bytes(raw[: len(file.raw_header)]) != file.raw_header:
+        raise ChangedError(file.name, "its header is another one")

@@ -1,0 +1,1 @@
+"""One checkpoint to many nodes, on paper: egress, time and the hottest link."""
