@@ -50,7 +50,7 @@ async def brought(
     access, wanted = split(options)
     asked = _asked(source, options, nodes, keep, companions, hold)
     files: Files | None = None if keep == "memory" else {"weights_only": not companions}
-    async with Client(**access) as client, client._call(source, wanted, files=files) as call:
+    async with Client(**access) as client, client._call("cluster load", source, wanted, files=files) as call:
         session = call.session
         keeper = None if hold is None else await off_loop(partial(_found, hold))
         if keeper is not None:

@@ -20,8 +20,8 @@ MAX_LINES = 400  # of a file
 MAX_FUNCTION = 60  # lines of a function, its docstring included
 # What may be imported inside a function: the extras, which need not be installed, and the wing that needs one.
 EXTRAS = frozenset(
-    {"IPython", "boto3", "cyclopts", "diffusers", "google", "h2", "jax", "matplotlib", "obstore", "opentelemetry", "ray"}
-    | {"rich", "starlette", "torch", "transformers", "uvicorn", "vllm"}
+    {"IPython", "boto3", "cyclopts", "diffusers", "google", "h2", "jax", "matplotlib", "obstore"}
+    | {"opentelemetry", "ray", "rich", "starlette", "torch", "transformers", "uvicorn", "vllm"}
 )
 # Where what takes a while to load is imported late: in a thread, or when a name of it is first used.
 LATE = frozenset({"__init__.py", "api/public.py", "cli/main.py"})
