@@ -16,8 +16,9 @@ from ..models.names import Rename
 from ..saving.conversion import Conversion, Wishes, planned
 from ..saving.converting import check_output, convert
 from ..saving.folder import named_folder
+from ..sources.candidates import is_index_name
 from ..sources.located import Landed, Located
-from ..sources.request import LocalSource, is_index_name
+from ..sources.request import LocalSource
 from ..tasks import off_loop
 from ..tensors.scaling import Scaling
 from .options import DTypeLike, Source

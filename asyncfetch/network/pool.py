@@ -94,6 +94,7 @@ class _Sender:
         return response
 
 
+# What the pool has made for the request that runs.
 _made: ContextVar[list[httpcore.AsyncConnectionInterface]] = ContextVar("asyncfetch_connections_made")
 
 
@@ -157,7 +158,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         proxy = self.proxies.for_url(str(request.url))
         pool = await self._pool(request.url, proxy)
         made = list[httpcore.AsyncConnectionInterface]()
-        token = _made.set(made)
+        _made.set(made)
         try:
             answer = await pool.handle_async_request(
                 httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
@@ -168,7 +169,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 raise
             raise_translated(error, str(request.url), proxy)
         finally:
-            _made.reset(token)
+            made.clear()  # the context outlives the request
         return httpx.Response(
             answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
         )

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 
 from ..errors import CheckpointNotFoundError, redact_url
 from ..words import counted
+from .candidates import candidates, is_index_name
 from .located import path_in
-from .request import HubSource, LocalSource, Request, Source, candidates, is_index_name
+from .request import HubSource, LocalSource, Request, Source
 
 __all__ = ["look_again"]
 

@@ -33,9 +33,10 @@ from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, verify_file, verify_small
 from ..tasks import each, off_loop, plain_errors, without_collections
 from .advice import look_again
+from .candidates import is_index_name
 from .late import known_shards, listing_at_once, saves_requests
 from .located import FoundIndex, Listing, Located, Origin, SourceFile, path_in
-from .request import LocalSource, Request, Source, is_index_name, names_in
+from .request import LocalSource, Request, Source, names_in
 from .selecting import selected_by
 
 __all__ = ["Place", "State", "distrust", "file_on_disk", "files_on_disk", "find", "read_cached_index", "read_index"]

@@ -18,6 +18,7 @@ from ..storage.cache import path_inside
 from ..storage.checksums import Checksum
 from ..storage.wrong import WrongFiles
 from .bucket import BucketSource, bucket_of, is_bucket
+from .candidates import candidates, is_index_name
 from .listing import Chosen
 from .settings import DEFAULT_ENDPOINT, Settings
 
@@ -28,20 +29,13 @@ __all__ = [
     "Request",
     "Source",
     "UrlSource",
-    "candidates",
     "check_repo_id",
-    "is_index_name",
     "is_repo_id",
     "names_in",
     "parse_source",
 ]
 
 _SHARD = ".safetensors"
-# Tried after the names that every tool writes; a repository that has none of them is an error
-# anyway. Diffusers components, Mistral's own releases, PEFT adapters.
-_OTHER_NAMES = ("diffusion_pytorch_model", "consolidated", "adapter_model")
-
-
 # Fields of signed links: of S3 and its like by their prefix, of others by name; Azure's are short.
 _SIGNATURE = re.compile(
     r"(x-(amz|goog|oss|cos|obs|tos)-[^=]*|q-(sign|ak|key|header|url)[^=]*|([^=]*[-_])?(sig|sign|signature|auth|secret)|"
@@ -126,11 +120,6 @@ class LocalSource:
 
 
 Source = HubSource | UrlSource | BucketSource | LocalSource
-
-
-def is_index_name(name: str) -> bool:
-    """Whether a file name is that of an index, variants included: `*.index*.json`."""
-    return re.search(r"\.index(\.[\w\-]+)?\.json$", name) is not None
 
 
 def parse_source(
@@ -315,35 +304,6 @@ def _revision(text: str) -> str:
     return text
 
 
-def candidates(variant: str | None) -> list[str]:
-    """The file names to try in a folder, in order: the index before any single file.
-
-    Tools spell the index of a variant in three ways; all are tried
-    (https://huggingface.co/docs/diffusers/using-diffusers/loading#checkpoint-variants).
-    """
-    if variant is None:
-        names = [
-            "model.safetensors.index.json",
-            "model.safetensors",
-            "pytorch_model.safetensors",
-            "model-00001-of-00001.safetensors",
-        ]
-        for base in _OTHER_NAMES:
-            names += [f"{base}.safetensors.index.json", f"{base}.safetensors"]
-        return names
-    if not re.fullmatch(r"[\w\-]{1,64}", variant, re.ASCII):
-        raise SourceError(f"{variant!r} is not a variant such as 'fp16'.")
-    names = [
-        *_variant_indexes("model", variant),
-        f"model.{variant}.safetensors",
-        f"pytorch_model.{variant}.safetensors",
-        f"model.{variant}-00001-of-00001.safetensors",
-    ]
-    for base in _OTHER_NAMES[:1]:
-        names += [*_variant_indexes(base, variant), f"{base}.{variant}.safetensors"]
-    return names
-
-
 def names_in(source: Source, variant: str | None) -> list[str]:
     """The paths in `source` to try, in order: one only, where the user named a file. Raises SourceError."""
     if source.file:
@@ -351,14 +311,6 @@ def names_in(source: Source, variant: str | None) -> list[str]:
     names = [source.file] if source.file else candidates(variant)
     folder = f"{source.subfolder}/" if isinstance(source, HubSource) and source.subfolder else ""
     return [folder + name for name in names]
-
-
-def _variant_indexes(base: str, variant: str) -> list[str]:
-    return [
-        f"{base}.safetensors.index.{variant}.json",
-        f"{base}.safetensors.{variant}.index.json",
-        f"{base}.{variant}.safetensors.index.json",
-    ]
 
 
 @dataclass(frozen=True, slots=True)

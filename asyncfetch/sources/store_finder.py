@@ -42,7 +42,8 @@ from .finder import State
 from .hub import size_of
 from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import Request
-from .stores import PAGE, Link, Listed, Store, refusal, words_in
+from .store_refusals import refusal, words_in
+from .stores import PAGE, Link, Listed, Store
 from .unversioned import Kept
 
 __all__ = ["StorePlace"]

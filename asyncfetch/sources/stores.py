@@ -1,4 +1,4 @@
-"""A bucket's store, asked through obstore (the extra `cloud`): signed links, listings, and what its refusals mean.
+"""A bucket's store, asked through obstore (the extra `cloud`): signed links and listings.
 
 Everything here blocks: call it in a thread. obstore runs tokio underneath, which knows asyncio alone and does not
 outlive a fork. No text of obstore's is shown as it is: it holds URLs and whole answers, and those hold signatures.
@@ -7,7 +7,6 @@ outlive a fork. No text of obstore's is shown as it is: it holds URLs and whole 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 import time
@@ -19,15 +18,14 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ..errors import AccessError, AsyncfetchError, NetworkError, NotFoundError, SourceError
-from ..network.retry import may_pass
+from ..errors import AsyncfetchError, SourceError
 from ..policy import Policy
-from ..words import fit_to_show
 from .bucket import BucketSource
 from .signature import for_blob, with_header
 from .store_env import Way, way_to
+from .store_refusals import refusal_of_credentials, refusal_of_listing, said_by
 
-__all__ = ["PAGE", "Link", "Listed", "Store", "refusal", "words_in"]
+__all__ = ["PAGE", "Link", "Listed", "Store"]
 
 PAGE = 1000  # objects: those that one request lists
 LIFETIME = 3600.0  # seconds for which a link is signed: as long as Azure's and Google's shortest-lived tokens
@@ -35,12 +33,6 @@ _MARGIN = 60.0  # seconds before its end at which another one is made
 _PROBE = 1.0  # seconds for the machine itself to say that it has credentials: it is on the machine
 _READING = "https://www.googleapis.com/auth/devstorage.read_only"
 _CHECKSUMS = ("x-amz-checksum-mode", "ENABLED")
-_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "FilesystemNotFound", "ContainerBeingDeleted"}
-_HINTS = {
-    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
-    "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`.",
-    "az": "Set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN.",
-}
 
 _pid: int | None = None  # of the process in which obstore has been used
 
@@ -185,7 +177,7 @@ class Store:
             _sign(opened.store, "GET", "model.safetensors") if provider is None else provider()
             return opened
         except Exception as error:  # whatever speaks at that address: it has no credentials for us
-            nobodys = _reason(error)
+            nobodys = said_by(error)
         return self._opened_by(Way("anonymous", f"{way.found} ({nobodys})", way.config))
 
     def _opened_by(self, way: Way, provider: _Provider | None = None) -> _Opened:
@@ -238,7 +230,7 @@ class Store:
             raise
         except Exception as raised:
             error = raised
-        raise (_of_listing if listing else _of_credentials)(
+        raise (refusal_of_listing if listing else refusal_of_credentials)(
             error, self
         ) from None  # its text shows URLs and answers: so it is no cause of ours
 
@@ -316,82 +308,3 @@ def _provider(way: Way, environ: Mapping[str, str]) -> _Provider:
     except ImportError as error:
         hint = f"Run: pip install {way.library}{' requests' if way.library == 'google-auth' else ''}"
         raise SourceError(f"These credentials need {way.library}: {way.found}.", hint=hint) from error
-
-
-# -- what stores say -------------------------------------------------------------------------------------------------
-
-
-def words_in(body: str) -> tuple[str, str]:
-    """The code and the message of a store's refusal, which is XML; of each "" for none.
-
-    The rest of it is not shown: it repeats the request, with its signature.
-    """
-    code, said = (re.search(rf"<{name}>([^<]{{1,1000}})<", body) for name in ("Code", "Message"))
-    return (code[1].strip() if code else ""), (fit_to_show(said[1].split("\n")[0]) if said else "")
-
-
-def refusal(store: Store, what: str, status: int, code: str, said: str, clock: float = 0.0) -> AsyncfetchError | None:
-    """What a refusal means, of an object or of a listing; None if it is none. `what` was asked for.
-
-    `clock`: seconds that the store's clock is ahead of ours.
-    """
-    source = store.source
-    if code in _NO_BUCKET:
-        kind = "container" if source.scheme == "az" else "bucket"
-        hint = f"It was looked for at {source.endpoint}." if source.endpoint else "Check its name."
-        return NotFoundError(f"There is no {kind} {source.bucket!r}.", hint=hint)
-    hidden = source.scheme == "az" and store.anonymous and code == "ResourceNotFound"  # said of what is not public
-    tokens = status == 400 and re.search("Token|Authorization|Authentication|Credential|AccessKey", code)
-    if status not in (401, 403) and not (hidden or tokens or code == "PublicAccessNotPermitted"):
-        return None
-    words = " ".join(filter(None, [str(status), code, said and f"({said.rstrip('.')})"]))
-    message = f"{what} was refused: the store answered {words}; {store.found}."
-    if "Skewed" in code or abs(clock) > 300:
-        minutes = f"{abs(clock) / 60:,.0f} minutes {'behind' if clock > 0 else 'ahead'}" if clock else "wrong"
-        return AccessError(message, hint=f"This machine's clock is {minutes}, and signatures count by it: set it.")
-    if store.anonymous:
-        return AccessError(message, hint=_HINTS[source.scheme])
-    hint = "Check that they are right and may read it."
-    if code in ("", "AccessDenied"):
-        hint += " Where the bucket may not be listed, the store answers so for what is not there, too."
-    return AccessError(message, hint=hint)
-
-
-def _reason(error: BaseException | None) -> str:
-    """What obstore says, in a few words: a status with the store's own code and message, or its first line."""
-    text = str(error).partition("\n\nDebug source")[0]
-    status, (code, said) = re.search(r"status code: (\d{3})", text), words_in(text)
-    if status is not None:
-        return " ".join(filter(None, [f"answered {status[1]}", code, said and f"({said.rstrip('.')})"]))
-    for sign, meaning in (("timed out", "it did not answer in time"), ("error sending request", "it was not reached")):
-        if sign in text:
-            return meaning
-    return fit_to_show(re.sub(r"^Generic \w+ error: ", "", text)).rstrip(".")
-
-
-def _of_credentials(error: BaseException | None, store: Store) -> AsyncfetchError:
-    """An error of ours for one that kept us from asking: of settings, or of who gives credentials."""
-    text, source = str(error), store.source
-    home = source.at("")
-    foreign = type(error).__module__.partition(".")[0] not in ("obstore", "builtins")
-    if foreign or type(error).__name__ == "UnauthenticatedError" or "redential" in text or "Error performing" in text:
-        return AccessError(f"No credentials for {home}: {_reason(error)}.", hint=_HINTS[source.scheme])
-    return SourceError(f"{home} cannot be asked: {_reason(error)}.")
-
-
-def _of_listing(error: BaseException | None, store: Store) -> AsyncfetchError:
-    """An error of ours for one of a listing."""
-    text, kind, source = str(error), type(error).__name__, store.source
-    status, (code, said) = re.search(r"status code: (\d{3})", text), words_in(text)
-    number = int(status[1]) if status else {"PermissionDeniedError": 403, "UnauthenticatedError": 401}.get(kind, 0)
-    known = refusal(store, f"The listing of {source.at('')}", number, code, said)
-    if known is None and isinstance(error, FileNotFoundError):
-        known = NotFoundError(f"There is no bucket {source.bucket!r}.", hint="Check its name.")
-    if known is not None:
-        return known
-    if kind == "InvalidPathError":
-        hint = "Rename it, or name the files that you want."
-        return SourceError(f"{source.at('')} has an object whose key is no path: {_reason(error)}.", hint=hint)
-    failed = NetworkError(f"the listing failed: {_reason(error)}", url=source.endpoint or source.address)
-    failed.transient = not number or may_pass(number)
-    return failed

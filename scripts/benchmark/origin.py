@@ -71,6 +71,14 @@ class Origin:
         port = self.data_port or self.ports[scheme + "_data"]
         return f"{scheme}://127.0.0.1:{port}/{name}/{file}"
 
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve."""
+        if self._process is None:
+            return []
+        pid = self._process.pid
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def count(self) -> tuple[int, int]:
         """(connections, requests) since the last call of this or of `sent`."""
         lines = self._logged()

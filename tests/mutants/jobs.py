@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant(
         "an-error-is-html",
         _PAGE,
-        "server.people.service_page:_said",
+        "server.people.service_page:_short",
         "escape(re.sub(",
         "str(re.sub(",
         ("server/test_service_page.py::test_names_are_text_wherever_they_stand",),

@@ -14,7 +14,7 @@ MUTANTS = (
     Mutant(
         "missing-bucket-taken-for-a-missing-file",
         _REFUSED,
-        "sources.stores:refusal",
+        "sources.store_refusals:refusal",
         "if code in _NO_BUCKET:",
         "if not code:",
         ("sources/test_stores.py::test_refusals",),
@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "wrong-clock-not-told",
         _REFUSED,
-        "sources.stores:refusal",
+        "sources.store_refusals:refusal",
         '"Skewed" in code or abs(clock) > 300',
         "False",
         ("sources/test_stores.py::test_refusals",),

@@ -80,6 +80,21 @@ def test_names_are_text_wherever_they_stand() -> None:
     assert all(html in page for html in page_parts(document, full=True).values())
 
 
+def test_long_hashes_are_told_by_their_beginning() -> None:
+    """In whatever is said of a file: an address of storage would fill the screen of a phone."""
+    said = f"http://storage/{'ab' * 32}: it closed the connection"
+    error = {"code": "x", "message": said, "hint": ""}
+    arriving = {
+        "repository": "o/m", "file": "x", "size": 10, "received": 5, "state": "backoff", "rate": None,
+        "seconds_left": None, "retries": 1, "restarts": 0, "readers": 0, "reason": said, "retry_in": None,
+    }  # fmt: skip
+    page = page_parts(
+        state(arriving=[arriving], failures=[{"at": 1.0, "repository": "o/m", "file": "x", **error}]), full=True
+    )
+    for part in ("arriving", "trouble"):
+        assert f"http://storage/{'ab' * 6}…: it closed" in page[part]
+
+
 def test_nothing_runs_but_what_is_in_the_page() -> None:
     policy = dict(part.strip().partition(" ")[::2] for part in HEADERS["Content-Security-Policy"].split(";"))
     assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == policy["frame-ancestors"] == "'none'"

@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncfetch.errors import AsyncfetchError, SourceError
-from asyncfetch.sources.request import (
-    HubSource,
-    LocalSource,
-    Source,
-    UrlSource,
-    candidates,
-    is_index_name,
-    parse_source,
-)
+from asyncfetch.sources.candidates import candidates, is_index_name
+from asyncfetch.sources.request import HubSource, LocalSource, Source, UrlSource, parse_source
 
 from ..kit.canaries import PASSWORD, SIGNATURE, shown
 

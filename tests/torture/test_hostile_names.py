@@ -25,8 +25,9 @@ from hypothesis.strategies import SearchStrategy
 from asyncfetch.errors import AsyncfetchError, CorruptError, InvalidIndexError, ProtocolError, SourceError
 from asyncfetch.format.index import check_shard_name
 from asyncfetch.network.urls import no_downgrade, origin_of, redirected
+from asyncfetch.sources.candidates import candidates
 from asyncfetch.sources.hub import Hub, clean_etag
-from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, candidates, check_repo_id, parse_source
+from asyncfetch.sources.request import HubSource, LocalSource, UrlSource, check_repo_id, parse_source
 from asyncfetch.sources.settings import Settings
 from asyncfetch.storage.cache import RepoCache, path_inside
 from asyncfetch.storage.checksums import checksum_of_etag

@@ -119,9 +119,8 @@ def _title(name: str, text: str) -> str:
 def _overview(document: Mapping[str, Any]) -> str:
     source, traffic, room = document["source"], document["traffic"], document["room"]
     mark, word = _SOURCE[source["state"]]
-    used = (
-        f"{size_text(room['used'])} of {size_text(room['max_size'])}" if room["max_size"] else size_text(room["used"])
-    )
+    sizes = [size_text(size).replace(" ", "&nbsp;") for size in (room["used"], room["max_size"]) if size is not None]
+    used = " of ".join(sizes)
     limit = source["rate_limit"]
     left = f", {limit['remaining']:,} requests left for {span_text(limit['seconds'])}" if limit else ""
     rate = sum(one["rate"] or 0 for one in document["arriving"])
@@ -180,7 +179,7 @@ def _arriving_item(one: Mapping[str, Any]) -> str:
 
 def _held(one: Mapping[str, Any]) -> str:
     wait = f" Again in {span_text(one['retry_in'])}." if one["retry_in"] else ""
-    return f"{escape(one['reason'].rstrip('.'))}.{wait}"
+    return f"{_short(one['reason'].rstrip('.'))}.{wait}"
 
 
 def _jobs(document: Mapping[str, Any], *, full: bool) -> str:
@@ -206,7 +205,7 @@ def _job(one: Mapping[str, Any], *, full: bool) -> str:
     told += [escape(glob) for glob in globs]
     running = state in ("queued", "running")
     bar = _bar(f"b-{one['id']}", f"How much of {name} is here", one["received"], one["size"]) if running else ""
-    reason = f'<p class="hold">{escape(one["reason"])}</p>' if one["reason"] else ""
+    reason = f'<p class="hold">{_short(one["reason"])}</p>' if one["reason"] else ""
     return (
         f'<li id="j-{one["id"]}" data-state="{_WORDS[state]}" data-name="{escape(name)}"><p class="name">{escape(name)}'
         f'</p>{bar}<p class="told">{", ".join(told)}</p>{reason}{_job_error(one)}'
@@ -224,8 +223,13 @@ def _job_error(one: Mapping[str, Any]) -> str:
 
 
 def _said(error: Mapping[str, str]) -> str:
-    """An error and what to do about it; of hashes the beginning, which tells them apart."""
-    return escape(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", f"{error['message']} {error['hint']}".strip()))
+    """An error and what to do about it."""
+    return _short(f"{error['message']} {error['hint']}".strip())
+
+
+def _short(text: str) -> str:
+    """A text as HTML; of hashes the beginning, which tells them apart."""
+    return escape(re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", text))
 
 
 def _job_buttons(one: Mapping[str, Any], name: str) -> str:
