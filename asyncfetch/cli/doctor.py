@@ -32,7 +32,7 @@ from ..storage.cache import RepoCache
 from ..storage.files import has_locks, takes_any_order
 from ..storage.roots import cache_root
 from ..tasks import off_loop
-from .output import exit_code, print_json
+from .output import exit_code, for_people, print_json
 from .wording import in_flags
 
 __all__ = ["Finding", "doctor", "examine"]
@@ -67,10 +67,12 @@ def doctor(environ: Mapping[str, str], *, cache_dir: Path | None, endpoint: str 
         return code
     width = max(len(found.name) for found in findings)
     marks = {"good": "ok   ", "note": "note ", "wrong": "WRONG"}
+    indent = " " * (width + 9)
     for found in findings:
-        print(f"{marks[found.state]}  {found.name:{width}}  {printable(found.what)}")
+        line = f"{marks[found.state]}  {found.name:{width}}  {printable(found.what)}"
+        print(for_people(line, sys.stdout, indent=indent))
         if found.hint:
-            print(f"{'':{width + 9}}{printable(found.hint)}")
+            print(for_people(f"{indent}{printable(found.hint)}", sys.stdout, indent=indent))
     sys.stdout.flush()
     return code
 

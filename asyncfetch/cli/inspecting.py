@@ -103,7 +103,7 @@ def _print_parts(parts: Sequence[Part], nbytes: int) -> None:
         for part in parts
     ]
     columns = ["part", "tensors", "parameters", "bytes", "of all", "a layer"]
-    print_table(columns, cells, right=columns[1:], shortened="part")
+    print_table(columns, cells, right=columns[1:], shortened="part", optional=["parameters", "tensors"])
     print()
 
 

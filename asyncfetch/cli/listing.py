@@ -110,7 +110,8 @@ def list_plan(
             files=[dict(zip(columns, row, strict=True)) for row in rows],
         )
         return fits
-    print_table(columns, [(*row[:4], row[4] or "none") for row in rows], right=columns[1:4])
+    cells = [(*row[:4], row[4] or "none") for row in rows]
+    print_table(columns, cells, right=columns[1:4], shortened="file", optional=["checksum", "present"])
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
         there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"

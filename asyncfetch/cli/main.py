@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows its escape
             stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # whoever started it with nohup wants it to go on
+                signal.signal(number, _terminate)
     try:
         if arguments in (["--version"], ["-V"]):
             with stdout_errors():
@@ -76,7 +78,7 @@ def _commands() -> Callable[[Sequence[str]], int] | None:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM is cleaned up after like Ctrl-C: the cursor comes back, the partial files stay resumable."""
+    """What ends it is cleaned up after like Ctrl-C: the cursor comes back, the partial files keep what came."""
     raise KeyboardInterrupt
 
 

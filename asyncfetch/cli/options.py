@@ -22,7 +22,7 @@ from ..policy import Policy
 from ..progress.lines import Audience, Repeats, announcement
 from ..progress.terminal import terminal_reporter
 from ..words import size_of
-from .output import json_reporter
+from .output import for_people, json_reporter
 
 __all__ = [
     "FLAG",
@@ -222,7 +222,7 @@ def noticing(flags: CommonFlags) -> Iterator[Reporter]:
     def notice(event: Event) -> None:
         line = announcement(event, audience)
         if line is not None and not repeats(event):
-            print(line, file=sys.stderr)
+            print(for_people(line, sys.stderr), file=sys.stderr)
 
     try:
         yield notice

@@ -44,7 +44,7 @@ from ..errors import (
     TimedOutError,
 )
 from ..events import Event, Reporter, event_object
-from ..progress.text import fit_names, printable
+from ..progress.text import fit_names, printable, wrapped
 from .wording import in_flags
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "exit_code",
     "fill_closed_streams",
     "flush_stdout",
+    "for_people",
     "json_reporter",
     "print_error",
     "print_json",
@@ -192,9 +193,15 @@ def stdout_is_stuck() -> bool:
 def print_error(error: BaseException) -> None:
     """What went wrong, and what to do about it, on stderr; never a traceback."""
     shown = error_object(error)
-    print(f"{_coloured('asyncfetch:', '1;31')} {printable(shown['message'])}", file=sys.stderr)
-    if shown["hint"]:
-        print(f"{_coloured('hint:', '1;36')} {printable(shown['hint'])}", file=sys.stderr)
+    for word, code, text in (("asyncfetch:", "1;31", shown["message"]), ("hint:", "1;36", shown["hint"])):
+        if text:
+            line = for_people(f"{word} {printable(text)}", sys.stderr)
+            print(_coloured(word, code) + line.removeprefix(word), file=sys.stderr)
+
+
+def for_people(line: str, stream: TextIO, *, indent: str = "") -> str:
+    """`line` as it is to be written to `stream`: on a terminal cut at spaces into lines that fit."""
+    return wrapped(line, shutil.get_terminal_size().columns, indent=indent) if stream.isatty() else line
 
 
 def _coloured(word: str, code: str) -> str:
@@ -204,12 +211,18 @@ def _coloured(word: str, code: str) -> str:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = (), shortened: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Sequence[str] = (),
+    shortened: str = "",
+    optional: Sequence[str] = (),
 ) -> None:
     """A table on stdout: aligned on a terminal, otherwise tab-separated lines under a header line.
 
     Columns named in `right` are numbers: aligned to the right on a terminal, with thousands
-    separated there and only there. There the column `shortened` gives up what the width lacks.
+    separated there and only there. There the column `shortened` gives up what the width lacks, and where that is not
+    enough, or there is none, the columns `optional` are left out, the first of them first.
     """
     aligned = sys.stdout.isatty()
     numeric = [name in right for name in columns]
@@ -227,11 +240,17 @@ def print_table(
             sys.stdout.writelines("\t".join(row) + "\n" for row in [list(columns), *cells])
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    excess = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+    room = shutil.get_terminal_size().columns
+    least = [min(width, _LEAST) if name == shortened else width for name, width in zip(columns, widths, strict=True)]
+    kept = _that_fit(columns, least, optional, room)
+    columns, widths, numeric = ([row[n] for n in kept] for row in (columns, widths, numeric))
+    cells = [[row[n] for n in kept] for row in cells]
+    excess = sum(widths) + 2 * (len(widths) - 1) - room
     if shortened and excess > 0:
         place = columns.index(shortened)
         widths[place] = max(widths[place] - excess, _LEAST)
         names = fit_names([row[place] for row in cells], widths[place])
+        widths[place] = max(map(len, [columns[place], *names]))
         cells = [[*row[:place], name, *row[place + 1 :]] for row, name in zip(cells, names, strict=True)]
     for row in [list(columns), *cells]:
         padded = (
@@ -239,6 +258,15 @@ def print_table(
             for cell, width, number in zip(row, widths, numeric, strict=True)
         )
         print("  ".join(padded).rstrip())
+
+
+def _that_fit(columns: Sequence[str], widths: Sequence[int], optional: Sequence[str], room: int) -> list[int]:
+    """Which columns of a table are kept, for as many `optional` ones to be left out as there is no room for."""
+    kept = list(range(len(columns)))
+    for name in optional:
+        if sum(widths[n] + 2 for n in kept) - 2 > room:
+            kept.remove(columns.index(name))
+    return kept
 
 
 def silence_stdout() -> None:

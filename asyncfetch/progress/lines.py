@@ -6,6 +6,7 @@ wing tells one event from another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Set
 from enum import Enum
 from math import ceil
@@ -135,6 +136,11 @@ def _finished_line(event: Finished) -> str:
     return f"{what}: {size_text(event.downloaded)} downloaded in {seconds_text(event.seconds)}{speed}"
 
 
+def _brief(reason: str) -> str:
+    """A reason for where there is little room: of a URL that it begins with, the host alone."""
+    return re.sub(r"^https?://([^/\s]+)[^\s]*: ", r"\1: ", reason)
+
+
 def _hold_status(hold: Hold, now: float) -> list[str]:
     """Why nothing moves for now, the longest wording first."""
     left = hold.seconds_left(now)
@@ -158,8 +164,8 @@ def _patience(hold: Hold) -> str:
 
 def hold_reasons(rows: Iterable[FileRow]) -> list[str]:
     """Why `rows` are held up, each reason once."""
-    held = [(row.state.value, row.hold) for row in rows if row.hold]
-    return list(dict.fromkeys(f"{state}{_patience(hold)}: {printable(hold.event.reason)}" for state, hold in held))
+    held = [(row.state.value, row.hold, _brief(row.hold.event.reason)) for row in rows if row.hold]
+    return list(dict.fromkeys(f"{state}{_patience(hold)}: {printable(why)}" for state, hold, why in held))
 
 
 def look_up_line(state: ProgressState, now: float, *, dots: str) -> str:
@@ -202,19 +208,19 @@ def total_status(state: ProgressState, now: float) -> list[str]:
 
 def fold_line(state: ProgressState) -> str:
     """All files in one line, for when they are more than fit."""
+    counted = RowState.WRITTEN if state.writing else RowState.VERIFIED
     parts = [
+        (state.count(counted), counted.value),
         (state.count(RowState.CACHED), "cached"),
         (state.count(RowState.UNCHECKED), "done without a checksum"),
         (sum(row.state.active for row in state.rows.values()), "active"),
         (state.count(RowState.NOT_STARTED), "not started"),
     ]
-    counted = RowState.WRITTEN if state.writing else RowState.VERIFIED
-    verified = f"{state.count(counted)} of {files(len(state.rows))} {counted.value}"
-    return ", ".join([verified, *(f"{count} {word}" for count, word in parts if count)])
+    return f"{files(len(state.rows))}: " + ", ".join(f"{count:,} {word}" for count, word in parts if count)
 
 
 def summary_line(state: ProgressState, now: float) -> str:
     """The state in one line, for output that has no table."""
-    done = f"{state.done} of {files(len(state.rows))} done"
+    done = f"{state.done:,} of {files(len(state.rows))} done"
     parts = [f"{ratio(state.received, state.size):4.0%}", amount(state.received, state.size), done]
     return "  ".join([*parts, *filter(None, total_status(state, now)[:1])])

@@ -22,7 +22,7 @@ from .lines import (
     total_status,
 )
 from .state import ProgressState, RowState
-from .text import amount, fit_names, printable, ratio
+from .text import amount, fit_names, printable, ratio, wrapped
 
 __all__ = ["Table", "frame", "terminal_reporter"]
 
@@ -153,8 +153,10 @@ class Table(Drawing):
                     self._print(below)
                     below = []
                 live.refresh()
+            with self._lock:
+                live.transient = not self.state.rows  # that it looks for the source is over too
         self._print(below)
 
     def _print(self, messages: list[str]) -> None:
         for message in messages:
-            self._console.print(Text(message), soft_wrap=True)
+            self._console.print(Text(wrapped(message, self._console.width)), soft_wrap=True)

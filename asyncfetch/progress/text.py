@@ -7,6 +7,7 @@ through `printable` first.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ratio",
     "seconds_text",
     "size_text",
+    "wrapped",
 ]
 
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1))
@@ -81,6 +83,18 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def wrapped(text: str, width: int, *, indent: str = "") -> str:
+    """`text` in lines of at most `width` characters, cut at spaces; those after the first begin with `indent`.
+
+    A word that is longer, and what stands between backticks, is not cut: a path, a URL or a command is to be copied.
+    """
+    whole = re.sub(r"`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole, max(width, 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines).replace("\0", " ")
 
 
 def fit_names(names: Sequence[str], width: int, *, dots: str = "…") -> list[str]:

@@ -670,7 +670,7 @@ def test_too_many_requests_is_rate_limited() -> None:
     assert 9999 <= ran.lines[-1]["retry_after"] < 10_001
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_at_once(number: signal.Signals) -> None:
     """Ctrl-C in the middle of a request, which is not answered: exit code 130, one line, no traceback."""
     asked, release = threading.Event(), threading.Event()
@@ -690,6 +690,15 @@ def test_an_interrupt_ends_at_once(number: signal.Signals) -> None:
     assert ran.code == 130
     assert "asyncfetch: Interrupted." in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_who_wants_it_to_go_on_without_a_terminal(hub: Server) -> None:
+    """Started by nohup it outlives its terminal."""
+    ask = "import signal, os, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    code = "import signal; from asyncfetch.cli.main import main; main(['-V']); print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    words = [sys.executable, "-c", ask, sys.executable, "-c", code]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.splitlines()[-1] == "True", ran.stderr
 
 
 def test_the_unexpected_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,41 @@ def test_a_table_in_a_pipe_is_tab_separated(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "tensor\tbytes\tshard\nweight\t1234567\ta\\tb\nb\t8\t\n"
 
 
+@pytest.mark.parametrize(("width", "kept"), [(60, "tbs"), (31, "tbs"), (29, "ts"), (20, "ts")])
+def test_a_table_leaves_out_what_has_no_room(
+    width: int, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First a name is shortened, then columns go that matter less; no line is longer than the terminal."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [("model.layers.0.attention.weight", 12_345_678, "F32"), ("b", 8, "BF16")]
+    print_table(["tensor", "bytes", "say"], rows, right=["bytes"], shortened="tensor", optional=["bytes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(word[0] for word in lines[0].split()) == kept
+    assert max(map(len, lines)) <= width
+
+
+def test_an_error_on_a_terminal_is_cut_at_spaces(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not in the middle of a word; elsewhere it stays one line."""
+    error = errors.SourceError(
+        "Something is wrong with what was asked for here.", hint="Ask for something else instead."
+    )
+    monkeypatch.setenv("COLUMNS", "30")
+    print_error(error)
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_error(error)
+    assert capsys.readouterr().err.splitlines() == [
+        "asyncfetch: Something is wrong",
+        "with what was asked for here.",
+        "hint: Ask for something else",
+        "instead.",
+    ]
+
+
 def test_a_table_on_a_terminal_is_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers to the right with thousands separated, text to the left, no trailing blanks."""
     leader, follower = pty.openpty()

@@ -167,7 +167,7 @@ def test_all_files_in_one_line() -> None:
     state.apply(FileVerified("s0", 100 * MB, None), 1.0)
     state.apply(FileVerified("s1", 100 * MB, "sha256:x"), 1.0)
     state.apply(Waiting("s2", LIMITED, 1.0), 1.0)
-    said = "1 of 5 files verified, 1 cached, 1 done without a checksum, 1 active, 1 not started"
+    said = "5 files: 1 verified, 1 cached, 1 done without a checksum, 1 active, 1 not started"
     assert fold_line(state) == said
 
 

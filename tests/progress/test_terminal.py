@@ -103,7 +103,7 @@ def test_many_shards_are_folded() -> None:
     lines = drawn(busy(413), 80, 24)
     assert len(lines) == 8
     assert [line.split()[0] for line in lines[:4]] == [f"model-{i:05}-of-00413" for i in (3, 4, 5, 6)]
-    assert lines[4] == "1 of 413 files verified, 1 cached, 4 active, 407 not started"
+    assert lines[4] == "413 files: 1 verified, 1 cached, 4 active, 407 not started"
     assert lines[5:7] == ["retry: connection reset by peer", "waiting: the server limits the request rate"]
     assert lines[7].startswith("total")
 
@@ -159,8 +159,27 @@ def test_the_last_frame_stays_on_the_screen(width: int) -> None:
     text = ESCAPE.sub("", out)
     assert "warning: strange" in text
     assert "100%" in text
-    assert text.rstrip().endswith("60 B downloaded in 0.5 s (120 B/s)")
+    assert " ".join(text.split()).endswith("60 B downloaded in 0.5 s (120 B/s)")
+    assert max(len(line) for line in text.splitlines()) <= width
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
+
+
+def test_a_look_up_that_failed_leaves_nothing() -> None:
+    """What it was looking for is in the error, below which no line says that it is still looked for."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, force_interactive=True, width=80, height=24)
+    with terminal_reporter(console) as report:
+        report(Waiting(None, "the server limits the request rate", 7.0))
+    assert "limits the request rate" in out.getvalue()
+    assert out.getvalue().endswith("\x1b[2K")  # the line of the table is cleared
+
+
+def test_a_reason_tells_what_happened_where_there_is_little_room() -> None:
+    """Of the URL that an error begins with the host is enough; what happened there is not cut off."""
+    state = busy()
+    url = f"https://cdn.example.org/{'5' * 64}?…"
+    state.apply(Retrying(shard(3, 12), f"{url}: the server answered 503.", 1, 5, 3.0), 1.0)
+    assert "retry: cdn.example.org: the server answered 503." in drawn(state, 60)
 
 
 def test_what_is_written_has_the_table_after_what_was_fetched() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncfetch.progress.text import amount, clock_text, fit_names, printable, rate_text, ratio, size_text
+from asyncfetch.progress.text import amount, clock_text, fit_names, printable, rate_text, ratio, size_text, wrapped
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,16 @@ def test_shards_stay_distinct_when_shortened(width: int) -> None:
     short = fit_names(numbered(), width)
     assert max(map(len, short)) <= width
     assert len(set(short)) == 163
+
+
+@pytest.mark.parametrize("width", [1, 9, 20, 30, 200])
+def test_lines_are_cut_at_spaces(width: int) -> None:
+    """No word is cut, and no command between backticks; a longer one has a line for itself."""
+    text = "Run it again, or see `asyncfetch load --help`; it is at https://example.org/a-very/long-path here."
+    lines = wrapped(text, width, indent="  ").split("\n")
+    assert " ".join(line.strip() for line in lines) == text
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert all(len(line) <= width or re.fullmatch(r"\s*(`[^`]*`\S*|\S+)", line) for line in lines)
 
 
 def test_shards_stay_distinct_beside_other_files() -> None:
