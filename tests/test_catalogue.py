@@ -29,7 +29,17 @@ def test_groups_of_rows() -> None:
     """The groups, and no row without a test."""
     headings = re.findall(r"^## (.+)$", CATALOGUE.read_text(encoding="utf-8"), re.MULTILINE)
     of_bytes = ["Transport", "HTTP", "Content", "Serving"]
-    assert headings == [*of_bytes, "Tensors", "Models", "Adapters", "Saving", "Disk", "Processes", "Secrets"]
+    assert headings == [
+        *of_bytes,
+        "Tensors",
+        "Models",
+        "Adapters",
+        "Saving",
+        "Disk",
+        "Processes",
+        "Clusters",
+        "Secrets",
+    ]
     assert len(rows()) > 50
     assert not [fault for fault, tests, _ in rows() if not tests]
 

@@ -321,10 +321,15 @@ def broken_links(text: str, folder: Path) -> list[str]:
         if re.match(r"(https?|mailto):", link):
             continue
         target = (folder / file).resolve() if file else None
-        there = text if target is None else target.read_text(encoding="utf-8") if target.is_file() else None
+        there = text if target is None else _text_of(target)
         if (there is None and not (target and target.is_dir())) or (heading and heading not in _headings(there or "")):
             broken.append(link)
     return broken
+
+
+def _text_of(path: Path) -> str | None:
+    """What is in a file, be it a picture; None if it is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _headings(text: str) -> set[str]:

@@ -169,7 +169,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert f"{info}/licenses/LICENSE" in names
     assert "asyncfetch = asyncfetch.cli.main:main" in entry_points
     # What serves only those who develop is in dependency groups, which are not published.
-    extras = ["cli", "cloud", "diffusers", "otel", "plot", "serve", "torch", "transformers", "vllm"]
+    extras = ["cli", "cloud", "diffusers", "otel", "plot", "ray", "serve", "torch", "transformers", "vllm"]
     assert metadata.get_all("Provides-Extra") == extras
     assert {line.partition(",")[0] for line in metadata.get_all("Project-URL", [])} >= {"Homepage", "Issues"}
 

@@ -22,6 +22,8 @@ from scripts.simulation.site import Outcome, Setting, Site
 from scripts.simulation.store import Pulls, pulled_at_will
 from scripts.simulation.tree import FanOut, edges_of_tree, fanned_out
 
+from .kit.structure import ROOT
+
 # One object of 1000 bytes, links of 10 bytes a second, and nothing else that limits.
 PLAIN = Setting(
     nbytes=1000.0, shards=1, piece=1000.0, node=10.0, internet=math.inf, connection=math.inf, uplink=math.inf,
@@ -336,3 +338,12 @@ def test_what_makes_no_sense_is_refused(
 def test_bytes_are_told_with_three_digits(count: float, text: str) -> None:
     """Small counts are nothing beside a checkpoint."""
     assert report.nbytes(count) == text
+
+
+def test_the_documented_table_is_what_the_command_says() -> None:
+    """Rows of the page that are quick to make again are those that the model gives today."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for nodes in (10, 100):
+        for way in (each_from_hub, service_per_rack, pulled_at_will, fanned_out):
+            outcome: Outcome = way(Setting(), nodes)
+            assert report.table([outcome], Setting()).splitlines()[-1] in page

@@ -23,7 +23,6 @@ from ..errors import ChecksumMismatchError, StorageError
 from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Notifier
 from ..network.ranges import Target
 from ..network.transport import Transport
-from ..policy import Policy
 from ..sources.located import Landed, SourceFile
 from ..spans import MiB
 from ..storage.cache import RepoCache
@@ -168,7 +167,7 @@ async def fetched(
         only: dict[str, Any] = {"ref": None, "index_file": None, "records": None, "absent": [], "identities": {}}
         located = replace(plan.located, files=[file], cache=cache, origin=origin, **only)
         notifier = Notifier(notify)
-        policy: Policy = plan.policy
+        policy = replace(plan.policy, connections=plan.connections)
         async with Transport(policy, notify=notifier) as transport:
             storage = "disk" if disk else "memory"
             transfer = Transfer(located, transport, policy, notifier, storage, named=True)

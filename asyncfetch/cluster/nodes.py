@@ -10,9 +10,20 @@ from ..spans import MiB
 from ..words import some_of
 from .options import Nodes
 
-__all__ = ["Node", "NodeState", "check_room", "chosen", "nodes_of", "piece_bytes", "spread", "tasks_at_once"]
+__all__ = [
+    "Node",
+    "NodeState",
+    "check_room",
+    "chosen",
+    "connections_a_file",
+    "nodes_of",
+    "piece_bytes",
+    "spread",
+    "tasks_at_once",
+]
 
 _MOST_TASKS = 4  # shards that one node receives at once
+_MANY = 4  # files
 _MOST_PIECE = 32 * MiB  # of a file on its way from a disk to others
 
 
@@ -108,6 +119,15 @@ def spread(sizes: Mapping[str, int], nodes: Sequence[str], present: Mapping[str,
 def tasks_at_once(memory: int, largest: int) -> int:
     """How many shards a node with so much memory receives at once: each needs its size twice, here and in the store."""
     return max(1, min(_MOST_TASKS, memory // 2 // max(2 * largest, 1)))
+
+
+def connections_a_file(most: int, sizes: Iterable[int], least: int) -> int:
+    """How many of `most` connections fetch one file, where those of more than `least` bytes are fetched side by side.
+
+    With many files one for each: what another one takes over of its end may have been sent already, and is sent twice.
+    """
+    files = sum(size > least for size in sizes)
+    return 1 if files >= _MANY else max(most // max(files, 1), 1)
 
 
 def piece_bytes(nodes: Iterable[Node]) -> int:

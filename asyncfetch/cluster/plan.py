@@ -13,6 +13,7 @@ from ..sources.request import Request
 from ..storage.cache import RepoCache
 from ..storage.roots import cache_root
 from .layout import Group, groups_of
+from .nodes import connections_a_file
 from .options import Keep, Nodes
 
 __all__ = ["Errand", "Plan", "hold_against_plan", "stripped"]
@@ -45,6 +46,12 @@ class Plan:
     def shards(self) -> list[str]:
         """The names of those files that hold tensors."""
         return [file.name for file in self.located.files if file.header is not None]
+
+    @cached_property
+    def connections(self) -> int:
+        """How many fetch one file."""
+        sizes = [file.size for file in self.located.files]
+        return connections_a_file(self.policy.connections, sizes, self.policy.min_split)
 
     def groups(self, name: str) -> list[Group]:
         """The objects that hold the data of a shard."""

@@ -84,6 +84,7 @@ def every_mutant() -> tuple[Mutant, ...]:
     """All groups in the order of the catalogue."""
     from . import (
         adapters,
+        clusters,
         content,
         disk,
         enemies,
@@ -106,5 +107,5 @@ def every_mutant() -> tuple[Mutant, ...]:
     )
 
     of_bytes = (transport, http_answers, http_origins, content, repositories, stores, disk, processes, secrets, reasons)
-    groups = (*of_bytes, faces, serving, pull_through, room, jobs, enemies, tensors, models, adapters, saving)
+    groups = (*of_bytes, faces, serving, pull_through, room, jobs, enemies, tensors, models, adapters, saving, clusters)
     return tuple(mutant for group in groups for mutant in group.MUTANTS)

@@ -22,6 +22,7 @@ from asyncfetch.events import (
     FileState,
     FileVerified,
     FileWritten,
+    NodeProgress,
     Resolved,
     Retrying,
     Waiting,
@@ -36,7 +37,7 @@ from ..kit.samples import EVENTS
 ROOT = Path(__file__).parents[2]
 GB = 10**9
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-LOAD = tuple(event for event in EVENTS if not isinstance(event, Writing | FileWritten))
+LOAD = tuple(event for event in EVENTS if not isinstance(event, Writing | FileWritten | NodeProgress))
 
 
 def shard(number: int, count: int) -> str:
