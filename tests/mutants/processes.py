@@ -406,8 +406,8 @@ MUTANTS = (
         "sigterm-kills",
         _INTERRUPT,
         "cli.main:main",
-        "signal.signal(signal.SIGTERM, _terminate)",
-        "pass",
+        "(signal.SIGTERM, signal.SIGHUP)",
+        "(signal.SIGHUP,)",
         ("cli/test_cli.py::test_an_interrupt_ends_at_once",),
     ),
     Mutant(
