@@ -390,7 +390,7 @@ MUTANTS = (
         "sigterm-kills",
         _INTERRUPT,
         "cli.main:main",
-        "signal.signal(signal.SIGTERM, _terminate)",
+        "signal.signal(number, _terminate)",
         "pass",
         ("cli/test_cli.py::test_an_interrupt_ends_at_once",),
     ),
