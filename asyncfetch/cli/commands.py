@@ -274,13 +274,12 @@ def inspect(
     line: LineFlags = LINE,
 ) -> None:
     """Show what a checkpoint holds, and what a load of it needs in memory. Only its index and its headers are read."""
-    if plot is not None:
-        check_plot(plot)
+    picture = None if plot is None else check_plot(plot)
     arguments = flags.arguments() | wanted.arguments()
     with noticing(flags) as report:
         found = api.inspect(source, **arguments, policy=line.policy(), report=report)
-    if plot is not None:
-        draw(found, plot)
+    if picture is not None:
+        draw(found, picture)
     list_inspection(found, tensors=tensors, as_json=flags.json)
 
 

@@ -112,22 +112,13 @@ def _cache(environ: Mapping[str, str], explicit: Path | None) -> Iterator[Findin
     except AsyncfetchError as error:
         yield Finding.of_error("cache", error)
         return
-    folder = next(one for one in (root, *root.parents) if one.exists())
+    folder = next(one for one in (root, *root.parents) if os.path.exists(one))  # also where another may not be entered
     try:
         with storage_errors(root, writing=True):
             probe = folder / f"asyncfetch-doctor.{secrets.token_hex(4)}"
             probe.mkdir()
     except StorageError as error:
-        if not os.access(folder, os.W_OK | os.X_OK) and root.exists():
-            hint = (
-                "What is cached is used. To download, name a folder that you may write to: HF_HUB_CACHE or --cache-dir."
-            )
-            yield Finding("cache", "wrong", f"{root} may be read and not written to.", hint, exit_code(error))
-        else:
-            what = (
-                f"{root} cannot be used: {error.__cause__.strerror if isinstance(error.__cause__, OSError) else error}."
-            )
-            yield Finding("cache", "wrong", what, "Name another folder: HF_HUB_CACHE or --cache-dir.", exit_code(error))
+        yield _unusable(root, error)
         return
     try:
         made = "" if root.exists() else ", which the first download makes"
@@ -136,6 +127,20 @@ def _cache(environ: Mapping[str, str], explicit: Path | None) -> Iterator[Findin
         yield from _abilities(probe)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
+
+
+def _unusable(root: Path, error: StorageError) -> Finding:
+    """What is to be said of a cache in which nothing can be made."""
+    elsewhere = "HF_HUB_CACHE or --cache-dir."
+    if not os.path.exists(root) or os.access(root, os.W_OK | os.X_OK):
+        why = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
+        hint = f"Name another folder: {elsewhere}"
+        return Finding("cache", "wrong", f"{root} cannot be used: {why}.", hint, exit_code(error))
+    if not os.access(root, os.R_OK | os.X_OK):
+        hint = f"Name a folder of your own: {elsewhere}"
+        return Finding("cache", "wrong", f"{root} may be neither read nor written to.", hint, exit_code(error))
+    hint = f"What is cached is used. To download, name a folder that you may write to: {elsewhere}"
+    return Finding("cache", "wrong", f"{root} may be read and not written to.", hint, exit_code(error))
 
 
 def _room(folder: Path) -> Finding:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from ..api.results import Inspection, Quantized, ShardInspection
 from ..format.layers import Part, parts_of
-from ..progress.text import amount, files, printable, size_text
+from ..progress.text import amount, printable, size_text
 from .listing import TENSOR_COLUMNS, Row, print_result, tensor_cells, tensor_objects
 from .output import print_table
 
@@ -82,8 +82,8 @@ def _print_shards(shards: Sequence[ShardInspection]) -> None:
     if sys.stdout.isatty() and len(shards) > _MOST_SHARDS:
         size, present = sum(shard.size for shard in shards), sum(shard.present for shard in shards)
         whole = sum(shard.present >= shard.size for shard in shards)
-        here = f"{files(whole)} and {amount(present, size)} of them cached" if present else "none of them cached"
-        print(f"{len(shards):,} shards, {size_text(size)}, {here}")
+        here = f"{whole:,} of them cached, {amount(present, size)}" if 0 < present < size else "none cached"
+        print(f"{len(shards):,} shards, {size_text(size)}, {'all cached' if present >= size else here}")
     else:
         cells = [(shard.file, shard.size, _cached_text(shard.present, shard.size)) for shard in shards]
         print_table(["shard", "size", "cached"], cells, right=["size"], shortened="shard")

@@ -20,13 +20,11 @@ from .output import NO_ROOM, flush_stdout, print_json, print_table, stdout_error
 __all__ = [
     "TENSOR_COLUMNS",
     "Row",
-    "aside",
     "list_plan",
     "list_snapshot",
     "list_tensors",
     "list_verified",
     "print_result",
-    "shape_text",
     "tensor_cells",
     "tensor_objects",
 ]
@@ -63,7 +61,7 @@ def list_tensors(
         return
     _print_tensors(rows, every=every)
     if not quiet:
-        aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
+        _aside(f"{len(rows):,} tensors, {parameters:,} parameters, {size_text(nbytes)}")
 
 
 def list_snapshot(source: str, snapshot: Snapshot, *, command: str = "download", as_json: bool) -> None:
@@ -115,11 +113,11 @@ def list_plan(
     room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
         there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"
-        aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
+        _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
     if not fits and folder is not None:
         room = f"{printable(str(folder))} has room for {size_text(free or 0)}"
-        aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
-        aside("hint: Free some space, or name another place with --cache-dir.")
+        _aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
+        _aside("hint: Free some space, or name another place with --cache-dir.")
     return fits
 
 
@@ -143,9 +141,9 @@ def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit
     print_table(["file", "size", "state"], [(file.file, file.size, words[file.ok]) for file in files], right=["size"])
     wrong = [file for file in files if file.ok is False]
     for file in wrong:
-        aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
+        _aside(f"asyncfetch: {printable(file.error or f'{file.file} is wrong')}")
     if wrong:
-        aside(f"hint: {printable(mend)}")
+        _aside(f"hint: {printable(mend)}")
 
 
 Row = tuple[str, str, tuple[int, ...], int, str]
@@ -155,7 +153,7 @@ def print_result(command: str, **values: object) -> None:
     print_json({"type": "result", "command": command, **values})
 
 
-def aside(line: str) -> None:
+def _aside(line: str) -> None:
     """A line on stderr, after what stdout has so far."""
     flush_stdout()
     print(line, file=sys.stderr)
@@ -174,11 +172,11 @@ def _print_tensors(rows: Sequence[Row], *, every: bool) -> None:
         print_table(TENSOR_COLUMNS, tensor_cells(rows), right=["bytes"], shortened="tensor")
         return
     layers = folded_layers(row[:4] for row in rows)
-    cells = ((one.name, one.dtype, shape_text(one.shape), one.count, one.nbytes) for one in layers)
+    cells = ((one.name, one.dtype, _shape_text(one.shape), one.count, one.nbytes) for one in layers)
     print_table(["tensor", "dtype", "shape", "tensors", "bytes"], cells, right=["tensors", "bytes"], shortened="tensor")
 
 
-def shape_text(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
@@ -191,4 +189,4 @@ def tensor_objects(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
 
 def tensor_cells(rows: Sequence[Row]) -> Iterator[tuple[object, ...]]:
     for name, dtype, shape, nbytes, shard in rows:
-        yield name, dtype, shape_text(shape), nbytes, shard
+        yield name, dtype, _shape_text(shape), nbytes, shard

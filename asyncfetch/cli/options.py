@@ -228,4 +228,4 @@ def noticing(flags: CommonFlags) -> Iterator[Reporter]:
         yield notice
     finally:
         for line in repeats.rest():
-            print(line, file=sys.stderr)
+            print(for_people(line, sys.stderr), file=sys.stderr)

@@ -243,8 +243,8 @@ def print_table(
     room = shutil.get_terminal_size().columns
     least = [min(width, _LEAST) if name == shortened else width for name, width in zip(columns, widths, strict=True)]
     kept = _that_fit(columns, least, optional, room)
-    columns, widths, numeric = ([row[n] for n in kept] for row in (columns, widths, numeric))
-    cells = [[row[n] for n in kept] for row in cells]
+    columns, cells = [columns[n] for n in kept], [[row[n] for n in kept] for row in cells]
+    widths, numeric = [widths[n] for n in kept], [numeric[n] for n in kept]
     excess = sum(widths) + 2 * (len(widths) - 1) - room
     if shortened and excess > 0:
         place = columns.index(shortened)

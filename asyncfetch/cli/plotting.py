@@ -22,12 +22,12 @@ _NAME = 34  # characters of a part's name
 _WIDTH, _BAR, _LAYERS = 10.0, 0.3, 3.2  # inches
 
 
-def check_plot(path: Path) -> None:
-    """Raise SourceError or StorageError where no picture can be written to `path`, before anything is asked for."""
+def check_plot(path: Path) -> Path:
+    """`path` as a place for a picture, checked before anything is asked for. Raises SourceError and StorageError."""
     if path.suffix.lower().lstrip(".") not in _FORMATS:
         raise SourceError(f"--plot {str(path)!r:.200} is no picture: its name ends in none of .png, .svg and .pdf.")
-    check_output(path)
     _figures()
+    return check_output(path)
 
 
 def plot(found: Inspection, path: Path) -> None:

@@ -16,6 +16,7 @@ from ..kit.certificates import trusted_context
 from ..kit.fault_server import Answer, FaultServer, LoginPage, Resource, Seen, Status
 from ..kit.mounts import tiny_disk
 from ..kit.odd_mount import odd_mount
+from ..kit.users import as_nobody, public_folder
 
 WHO = "/api/whoami-v2"
 
@@ -166,3 +167,30 @@ def test_a_file_system_without(tmp_path: Path) -> None:
         found = findings({"HF_HUB_OFFLINE": "1"}, folder / "hub", None)
         assert list(folder.iterdir()) == []
     assert [found[name].state for name in ("links", "locks", "writing")] == ["note"] * 3
+
+
+@pytest.mark.parametrize(
+    ("home", "hub", "says"),
+    [
+        (0o755, 0o755, "may be read and not written to"),
+        (0o755, 0o700, "may be neither read nor written to"),
+        (0o700, 0o755, "cannot be used: Permission denied"),
+    ],
+    ids=["to be read", "closed", "in a closed folder"],
+)
+def test_the_cache_of_another_user(home: int, hub: int, says: str) -> None:
+    """What may be done with it is told as it is, also where it may not even be looked at."""
+    prepare = "import os, sys, anyio._backends._asyncio; from asyncfetch.cli.doctor import doctor"
+    code = (
+        "environ = {'HF_HUB_OFFLINE': '1', 'HF_HUB_CACHE': sys.argv[1]}\n"
+        "sys.exit(doctor(environ, cache_dir=None, endpoint=None, as_json=True))"
+    )
+    with public_folder() as folder:
+        cache = folder / "home" / "hub"
+        cache.mkdir(parents=True)
+        cache.chmod(hub)
+        cache.parent.chmod(home)
+        ran = as_nobody(prepare, code, cache)
+    assert ran.returncode == 7, ran.stderr
+    (found,) = (one for one in json.loads(ran.stdout)["findings"] if one["name"] == "cache")
+    assert says in found["what"]

@@ -162,7 +162,7 @@ MUTANTS = (
         _INSPECTED,
         "cli.plotting:check_plot",
         "check_output(path)",
-        "pass",
+        "path",
         ("cli/test_cli.py::test_a_picture_of_where_the_bytes_are",),
     ),
     Mutant(
@@ -212,6 +212,14 @@ MUTANTS = (
         'if not settings.endpoint.startswith("https:") and not _is_here(settings.endpoint):',
         "if False:",
         (f"{_BROKEN}test_a_token_in_the_open",),
+    ),
+    Mutant(
+        "a-closed-cache-may-be-read",
+        _DOCTOR,
+        "cli.doctor:_unusable",
+        "not os.access(root, os.R_OK | os.X_OK)",
+        "False",
+        (f"{_BROKEN}test_the_cache_of_another_user",),
     ),
     Mutant(
         "any-answer-is-a-hub",
