@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..engine.bookkeeping import file_states, prepare_cache, record
 from ..errors import NetworkError, StorageError, storage_errors
 from ..format.dtypes import Array
 from ..policy import __version__
+from ..storage.checksums import Checksum
 from ..tasks import off_loop
 from .fetching import Arriving, Teller, fetched
 from .nodes import NodeState
@@ -43,11 +45,14 @@ class Agent:
 
         return await off_loop(look, slow=True)
 
-    async def fetch(self, name: str) -> None:
-        """Bring a file from its source into the cache of this node."""
+    async def fetch(self, name: str) -> str | None:
+        """Bring a file from its source into the cache of this node. Returns its sha256, as far as the cache tells."""
         async with self._until_stopped(), Teller(self._keeper, self._node) as tell:
             file = await off_loop(lambda: self._plan.find(self._cache, name))
             await fetched(self._plan, file, self._cache, self._keeper, tell, disk=True)
+            path = (await off_loop(lambda: self._plan.find(self._cache, name))).path
+            known = None if path is None else await off_loop(lambda: self._cache.checksum_of(path))
+            return known.hex if known is not None and known.algorithm == "sha256" else None
 
     async def read(self, name: str, start: int, stop: int) -> tuple[None, Array]:
         """Some bytes of a file that is here. That they are comes first, and by itself."""
@@ -70,15 +75,20 @@ class Agent:
         arriving = await self._arrive(name)
         return await off_loop(partial(arriving.accept, start, piece.data))
 
-    async def finish(self, name: str) -> None:
-        """All bytes of a file are here: hold it against its hash, and give it its name."""
+    async def finish(self, name: str, sha256: str | None) -> None:
+        """All bytes of a file are here: hold it against its hash, and give it its name.
+
+        Where the source tells none, `sha256` is that of the file which another node brought from there.
+        """
         arriving = await self._arrive(name)
         del self._arriving[name]
+        if arriving.file.checksum is None and sha256 is not None:
+            arriving.file.checksum = Checksum("sha256", sha256)
         await off_loop(arriving.finish, slow=True)
 
     async def _arrive(self, name: str) -> Arriving:
         if name not in self._arriving:
-            file = self._plan.files[name]
+            file = replace(self._plan.files[name])
             self._arriving[name] = await off_loop(lambda: Arriving(self._cache, self._plan.commit or "", file))
         return self._arriving[name]
 

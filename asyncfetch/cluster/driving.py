@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import anyio
 
 from ..api.client import Client
 from ..api.options import Files, Source, split
-from ..errors import AsyncfetchError, SourceError, storage_errors
+from ..errors import SourceError, storage_errors
 from ..events import FileState, Finished, Resolved, Warned
 from ..network.transport import Transport
 from ..sources.located import Located
@@ -52,21 +53,21 @@ async def brought(
     files: Files | None = None if keep == "memory" else {"weights_only": not companions}
     async with Client(**access) as client, client._call(source, wanted, files=files) as call:
         session = call.session
-        keeper = None if hold is None else await off_loop(partial(_found, hold))
-        if keeper is not None:
-            await _see_that_it_is_the_same(keeper, asked, hold)
-            return await _followed(keeper, session.notify, hold, began=session.began, found=True)
+        if (there := await _found(hold, asked)) is not None:
+            return await _followed(there, session.notify, hold, began=session.began, found=True)
         plan, request = await _planned(session.request, session.transport, options, most)
         for warning in plan.located.warnings:
             session.notify(Warned(warning))
+        plan.located.warnings.clear()
         _tell_files(plan.located, session.notify)
         named = {} if hold is None else {"name": hold, "namespace": NAMESPACE, "lifetime": "detached"}
         here = placed_at(ray.get_runtime_context().get_node_id(), soft=True)
         actor = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here, **named)
-        keeper = await off_loop(actor.remote)
-        assert keeper is not None  # noqa: S101
         try:
-            plan.located.warnings.clear()
+            keeper = await off_loop(actor.remote)
+        except ValueError as error:  # another driver was faster
+            raise SourceError(f"Another driver just began to hold {hold!r}.", hint="Call it again.") from error
+        try:
             await result(keeper.begin.remote(Errand(asked, request, nodes, keep), plan))
             return await _followed(keeper, session.notify, hold, began=session.began)
         except BaseException:
@@ -141,11 +142,8 @@ async def _followed(
 async def end(keeper: Any) -> None:
     """End a keeper, and with it all that it does and holds. It is not cancelled, and bounded."""
     with anyio.CancelScope(shield=True):
-        try:
-            with anyio.move_on_after(_STOP):
-                await result(keeper.stop.remote())
-        except (AsyncfetchError, Exception):  # noqa: S110
-            pass
+        with suppress(Exception), anyio.move_on_after(_STOP):  # it may have ended by itself
+            await result(keeper.stop.remote())
         await off_loop(partial(ray_module().kill, keeper, no_restart=True))
 
 
@@ -163,17 +161,25 @@ def _asked(
     return tuple(map(str, (*what, *(options.get(name) for name in ("revision", "subfolder", "variant", "endpoint")))))
 
 
-def _found(hold: str) -> Any | None:
-    try:
-        return ray_module().get_actor(hold, namespace=NAMESPACE)
-    except ValueError:
+async def _found(hold: str | None, asked: tuple[str, ...]) -> Any | None:
+    """The keeper of what is held by a name, None if there is none. Raises SourceError if that is something else."""
+
+    def look() -> Any | None:
+        try:
+            return ray_module().get_actor(hold, namespace=NAMESPACE)
+        except ValueError:
+            return None
+
+    keeper = None if hold is None else await off_loop(look)
+    if keeper is None:
         return None
-
-
-async def _see_that_it_is_the_same(keeper: Any, asked: tuple[str, ...], hold: str | None) -> None:
-    there = await result(keeper.asked.remote())
-    if there != asked:
+    news: News = await result(keeper.news.remote(0))
+    if news.stage == "failed":  # and its driver was not there any more to end it
+        await end(keeper)
+        return None
+    if await result(keeper.asked.remote()) != asked:
         raise SourceError(
             f"The cluster holds something else as {hold!r}, or for other nodes.",
             hint="Choose another name, or release what is held.",
         )
+    return keeper

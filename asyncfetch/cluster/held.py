@@ -61,7 +61,7 @@ class HeldCheckpoint:
         and nothing is copied. With `keep="disk"` they are writable views on private maps of the files in the node's
         cache, as `asyncfetch.load_async` gives them. Use `array.copy()` for training in place.
 
-        Raises OfflineError on a node whose disk does not have it, NetworkError where it was released or lost.
+        Raises OfflineError on a node whose disk does not have it, NetworkError where it was lost.
         """
         if not self.refs:
             return await off_loop(self._from_disk, slow=True)

@@ -111,7 +111,10 @@ class Members:
                 )
             self._check(member, state)
         except (AsyncfetchError, LostError) as error:
-            if first and isinstance(error, AsyncfetchError):
+            if first and isinstance(error, LostError):
+                hint = "Install the same version of asyncfetch[ray] on each node; the logs of Ray tell more."
+                raise SourceError(f"Nothing of ours runs on node {node.address}: {error}", hint=hint) from error
+            if first:
                 raise
             self._refused.add(node.id)
             self._notify(Warned(f"Node {node.address} does not get it: {error}"))
@@ -138,7 +141,7 @@ class Members:
         except NetworkError as error:
             if is_lost(error):
                 self.drop(member)
-                raise LostError(member.node.address) from error
+                raise LostError(error.message) from error
             raise _at(error, member) from error.__cause__
         except AsyncfetchError as error:
             raise _at(error, member) from error.__cause__

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from ..errors import ChecksumMismatchError, NetworkError
+from ..errors import ChecksumMismatchError, NetworkError, StorageError
 from ..events import Event, FileVerified, NodeProgress, Warned
 from ..sources.located import SourceFile
 from ..tasks import plain_errors
@@ -21,7 +21,7 @@ from .members import LostError, Member, Members
 from .nodes import piece_bytes, spread
 from .options import Keep
 from .plan import Plan
-from .ray_calls import answer, placed_at, plain, ray_module
+from .ray_calls import answer, placed_at, ray_module
 from .shards import shard_objects
 
 __all__ = ["Spreading"]
@@ -40,7 +40,7 @@ class Spreading:
         self._members, self._keeper, self._notify = members, keeper, notify
         self.refs: dict[str, list[Any]] = {}
         self._running: set[Any] = set()
-        self._fetched: set[str] = set()  # by this run, so their hashes are right
+        self._fetched: dict[str, str | None] = {}  # by this run, so their hashes are right: the sha256 of each
         self._told: set[str] = set()
 
     async def settle(self) -> None:
@@ -55,8 +55,8 @@ class Spreading:
     def cancel_tasks(self) -> None:
         """Have the tasks end that make objects."""
         ray = ray_module()
-        for ref in list(self._running):
-            ray.cancel(ref, force=False)
+        while self._running:
+            ray.cancel(self._running.pop(), force=False)
 
     async def _each(self, names: Sequence[str], bring: Callable[[SourceFile, str], Any]) -> None:
         """Bring files, the largest first, each from the node that has most of it."""
@@ -111,8 +111,7 @@ class Spreading:
                 continue
             bringer = self._members.all.get(place) or min(lacking, key=lambda member: member.slots.borrowed_tokens)
             async with bringer.slots:
-                await self._members.ask(bringer, "fetch", file.name)
-            self._fetched.add(file.name)
+                self._fetched[file.name] = await self._members.ask(bringer, "fetch", file.name)
             self._now_whole(bringer, file, downloads=True)
 
     def _now_whole(self, member: Member, file: SourceFile, *, downloads: bool = False) -> None:
@@ -125,7 +124,7 @@ class Spreading:
         following = self._read(file, source, 0) if file.size else None
         for start in starts:
             (here, piece), following = following, None  # type: ignore[misc]
-            await self._of(source, here)
+            await self._of(source, file, here)
             if start + self._piece < file.size:
                 following = self._read(file, source, start + self._piece)
             await self._at_each(alive, file, "write", start, piece)
@@ -133,7 +132,7 @@ class Spreading:
                 self._progress(member, file, min(start + self._piece, file.size - 1))
             del piece
         try:
-            await self._at_each(alive, file, "finish")
+            await self._at_each(alive, file, "finish", self._fetched.get(file.name))
         except ChecksumMismatchError as error:
             if file.name in self._fetched:
                 raise
@@ -150,13 +149,17 @@ class Spreading:
         here, piece = source.agent.read.options(num_returns=2).remote(file.name, start, stop)
         return here, piece
 
-    async def _of(self, source: Member, here: Any) -> None:
-        """Wait until a node has read what it was told to."""
+    async def _of(self, source: Member, file: SourceFile, here: Any) -> None:
+        """Wait until a node has read what it was told to. LostError where it, or its file, is gone."""
         try:
             await answer(here)
         except NetworkError as error:
             self._members.drop(source)
-            raise LostError(source.node.address) from error
+            raise LostError(error.message) from error
+        except StorageError as error:
+            self._notify(Warned(f"Node {source.node.address} cannot give what it has: {error.message}", file.name))
+            source.whole.discard(file.name)
+            raise LostError(error.message) from error
 
     async def _at_each(self, alive: list[Member], file: SourceFile, method: str, *arguments: Any) -> None:
         """Ask the same of several nodes, of which those that are gone leave `alive`."""
@@ -220,10 +223,6 @@ class Spreading:
         async with at.slots:
             refs: list[Any] = list(task.remote(self._plan_ref, file.name, self._keeper))
             self._running.add(refs[0])
-            try:
-                await refs[0]
-            except ray.exceptions.RayError as error:
-                raise plain(error) from error
-            finally:
-                self._running.discard(refs[0])
+            await answer(refs[0])
+            self._running.discard(refs[0])
         return refs

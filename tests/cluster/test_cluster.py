@@ -166,6 +166,18 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer) -> 
 
 @ONE_LOOP
 @pytest.mark.anyio
+async def test_a_web_folder(raylets: Raylets, server: FaultServer) -> None:
+    """Nobody tells a hash: the one that the first node found is what the others hold theirs against."""
+    url = server.web("/web", FILES)
+    async with asyncfetch.cluster.load_async(url, keep="both", policy=CALM, token=TOKEN) as held:
+        for node in raylets.alive():
+            assert raylets.run(node, seen_there, held)["digests"] == DIGESTS
+        assert {node.path.name for node in held.nodes if node.path is not None} == {held.commit}
+        assert held.downloaded == sum(SHARDS.values())
+
+
+@ONE_LOOP
+@pytest.mark.anyio
 @pytest.mark.parametrize("keep", ["memory", "disk"])
 async def test_a_wrong_hash(raylets: Raylets, server: FaultServer, keep: Any) -> None:
     """The driver gets our error, and no node has the file."""
