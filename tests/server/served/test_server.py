@@ -24,8 +24,8 @@ from asyncfetch.server import Server
 from asyncfetch.server.folders import catalog
 from asyncfetch.server.server import _Recorder
 
-from ..kit.canaries import TOKEN
-from .clients import hub
+from ...kit.canaries import TOKEN
+from ..clients import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
