@@ -7,6 +7,7 @@ bytes passed, by the counters of the links: from the first to the last, without 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -43,14 +44,16 @@ SETTING = Setting(
     uplink=float("inf"),
 )
 LOAD = """
-import sys, asyncfetch.cluster, ray
+import sys, time, asyncfetch.cluster, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
+while sum(row["Alive"] for row in ray.nodes()) < int(sys.argv[3]):
+    time.sleep(0.2)
 with asyncfetch.cluster.load("org/model", endpoint=sys.argv[2], token=False) as held:
     print(held.downloaded)
 """
 
 
-class Bench:
+class Namespaces:
     """Namespaces on one bridge. `run` starts a program at one of them."""
 
     def __init__(self, names: list[str], folder: Path) -> None:
@@ -59,7 +62,7 @@ class Bench:
         self._bridge = f"sim{os.getpid() % 10000}"
         self._running: list[subprocess.Popen[str]] = []
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Namespaces:
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("link", "set", self._bridge, "up")
         for name, address in self.address.items():
@@ -158,8 +161,9 @@ def _ray(folder: Path, nodes: int) -> tuple[float, float]:
             start += ["--object-store-memory=400000000", "--num-cpus=2"]
             first = ["--head", "--include-dashboard=false", f"--temp-dir={folder}/r", "--port=6379"]
             bench.run(name, *start, *(first if name == names[0] else [f"--address={head}"]))
-            time.sleep(8 if name == names[0] else 4)
-        return _timed(bench, names, [bench.run(names[0], sys.executable, "-c", LOAD, head, url)])
+            if name == names[0]:
+                _until(bench, HUB, f"import socket; socket.create_connection(('{address}', 6379), 5)", head)
+        return _timed(bench, names, [bench.run(names[0], sys.executable, "-c", LOAD, head, url, str(nodes))])
 
 
 WAYS: list[tuple[Callable[[Setting, int], Outcome], Callable[[Path, int], tuple[float, float]]]] = [
@@ -170,11 +174,11 @@ WAYS: list[tuple[Callable[[Setting, int], Outcome], Callable[[Path, int], tuple[
 
 
 @contextmanager
-def _served(folder: Path, nodes: int) -> Iterator[tuple[Bench, str, list[str]]]:
+def _served(folder: Path, nodes: int) -> Iterator[tuple[Namespaces, str, list[str]]]:
     """Nodes, and a Hub that serves a checkpoint to them."""
     names = [f"node{number}" for number in range(nodes)]
     _make(folder / "models/org/model")
-    with Bench([HUB, SERVICE, *names], folder) as bench:
+    with Namespaces([HUB, SERVICE, *names], folder) as bench:
         bench.run(HUB, *_ours(), "serve", str(folder / "models"), "--host", bench.address[HUB])
         url = f"http://{bench.address[HUB]}:8000"
         _wait_for(bench, SERVICE, url)
@@ -191,30 +195,34 @@ def _make(folder: Path) -> None:
         tensors = {f"layers.{number}.{part}": random.integers(0, 256, SHARD_BYTES // 4, np.uint8) for part in range(4)}
         save_file(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
-    index = str({"metadata": {}, "weight_map": weight_map}).replace("'", '"')
-    (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _ours() -> list[str]:
     return [sys.executable, "-m", "asyncfetch"]
 
 
-def _download(bench: Bench, name: str, url: str) -> subprocess.Popen[str]:
+def _download(bench: Namespaces, name: str, url: str) -> subprocess.Popen[str]:
     where = str(bench.folder / name / "hub")
     return bench.run(name, *_ours(), "download", "org/model", "--endpoint", url, "--cache-dir", where, "--quiet")
 
 
-def _wait_for(bench: Bench, name: str, url: str) -> None:
+def _wait_for(bench: Namespaces, name: str, url: str) -> None:
     """Until a server knows the hashes of its files, asked from another namespace."""
     ask = f"import urllib.request as u; u.urlopen('{url}/api/models/org/model/revision/main', timeout=60).read()"
+    _until(bench, name, ask, url)
+
+
+def _until(bench: Namespaces, name: str, code: str, what: str) -> None:
+    """Until a line of Python succeeds in a namespace."""
     for _ in range(60):
-        if not bench.run(name, sys.executable, "-c", ask).wait():
+        if not bench.run(name, sys.executable, "-c", code).wait():
             return
         time.sleep(1)
-    raise SystemExit(f"{url} does not answer")
+    raise SystemExit(f"{what} does not answer")
 
 
-def _timed(bench: Bench, names: list[str], processes: list[subprocess.Popen[str]]) -> tuple[float, float]:
+def _timed(bench: Namespaces, names: list[str], processes: list[subprocess.Popen[str]]) -> tuple[float, float]:
     """Seconds from the Hub's first bytes until every node has all, and what the Hub sent, without headers."""
     before, sent_before = bench.arrived(), bench.left(HUB)
     begun = ended = None

@@ -20,7 +20,7 @@ from asyncfetch.cli.serving import state_folder
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
 
-from ..server.folders import write
+from ..server.trees import write
 
 
 class Serving:

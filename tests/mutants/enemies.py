@@ -17,7 +17,7 @@ MUTANTS = (
         "server.protocol.connections:Connection.connection_made",
         "self._head = self._later(HEAD)",
         "pass",
-        ("server/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
+        ("server/protocol/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
     ),
     Mutant(
         "who-hangs-up-is-an-error",
@@ -33,7 +33,7 @@ MUTANTS = (
         "server.protocol.connections:Connection.data_received",
         "elif self._head is None",
         "elif False",
-        ("server/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
+        ("server/protocol/test_enemies.py::test_who_asks_for_nothing_is_cut_off",),
     ),
     Mutant(
         "a-reader-that-takes-nothing-stays",
@@ -41,7 +41,7 @@ MUTANTS = (
         "server.protocol.connections:Connection.pause_writing",
         "self._stall = self._later(STALL)",
         "pass",
-        ("server/test_enemies.py::test_who_takes_nothing_is_cut_off",),
+        ("server/protocol/test_enemies.py::test_who_takes_nothing_is_cut_off",),
     ),
     Mutant(
         "a-reader-that-reads-is-cut-off",
@@ -49,7 +49,7 @@ MUTANTS = (
         "server.protocol.connections:Connection.resume_writing",
         "self._stall.cancel()",
         "pass",
-        ("server/test_enemies.py::test_who_reads_is_not_cut_off",),
+        ("server/protocol/test_enemies.py::test_who_reads_is_not_cut_off",),
     ),
     Mutant(
         "a-quick-reader-keeps-its-thread",
@@ -65,7 +65,7 @@ MUTANTS = (
         "server.protocol.connections:_push",
         "raise BrokenOffError(position - begun, gone=False)",
         "return end",
-        ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
+        ("server/served/test_server.py::test_a_file_cut_short_ends_the_connection",),
     ),
     Mutant(
         "what-broke-off-is-not-counted",
@@ -81,7 +81,7 @@ MUTANTS = (
         "server.protocol.forms:paths_of",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(1000)",
-        ("server/test_enemies.py::test_bodies_that_are_bombs",),
+        ("server/protocol/test_enemies.py::test_bodies_that_are_bombs",),
     ),
     Mutant(
         "each-reader-has-a-large-piece",
@@ -89,7 +89,7 @@ MUTANTS = (
         "server.protocol.body:chunk_size",
         "ALL_CHUNKS // max(_bodies, 1)",
         "ALL_CHUNKS",
-        ("server/test_enemies.py::test_slow_readers_count",),
+        ("server/protocol/test_enemies.py::test_slow_readers_count",),
     ),
     Mutant(
         "a-question-for-each-folder",
@@ -97,7 +97,7 @@ MUTANTS = (
         "server.pull_through:PullThrough._paths_info",
         "len(folders) > _MOST_FOLDERS",
         "len(folders) > 10**6",
-        ("server/test_enemies.py::test_a_question_about_many_folders_is_one_for_the_source",),
+        ("server/protocol/test_enemies.py::test_a_question_about_many_folders_is_one_for_the_source",),
     ),
     Mutant(
         "as-many-paths-as-one-likes",
@@ -105,7 +105,7 @@ MUTANTS = (
         "server.protocol.wire:parse_paths",
         "len(paths) > most",
         "len(paths) > 10**9",
-        ("server/test_enemies.py::test_bodies_that_are_bombs",),
+        ("server/protocol/test_enemies.py::test_bodies_that_are_bombs",),
     ),
     Mutant(
         "a-part-is-taken-for-the-file",
@@ -113,7 +113,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.misled",
         "self.file.size != self.size",
         "False",
-        ("server/test_hostile_sources.py::test_lies_of_the_source",),
+        ("server/source/test_hostile_sources.py::test_lies_of_the_source",),
     ),
     Mutant(
         "a-lie-is-kept-for-ever",
@@ -121,7 +121,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.run",
         "await (wanted.forget() if self.misled else wanted.heed(self.error))",
         "pass",
-        ("server/test_hostile_sources.py::test_lies_of_the_source",),
+        ("server/source/test_hostile_sources.py::test_lies_of_the_source",),
     ),
     Mutant(
         "a-listing-that-leads-elsewhere-is-handed-on",
@@ -129,7 +129,7 @@ MUTANTS = (
         "server.source.relayed:without_xet",
         "_refuse_misleading(document)",
         "pass",
-        ("server/test_hostile_sources.py::test_lies_of_the_source",),
+        ("server/source/test_hostile_sources.py::test_lies_of_the_source",),
     ),
     Mutant(
         "another-site-leads-here",
@@ -138,8 +138,8 @@ MUTANTS = (
         "near and not self._home_is_near",
         "False",
         (
-            "server/test_hostile_sources.py::test_nothing_is_sent_there",
-            "server/test_hostile_sources.py::test_a_source_elsewhere_does_not_lead_here",
+            "server/source/test_hostile_sources.py::test_nothing_is_sent_there",
+            "server/source/test_hostile_sources.py::test_a_source_elsewhere_does_not_lead_here",
         ),
     ),
     Mutant(
@@ -148,6 +148,6 @@ MUTANTS = (
         "network.reach:_is_near",
         'getattr(address, "ipv4_mapped", None) or address',
         "address",
-        ("server/test_hostile_sources.py::test_what_only_this_machine_can_reach",),
+        ("server/source/test_hostile_sources.py::test_what_only_this_machine_can_reach",),
     ),
 )

@@ -15,7 +15,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.joined",
         "self.scope.cancel()",
         "pass",
-        ("server/test_jobs.py::test_a_cancelled_job_stops_and_goes_on_from_where_it_was",),
+        ("server/jobs/test_jobs.py::test_a_cancelled_job_stops_and_goes_on_from_where_it_was",),
     ),
     Mutant(
         "a-cancelled-job-takes-readers-along",
@@ -23,7 +23,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.joined",
         "self._jobs or self._asked_for or self._ended",
         "self._jobs or self._ended",
-        ("server/test_jobs.py::test_what_a_client_reads_outlasts_the_job",),
+        ("server/jobs/test_jobs.py::test_what_a_client_reads_outlasts_the_job",),
     ),
     Mutant(
         "a-job-ends-with-its-server",
@@ -31,7 +31,7 @@ MUTANTS = (
         "server.jobs.job_files:JobFiles.save",
         "rename(temporary, path)",
         "temporary.unlink()",
-        ("server/test_jobs.py::test_jobs_outlast_a_killed_server",),
+        ("server/jobs/test_jobs.py::test_jobs_outlast_a_killed_server",),
     ),
     Mutant(
         "a-job-fails-for-want-of-its-token",
@@ -39,7 +39,7 @@ MUTANTS = (
         "server.jobs.jobs:Jobs._do",
         "JobState.NEEDS_TOKEN if lost else JobState.FAILED",
         "JobState.FAILED",
-        ("server/test_jobs.py::test_a_job_waits_for_its_token_after_a_restart",),
+        ("server/jobs/test_jobs.py::test_a_job_waits_for_its_token_after_a_restart",),
     ),
     Mutant(
         "a-job-forgets-the-token-of-the-server",
@@ -47,7 +47,7 @@ MUTANTS = (
         "server.pull_through:PullThrough._begin_jobs",
         "Who(self.door.upstream_token)",
         "Who(None)",
-        ("server/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
+        ("server/jobs/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
     ),
     Mutant(
         "a-job-brings-what-may-not-be-asked-for",
@@ -55,7 +55,7 @@ MUTANTS = (
         "server.jobs.prefetch:Worker._prefetch",
         "not self._admit(wanted.kind, wanted.name)",
         "not wanted.name",
-        ("server/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
+        ("server/jobs/test_jobs.py::test_what_the_server_may_see_it_may_see_after_a_restart",),
     ),
     Mutant(
         "two-servers-go-on-with-one-job",
@@ -63,7 +63,7 @@ MUTANTS = (
         "server.jobs.job_files:JobFiles.load",
         "if not self._claim():",
         "if self._claim() is None:",
-        ("server/test_jobs.py::test_jobs_on_the_disk",),
+        ("server/jobs/test_jobs.py::test_jobs_on_the_disk",),
     ),
     Mutant(
         "a-wrong-file-ends-the-job",
@@ -71,7 +71,7 @@ MUTANTS = (
         "server.jobs.prefetch:Worker._fill",
         "if not isinstance(fill.error, ChecksumMismatchError | ChangedError):",
         "if fill.error is not None:",
-        ("server/test_jobs.py::test_one_wrong_file_does_not_hold_up_the_others",),
+        ("server/jobs/test_jobs.py::test_one_wrong_file_does_not_hold_up_the_others",),
     ),
     Mutant(
         "a-branch-is-unknown-after-a-prefetch",
@@ -79,7 +79,7 @@ MUTANTS = (
         "server.jobs.prefetch:Worker._bring",
         'Resource("resolve", wanted.name, wanted.revision, path, wanted.kind)',
         'Resource("resolve", wanted.name, commit, path, wanted.kind)',
-        ("server/test_jobs.py::test_what_was_prefetched_is_served_when_the_source_is_away",),
+        ("server/jobs/test_jobs.py::test_what_was_prefetched_is_served_when_the_source_is_away",),
     ),
     Mutant(
         "pages-of-other-sites-may-change",
@@ -87,7 +87,7 @@ MUTANTS = (
         "server.people.control:Control._is_same_site",
         "return origin.lower() in ours",
         "return bool(ours)",
-        ("server/test_jobs.py::test_who_may_change_something",),
+        ("server/jobs/test_jobs.py::test_who_may_change_something",),
     ),
     Mutant(
         "what-a-browser-says-of-its-site-is-ignored",
@@ -95,7 +95,7 @@ MUTANTS = (
         "server.people.control:Control._is_same_site",
         'request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")',
         "request.method is None",
-        ("server/test_jobs.py::test_who_may_change_something",),
+        ("server/jobs/test_jobs.py::test_who_may_change_something",),
     ),
     Mutant(
         "strangers-may-change",
@@ -103,7 +103,7 @@ MUTANTS = (
         "server.people.control:Control._refusal",
         "if not self.may_change(request):",
         "if request.method is None:",
-        ("server/test_jobs.py::test_who_may_change_something",),
+        ("server/jobs/test_jobs.py::test_who_may_change_something",),
     ),
     Mutant(
         "a-form-may-change",
@@ -111,7 +111,7 @@ MUTANTS = (
         "server.people.control:_body_of",
         '!= "application/json"',
         '== "nothing"',
-        ("server/test_jobs.py::test_who_may_change_something",),
+        ("server/jobs/test_jobs.py::test_who_may_change_something",),
     ),
     Mutant(
         "private-names-for-everybody",
@@ -119,7 +119,7 @@ MUTANTS = (
         "server.people.state:State.sees",
         "full or self._parts.upstream.is_open(repository)",
         "bool(repository)",
-        ("server/test_jobs.py::test_names_are_told_to_who_may_see_them",),
+        ("server/jobs/test_jobs.py::test_names_are_told_to_who_may_see_them",),
     ),
     Mutant(
         "a-glob-is-html",
@@ -127,7 +127,7 @@ MUTANTS = (
         "server.people.service_page:_job",
         "escape(glob)",
         "glob",
-        ("server/test_service_page.py::test_names_are_text_wherever_they_stand",),
+        ("server/people/test_service_page.py::test_names_are_text_wherever_they_stand",),
     ),
     Mutant(
         "an-error-is-html",
@@ -135,7 +135,7 @@ MUTANTS = (
         "server.people.service_page:_short",
         "escape(re.sub(",
         "str(re.sub(",
-        ("server/test_service_page.py::test_names_are_text_wherever_they_stand",),
+        ("server/people/test_service_page.py::test_names_are_text_wherever_they_stand",),
     ),
     Mutant(
         "a-viewer-is-sent-what-is-over",
@@ -143,7 +143,7 @@ MUTANTS = (
         "server.people.live:Live._frame",
         "time.monotonic() - before.at < TICK / 2",
         "before.number",
-        ("server/test_service_page.py::test_who_reads_slowly_gets_the_latest",),
+        ("server/people/test_service_page.py::test_who_reads_slowly_gets_the_latest",),
     ),
     Mutant(
         "who-watches-is-cut-off",
@@ -151,6 +151,6 @@ MUTANTS = (
         "server.pull_through:PullThrough.leave",
         "self.live.end()",
         "pass",
-        ("server/test_service_page.py::test_who_watches_is_let_go_when_the_server_ends",),
+        ("server/people/test_service_page.py::test_who_watches_is_let_go_when_the_server_ends",),
     ),
 )

@@ -424,6 +424,6 @@ MUTANTS = (
         "server.server:_Recorder.__init__",
         "deque(maxlen=_KEPT)",
         "deque()",
-        ("server/test_server.py::test_records_are_bounded",),
+        ("server/served/test_server.py::test_records_are_bounded",),
     ),
 )

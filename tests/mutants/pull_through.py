@@ -23,7 +23,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._once",
         "flight = self._flights.get(key)",
         "flight = None",
-        ("server/test_pull_through.py::test_eight_cold_clients_at_once",),
+        ("server/arriving/test_pull_through.py::test_eight_cold_clients_at_once",),
     ),
     Mutant(
         "a-fill-for-each-reader",
@@ -31,7 +31,7 @@ MUTANTS = (
         "server.arriving.fills:Fills.of",
         "self._running.get(key)",
         "None",
-        ("server/test_pull_through.py::test_a_second_reader_shares_what_arrives",),
+        ("server/arriving/test_pull_through.py::test_a_second_reader_shares_what_arrives",),
     ),
     Mutant(
         "fills-cut-each-other-off",
@@ -39,7 +39,7 @@ MUTANTS = (
         "server.arriving.filling:Fill._transfer",
         "frugal=True",
         "frugal=False",
-        ("server/test_pull_through.py::test_connections_share_a_file_without_cutting_each_other_off",),
+        ("server/arriving/test_pull_through.py::test_connections_share_a_file_without_cutting_each_other_off",),
     ),
     Mutant(
         "far-readers-wait-for-the-fill",
@@ -47,7 +47,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.is_far",
         "self._partial.frontier + AHEAD < offset",
         "self._partial.frontier + AHEAD * 1000 < offset",
-        ("server/test_pull_through.py::test_ranges_before_within_and_far_beyond_what_has_come",),
+        ("server/arriving/test_pull_through.py::test_ranges_before_within_and_far_beyond_what_has_come",),
     ),
     Mutant(
         "the-end-before-the-hash",
@@ -55,7 +55,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.ready",
         "size if self._verified else size - HELD",
         "size",
-        ("server/test_pull_through.py::test_no_byte_of_a_small_file_before_its_hash",),
+        ("server/arriving/test_pull_through.py::test_no_byte_of_a_small_file_before_its_hash",),
     ),
     Mutant(
         "readers-go-on-over-wrong-bytes",
@@ -63,7 +63,7 @@ MUTANTS = (
         "server.arriving.tailing:FillBody._is_cut_off",
         "self.fill.over or self.fill.generation != self.generation",
         "self.fill.over",
-        ("server/test_pull_through.py::test_wrong_bytes_once",),
+        ("server/arriving/test_pull_through.py::test_wrong_bytes_once",),
     ),
     Mutant(
         "goes-on-with-a-wrong-beginning",
@@ -71,7 +71,7 @@ MUTANTS = (
         "server.arriving.distrust:Distrust.may_resume",
         "mark is None or self._now() - mark.at >= DAYS",
         "True",
-        ("server/test_pull_through.py::test_wrong_bytes_once",),
+        ("server/arriving/test_pull_through.py::test_wrong_bytes_once",),
     ),
     Mutant(
         "distrust-ends-with-the-process",
@@ -79,7 +79,7 @@ MUTANTS = (
         "server.arriving.distrust:Distrust._merge",
         "seen != self._seen",
         "False",
-        ("server/test_pull_through.py::test_wrong_bytes_for_ever",),
+        ("server/arriving/test_pull_through.py::test_wrong_bytes_for_ever",),
     ),
     Mutant(
         "asks-for-wrong-bytes-for-ever",
@@ -87,7 +87,7 @@ MUTANTS = (
         "server.arriving.distrust:Distrust.rest_of",
         "mark.wrong < 2",
         "mark.wrong < 200",
-        ("server/test_pull_through.py::test_wrong_bytes_for_ever",),
+        ("server/arriving/test_pull_through.py::test_wrong_bytes_for_ever",),
     ),
     Mutant(
         "a-wrong-hash-is-told-to-nobody",
@@ -95,7 +95,7 @@ MUTANTS = (
         "engine.receiving:Receiving._start_over",
         "if consumer is not None:\n    await consumer.restarting(file)",
         "pass",
-        ("server/test_pull_through.py::test_wrong_bytes_once",),
+        ("server/arriving/test_pull_through.py::test_wrong_bytes_once",),
     ),
     Mutant(
         "what-is-kept-is-of-no-use",
@@ -103,7 +103,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._ask",
         "if fallback is None:",
         "if fallback is None or True:",
-        ("server/test_pull_through.py::test_the_source_is_away",),
+        ("server/arriving/test_pull_through.py::test_the_source_is_away",),
     ),
     Mutant(
         "waits-for-who-is-away",
@@ -111,7 +111,7 @@ MUTANTS = (
         "server.source.freshness:Health.away",
         "0 < self._away_until - now <= AWAY",
         "False",
-        ("server/test_pull_through.py::test_a_source_that_says_nothing",),
+        ("server/arriving/test_pull_through.py::test_a_source_that_says_nothing",),
     ),
     Mutant(
         "waits-to-the-end-for-an-answer",
@@ -119,7 +119,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._fly",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(PATIENCE * 1000)",
-        ("server/test_pull_through.py::test_a_source_that_says_nothing",),
+        ("server/arriving/test_pull_through.py::test_a_source_that_says_nothing",),
     ),
     Mutant(
         "a-branch-never-moves",
@@ -127,7 +127,7 @@ MUTANTS = (
         "server.source.freshness:is_fresh",
         "answer.fixed or 0 <= now - answer.at < BRANCH",
         "True",
-        ("server/test_pull_through.py::test_answers_are_asked_for_again_when_they_may_have_changed",),
+        ("server/arriving/test_pull_through.py::test_answers_are_asked_for_again_when_they_may_have_changed",),
     ),
     Mutant(
         "what-is-kept-is-for-all",
@@ -135,7 +135,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._ask",
         "may = self._access.may(who.key, repository, scope, asked_at)",
         "may = True",
-        ("server/test_pull_through.py::test_who_may",),
+        ("server/arriving/test_pull_through.py::test_who_may",),
     ),
     Mutant(
         "what-is-kept-is-for-all-while-the-hub-is-away",
@@ -143,7 +143,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._ask",
         "kept and (kept.open or could)",
         "kept",
-        ("server/test_pull_through.py::test_who_may",),
+        ("server/arriving/test_pull_through.py::test_who_may",),
     ),
     Mutant(
         "who-could-can-for-ever",
@@ -151,7 +151,7 @@ MUTANTS = (
         "server.source.freshness:Access.may",
         "0 <= now - self._granted(who, repository, scope) < DECISION",
         "0 <= now - self._granted(who, repository, scope)",
-        ("server/test_pull_through.py::test_who_may",),
+        ("server/arriving/test_pull_through.py::test_who_may",),
     ),
     Mutant(
         "gated-files-for-who-reads-the-listing",
@@ -159,7 +159,7 @@ MUTANTS = (
         "server.source.freshness:Access.grant",
         "_SCOPES[: _SCOPES.index(scope) + 1]",
         "_SCOPES",
-        ("server/test_pull_through.py::test_who_may_read_what_is_told_of_a_gated_repository",),
+        ("server/arriving/test_pull_through.py::test_who_may_read_what_is_told_of_a_gated_repository",),
     ),
     Mutant(
         "xet-is-named",
@@ -167,7 +167,7 @@ MUTANTS = (
         "server.source.relayed:_stripped",
         "if name not in _XET",
         "if name",
-        ("server/test_pull_through.py::test_no_xet_and_no_link_that_leads_elsewhere",),
+        ("server/arriving/test_pull_through.py::test_no_xet_and_no_link_that_leads_elsewhere",),
     ),
     Mutant(
         "the-page-of-a-portal-is-kept",
@@ -175,7 +175,7 @@ MUTANTS = (
         "server.source.upstream:Upstream._relay",
         "await off_loop(lambda: without_xet(reply.body), slow=True)",
         "reply.body",
-        ("server/test_pull_through.py::test_a_portal_in_place_of_the_source",),
+        ("server/arriving/test_pull_through.py::test_a_portal_in_place_of_the_source",),
     ),
     Mutant(
         "a-mark-counts-twice-after-a-kill",
@@ -183,7 +183,7 @@ MUTANTS = (
         "server.arriving.distrust:Distrust.identity",
         'f"{etag} after {wrong} wrong" if wrong else etag',
         "etag",
-        ("server/test_sharing.py::test_killed_between_the_mark_and_the_end_of_the_wrong_bytes",),
+        ("server/arriving/test_sharing.py::test_killed_between_the_mark_and_the_end_of_the_wrong_bytes",),
     ),
     Mutant(
         "a-file-for-each-repository",
@@ -191,7 +191,7 @@ MUTANTS = (
         "server.keeping.borrowing:borrow",
         "not is_same_everywhere(etag)",
         "True",
-        ("server/test_sharing.py::test_a_file_that_another_repository_has",),
+        ("server/arriving/test_sharing.py::test_a_file_that_another_repository_has",),
     ),
     Mutant(
         "a-fill-for-each-repository",
@@ -199,7 +199,7 @@ MUTANTS = (
         "server.arriving.fills:Fills.of",
         "None if is_same_everywhere(file.key) else wanted.cache.folder",
         "wanted.cache.folder",
-        ("server/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
+        ("server/arriving/test_sharing.py::test_a_file_that_is_on_its_way_to_another_repository",),
     ),
     Mutant(
         "waits-until-another-process-is-done",
@@ -207,7 +207,7 @@ MUTANTS = (
         "server.arriving.filling:Fill.hear",
         "self._group.start_soon(self._follow)",
         "pass",
-        ("server/test_sharing.py::test_two_services_of_one_cache_share_what_arrives",),
+        ("server/arriving/test_sharing.py::test_two_services_of_one_cache_share_what_arrives",),
     ),
     Mutant(
         "follows-over-wrong-bytes",
@@ -215,7 +215,7 @@ MUTANTS = (
         "server.arriving.filling:Fill._heed",
         "not same or found_wrong",
         "False",
-        ("server/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
+        ("server/arriving/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
     ),
     Mutant(
         "a-kill-forgets-what-came",
@@ -223,7 +223,7 @@ MUTANTS = (
         "server.counts:Meter.received",
         "self._counts.save()",
         "pass",
-        ("server/test_sharing.py::test_a_kill_costs_eight_mib_of_a_file_at_the_most",),
+        ("server/arriving/test_sharing.py::test_a_kill_costs_eight_mib_of_a_file_at_the_most",),
     ),
     Mutant(
         "what-nobody-reads-counts-nothing",
@@ -231,7 +231,7 @@ MUTANTS = (
         "network.body:Body.aclose",
         "self._count(min(self._stream.unread, self._left))",
         "pass",
-        ("server/test_sharing.py::test_egress_is_what_the_source_counts",),
+        ("server/arriving/test_sharing.py::test_egress_is_what_the_source_counts",),
     ),
     Mutant(
         "two-processes-write-one-record",
@@ -239,7 +239,7 @@ MUTANTS = (
         "server.counts:_claim",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        ("server/test_sharing.py::test_counts_of_several_processes_do_not_mix",),
+        ("server/arriving/test_sharing.py::test_counts_of_several_processes_do_not_mix",),
     ),
     Mutant(
         "readers-are-cut-off-at-once",
@@ -247,7 +247,7 @@ MUTANTS = (
         "server.server:_Uvicorn.shutdown",
         "call_later(self.grace, self._cut)",
         "call_later(0, self._cut)",
-        ("server/test_operation.py::test_told_to_stop_running_answers_end",),
+        ("server/operation/test_operation.py::test_told_to_stop_running_answers_end",),
     ),
     Mutant(
         "the-other-hub-wins",
@@ -271,7 +271,7 @@ MUTANTS = (
         "server.operation.health:readiness",
         "200 if ready else 503",
         "200",
-        ("server/test_operation.py::test_probes",),
+        ("server/operation/test_operation.py::test_probes",),
     ),
     Mutant(
         "kept-answers-are-not-enough",
@@ -279,7 +279,7 @@ MUTANTS = (
         "server.operation.health:checks_of",
         "await off_loop(upstream.has_answers)",
         "False",
-        ("server/test_operation.py::test_ready_with_what_is_kept",),
+        ("server/operation/test_operation.py::test_ready_with_what_is_kept",),
     ),
     Mutant(
         "the-audit-log-stays-where-it-was-moved",
@@ -287,7 +287,7 @@ MUTANTS = (
         "server.operation.audit:_File",
         "WatchedFileHandler",
         "logging.FileHandler",
-        ("server/test_operation.py::test_audit",),
+        ("server/operation/test_operation.py::test_audit",),
     ),
     Mutant(
         "a-refusal-is-kept",
@@ -295,7 +295,7 @@ MUTANTS = (
         "server.source.upstream:_is_for_all",
         "answer.status == 404 and",
         "True or",
-        ("server/test_kept_answers.py::test_a_refusal_counts_for_nobody_else",),
+        ("server/source/test_kept_answers.py::test_a_refusal_counts_for_nobody_else",),
     ),
     Mutant(
         "each-question-has-its-own-patience",
@@ -303,6 +303,6 @@ MUTANTS = (
         "server.pull_through:PullThrough.respond",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(PATIENCE * 1000)",
-        ("server/test_kept_answers.py::test_several_questions_take_no_longer_than_one",),
+        ("server/source/test_kept_answers.py::test_several_questions_take_no_longer_than_one",),
     ),
 )

@@ -14,7 +14,7 @@ _UNKEPT = "a file that cannot be kept by a server"
 _STRICT = "no byte before the hash"
 _BOOKS = "the books of a server are damaged, or grow"
 
-ACCESS, KEPT, SERVICE = "server/test_access.py", "server/test_kept.py", "server/test_room.py"
+ACCESS, KEPT, SERVICE = "server/test_access.py", "server/keeping/test_kept.py", "server/keeping/test_room.py"
 
 MUTANTS = (
     Mutant(

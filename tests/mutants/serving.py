@@ -20,7 +20,7 @@ MUTANTS = (
         "server.folders.layout:Layout.leads_out",
         "self.boundary is None or Path(real).is_relative_to(self.boundary)",
         "self.boundary is None or Path(real).is_absolute()",
-        ("server/test_layout.py::test_links_of_models",),
+        ("server/folders/test_layout.py::test_links_of_models",),
     ),
     Mutant(
         "links-go-round-in-circles",
@@ -28,7 +28,7 @@ MUTANTS = (
         "server.folders.walk:_Walk.under",
         "for passed in (*left, folder)",
         "for passed in (folder,)",
-        ("server/test_layout.py::test_links_of_models",),
+        ("server/folders/test_layout.py::test_links_of_models",),
     ),
     Mutant(
         "waits-for-the-hash-to-the-end",
@@ -36,7 +36,7 @@ MUTANTS = (
         "server.folders.catalog:Catalog.repository",
         "anyio.move_on_after(PATIENCE)",
         "anyio.move_on_after(PATIENCE * 1000)",
-        ("server/test_surroundings.py::test_an_answer_while_files_are_hashed",),
+        ("server/protocol/test_surroundings.py::test_an_answer_while_files_are_hashed",),
     ),
     Mutant(
         "who-asks-waits-for-all-others",
@@ -44,7 +44,7 @@ MUTANTS = (
         "server.folders.hashing:Hashing.settle",
         "self.want(files, first=True)",
         "self.want(files)",
-        ("server/test_catalog.py::test_who_asks_comes_first",),
+        ("server/folders/test_catalog.py::test_who_asks_comes_first",),
     ),
     Mutant(
         "unreadable-file-ends-the-server",
@@ -52,7 +52,7 @@ MUTANTS = (
         "server.folders.hashes:hash_file",
         "except OSError as error:",
         "except EOFError as error:",
-        ("server/test_catalog.py::test_a_file_that_cannot_be_read",),
+        ("server/folders/test_catalog.py::test_a_file_that_cannot_be_read",),
     ),
     Mutant(
         "kept-hash-of-another-state",
@@ -60,7 +60,7 @@ MUTANTS = (
         "server.folders.hashes:Hashes.lookup",
         "kept.state != _state_of(listed)",
         "kept.state[:1] != _state_of(listed)[:1]",
-        ("server/test_catalog.py::test_hashed_once",),
+        ("server/folders/test_catalog.py::test_hashed_once",),
     ),
     Mutant(
         "kept-hashes-grow-for-ever",
@@ -68,7 +68,7 @@ MUTANTS = (
         "server.folders.hashes:Hashes._read",
         "2 * len(self._known) + 1000",
         "2 * len(self._known) + 1000000",
-        ("server/test_catalog.py::test_what_is_kept_does_not_grow",),
+        ("server/folders/test_catalog.py::test_what_is_kept_does_not_grow",),
     ),
     Mutant(
         "changed-file-under-its-old-hash",
@@ -76,7 +76,7 @@ MUTANTS = (
         "server.folders.catalog:Catalog.peek",
         "if file is not None and not is_as_listed(file.listed):\n    return None",
         "pass",
-        ("server/test_catalog.py::test_a_change_is_seen_at_once",),
+        ("server/folders/test_catalog.py::test_a_change_is_seen_at_once",),
     ),
     Mutant(
         "new-files-not-seen",
@@ -84,7 +84,7 @@ MUTANTS = (
         "server.folders.layout:unchanged",
         "state is not None and _state(folder) == state",
         "state is None or bool(folder)",
-        ("server/test_catalog.py::test_a_change_is_seen_at_once",),
+        ("server/folders/test_catalog.py::test_a_change_is_seen_at_once",),
     ),
     Mutant(
         "a-walk-for-each-who-asks",
@@ -92,7 +92,7 @@ MUTANTS = (
         "server.folders.catalog:Catalog._look_once",
         "self.peek(place, revision, path) or self._look(place, revision)",
         "self._look(place, revision)",
-        ("server/test_catalog.py::test_one_walk_for_many",),
+        ("server/folders/test_catalog.py::test_one_walk_for_many",),
     ),
     Mutant(
         "changed-in-a-burst-is-an-error",
@@ -100,7 +100,7 @@ MUTANTS = (
         "server.served.hub:Hub._about_repository",
         "except ChangedError:\n    pass",
         "except EOFError:\n    pass",
-        ("server/test_server.py::test_a_burst_of_requests",),
+        ("server/served/test_server.py::test_a_burst_of_requests",),
     ),
     Mutant(
         "damaged-blob-is-served",
@@ -108,7 +108,7 @@ MUTANTS = (
         "server.folders.catalog:Catalog.is_damaged",
         "not in (None, file.listed.promised)",
         "is None",
-        ("server/test_protocol.py::test_a_damaged_file_is_not_served",),
+        ("server/protocol/test_protocol.py::test_a_damaged_file_is_not_served",),
     ),
     Mutant(
         "what-was-not-downloaded-does-not-exist",
@@ -116,7 +116,7 @@ MUTANTS = (
         "server.served.hub:Hub._absent",
         "known=there is False",
         "known=True",
-        ("server/test_protocol.py::test_what_a_cache_does_not_hold",),
+        ("server/protocol/test_protocol.py::test_what_a_cache_does_not_hold",),
     ),
     Mutant(
         "links-lead-past-the-proxy",
@@ -124,7 +124,7 @@ MUTANTS = (
         "server.served.hub:Hub._origin",
         "self.public_url or",
         "",
-        ("server/test_surroundings.py::test_links_behind_a_proxy",),
+        ("server/protocol/test_surroundings.py::test_links_behind_a_proxy",),
     ),
     Mutant(
         "every-proxy-is-believed",
@@ -132,7 +132,7 @@ MUTANTS = (
         "server.server:_config",
         "forwarded_allow_ips=transport.trusted_proxies",
         'forwarded_allow_ips="*"',
-        ("server/test_surroundings.py::test_links_behind_a_proxy",),
+        ("server/protocol/test_surroundings.py::test_links_behind_a_proxy",),
     ),
     Mutant(
         "lists-without-the-token",
@@ -140,7 +140,7 @@ MUTANTS = (
         "server.served.hub:Hub._listing",
         "if refusal := self.gate.refusal(request):\n    return refusal",
         "pass",
-        ("server/test_protocol.py::test_listings_need_the_token",),
+        ("server/protocol/test_protocol.py::test_listings_need_the_token",),
     ),
     Mutant(
         "huge-ranges-are-nonsense",
@@ -148,7 +148,7 @@ MUTANTS = (
         "server.protocol.wire:parse_range",
         'digits if len(digits) <= _DIGITS else "9" * _DIGITS',
         'digits if len(digits) <= _DIGITS else ""',
-        ("server/test_wire.py::test_ranges_without_bytes",),
+        ("server/protocol/test_wire.py::test_ranges_without_bytes",),
     ),
     Mutant(
         "html-of-a-repository-runs",
@@ -156,7 +156,7 @@ MUTANTS = (
         "server.protocol.body:content_type",
         "if suffix in _TEXT or",
         'if suffix == ".html":\n    return "text/html"\nif suffix in _TEXT or',
-        ("server/test_protocol.py::test_content_types",),
+        ("server/protocol/test_protocol.py::test_content_types",),
     ),
     Mutant(
         "host-of-a-request-runs",
@@ -164,7 +164,7 @@ MUTANTS = (
         "server.served.page:home_page",
         "origin = escape(origin)",
         "origin = origin + ''",
-        ("server/test_protocol.py::test_a_page_shows_no_code",),
+        ("server/protocol/test_protocol.py::test_a_page_shows_no_code",),
     ),
     Mutant(
         "queries-in-the-log",
@@ -172,6 +172,6 @@ MUTANTS = (
         "server.protocol.access_log:shown_target",
         "[pair for pair in pairs if pair[0] in _SHOWN]",
         "pairs",
-        ("server/test_surroundings.py::test_what_is_shown_of_a_query",),
+        ("server/protocol/test_surroundings.py::test_what_is_shown_of_a_query",),
     ),
 )

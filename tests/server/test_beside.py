@@ -16,7 +16,7 @@ from asyncfetch.server import Server
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import Answer, FaultServer, Resource
 from .clients import hub
-from .folders import write
+from .trees import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

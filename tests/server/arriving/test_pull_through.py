@@ -27,8 +27,8 @@ from asyncfetch.server.source.store import Store
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
 
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import (
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import (
     COMMIT,
     FaultServer,
     Flip,
@@ -38,8 +38,8 @@ from ..kit.fault_server import (
     Stall,
     Status,
 )
-from .clients import hub
-from .services import Gate, process_of
+from ..clients import hub
+from ..services import Gate, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from asyncfetch.server import Server
 from asyncfetch.server.protocol import body, connections, forms
 from asyncfetch.spans import MiB
 
-from .folders import write
+from ..trees import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,8 +21,8 @@ from asyncfetch.server.folders.hashing import Unready
 from asyncfetch.server.folders.layout import CLOCK_TICK, Layout, Watched
 from asyncfetch.server.folders.repository import Listed, Repository
 
-from ..kit.small_model import ONE_LOOP
-from .folders import write
+from ...kit.small_model import ONE_LOOP
+from ..trees import write
 
 pytestmark = [ONE_LOOP, pytest.mark.anyio]
 

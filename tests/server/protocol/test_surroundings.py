@@ -18,8 +18,8 @@ from asyncfetch.server import Server, create_app
 from asyncfetch.server.folders import catalog
 from asyncfetch.server.protocol.access_log import shown_target
 
-from ..kit.canaries import TOKEN
-from .folders import write
+from ...kit.canaries import TOKEN
+from ..trees import write
 
 NEXT = "/api/models/m/tree/main?limit=1"
 

@@ -21,8 +21,8 @@ from asyncfetch.server.keeping import borrowing
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import journal_of, spans_on_disk, write_journal
 
-from ..kit.fault_server import Drip, FaultServer, Flip, IgnoreRange, Reset, Stall
-from .services import Gate, metric, process_of
+from ...kit.fault_server import Drip, FaultServer, Flip, IgnoreRange, Reset, Stall
+from ..services import Gate, metric, process_of
 
 if TYPE_CHECKING:
     import subprocess

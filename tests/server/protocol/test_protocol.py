@@ -16,9 +16,9 @@ from asyncfetch.server import Server
 from asyncfetch.server.folders.repository import Listed, Repository, Signature
 from asyncfetch.server.served.page import home_page, repository_page
 
-from ..kit.canaries import TOKEN
-from .clients import hub
-from .folders import write
+from ...kit.canaries import TOKEN
+from ..clients import hub
+from ..trees import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

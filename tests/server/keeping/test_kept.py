@@ -25,7 +25,7 @@ from asyncfetch.server.keeping.kept import Kept
 from asyncfetch.server.keeping.room import Limits, excess, in_order
 from asyncfetch.storage.cache import RepoCache
 
-from ..kit.small_model import ONE_LOOP
+from ...kit.small_model import ONE_LOOP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

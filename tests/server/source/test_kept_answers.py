@@ -13,8 +13,8 @@ from asyncfetch.server import Server, endpoints
 from asyncfetch.server.pull_through import PullThrough
 from asyncfetch.server.source.freshness import AWAY, BRANCH, DECISION, LAPSED, Access, Answer, Health, is_fresh
 
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import COMMIT, FaultServer, Mute, Status
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import COMMIT, FaultServer, Mute, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,10 @@ import pytest
 
 from asyncfetch.server import Server
 
-from ..kit.browser import chromium
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import FaultServer
-from .services import Gate
+from ...kit.browser import chromium
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import FaultServer
+from ..services import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

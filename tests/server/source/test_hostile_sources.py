@@ -20,14 +20,14 @@ from asyncfetch.server.arriving import distrust
 from asyncfetch.server.source import freshness
 from asyncfetch.spans import MiB
 
-from ..kit.fault_server import COMMIT, QUICK, FaultServer, Headers, LoginPage, Resource, Seen, Status
-from ..kit.fault_server import Answer as Sent
+from ...kit.fault_server import COMMIT, QUICK, FaultServer, Headers, LoginPage, Resource, Seen, Status
+from ...kit.fault_server import Answer as Sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..kit.fault_server import Fault
+    from ...kit.fault_server import Fault
 
 NAME = "org/model"
 SIZE = 300_000

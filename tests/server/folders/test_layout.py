@@ -13,7 +13,7 @@ from asyncfetch.server.folders.layout import Layout
 from asyncfetch.server.folders.revisions import commit_of, has_file, refs_of
 from asyncfetch.server.folders.walk import walk
 
-from .folders import write
+from ..trees import write
 
 COMMIT = "c" * 40
 

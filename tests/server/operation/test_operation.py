@@ -27,10 +27,10 @@ from asyncfetch.server.source import freshness
 from asyncfetch.spans import MiB
 from asyncfetch.storage.journal import spans_on_disk
 
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import FaultServer, Mute, Stall
-from .folders import write
-from .services import Gate, metric, process_of
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import FaultServer, Mute, Stall
+from ..services import Gate, metric, process_of
+from ..trees import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

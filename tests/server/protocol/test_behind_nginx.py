@@ -17,8 +17,8 @@ import trustme
 
 from asyncfetch.server import Server
 
-from .clients import hub
-from .folders import write
+from ..clients import hub
+from ..trees import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

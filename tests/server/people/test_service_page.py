@@ -17,8 +17,8 @@ from asyncfetch.server.people import live
 from asyncfetch.server.people.live import Live, View
 from asyncfetch.server.people.service_page import HEADERS, page_parts, service_page
 
-from ..kit.fault_server import FaultServer
-from ..kit.small_model import ONE_LOOP
+from ...kit.fault_server import FaultServer
+from ...kit.small_model import ONE_LOOP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,11 +22,11 @@ from asyncfetch.server.jobs.prefetch import wanted_paths
 from asyncfetch.server.people.control import ROUTES, BadRequestError, prefetch_of
 from asyncfetch.server.people.openapi import openapi_document
 
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import COMMIT, FaultServer, Flip, Status
-from .clients import hub
-from .services import Gate, process_of
-from .test_pull_through import kept
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import COMMIT, FaultServer, Flip, Status
+from ..arriving.test_pull_through import kept
+from ..clients import hub
+from ..services import Gate, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,9 +25,9 @@ from asyncfetch.server import Server
 from asyncfetch.server.folders import catalog
 from asyncfetch.server.server import _Recorder
 
-from ..kit.canaries import TOKEN
-from .clients import hub
-from .services import metric
+from ...kit.canaries import TOKEN
+from ..clients import hub
+from ..services import metric
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

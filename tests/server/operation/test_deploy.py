@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from ..kit.fault_server import FaultServer
+from ...kit.fault_server import FaultServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNIT = ROOT / "deploy" / "asyncfetch.service"
 CONTAINER = ROOT / "deploy" / "Containerfile"
 PAGE = "/org/model/resolve/main/model.safetensors"

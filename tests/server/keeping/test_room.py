@@ -30,13 +30,13 @@ from asyncfetch.server.source.freshness import LAPSED, Answer
 from asyncfetch.server.source.store import Store
 from asyncfetch.spans import MiB
 
-from ..kit.canaries import TOKEN
-from ..kit.fault_server import COMMIT, FaultServer, Flip, Stall
-from ..kit.fault_server import Answer as Sent
-from ..kit.mounts import tiny_disk
-from ..kit.small_model import ONE_LOOP
-from .clients import hub
-from .test_pull_through import Gate, blobs, process_of
+from ...kit.canaries import TOKEN
+from ...kit.fault_server import COMMIT, FaultServer, Flip, Stall
+from ...kit.fault_server import Answer as Sent
+from ...kit.mounts import tiny_disk
+from ...kit.small_model import ONE_LOOP
+from ..arriving.test_pull_through import Gate, blobs, process_of
+from ..clients import hub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -1,0 +1,1 @@
+"""What is fetched before anybody asks for it."""

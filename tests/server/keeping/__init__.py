@@ -1,0 +1,1 @@
+"""What is kept of another Hub, and for whom there is room."""

@@ -1,0 +1,1 @@
+"""Probes, metrics, the audit log, and how a server is deployed."""

@@ -1,0 +1,1 @@
+"""Requests, answers and the connections over which they come."""

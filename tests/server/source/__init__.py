@@ -1,0 +1,1 @@
+"""What another Hub says, and how long that counts."""
