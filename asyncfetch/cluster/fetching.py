@@ -97,19 +97,20 @@ class Teller:
         assert self._group is not None  # noqa: S101
         self._group.cancel_scope.cancel()
         await self._group.__aexit__(None, None, None)
-        self.flush()
+        told = self.flush()
+        if kind is None and told is not None:
+            await answer(told)  # before the keeper hears that the work is done
 
     async def _tell(self) -> None:
         while True:
             await anyio.sleep(_TELL)
             self.flush()
 
-    def flush(self) -> None:
-        """Tell it now."""
+    def flush(self) -> Any | None:
+        """Tell it now. Returns the call, None if there is nothing to tell."""
         events = [*self._events, *self._progress.values()]
         self._events, self._progress = [], {}
-        if events:
-            self._keeper.tell.remote(self._node, events)
+        return self._keeper.tell.remote(self._node, events) if events else None
 
 
 class Arriving:

@@ -78,10 +78,11 @@ class Members:
         try:
             wanted = chosen([node for node in alive if node.id not in self._refused], self._wanted, [*self.all])
         except SourceError as error:
-            if first or not gone:
+            if first:
                 raise
-            self._notify(Warned(error.message))
-            return True
+            if gone:
+                self._notify(Warned(error.message))
+            return bool(gone)
         new = [self._member(node) for node in wanted if node.id not in self.all]
         with plain_errors():
             async with anyio.create_task_group() as group:

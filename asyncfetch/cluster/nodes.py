@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _MOST_TASKS = 4  # shards that one node receives at once
-_MANY = 4  # files
+_MANY, _LARGE = 4, MiB  # files that are large
 _MOST_PIECE = 32 * MiB  # of a file on its way from a disk to others
 
 
@@ -121,12 +121,12 @@ def tasks_at_once(memory: int, largest: int) -> int:
     return max(1, min(_MOST_TASKS, memory // 2 // max(2 * largest, 1)))
 
 
-def connections_a_file(most: int, sizes: Iterable[int], least: int) -> int:
-    """How many of `most` connections fetch one file, where those of more than `least` bytes are fetched side by side.
+def connections_a_file(most: int, sizes: Iterable[int]) -> int:
+    """How many of `most` connections fetch one file, where those of such sizes are fetched side by side.
 
     With many files one for each: what another one takes over of its end may have been sent already, and is sent twice.
     """
-    files = sum(size > least for size in sizes)
+    files = sum(size > _LARGE for size in sizes)
     return 1 if files >= _MANY else max(most // max(files, 1), 1)
 
 

@@ -51,7 +51,7 @@ class Plan:
     def connections(self) -> int:
         """How many fetch one file."""
         sizes = [file.size for file in self.located.files]
-        return connections_a_file(self.policy.connections, sizes, self.policy.min_split)
+        return connections_a_file(self.policy.connections, sizes)
 
     def groups(self, name: str) -> list[Group]:
         """The objects that hold the data of a shard."""

@@ -166,6 +166,20 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer) -> 
 
 @ONE_LOOP
 @pytest.mark.anyio
+async def test_a_rotten_source(raylets: Raylets, server: FaultServer) -> None:
+    """A node whose disk has a wrong file gives it to nobody, and gets a good one: fetched once, for all."""
+    repository, name, first = server.hub("org/rotten", FILES), list(SHARDS)[2], raylets.alive()[0]
+    server.listing(repository)
+    await asyncfetch.cluster.download_async("org/rotten", nodes=[first], **options(server))
+    blob = raylets.homes[first] / "hub/models--org--rotten/blobs" / hashlib.sha256(FILES[name]).hexdigest()
+    blob.write_bytes(FILES[name][:-1] + b"\0")
+    found = await asyncfetch.cluster.download_async("org/rotten", **options(server))
+    assert found.downloaded == SHARDS[name]
+    assert all(raylets.snapshots(node, "org/rotten") == KEPT for node in raylets.alive())
+
+
+@ONE_LOOP
+@pytest.mark.anyio
 async def test_a_web_folder(raylets: Raylets, server: FaultServer) -> None:
     """Nobody tells a hash: the one that the first node found is what the others hold theirs against."""
     url = server.web("/web", FILES)

@@ -104,7 +104,7 @@ def test_files_are_spread() -> None:
     assert spread(sizes, ["x", "y"], {"y": {"a": 10, "b": 30}})["a"] == "y"
     assert tasks_at_once(8 << 30, 5 << 30) == 1
     assert tasks_at_once(64 << 30, 1 << 20) == 4
-    assert [connections_a_file(16, [9] * n + [1] * 5, 2) for n in range(5)] == [16, 16, 8, 5, 1]
+    assert [connections_a_file(16, [9 * MiB] * n + [MiB] * 5) for n in range(5)] == [16, 16, 8, 5, 1]
     assert piece_bytes(NODES) == MiB
     assert piece_bytes([Node("a", "b", store=1 << 40)]) == 32 * MiB
 
