@@ -25,7 +25,7 @@ MUTANTS = (
         "server.protocol.connections:Connection._cut",
         "sock is not None and sock.fileno() >= 0",
         "sock is not None",
-        ("server/test_enemies.py::test_who_has_left_is_not_cut_off_again",),
+        ("server/protocol/test_enemies.py::test_who_has_left_is_not_cut_off_again",),
     ),
     Mutant(
         "half-a-second-request-stays",
@@ -57,7 +57,7 @@ MUTANTS = (
         "server.protocol.connections:_push",
         "and (position == begun or time.monotonic() < until)",
         "",
-        ("server/test_enemies.py::test_a_quick_reader_takes_turns_with_others",),
+        ("server/protocol/test_enemies.py::test_a_quick_reader_takes_turns_with_others",),
     ),
     Mutant(
         "a-file-that-became-shorter-is-sent-to-its-end",
@@ -73,7 +73,7 @@ MUTANTS = (
         "server.operation.observing:Observing.__call__",
         "answer.add(broken.nbytes)",
         "pass",
-        ("server/test_server.py::test_a_file_cut_short_ends_the_connection",),
+        ("server/served/test_server.py::test_a_file_cut_short_ends_the_connection",),
     ),
     Mutant(
         "a-body-is-waited-for-without-end",
