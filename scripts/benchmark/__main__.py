@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, disk, page, report, scale, service, soak
+from . import checkpoints, disk, page, report, scale, service, soak, start
 from .line import Line
 from .origin import Origin
 
@@ -35,7 +35,10 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
-        "mode", nargs="?", choices=["peers", "latency", "slow", "disk", "scale", "service", "page"], default="peers"
+        "mode",
+        nargs="?",
+        choices=["peers", "latency", "slow", "start", "disk", "scale", "service", "page"],
+        default="peers",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
@@ -59,8 +62,8 @@ def main() -> None:
             raise SystemExit(soak.main(options, data))
         service.main(options, data)
         return
-    if options.mode == "scale":
-        scale.main(options)
+    if options.mode in ("scale", "start"):
+        {"scale": scale, "start": start}[options.mode].main(options)
         return
     if options.mode == "page":
         page.write(everything(options), options, Path("docs"))
