@@ -1,6 +1,6 @@
 """How many round trips pass until the first byte of a shard is here, and until all is: scripts/bench start.
 
-Hub and storage are 100 ms away, each behind a line of its own, and the files are small: what passes is waiting.
+Hub and storage are half a second away, each behind a line of its own, and the files are small: what passes is waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import checkpoints
 from .line import Line
 from .origin import Origin
 
-DELAY = 0.1  # seconds of a round trip
+DELAY = 0.5  # seconds of a round trip, beside which what a busy machine adds is little
 SHAPES = (checkpoints.Shape("one", 1, 1), checkpoints.Shape("four", 4, 1))
 
 _CODE = """
