@@ -18,6 +18,7 @@ import socket
 import ssl
 import sys
 import termios
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -50,6 +51,8 @@ class Stream(httpcore.AsyncNetworkStream):
         self._surplus = b""  # received, and not handed out yet
         self._heads = HeadSplitter()
         self._low_water = 1  # bytes that make the socket readable
+        self._asked_at = 0.0  # when the last of a request was sent; 0 once something came after it
+        self.waited: float | None = None  # seconds from there to the first byte of the answer
         self.reusable = False  # set by who has read a body to its exact end
         self.tls_host: str | None = None
 
@@ -60,6 +63,8 @@ class Stream(httpcore.AsyncNetworkStream):
             data, self._surplus = self._surplus[:max_bytes], self._surplus[max_bytes:]
         else:
             data = await self._receive(max_bytes, timeout)
+            if self._asked_at:
+                self.waited, self._asked_at = time.monotonic() - self._asked_at, 0.0
         given, left = self._heads.split(data)
         if left:
             self._surplus = left + self._surplus
@@ -75,6 +80,7 @@ class Stream(httpcore.AsyncNetworkStream):
                 await self._wait(error, timeout, httpcore.WriteTimeout)
             except OSError as error:
                 raise httpcore.WriteError(_describe(error)) from error
+        self._asked_at = time.monotonic()
 
     async def aclose(self) -> None:
         if self.reusable and not self._surplus:

@@ -26,6 +26,7 @@ from .limits import Limits, Meter
 from .pool import LazyClient
 from .reach import Reach
 from .retry import BRIEF, Budget, Hurry, may_pass, retrying
+from .sockets import Stream
 from .urls import may_identify, origin_of, redirected
 from .wall import our_request, proxy_answered, raise_translated, redact_logs, retry_after, words_of
 
@@ -86,6 +87,15 @@ class Transport:
         """This transport for one call: connections, limits and gates shared, its waits told to `notify`."""
         one = copy.copy(self)
         one.notify, one.limits, one.requests = notify, self.limits.for_call(meter), 0
+        return one
+
+    def aside(self) -> Transport:
+        """The same for one request that may help and need not: nobody waits for it or hears of it.
+
+        That it is refused holds up no other.
+        """
+        one = self.for_call(Notifier(None))
+        one._gates, one._hurry = dict(self._gates), Hurry(brief=0.0)
         return one
 
     @contextmanager
@@ -227,7 +237,10 @@ class Transport:
                     response = await client.send(request, stream=True, follow_redirects=False, auth=None)
         except Exception as error:
             raise_translated(error, url)
-        took, origin = time.monotonic() - began, origin_of(url)
+        stream, origin = response.extensions.get("network_stream"), origin_of(url)
+        took = time.monotonic() - began
+        if isinstance(stream, Stream) and stream.waited is not None:
+            took = stream.waited  # a connection that had to be made first says nothing of how far away it is
         self._answered[origin] = min(took, self._answered.get(origin, took))
         return response
 

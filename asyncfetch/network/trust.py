@@ -12,6 +12,7 @@ import os
 import re
 import ssl
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -33,6 +34,7 @@ _BUNDLES = (
     "/etc/ssl/ca-bundle.pem",
 )
 _MORE = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_making = threading.Lock()
 
 
 def trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
@@ -42,7 +44,8 @@ def trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
     REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name besides. Raises OSError that says which variable is wrong.
     """
     file, folder, *more = (environ.get(name, "").strip() for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", *_MORE))
-    return _named(file, folder) if file or folder else _system(tuple(filter(None, more)))
+    with _making:  # it takes 30 ms: who asks at the same time waits for it
+        return _named(file, folder) if file or folder else _system(tuple(filter(None, more)))
 
 
 @lru_cache(maxsize=4)

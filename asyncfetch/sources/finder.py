@@ -109,7 +109,28 @@ class Place(Origin, Protocol):
         ...
 
 
-async def find(place: Place, request: Request, transport: Transport | None = None) -> Located:
+class Ahead(Protocol):
+    """What was asked for ahead, beside the index. A place is asked for what it does not know."""
+
+    async def file(self, name: str, commit: str | None) -> SourceFile | None:
+        """What the source says of a file of a commit, any if that is None; None if that is not known.
+
+        Raises EntryNotFoundError if it is known that the commit does not have it.
+        """
+        ...
+
+    async def has(self, name: str, commit: str | None) -> bool | None:
+        """Whether the commit has a file, None if that is not known."""
+        ...
+
+    async def listing(self, index: FoundIndex) -> Listing | None:
+        """All files of the commit of an index; None if that is not known."""
+        ...
+
+
+async def find(
+    place: Place, request: Request, transport: Transport | None = None, ahead: Ahead | None = None
+) -> Located:
     """The checkpoint, by the rules above. Raises the NotFoundError, CorruptError, NetworkError, OfflineError kinds.
 
     With a transport, and if headers may be late, one listing tells of many shards, instead of a look at each.
@@ -118,16 +139,16 @@ async def find(place: Place, request: Request, transport: Transport | None = Non
     missing: OfflineError | None = None
     for commit in await place.commits():
         try:
-            found, absent = await first_candidate(place, request, names, commit)
+            found, absent = await first_candidate(place, request, names, commit, ahead)
             names = [found.name]  # a shard that is missing here is no reason to fall back there
-            return await _located(place, request, found, absent, transport)
+            return await _located(place, request, found, absent, transport, ahead)
         except OfflineError as error:
             missing = missing or error
     raise missing or OfflineError(str(request.source), "a checkpoint")
 
 
 async def first_candidate(
-    place: Place, request: Request, names: Sequence[str], commit: str | None
+    place: Place, request: Request, names: Sequence[str], commit: str | None, ahead: Ahead | None = None
 ) -> tuple[FoundIndex | SourceFile, list[str]]:
     """The first candidate that is there, and the names that its commit is known not to have."""
     missing: list[EntryNotFoundError] = []
@@ -137,7 +158,8 @@ async def first_candidate(
             if is_index_name(name):
                 found = await place.read(name, commit)
             else:
-                found = await place.look(name, commit)
+                told = None if ahead is None else await ahead.file(name, commit)
+                found = told or await place.look(name, commit)
         except EntryNotFoundError as error:
             commit = commit or error.commit
             missing.append(error)
@@ -153,7 +175,12 @@ async def first_candidate(
 
 
 async def _located(
-    place: Place, request: Request, found: FoundIndex | SourceFile, absent: list[str], transport: Transport | None
+    place: Place,
+    request: Request,
+    found: FoundIndex | SourceFile,
+    absent: list[str],
+    transport: Transport | None,
+    ahead: Ahead | None,
 ) -> Located:
     """The checkpoint of which `found` is the index or the only file."""
     folder = os.path.dirname(found.name)
@@ -165,7 +192,9 @@ async def _located(
         paths = [path_in(folder, shard) for shard in selected.shards]
         known = await place.on_disk(paths, found.commit)
         if transport is not None and saves_requests(place, request, len(paths) - len(known), found.commit):
-            listing = await listing_at_once(place, transport, found.commit, request.policy.connect_timeout)
+            listing = None if ahead is None else await ahead.listing(found)
+            if listing is None:
+                listing = await listing_at_once(place, transport, found.commit, request.policy.connect_timeout)
         if listing is not None:
             known = await off_loop(partial(known_shards, listing, paths))
         files = await _look_at_shards(place, request, selected, found.commit, known)
@@ -192,7 +221,7 @@ async def _located(
         absent=absent,
         warnings=[*_shadowed(request.source), *_unverifiable(files)],
     )
-    await _look_for_single_file(place, request, located)
+    await _look_for_single_file(place, request, located, ahead)
     return located
 
 
@@ -265,7 +294,7 @@ def _unverifiable(files: Iterable[SourceFile]) -> list[str]:
     ]
 
 
-async def _look_for_single_file(place: Place, request: Request, located: Located) -> None:
+async def _look_for_single_file(place: Place, request: Request, located: Located, ahead: Ahead | None) -> None:
     """A single file beside an index is another checkpoint, which other loaders prefer: say so."""
     variant = f".{request.variant}" if request.variant else ""
     single = located.path_of(f"model{variant}.safetensors")
@@ -274,7 +303,9 @@ async def _look_for_single_file(place: Place, request: Request, located: Located
     if located.listing is not None:
         there: bool | None = single in located.listing.files
     else:
-        there = await place.has(single, located.commit, ask=any(file.path is None for file in located.files))
+        there = None if ahead is None else await ahead.has(single, located.commit)
+        if there is None:
+            there = await place.has(single, located.commit, ask=any(file.path is None for file in located.files))
     if there:
         both = f"{located.index.file} and also {single}, which some loaders prefer"
         located.warnings.append(f"{located.source} has {both}: the index was used")

@@ -156,13 +156,17 @@ class Hub:
             raise ProtocolError("no commit in the answer, so this is not a Hub (or a proxy answered)", url=reply.url)
         return commit
 
-    async def listing(self, commit: str) -> Records | None:
-        """All files of a commit; None from a server that lists none. Raises the errors of `ask`."""
+    async def listing(self, revision: str) -> Records | None:
+        """All files of a revision; None from a server that lists none. Raises the errors of `ask`.
+
+        Of which commit they are, the answer does not tell.
+        """
+        path_inside(revision)
         query, asked = "recursive=true&expand=false", set[str]()
         records: dict[str, Mapping[str, int | str]] = {}
         while query not in asked:
             asked.add(query)
-            reply = await self._ask_api(f"tree/{commit}?{query}", commit)
+            reply = await self._ask_api(f"tree/{quote(revision, safe='')}?{query}", revision)
             if reply.status != 200:
                 return None
             records |= records_of(_json_of(reply, list), reply.url)

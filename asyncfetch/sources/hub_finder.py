@@ -15,7 +15,7 @@ from ..network.ranges import Target
 from ..network.transport import Transport
 from ..storage.cache import RepoCache, is_commit
 from ..storage.checksums import verify_small
-from ..storage.listings import TreeEntry, entries_of
+from ..storage.listings import Records, TreeEntry, entries_of
 from ..tasks import off_loop
 from .finder import State, distrust, file_on_disk, files_on_disk, read_cached_index
 from .headers import read_beginning
@@ -83,11 +83,15 @@ class HubPlace:
         return FoundIndex(name, data, found.commit, etag=found.etag)
 
     async def look(self, name: str, commit: str | None) -> SourceFile:
+        return await self._begun(await self.asked(name, commit))
+
+    async def asked(self, name: str, commit: str | None) -> SourceFile:
+        """What the Hub says of a file, without the bytes that are served elsewhere. Raises as `look` does."""
         path = await self._cached(name, commit)
         if path is not None:
             return await off_loop(partial(file_on_disk, name, path, commit, self.cache))
         found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT)
-        file = SourceFile(
+        return SourceFile(
             name,
             found.size or 0,
             found.checksum,
@@ -100,10 +104,22 @@ class HubPlace:
             sized=found.size is not None,
             splittable=found.splittable,
         )
-        blob = await off_loop(lambda: self.cache.whole_blob(found.etag))
+
+    async def recognised(self, file: SourceFile) -> SourceFile:
+        """What `look` returns for a file that was asked for when its commit was not known."""
+        path = await self._cached(file.name, file.commit)
+        if path is not None:
+            return await off_loop(partial(file_on_disk, file.name, path, file.commit, self.cache))
+        return await self._begun(file)
+
+    async def _begun(self, file: SourceFile) -> SourceFile:
+        """The same file with its first bytes, or with where it is if the cache has it under another name."""
+        if file.path is not None:
+            return file
+        blob = await off_loop(lambda: self.cache.whole_blob(file.blob))
         if blob is not None:
             file.in_blobs, file.path = True, blob
-        elif found.link is not None:
+        elif file.target is not None and file.target.signed:
             file.prefix = await self._read_prefix(file)
         return file
 
@@ -136,17 +152,37 @@ class HubPlace:
         commit = commit or await self._hub.commit_of(self._revision)
         if commit is None:
             return None
-        entries, records = await off_loop(lambda: self.cache.tree(commit)), None
+        entries = await off_loop(lambda: self.cache.tree(commit))
         if entries is None and self._offline:
             entries = await off_loop(lambda: self.cache.present(commit))
-        elif entries is None:
-            records = await self._hub.listing(commit)
-            if records is None:
-                return None
-            entries = entries_of(records)
-            if not all(entry.checksum for entry in entries.values()):
-                records = None  # it tells more to who is let in: so it is not kept
+        if entries is not None:
+            return self._listing_of(entries, commit)
+        records = await self._hub.listing(commit)
+        return None if records is None else self.listing_of(records, commit)
+
+    async def records(self) -> Records | None:
+        """What the revision lists now. Of a branch that may be another commit than it names a moment later."""
+        return await self._hub.listing(self._revision)
+
+    def listing_of(self, records: Records, commit: str, *, sure: bool = True) -> Listing:
+        """Records as the listing of a commit, to be kept with it if that is `sure`.
+
+        So are not those that tell more to who is let in.
+        """
+        entries = entries_of(records)
+        kept = sure and all(entry.checksum for entry in entries.values())
+        return self._listing_of(entries, commit, records if kept else None)
+
+    def _listing_of(self, entries: Mapping[str, TreeEntry], commit: str, records: Records | None = None) -> Listing:
         return Listing(_Listed(entries, lambda name: self._file_of(name, entries[name], commit)), records)
+
+    async def knows_nothing(self) -> bool:
+        """Whether the cache has nothing of the revision, so that all of it is to be asked for."""
+        if self._offline:
+            return False
+        if is_commit(self._revision):
+            return not await off_loop(self.cache.snapshot(self._revision).exists)
+        return await off_loop(lambda: self.cache.commit_of(self._revision)) is None
 
     def _file_of(self, name: str, entry: TreeEntry, commit: str) -> SourceFile:
         etag = entry.checksum.hex if entry.checksum else ""

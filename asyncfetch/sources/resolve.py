@@ -13,6 +13,7 @@ from ..errors import CorruptError, RepositoryNotFoundError, RevisionNotFoundErro
 from ..format.index import Index
 from ..network.transport import Transport
 from ..tasks import each, off_loop, without_collections
+from .ahead import asking_ahead
 from .fallback import find_or_recall, offline
 from .files import add_companions, find_files
 from .finder import Place, distrust, find
@@ -56,7 +57,11 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
     async def found(place: Place, request: Request) -> Located:
         if exact is not None:
             return await find_files(place, request, exact)
-        return await find(place, request, transport)
+        source = request.source
+        if not (isinstance(place, HubPlace) and isinstance(source, HubSource)) or request.settings.offline:
+            return await find(place, request, transport)
+        async with asking_ahead(place, lambda: HubPlace(request, source, transport.aside()), request) as ahead:
+            return await find(place, request, transport, ahead)
 
     if place.cache is None or request.settings.offline:
         located = await found(place, request)

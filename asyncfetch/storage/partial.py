@@ -24,7 +24,7 @@ from ..errors import StorageError, storage_errors
 from ..spans import MiB, Span, SpanSet
 from .buffers import aligned_buffer
 from .checksums import new_hash
-from .files import LeftOut, copy_to, make_folder, sync_file, vanished, write_at
+from .files import LeftOut, copy_to, make_folder, start_writing, sync_file, vanished, write_at
 from .journal import forget_journal, journal_of, spans_on_disk, write_journal
 from .locks import claim, private_name
 
@@ -229,6 +229,7 @@ class FilePartial(StoredPartial):
         late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
         if late or self.received - self._journaled >= _JOURNAL_BYTES:
             self.save_journal()
+            start_writing(self._fd)
 
     def _load(self, offset: int, limit: int) -> memoryview:
         if self._scratch is None:  # one for all: what is read into the same place stays in the processor's cache

@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoints, disk, page, report, scale, service, soak
+from . import checkpoints, disk, page, report, scale, service, soak, start
 from .line import Line
 from .origin import Origin
 
@@ -35,9 +36,13 @@ NEEDS = {"aria2": "aria2c", "curl": "curl"}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
-        "mode", nargs="?", choices=["peers", "latency", "slow", "disk", "scale", "service", "page"], default="peers"
+        "mode",
+        nargs="?",
+        choices=["peers", "latency", "slow", "start", "disk", "scale", "service", "page"],
+        default="peers",
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=14, help="page: begin no further round after that")
     parser.add_argument("--gib", type=float, default=2.0, help="size of a checkpoint")
     parser.add_argument("--schemes", default="https,http")
     parser.add_argument("--shapes", default="four,one,many")
@@ -59,8 +64,8 @@ def main() -> None:
             raise SystemExit(soak.main(options, data))
         service.main(options, data)
         return
-    if options.mode == "scale":
-        scale.main(options)
+    if options.mode in ("scale", "start"):
+        {"scale": scale, "start": start}[options.mode].main(options)
         return
     if options.mode == "page":
         page.write(everything(options), options, Path("docs"))
@@ -98,10 +103,12 @@ def peers(options: argparse.Namespace) -> list[dict[str, Any]]:
 def everything(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What the page shows: the usual ways, without those that only tell developers something."""
     rows: list[dict[str, Any]] = []
-    for schemes, shapes in (("https", "four"), ("http", "one")):
+    end = time.monotonic() + 60 * options.minutes
+    for left, (schemes, shapes) in ((4, ("https", "four")), (3, ("http", "one"))):
         options.schemes, options.shapes, options.only = schemes, shapes, "asyncfetch (verified),hub,aria2c,curl"
+        options.until = time.monotonic() + (end - time.monotonic()) / left
         rows += peers(options)
-    options.only = None
+    options.only, options.until = None, end
     return rows + disk.disk(options, states="cold")
 
 
@@ -175,7 +182,7 @@ def _run(
             print(f"skipped: {name} ({tool} is not installed)", file=sys.stderr)
             entries = [entry for entry in entries if entry.contestant != name]
     runs: list[list[dict[str, Any]]] = [[] for _ in entries]
-    for round_ in range(options.rounds):
+    for round_ in report.rounds(options):
         for number, entry in enumerate(entries):
             origin.count()
             result = _run_one(entry, shapes[entry.shape], origin, options.work)

@@ -52,7 +52,7 @@ def disk(options: argparse.Namespace, *, states: str = "cold,warm") -> list[dict
     if options.only:
         entries = [entry for entry in entries if any(text in entry[2] for text in options.only.split(","))]
     runs: list[list[dict[str, Any]]] = [[] for _ in entries]
-    for round_ in range(options.rounds):
+    for round_ in report.rounds(options):
         for step in range(len(entries)):
             # Who comes after whom changes from round to round: memory that was just freed is not like other memory.
             number = (step + round_) % len(entries)

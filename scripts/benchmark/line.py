@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 CHUNK = 1024 * 1024  # the size of a pipe too: its default of 64 KiB made the line the bottleneck
 _LEAST_CHUNK = 8 * 1024
@@ -63,8 +65,7 @@ class Line:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * _LEAST_CHUNK)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _LEAST_CHUNK)
         server.connect(("127.0.0.1", self._target))
-        upward = threading.Thread(target=self._forward, args=(client, server, self._hold), daemon=True)
-        upward.start()
+        threading.Thread(target=self._forward_late, args=(client, server), daemon=True).start()
         own = Bucket(self.rate)
 
         def limit(nbytes: int) -> None:
@@ -75,8 +76,28 @@ class Line:
         for sock in (client, server):
             sock.close()
 
-    def _hold(self, nbytes: int) -> None:  # noqa: ARG002
-        time.sleep(self.delay)
+    def _forward_late(self, source: socket.socket, sink: socket.socket) -> None:
+        """Forward each piece `delay` after it came, however many are on their way."""
+        pieces: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+
+        def send() -> None:
+            with suppress(OSError):
+                while True:
+                    due, data = pieces.get()
+                    time.sleep(max(due - time.monotonic(), 0))
+                    if not data:
+                        sink.shutdown(socket.SHUT_WR)
+                        return
+                    sink.sendall(data)
+
+        threading.Thread(target=send, daemon=True).start()
+        data = b"-"
+        while data:
+            try:
+                data = source.recv(_LEAST_CHUNK)
+            except OSError:
+                data = b""
+            pieces.put((time.monotonic() + self.delay, data))
 
     def _forward(self, source: socket.socket, sink: socket.socket, before: Callable[[int], None]) -> None:
         read, write = os.pipe()

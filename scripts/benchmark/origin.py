@@ -108,6 +108,7 @@ http {{
   sendfile on; tcp_nopush on; keepalive_requests 1000000; default_type application/octet-stream;
   client_body_temp_path {self.work}/body; proxy_temp_path {self.work}/proxy; fastcgi_temp_path {self.work}/fcgi;
   uwsgi_temp_path {self.work}/uwsgi; scgi_temp_path {self.work}/scgi;
+  ssl_protocols TLSv1.2 TLSv1.3;
   ssl_certificate {self.work}/server.pem; ssl_certificate_key {self.work}/server.pem;
   server {{ listen 127.0.0.1:{self.ports["http"]} backlog=1024; {self._hub("http")} }}
   server {{ listen 127.0.0.1:{self.ports["http_data"]} backlog=1024{buffer}; root {self.root}; }}

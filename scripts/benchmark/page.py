@@ -14,7 +14,7 @@ from typing import Any
 from . import report
 
 Rows = list[dict[str, Any]]
-PEERS = ("httpx", "huggingface_hub", "safetensors", "torch", "runai-model-streamer", "fastsafetensors")
+PACKAGES = ("asyncfetch", "httpx", "huggingface_hub", "safetensors", "torch", "runai-model-streamer", "fastsafetensors")
 
 METHOD = """\
 # Benchmarks
@@ -26,13 +26,14 @@ one took in the same run. Seconds depend on the machine, and on who else works o
 
 ## How it is measured
 
-- Each run is a process of its own. All contestants take turns, {rounds} times; the figures are medians.
+- Each run is a process of its own. All contestants take turns, {rounds} times at the most; the figures are medians
+  of the rounds that are listed.
 - **From a Hub**: nginx on the same machine, metadata on one port and the bytes behind a redirect on another, as the Hub
   does it. From nothing cached to a state dict in memory. asyncfetch holds every byte against its sha256 and the others
   do not. What `import asyncfetch` needs is imported before the clock starts; what a first call imports counts.
   aria2c and curl download, and safetensors loads what they brought.
 - **From the disk**: four files. What a first use costs, imports too, comes before the clock. Then the kernel is made to
-  forget what it holds of the files (cold, `posix_fadvise`), or they are read once (warm), which mincore confirms.
+  forget what it holds of the files (`posix_fadvise`), which mincore confirms.
   The clock stops when each page of each tensor was touched: a state dict of which nothing was read yet is no load.
   The model of `load_into` is on the meta device.
 - CPU s/GB: processor seconds of the process and its children for each 10^9 bytes; from a Hub since the process began,
@@ -74,7 +75,7 @@ def _table(rows: Rows) -> str:
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    packages = [f"{name} {found}" for name in PEERS if (found := _version(name))]
+    packages = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     tools = [line for tool in ("aria2c", "curl", "nginx") if (line := _first_line(tool))]
     return "\n".join(
         [

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import statistics
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 _MiB = 1 << 20
+
+
+def rounds(options: argparse.Namespace) -> Iterator[int]:
+    """The numbers of the rounds, as far as there is time for one more like those before (`options.until`)."""
+    began = time.monotonic()
+    for number in range(options.rounds):
+        each = (time.monotonic() - began) / max(number, 1)
+        if number and time.monotonic() + each > getattr(options, "until", math.inf):
+            print(f"no time for more than {number} rounds", file=sys.stderr)
+            return
+        yield number
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:

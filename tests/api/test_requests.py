@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from ..kit.files import safetensors_bytes, sharded_bytes
 
 Entry = dict[str, Any]
 INDEX = "model.safetensors.index.json"
-TREE = f"/api/models/org/model/tree/{COMMIT}"
+TREE, TREE_NOW = (f"/api/models/org/model/tree/{revision}" for revision in (COMMIT, "main"))
+SINGLE = "/org/model/resolve/main/model.safetensors"
 
 
 @pytest.fixture
@@ -57,13 +57,14 @@ def counted(server: FaultServer) -> tuple[int, int]:
 
 @pytest.mark.parametrize(("shards", "links"), [(4, True), (4, False), (64, True)])
 def test_many_shards(server: FaultServer, tmp_path: Path, shards: int, links: bool) -> None:
-    """The index, the listing, and one request for each shard, for a link or its first bytes; one for the rest of it."""
+    """The index, the file that could be there instead, the listing, and one request for each shard, for a link or its
+    first bytes; one for the rest of it.
+    """
     serve(server, shards, 100_000, links=links)
     state = asyncfetch.load("org/model", **access(server, tmp_path))
     assert same(state, shards, 100_000)
-    hub, storage = (shards + 2, shards) if links else (2 * shards + 2, 0)
+    hub, storage = (shards + 3, shards) if links else (2 * shards + 3, 0)
     assert counted(server) == (hub, storage)
-    shutil.rmtree(tmp_path / "models--org--model" / "listings")
     asyncfetch.load("org/model", **access(server, tmp_path))
     assert counted(server) == (hub + 1, storage), "a warm cache takes the look at the branch, and no listing"
     asyncfetch.load("org/model", **access(server, tmp_path, revision=COMMIT))
@@ -73,10 +74,10 @@ def test_many_shards(server: FaultServer, tmp_path: Path, shards: int, links: bo
 @pytest.mark.parametrize(
     ("shards", "what", "hub", "storage"),
     [
-        (1, "load", 2, 2),  # the index that is not there, the file
-        (1, "download", 4, 2),  # and the listing, and the config
-        (4, "download", 7, 4),
-        (4, "dry_run", 2, 0),
+        (1, "load", 3, 2),  # the index that is not there, the listing, the file
+        (1, "download", 4, 2),  # and the config
+        (4, "download", 8, 4),
+        (4, "dry_run", 3, 0),
         (4, "memory", 6, 8),  # its buffers begin where headers end
         (4, "inspect", 6, 4),
     ],
@@ -103,14 +104,14 @@ def test_offline_it_is_complete(server: FaultServer, tmp_path: Path) -> None:
     """What was known by a listing is in the cache as any other, and what was not wanted is not."""
     serve(server, 4, 1_000)
     asyncfetch.load("org/model", select=["t.000", "t.002"], **access(server, tmp_path))
-    assert counted(server) == (4, 2)
+    assert counted(server) == (5, 2)
     assert [*asyncfetch.load("org/model", select="t.002", offline=True, cache_dir=tmp_path)] == ["t.002"]
     with pytest.raises(OfflineError):
         asyncfetch.load("org/model", offline=True, cache_dir=tmp_path)
 
 
 def edited(server: FaultServer, edit: Callable[[Entry], Entry | None]) -> None:
-    """Let the listing tell something else of each shard; None leaves it out."""
+    """Let the listings tell something else of each shard; None leaves it out."""
     honest = server.resources[TREE].respond
     assert honest is not None
 
@@ -119,7 +120,8 @@ def edited(server: FaultServer, edit: Callable[[Entry], Entry | None]) -> None:
         entries = [edit(entry) if "lfs" in entry else entry for entry in json.loads(answer.body)]
         return Answer(200, answer.headers, json.dumps([entry for entry in entries if entry]).encode())
 
-    server.resources[TREE].respond = respond
+    for tree in (TREE, TREE_NOW):
+        server.resources[tree].respond = respond
 
 
 def with_lfs(entry: Entry, **changed: Any) -> Entry:
@@ -188,9 +190,10 @@ def test_all_tell_another_size(server: FaultServer, tmp_path: Path) -> None:
 def test_no_listing(server: FaultServer, tmp_path: Path, fault: Fault) -> None:
     """A server that has no API, or none that works, is asked for each shard, and nobody waits for it."""
     serve(server, 3, 1_000)
-    server.fault(TREE, fault, forever=True)
+    for tree in (TREE, TREE_NOW):
+        server.fault(tree, fault, forever=True)
     assert same(asyncfetch.load("org/model", **access(server, tmp_path)), 3, 1_000)
-    assert len(server.to(TREE)) == 1
+    assert (len(server.to(TREE)), len(server.to(TREE_NOW))) == (1, 1)
 
 
 def test_a_gated_repository(server: FaultServer, tmp_path: Path) -> None:

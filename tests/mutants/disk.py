@@ -77,6 +77,14 @@ MUTANTS = (
         ("storage/test_partial.py::test_the_order_of_publication",),
     ),
     Mutant(
+        "all-is-left-to-the-last-sync",
+        _POWER,
+        "storage.partial:FilePartial.accept",
+        "start_writing(self._fd)",
+        "pass",
+        ("storage/test_partial.py::test_the_disk_is_not_left_idle_until_the_last_sync",),
+    ),
+    Mutant(
         "publishes-before-fsync",
         _POWER,
         "storage.partial:FilePartial.publish",

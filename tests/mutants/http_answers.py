@@ -414,9 +414,9 @@ MUTANTS = (
     Mutant(
         "cached-file-of-the-told-size-alone",
         _SIZES,
-        "sources.hub_finder:HubPlace.look",
-        "blob = await off_loop(lambda: self.cache.whole_blob(found.etag))",
-        "blob = await off_loop(lambda: self.cache.whole_blob(found.etag, found.size or 0))",
+        "sources.hub_finder:HubPlace._begun",
+        "blob = await off_loop(lambda: self.cache.whole_blob(file.blob))",
+        "blob = await off_loop(lambda: self.cache.whole_blob(file.blob, file.size))",
         ("api/test_hash_decides.py::test_linked_sizes",),
     ),
     Mutant(

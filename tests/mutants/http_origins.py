@@ -225,11 +225,11 @@ MUTANTS = (
         "falls-back-on-a-missing-shard",
         _FALLBACK,
         "sources.finder:find",
-        "names = [found.name]\nreturn await _located(place, request, found, absent, transport)",
-        "try:\n    return await _located(place, request, found, absent, transport)\nexcept EntryNotFoundError:\n"
+        "names = [found.name]\nreturn await _located(place, request, found, absent, transport, ahead)",
+        "try:\n    return await _located(place, request, found, absent, transport, ahead)\nexcept EntryNotFoundError:\n"
         "    names = [name for name in names if not is_index_name(name)]\n"
         "    found, absent = await first_candidate(place, request, names, commit)\n"
-        "    return await _located(place, request, found, absent, transport)",
+        "    return await _located(place, request, found, absent, transport, ahead)",
         ("sources/test_resolve.py::test_a_missing_shard_is_no_reason_to_fall_back",),
     ),
     Mutant(
@@ -446,7 +446,7 @@ MUTANTS = (
     Mutant(
         "each-shard-at-the-branch",
         _PIN,
-        "sources.hub_finder:HubPlace.look",
+        "sources.hub_finder:HubPlace.asked",
         "found = await self._hub.ask(name, commit or self._revision, limit=PREFIX_LIMIT",
         "found = await self._hub.ask(name, self._revision, limit=PREFIX_LIMIT",
         ("engine/test_faults.py::test_one_commit",),

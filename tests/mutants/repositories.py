@@ -7,6 +7,7 @@ from . import Mutant
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
 _ONCE = "one listing for many shards"
+_AHEAD = "what is asked for beside the index"
 _LIES = "api/test_requests.py::test_a_listing_that_tells_less_or_lies"
 _MEANT = "a repository or a revision that does not exist"
 _DATA = "a repository of data"
@@ -264,5 +265,53 @@ MUTANTS = (
         "not (request.believed and found[path].checksum)",
         "False",
         ("api/test_requests.py::test_files_that_are_listed_without_their_hash",),
+    ),
+    Mutant(
+        "asked-one-after-the-other",
+        _AHEAD,
+        "sources.ahead:asking_ahead",
+        "ahead.look(make_aside(), single, group)",
+        "pass",
+        ("sources/test_ahead.py::test_asked_together",),
+    ),
+    Mutant(
+        "another-commits-file-believed",
+        _AHEAD,
+        "sources.ahead:Ahead._told",
+        "(commit is not None and found.commit != commit)",
+        "False",
+        ("sources/test_ahead.py::test_a_single_file_of_a_branch_that_moves",),
+    ),
+    Mutant(
+        "listing-of-another-index-believed",
+        _AHEAD,
+        "sources.ahead:Ahead.listing",
+        "listing if file is not None and file.blob == index.etag else None",
+        "listing",
+        ("sources/test_ahead.py::test_a_branch_that_moves_meanwhile",),
+    ),
+    Mutant(
+        "listing-of-a-branch-kept",
+        _AHEAD,
+        "sources.ahead:Ahead.listing",
+        "sure=place.ref is None",
+        "sure=True",
+        ("sources/test_ahead.py::test_a_commit_is_asked_for_together",),
+    ),
+    Mutant(
+        "refusals-ahead-hold-up",
+        _AHEAD,
+        "network.transport:Transport.aside",
+        "dict(self._gates)",
+        "self._gates",
+        ("sources/test_ahead.py::test_refusals_of_what_need_not_be",),
+    ),
+    Mutant(
+        "asked-ahead-of-a-warm-cache",
+        _AHEAD,
+        "sources.ahead:asking_ahead",
+        "not await place.knows_nothing()",
+        "False",
+        ("api/test_requests.py::test_many_shards",),
     ),
 )

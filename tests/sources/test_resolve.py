@@ -144,7 +144,8 @@ async def test_no_single_file_no_warning(place: Place) -> None:
 async def test_looking_for_a_single_file_cannot_fail(server: FaultServer, tmp_path: Path, fault: Fault) -> None:
     """Whether to warn is a small matter: whatever the answer to that question is, the checkpoint was found."""
     server.hub("org/model", FILES)
-    server.fault(f"/org/model/resolve/{COMMIT}/{SINGLE}", fault, forever=True)
+    for revision in ("main", COMMIT):
+        server.fault(f"/org/model/resolve/{revision}/{SINGLE}", fault, forever=True)
     policy = replace(FAST, connect_timeout=0.3, read_timeout=5)
     began = time.monotonic()
     located = await find("org/model", endpoint=server.url, cache=tmp_path, policy=policy)

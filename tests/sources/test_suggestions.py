@@ -69,7 +69,7 @@ def refused(server: FaultServer, home: Path, source: str, **options: Any) -> Asy
 def test_what_was_meant(server: FaultServer, tmp_path: Path, source: str, hint: str) -> None:
     """Near names of the same owner and of others, the other kind of repository, branches and tags."""
     assert refused(server, tmp_path, source).hint.startswith(hint)
-    asked = [seen for seen in server.seen if seen.path.startswith("/api/")]
+    asked = [seen for seen in server.seen if seen.path.startswith("/api/") and "/tree/" not in seen.path]
     assert len(asked) == (1 if "@" in source else 3)
 
 

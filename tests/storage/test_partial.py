@@ -809,6 +809,27 @@ cache.write_ref("main", commit)
 """
 
 
+LARGE = """
+import os, sys
+from pathlib import Path
+from asyncfetch.storage.partial import FilePartial
+size = 32 << 20
+part = FilePartial(Path(sys.argv[1], "x.incomplete"), size, "sha256", identity="x")
+piece = memoryview(bytes(1 << 20))
+for offset in range(0, size, len(piece)):
+    part.accept(offset, piece)
+part.publish(lambda path: path.rename(path.with_name("blob")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be told to begin")
+def test_the_disk_is_not_left_idle_until_the_last_sync(tmp_path: Path) -> None:
+    """A few MiB wait for it at the most: what came before is on its way."""
+    calls = strace([sys.executable, "-c", LARGE, str(tmp_path)], "pwrite64,sync_file_range,fsync", tmp_path)
+    kinds = "".join(call.split("(")[0].split()[-1][0] for call in calls if "x.incomplete" in call)
+    assert re.fullmatch(r"(p{2,16}s){4,}p{0,16}f", kinds), kinds
+
+
 def test_the_order_of_publication(tmp_path: Path) -> None:
     """Write, fsync, close, rename, fsync of the folder, link, and the ref last: a power cut leaves no lie."""
     calls = strace([sys.executable, "-c", PUBLISH, str(tmp_path)], "pwrite64,fsync,close,rename,symlink", tmp_path)
