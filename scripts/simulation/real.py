@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,8 @@ def main() -> None:
     """Print the table: what the model says, and what was measured."""
     if os.geteuid() or not all(map(shutil.which, ("ip", "tc"))):
         raise SystemExit("scripts/simulate --real needs root, ip and tc")
+    if find_spec("ray") is None:
+        raise SystemExit("scripts/simulate --real needs Ray: .venv/bin/pip install 'ray>=2.55'")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was made is removed
     print("| nodes | way | model, s | measured, s | egress, model | measured |")
     print("|---:|---|---:|---:|---:|---:|")
