@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ PAYLOAD = 1448 / 1514  # of what a link carries: the rest are headers of TCP, IP
 SHARDS, SHARD_BYTES = 8, 16_000_000
 HUB, SERVICE = "hub", "service"
 _NET = "10.99.7"
+_RAYLET = 6400  # the port of each node's raylet
 _STEP = 0.05  # seconds between two looks at the counters
 _TALK = 0.01  # of the bytes: so many may be talk, and not the checkpoint
 
@@ -46,7 +48,10 @@ SETTING = Setting(
 LOAD = """
 import sys, time, asyncfetch.cluster, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
+deadline = time.monotonic() + 120
 while sum(row["Alive"] for row in ray.nodes()) < int(sys.argv[3]):
+    if time.monotonic() > deadline:
+        sys.exit("not all nodes came")
     time.sleep(0.2)
 with asyncfetch.cluster.load("org/model", endpoint=sys.argv[2], token=False) as held:
     print(held.downloaded)
@@ -93,6 +98,7 @@ class Namespaces:
         home.mkdir(exist_ok=True)
         environment = {**os.environ, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "NO_PROXY": "*"}
         environment |= {"HF_HOME": str(home / "hf"), "RAY_AUTH_MODE": "disabled"}
+        environment["RAY_raylet_start_wait_time_s"] = "120"  # of a machine that does other things too
         with open(home / "log", "a") as log:
             whole = ["ip", "netns", "exec", self._space(name), *command]
             process = subprocess.Popen(
@@ -123,6 +129,9 @@ def main() -> None:
     """Print the table: what the model says, and what was measured."""
     if os.geteuid() or not all(map(shutil.which, ("ip", "tc"))):
         raise SystemExit("scripts/simulate --real needs root, ip and tc")
+    if find_spec("ray") is None:
+        raise SystemExit("scripts/simulate --real needs Ray: .venv/bin/pip install 'ray>=2.55'")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was made is removed
     print("| nodes | way | model, s | measured, s | egress, model | measured |")
     print("|---:|---|---:|---:|---:|---:|")
     for nodes in (2, 3, 4):
@@ -155,14 +164,13 @@ def _service(folder: Path, nodes: int) -> tuple[float, float]:
 def _ray(folder: Path, nodes: int) -> tuple[float, float]:
     with _served(folder, nodes) as (bench, url, names):
         head = f"{bench.address[names[0]]}:6379"
-        for name in names:
+        for name in names:  # one after the other, since they share a folder
             address = bench.address[name]
             start = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={address}"]
-            start += ["--object-store-memory=400000000", "--num-cpus=2"]
+            start += ["--object-store-memory=400000000", "--num-cpus=2", f"--node-manager-port={_RAYLET}"]
             first = ["--head", "--include-dashboard=false", f"--temp-dir={folder}/r", "--port=6379"]
             bench.run(name, *start, *(first if name == names[0] else [f"--address={head}"]))
-            if name == names[0]:
-                _until(bench, HUB, f"import socket; socket.create_connection(('{address}', 6379), 5)", head)
+            _until(bench, HUB, f"import socket; socket.create_connection(('{address}', {_RAYLET}), 5)", address)
         return _timed(bench, names, [bench.run(names[0], sys.executable, "-c", LOAD, head, url, str(nodes))])
 
 
