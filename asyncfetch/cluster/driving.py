@@ -61,7 +61,8 @@ async def brought(
         plan.located.warnings.clear()
         _tell_files(plan.located, session.notify)
         named = {} if hold is None else {"name": hold, "namespace": NAMESPACE, "lifetime": "detached"}
-        here = placed_at(ray.get_runtime_context().get_node_id(), soft=True)
+        # Beside the driver and nowhere else: what it owns is lost with its node.
+        here = placed_at(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(Keeper).options(num_cpus=0, max_restarts=0, scheduling_strategy=here, **named)
         try:
             keeper = await off_loop(actor.remote)

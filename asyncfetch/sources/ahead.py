@@ -18,7 +18,8 @@ from ..storage.listings import Records
 from ..tasks import off_loop, plain_errors
 from .hub_finder import HubPlace
 from .located import FoundIndex, Listing, SourceFile
-from .request import Request, is_index_name, names_in
+from .candidates import is_index_name, names_in
+from .request import Request
 
 __all__ = ["Ahead", "asking_ahead"]
 

@@ -293,6 +293,7 @@ async def test_a_sole_copy_is_made_again(raylets: Raylets, server: FaultServer) 
     repository, alone = server.hub("org/sole", FILES), raylets.add()
     async with asyncfetch.cluster.load_async("org/sole", nodes=[alone], **options(server)) as held:
         assert sent(server, repository) == SHARDS
+        assert [node.node for node in held.nodes] == [alone]
         raylets.kill(alone)
         assert await eventually(lambda: alone not in raylets.alive(), 60)
         assert raylets.run(raylets.alive()[0], seen_there, held)["digests"] == DIGESTS
