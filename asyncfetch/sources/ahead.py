@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 from ..errors import AsyncfetchError, EntryNotFoundError
 from ..storage.listings import Records
 from ..tasks import off_loop, plain_errors
+from .candidates import is_index_name
 from .hub_finder import HubPlace
 from .located import FoundIndex, Listing, SourceFile
-from .candidates import is_index_name, names_in
 from .request import Request
 
 __all__ = ["Ahead", "asking_ahead"]
