@@ -19,7 +19,7 @@ from ..tasks import off_loop, plain_errors
 from .candidates import is_index_name
 from .hub_finder import HubPlace
 from .located import FoundIndex, Listing, SourceFile
-from .request import Request
+from .request import Request, names_in
 
 __all__ = ["Ahead", "asking_ahead"]
 
