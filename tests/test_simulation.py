@@ -167,14 +167,16 @@ def test_each_node_begins_elsewhere() -> None:
     assert pulls.asked.sum(axis=0).min() >= 8
 
 
-def test_nodes_are_admitted_as_holders_become_more() -> None:
-    """For each known holder of an object two may ask; the rest wait, and all get it."""
-    pulls = Pulls(Objects(replace(PLAIN, shards=2, piece=500.0), 40), None, np.random.default_rng(7), 2)
+@pytest.mark.parametrize(("admitted", "first"), [(2, 0), (1, 6)])
+def test_nodes_are_admitted_as_holders_become_more(admitted: int, first: int) -> None:
+    """For each known holder of an object so many may ask, and some in any case; the rest wait, and all get it."""
+    setting = replace(PLAIN, shards=2, piece=500.0)
+    pulls = Pulls(Objects(setting, 40), None, np.random.default_rng(7), admitted, first)
     while not pulls.objects.held.all():
         pulls.step()
-        assert ((pulls.asked & (pulls.tries > 0)).sum(axis=0) <= 2 * pulls.objects.known).all()
-    seconds = pulls.objects.fluid.now
-    assert seconds < pulled_at_will(replace(PLAIN, shards=2, piece=500.0), 40).seconds / 3
+        asking = (pulls.asked & (pulls.tries > 0)).sum(axis=0)
+        assert (asking <= np.maximum(admitted * pulls.objects.known, first)).all()
+    assert pulls.objects.fluid.now < pulled_at_will(setting, 40).seconds / 2
 
 
 def test_a_node_sends_no_more_at_once_than_it_may() -> None:

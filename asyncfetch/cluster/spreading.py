@@ -8,7 +8,7 @@ Who is gone is dropped, and its share is brought by another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -22,6 +22,7 @@ from .nodes import piece_bytes, spread
 from .options import Keep
 from .plan import Plan
 from .ray_calls import answer, placed_at, ray_module
+from .rounds import in_rounds
 from .shards import shard_objects
 
 __all__ = ["Spreading"]
@@ -127,12 +128,12 @@ class Spreading:
             await self._of(source, file, here)
             if start + self._piece < file.size:
                 following = self._read(file, source, start + self._piece)
-            await self._at_each(alive, file, "write", start, piece)
+            await in_rounds(list(alive), self._asking(alive, file, "write", start, piece))
             for member in alive:
                 self._progress(member, file, min(start + self._piece, file.size - 1))
             del piece
         try:
-            await self._at_each(alive, file, "finish", self._fetched.get(file.name))
+            await self._finish(alive, file)
         except ChecksumMismatchError as error:
             if file.name in self._fetched:
                 raise
@@ -161,19 +162,27 @@ class Spreading:
             source.whole.discard(file.name)
             raise LostError(error.message) from error
 
-    async def _at_each(self, alive: list[Member], file: SourceFile, method: str, *arguments: Any) -> None:
-        """Ask the same of several nodes, of which those that are gone leave `alive`."""
-
-        async def ask(member: Member) -> None:
-            try:
-                await self._members.ask(member, method, file.name, *arguments)
-            except LostError:
-                alive.remove(member)
-
+    async def _finish(self, alive: list[Member], file: SourceFile) -> None:
+        ask = self._asking(alive, file, "finish", self._fetched.get(file.name))
         with plain_errors():
             async with anyio.create_task_group() as group:
                 for member in list(alive):
                     group.start_soon(ask, member)
+
+    def _asking(
+        self, alive: list[Member], file: SourceFile, method: str, *arguments: Any
+    ) -> Callable[[Member], Awaitable[bool]]:
+        """What asks a node, and tells whether it did it: one that is gone leaves `alive`."""
+
+        async def ask(member: Member) -> bool:
+            try:
+                await self._members.ask(member, method, file.name, *arguments)
+            except LostError:
+                alive.remove(member)
+                return False
+            return True
+
+        return ask
 
     async def _complete(self) -> None:
         async def complete(member: Member) -> None:
@@ -193,18 +202,16 @@ class Spreading:
         if file.name not in self.refs:
             self.refs[file.name] = await self._make(file, place)
 
-        async def hold(member: Member) -> None:
+        async def hold(member: Member) -> bool:
             try:
                 await self._members.ask(member, "hold", file.name, *self.refs[file.name])
             except LostError:
-                return
+                return False
             member.held.add(file.name)
             self._progress(member, file, file.size)
+            return True
 
-        async with anyio.create_task_group() as group:
-            for member in list(self._members.all.values()):
-                if file.name not in member.held:
-                    group.start_soon(hold, member)
+        await in_rounds([one for one in self._members.all.values() if file.name not in one.held], hold)
 
     async def _make(self, file: SourceFile, place: str) -> list[Any]:
         """Have a node make the objects of a shard: one that has it on its disk, or else `place`."""

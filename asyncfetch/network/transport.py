@@ -92,10 +92,10 @@ class Transport:
     def aside(self) -> Transport:
         """The same for one request that may help and need not: nobody waits for it or hears of it.
 
-        That it is refused holds up no other.
+        That it is refused holds up no other, and that it is answered gives no other more time.
         """
         one = self.for_call(Notifier(None))
-        one._gates, one._hurry = dict(self._gates), Hurry(brief=0.0)
+        one._gates, one._met, one._hurry = dict(self._gates), set(self._met), Hurry(brief=0.0)
         return one
 
     @contextmanager

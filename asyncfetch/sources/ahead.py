@@ -54,14 +54,16 @@ class Ahead:
         self._files: dict[str, _Answer[SourceFile | EntryNotFoundError]] = {}
         self._listed: _Answer[Records] | None = None
 
-    def look(self, aside: HubPlace, name: str, group: TaskGroup) -> None:
-        """Ask what the Hub says of a file, in a task of `group`."""
+    def look(self, aside: HubPlace, name: str, seconds: float, group: TaskGroup) -> None:
+        """Ask what the Hub says of a file, in a task of `group`, for so many seconds."""
 
-        async def ask() -> SourceFile | EntryNotFoundError:
-            try:
-                return await aside.asked(name, None)
-            except EntryNotFoundError as error:
-                return error
+        async def ask() -> SourceFile | EntryNotFoundError | None:
+            with anyio.move_on_after(seconds):
+                try:
+                    return await aside.asked(name, None)
+                except EntryNotFoundError as error:
+                    return error
+            return None
 
         self._files[name] = _Answer()
         group.start_soon(self._files[name].fetch, ask)
@@ -127,7 +129,7 @@ async def asking_ahead(
     ahead = Ahead(place)
     with plain_errors():
         async with anyio.create_task_group() as group:
-            ahead.look(make_aside(), single, group)
+            ahead.look(make_aside(), single, request.policy.connect_timeout, group)
             if request.late and request.believed and request.chosen is None:
                 ahead.list(make_aside(), request.policy.connect_timeout, group)
             yield ahead

@@ -22,8 +22,8 @@ WAYS: dict[str, Callable[[Setting, int], Outcome]] = {
     "hub": each_from_hub,
     "service": service_per_rack,
     "services": lambda setting, nodes: service_per_rack(setting, nodes, above=True),
-    "ray": pulled_at_will,
-    "ray-rounds": lambda setting, nodes: pulled_at_will(setting, nodes, at_once=16, admitted=2),
+    "ray-at-once": pulled_at_will,
+    "ray": lambda setting, nodes: pulled_at_will(setting, nodes, admitted=1, first=16),
     "tree": fanned_out,
 }
 RATES = ("node", "internet", "connection", "uplink", "line")

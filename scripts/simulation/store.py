@@ -17,18 +17,24 @@ from .site import Outcome, Setting
 
 
 def pulled_at_will(
-    setting: Setting, nodes: int, *, at_once: int | None = None, admitted: int | None = None, seed: int = 7
+    setting: Setting,
+    nodes: int,
+    *,
+    at_once: int | None = None,
+    admitted: int | None = None,
+    first: int = 0,
+    seed: int = 7,
 ) -> Outcome:
     """Every node asks for `at_once` objects at a time (None: all), each beginning elsewhere in the checkpoint.
 
-    `admitted`: for each holder of an object that is known so many nodes may ask for it, and the others are told to
-    wait; None: all may.
+    `admitted`: for each holder of an object that is known so many nodes may ask for it, but `first` of them in any
+    case, and the others are told to wait; None: all may.
     """
-    pulls = Pulls(Objects(setting, nodes), at_once, np.random.default_rng(seed), admitted)
+    pulls = Pulls(Objects(setting, nodes), at_once, np.random.default_rng(seed), admitted, first)
     while not pulls.objects.held.all():
         pulls.step()
     many = "everything" if at_once is None else f"{at_once} objects"
-    how = f"{many} at once" if admitted is None else f"{admitted} nodes for each holder"
+    how = f"{many} at once" if admitted is None else f"{admitted} for each holder, {first} at first"
     return pulls.objects.outcome(f"Ray's store, {how}")
 
 
@@ -40,9 +46,14 @@ class Pulls:
     """
 
     def __init__(
-        self, objects: Objects, at_once: int | None, random: np.random.Generator, admitted: int | None = None
+        self,
+        objects: Objects,
+        at_once: int | None,
+        random: np.random.Generator,
+        admitted: int | None = None,
+        first: int = 0,
     ) -> None:
-        self.objects, self._random, self._admitted = objects, random, admitted
+        self.objects, self._random, self._admitted, self._first = objects, random, admitted, first
         shape = objects.held.shape
         self._at_once = objects.count if at_once is None else at_once
         self.asked = np.zeros(shape, bool)
@@ -85,9 +96,9 @@ class Pulls:
             return nodes, what
         order = self._random.permutation(len(nodes))
         nodes, what = nodes[order], what[order]
-        room = self._admitted * known - (self.asked & begun).sum(axis=0)
-        first = rank_within(what) < room[what]
-        return nodes[first], what[first]
+        room = np.maximum(self._admitted * known, self._first) - (self.asked & begun).sum(axis=0)
+        chosen = rank_within(what) < room[what]
+        return nodes[chosen], what[chosen]
 
     def _ask_for_more(self, nodes: Ints) -> None:
         """Fill the nodes' places with what comes next in their order."""

@@ -113,11 +113,11 @@ def test_what_a_load_takes_is_what_was_told(tmp_path: Path) -> None:
     sharded(tmp_path / "models/org/scaled", scaled)
     with Server(tmp_path / "models") as server:
         command = [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(CASES)]
-        ran = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "HF_ENDPOINT": server.url}, timeout=50
-        )
+        # What is freed is given back at once, whatever was freed before: else malloc keeps some megabytes.
+        env = {**os.environ, "HF_ENDPOINT": server.url, "MALLOC_MMAP_THRESHOLD_": "65536"}
+        ran = subprocess.run(command, capture_output=True, text=True, env=env, timeout=50)
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stdout.splitlines()][1:]
     assert [way for way, *_ in lines] == [way for _, way, _ in CASES]
     for way, told, taken in lines:
-        assert abs(taken - told) < 3 * MiB + told // 20, way
+        assert abs(taken - told) < 2 * MiB + told // 50, way

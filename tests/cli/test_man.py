@@ -32,7 +32,8 @@ COMMANDS = [pytest.param(*one, id=" ".join(one[0])) for one in commands(app, ("a
 @pytest.mark.parametrize(("words", "command"), COMMANDS)
 def test_each_command_is_in_it(words: tuple[str, ...], command: App) -> None:
     """With its options, in the words of --help, and no others. `scripts/man` writes the page anew."""
-    section = re.search(rf"^\.SS {' '.join(words)}$(.*?)(?=^\.S[SH] )", ROFF, re.MULTILINE | re.DOTALL)
+    name = re.escape(" ".join(words).replace("-", r"\-"))
+    section = re.search(rf"^\.SS {name}$(.*?)(?=^\.S[SH] )", ROFF, re.MULTILINE | re.DOTALL)
     assert section is not None, "run scripts/man"
     taken = dict(options(command))
     assert [text_of(term) for term in re.findall(r"^\.B (.*)$", section[1], re.MULTILINE)] == [*taken], (

@@ -1,4 +1,4 @@
-"""Three real raylets of Ray on addresses of this machine, one cluster for all tests; each has a cache of its own."""
+"""Three real raylets of Ray on addresses of this machine, one cluster for all tests here; each has its own cache."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Raylets:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
-    """The cluster of this run, with three nodes."""
+    """The cluster of these tests, with three nodes; it ends before other tests count threads and memory."""
     ray = pytest.importorskip("ray")
     patch = pytest.MonkeyPatch()
     root = tmp_path_factory.mktemp("raylets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from asyncfetch.cluster.nodes import (
     spread,
     tasks_at_once,
 )
+from asyncfetch.cluster.rounds import FIRST, in_rounds
 from asyncfetch.errors import DiskFullError, SourceError
 from asyncfetch.format.arrays import tensor_view
 from asyncfetch.format.header import header_of
@@ -117,3 +119,26 @@ def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ({"nodes": 0}, {"nodes": {}}, {"keep": "tape"}, {"hold": ""}, {"companions": 1}):
         with pytest.raises(SourceError, match=f"{next(iter(wrong))}= takes"):
             asyncfetch.cluster.load("org/model", **wrong)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lost", [0, 30])
+async def test_as_many_ask_as_have_it(lost: int) -> None:
+    """Of many nodes sixteen ask at first; who was lost on the way gives it to nobody."""
+    asking, ended, having = dict[int, anyio.Event](), set[int](), 1
+
+    async def bring(node: int) -> bool:
+        asking[node] = anyio.Event()
+        await asking[node].wait()
+        return node >= lost
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(in_rounds, range(100), bring)
+        while len(ended) < 100:
+            await anyio.wait_all_tasks_blocked()
+            wave = asking.keys() - ended
+            assert len(wave) == min(max(FIRST, having), 100 - len(ended))
+            for node in wave:
+                asking[node].set()
+            ended |= wave
+            having += sum(node >= lost for node in wave)

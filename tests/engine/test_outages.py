@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from asyncfetch.errors import AsyncfetchError, NetworkError, RateLimitedError, ServerError
@@ -91,7 +92,7 @@ async def test_a_first_contact_gets_attempts_alone(server: FaultServer, tmp_path
     else:
         server.fault(f"/org/model/resolve/main/{SINGLE}.index.json", fault, forever=True)
     told: list[Any] = []
-    with pytest.raises(NetworkError) as caught:
+    with pytest.raises(NetworkError) as caught, anyio.fail_after(30):
         await load(server, tmp_path, policy=replace(PATIENT, attempts=4, patience=3600), report=told.append)
     assert isinstance(caught.value, ServerError) == (fault is not None and fault is not Hangup)
     assert [(event.attempt, event.attempts, event.patience) for event in told] == [(n, 4, None) for n in (1, 2, 3)]

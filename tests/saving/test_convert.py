@@ -400,7 +400,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 async def _located(source: Path) -> tuple[Conversion, dict[str, Landed]]:
-    async with asyncfetch.Client() as client, client._call(source, {}, files={}) as call:
+    async with asyncfetch.Client() as client, client._call("convert", source, {}, files={}) as call:
         located, scaling, landed = await call.session.fetch(named=True)
     wishes = Wishes(dtype=np.dtype("f4"), rename=None, limit=9700, said={}, pattern="model{suffix}.safetensors")
     return planned(located, scaling, wishes), landed
