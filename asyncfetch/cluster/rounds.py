@@ -6,8 +6,8 @@ nodes ask at all, it costs time to let them wait. "Many nodes" in docs/architect
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 import anyio
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 FIRST = 16  # nodes that may ask at once while fewer have it
 
 
-async def in_rounds(members: Iterable[T], bring: Callable[[T], Awaitable[bool]]) -> None:
+async def in_rounds(members: Iterable[T], bring: Callable[[T], Coroutine[Any, Any, bool]]) -> None:
     """Bring members an object that one node has. `bring` returns whether the member has it then."""
     limiter, having = anyio.CapacityLimiter(FIRST), 1
 

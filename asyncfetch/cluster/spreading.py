@@ -8,7 +8,7 @@ Who is gone is dropped, and its share is brought by another.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -171,7 +171,7 @@ class Spreading:
 
     def _asking(
         self, alive: list[Member], file: SourceFile, method: str, *arguments: Any
-    ) -> Callable[[Member], Awaitable[bool]]:
+    ) -> Callable[[Member], Coroutine[Any, Any, bool]]:
         """What asks a node, and tells whether it did it: one that is gone leaves `alive`."""
 
         async def ask(member: Member) -> bool:
