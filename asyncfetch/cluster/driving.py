@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from ..sources.request import BucketSource, LocalSource, Request
 from ..sources.resolve import resolve
 from ..storage.checksums import git_blob_id
 from ..tasks import off_loop
+from .handover import offered
 from .held import HeldCheckpoint
 from .keeper import Keeper, News
 from .layout import GROUP_BYTES
@@ -69,7 +71,8 @@ async def brought(
         except ValueError as error:  # another driver was faster
             raise SourceError(f"Another driver just began to hold {hold!r}.", hint="Call it again.") from error
         try:
-            await result(keeper.begin.remote(Errand(asked, request, nodes, keep), plan))
+            async with offered(pickle.dumps(request)) as offer:
+                await result(keeper.begin.remote(Errand(asked, offer, nodes, keep), plan))
             return await _followed(keeper, session.notify, hold, began=session.began)
         except BaseException:
             await end(keeper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,9 +16,11 @@ from ..events import Event, FileProgress, FileVerified, Finished, NodeProgress, 
 from ..network.ranges import Target, read_span
 from ..network.transport import Transport
 from ..sources.links import Links
+from ..sources.request import Request
 from ..sources.resolve import place_of
 from ..spans import Span
 from .fetching import Served
+from .handover import taken
 from .members import Members
 from .plan import Errand, Plan
 from .ray_calls import ray_module
@@ -59,26 +62,27 @@ class Keeper:
         self._asked: tuple[str, ...] = ()
 
     async def begin(self, errand: Errand, plan: Plan) -> None:
-        """Begin to bring a checkpoint to its nodes. What is in `errand` goes to nobody else."""
+        """Begin to bring a checkpoint to its nodes. The request, with the token, comes from the driver past Ray."""
         self._asked, self._plan, ray = errand.asked, plan, ray_module()
+        request: Request = pickle.loads(await taken(errand.offer))  # noqa: S301 - of the same user, see `offered`
         me = ray.get_runtime_context().current_actor
         plan_ref = ray.put(plan)
         self._files = {file.name: replace(file) for file in plan.located.files}
         self._members = Members(plan, plan_ref, errand.nodes, errand.keep, me, self._notify)
         self._spreading = Spreading(plan, plan_ref, errand.keep, self._members, me, self._notify)
-        self._task = asyncio.create_task(self._run(errand))
+        self._task = asyncio.create_task(self._run(request))
 
     async def asked(self) -> tuple[str, ...]:
         """What was asked of it, so that another driver sees whether that is what it wants."""
         return self._asked
 
-    async def _run(self, errand: Errand) -> None:
+    async def _run(self, request: Request) -> None:
         notifier = Notifier(self._notify)
         with self._scope:
             try:
                 async with Transport(self._plan.policy, notify=notifier) as transport:
                     self._transport = transport
-                    self._links = Links(place_of(errand.request, transport))
+                    self._links = Links(place_of(request, transport))
                     await self._members.look(first=True)
                     await self._spreading.settle()
                     self._enter("held")

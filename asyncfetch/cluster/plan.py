@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import ChangedError, OfflineError
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
-from ..sources.request import Request
 from ..storage.cache import RepoCache
 from ..storage.roots import cache_root
 from .layout import Group, groups_of
@@ -87,10 +86,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What the keeper is told, beside the plan. It alone knows `request`, with the token. `asked` tells calls apart."""
+    """What the keeper is told, beside the plan. `asked` tells calls apart; at `offer` it takes a pickled Request."""
 
     asked: tuple[str, ...]
-    request: Request = field(repr=False)
+    offer: str
     nodes: Nodes
     keep: Keep
 

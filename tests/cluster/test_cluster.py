@@ -150,8 +150,15 @@ def showing(folder: Path) -> list[Path]:
 
 @ONE_LOOP
 @pytest.mark.anyio
-async def test_a_source_without_links(raylets: Raylets, server: FaultServer) -> None:
-    """Files that only the token opens are read by the keeper alone: no node gets the token."""
+async def test_a_source_without_links(raylets: Raylets, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that only the token opens are read by the keeper alone: no node gets the token, and Ray does not."""
+    real, told = raylets.ray.actor.ActorMethod._remote, list[bytes]()
+
+    def noted(method: Any, args: Any = None, kwargs: Any = None, **more: Any) -> Any:
+        told.append(raylets.ray.cloudpickle.dumps((args, kwargs)))
+        return real(method, args, kwargs, **more)
+
+    monkeypatch.setattr(raylets.ray.actor.ActorMethod, "_remote", noted)
     repository = server.hub("org/closed", FILES, links="")
     server.listing(repository)
     held = await asyncfetch.cluster.load_async("org/closed", keep="both", **options(server))
@@ -159,6 +166,8 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer) -> 
         assert all(raylets.snapshots(node, "org/closed") == KEPT for node in raylets.alive())
         assert raylets.run(raylets.alive()[0], seen_there, held)["digests"] == DIGESTS
         assert shown(raylets.ray.cloudpickle.dumps(held._plan)) is None
+        assert any(b"Errand" in call for call in told)
+        assert not any(map(shown, told))
     assert showing(Path(raylets.ray._private.worker._global_node.get_session_dir_path())) == []
     async with asyncfetch.cluster.load_async("org/closed", **options(server, token=False)) as held:
         assert held.downloaded == 0

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
+
 import anyio
 import ml_dtypes
 import numpy as np
 import pytest
 
 import asyncfetch
+from asyncfetch.cluster.handover import offered, taken
 from asyncfetch.cluster.layout import groups_of, packed, views
 from asyncfetch.cluster.nodes import (
     Node,
@@ -21,7 +25,7 @@ from asyncfetch.cluster.nodes import (
     tasks_at_once,
 )
 from asyncfetch.cluster.rounds import FIRST, in_rounds
-from asyncfetch.errors import DiskFullError, SourceError
+from asyncfetch.errors import DiskFullError, NetworkError, SourceError
 from asyncfetch.format.arrays import tensor_view
 from asyncfetch.format.header import header_of
 
@@ -142,3 +146,19 @@ async def test_as_many_ask_as_have_it(lost: int) -> None:
                 asking[node].set()
             ended |= wave
             having += sum(node >= lost for node in wave)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("folder", ["short", "long"])
+async def test_a_secret_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str) -> None:
+    """To the same user, however long the names of folders are, and for as long as it is offered."""
+    if folder == "long":
+        (tmp_path / ("x" * 120)).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 120)))
+    secret = bytes(range(256)) * 5000
+    async with offered(secret) as path:
+        assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+        assert [await taken(path), await taken(path)] == [secret, secret]
+    assert not Path(path).parent.exists()
+    with pytest.raises(NetworkError, match="beside the driver"):
+        await taken(path)
