@@ -180,7 +180,10 @@ def test_a_file_system_without(tmp_path: Path) -> None:
 )
 def test_the_cache_of_another_user(home: int, hub: int, says: str) -> None:
     """What may be done with it is told as it is, also where it may not even be looked at."""
-    prepare = "import os, sys, anyio._backends._asyncio; from asyncfetch.cli.doctor import doctor"
+    prepare = (  # all that is imported late: a Python may lie where only its user may look
+        "import os, sys, anyio._backends._asyncio, importlib.metadata; importlib.metadata.version('anyio'); "
+        "from asyncfetch.cli.doctor import doctor"
+    )
     code = (
         "environ = {'HF_HUB_OFFLINE': '1', 'HF_HUB_CACHE': sys.argv[1]}\n"
         "sys.exit(doctor(environ, cache_dir=None, endpoint=None, as_json=True))"
