@@ -38,6 +38,11 @@ class LazyClient:
         self._injected, self._reach = injected, reach
         self._own: _Sender | None = None
 
+    @property
+    def injected(self) -> bool:
+        """Whether it is the caller's."""
+        return self._injected is not None
+
     def get(self) -> Any:
         """The client to send with."""
         if self._injected is None and self._own is None:

@@ -98,6 +98,11 @@ class Transport:
         one._gates, one._met, one._hurry = dict(self._gates), set(self._met), Hurry(brief=0.0)
         return one
 
+    @property
+    def injected(self) -> bool:
+        """Whether requests go through the caller's client. One that is cancelled there may leave a socket open."""
+        return self._client.injected
+
     @contextmanager
     def hurry(self, brief: float = BRIEF) -> Iterator[Hurry]:
         """In the block, and until a server gives a good answer, nobody is waited for who does not answer well.

@@ -60,6 +60,8 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
         source = request.source
         if not (isinstance(place, HubPlace) and isinstance(source, HubSource)) or request.settings.offline:
             return await find(place, request, transport)
+        if transport.injected:  # what is not needed is cancelled
+            return await find(place, request, transport)
         async with asking_ahead(place, lambda: HubPlace(request, source, transport.aside()), request) as ahead:
             return await find(place, request, transport, ahead)
 

@@ -307,6 +307,14 @@ MUTANTS = (
         ("sources/test_ahead.py::test_refusals_of_what_need_not_be",),
     ),
     Mutant(
+        "the-callers-client-is-asked-ahead",
+        _AHEAD,
+        "sources.resolve:_resolve",
+        "if transport.injected:",
+        "if False:",
+        ("sources/test_ahead.py::test_the_callers_client_is_asked_for_what_is_needed",),
+    ),
+    Mutant(
         "answers-ahead-give-patience",
         _AHEAD,
         "network.transport:Transport.aside",

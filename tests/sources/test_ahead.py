@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -131,3 +132,15 @@ def test_refusals_of_what_need_not_be(server: FaultServer, tmp_path: Path, shard
     events: list[Event] = []
     assert load(server, tmp_path, events) == {7}
     assert not [event for event in events if isinstance(event, Retrying | Waiting | Warned)]
+
+
+@pytest.mark.anyio
+async def test_the_callers_client_is_asked_for_what_is_needed(server: FaultServer, tmp_path: Path) -> None:
+    """What is not needed would be cancelled, and a hand-shake that is cancelled there leaves its socket open."""
+    server.listing(server.hub("org/model", files_of(1, 7)))
+    async with httpx.AsyncClient() as client:
+        options: dict[str, Any] = {"endpoint": server.url, "cache_dir": tmp_path, "token": False, "client": client}
+        await asyncfetch.load_async("org/model", **options)
+    asked = {seen.path for seen in server.seen}
+    assert {page(INDEX), page(SINGLE, COMMIT)} <= asked
+    assert not asked & {page(SINGLE), TREE}
