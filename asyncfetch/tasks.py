@@ -109,14 +109,21 @@ async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Let one exception out of a group: the others hang on it as notes."""
+    """Let one exception out of a group: the others hang on it as notes.
+
+    The group is not its context: IPython shows no error that has one there as it shows others.
+    """
     chosen: BaseException | None = None
     try:
         yield
     except BaseExceptionGroup as group:
         chosen = collapse(group)
     if chosen is not None:
-        raise chosen from chosen.__cause__
+        context = chosen.__context__
+        try:
+            raise chosen from chosen.__cause__
+        finally:
+            chosen.__context__ = context
 
 
 def collapse(group: BaseExceptionGroup[BaseException]) -> BaseException:

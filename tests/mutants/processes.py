@@ -315,6 +315,14 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "groups-hang-on-errors",
+        _SIBLINGS,
+        "tasks:plain_errors",
+        "chosen.__context__ = context",
+        "pass",
+        ("sources/test_resolve.py::test_public_errors_are_no_groups",),
+    ),
+    Mutant(
         "interrupt-loses-to-an-error",
         _SIBLINGS,
         "tasks:collapse.rank",

@@ -729,8 +729,12 @@ async def test_looks_are_bounded(server: FaultServer, tmp_path: Path) -> None:
 
 
 async def test_public_errors_are_no_groups(server: FaultServer, tmp_path: Path) -> None:
-    """Two failures at once are one exception, and the other one hangs on it as a note."""
+    """Two failures at once are one exception, and the other one hangs on it as a note. No group is its context."""
     server.hub("org/model", {INDEX: FILES[INDEX]})
     with pytest.raises(ShardNotFoundError) as caught:
         await asyncfetch.inspect_async("org/model", endpoint=server.url, cache_dir=tmp_path, policy=FAST)
     assert not isinstance(caught.value, BaseExceptionGroup)
+    behind: list[BaseException] = [caught.value]
+    while behind[-1].__context__ is not None:
+        behind.append(behind[-1].__context__)
+    assert not [error for error in behind if isinstance(error, BaseExceptionGroup)]
