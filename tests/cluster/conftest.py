@@ -100,8 +100,9 @@ def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What Ray leaves open is not what is tested."""
+    """What Ray leaves open is not what is tested, and that JAX, where it was used before, warns of forks."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"os\.fork", RuntimeWarning)
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", FutureWarning)
         yield
