@@ -135,7 +135,7 @@ async def test_a_trickle_gathers(tcp_pair: tuple[Stream, socket.socket], monkeyp
     began = time.monotonic()
     with anyio.fail_after(10):
         assert await stream.readable(3600, wanted=1 << 20)
-    assert time.monotonic() - began >= network._GATHER_SECONDS
+    assert time.monotonic() - began >= network._GATHER_SECONDS - 0.002  # uvloop counts whole milliseconds
     assert stream.burst(into) == (1000, False)
 
     monkeypatch.setattr(network, "_GATHER_SECONDS", 3600)
