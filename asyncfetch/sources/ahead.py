@@ -33,9 +33,11 @@ class _Answer(Generic[T]):
         self._value: T | None = None
         self._here = anyio.Event()
 
-    async def fetch(self, ask: Callable[[], Awaitable[T | None]]) -> None:
+    async def fetch(self, ask: Callable[[], Awaitable[T | None]], seconds: float) -> None:
+        """Ask, for so many seconds."""
         try:
-            self._value = await ask()
+            with anyio.move_on_after(seconds):
+                self._value = await ask()
         except AsyncfetchError:  # who needs it asks again, and hears it then
             pass
         finally:
@@ -57,27 +59,19 @@ class Ahead:
     def look(self, aside: HubPlace, name: str, seconds: float, group: TaskGroup) -> None:
         """Ask what the Hub says of a file, in a task of `group`, for so many seconds."""
 
-        async def ask() -> SourceFile | EntryNotFoundError | None:
-            with anyio.move_on_after(seconds):
-                try:
-                    return await aside.asked(name, None)
-                except EntryNotFoundError as error:
-                    return error
-            return None
+        async def ask() -> SourceFile | EntryNotFoundError:
+            try:
+                return await aside.asked(name, None)
+            except EntryNotFoundError as error:
+                return error
 
         self._files[name] = _Answer()
-        group.start_soon(self._files[name].fetch, ask)
+        group.start_soon(self._files[name].fetch, ask, seconds)
 
     def list(self, aside: HubPlace, seconds: float, group: TaskGroup) -> None:
         """Ask what the revision lists, in a task of `group`, for so many seconds."""
-
-        async def ask() -> Records | None:
-            with anyio.move_on_after(seconds):
-                return await aside.records()
-            return None
-
         self._listed = _Answer()
-        group.start_soon(self._listed.fetch, ask)
+        group.start_soon(self._listed.fetch, aside.records, seconds)
 
     async def file(self, name: str, commit: str | None) -> SourceFile | None:
         found = await self._told(name, commit)

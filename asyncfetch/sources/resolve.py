@@ -58,9 +58,8 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
         if exact is not None:
             return await find_files(place, request, exact)
         source = request.source
-        if not (isinstance(place, HubPlace) and isinstance(source, HubSource)) or request.settings.offline:
-            return await find(place, request, transport)
-        if transport.injected:  # what is not needed is cancelled
+        asks = not (request.settings.offline or transport.injected)  # there, what is cancelled leaves a socket open
+        if not (asks and isinstance(place, HubPlace) and isinstance(source, HubSource)):
             return await find(place, request, transport)
         async with asking_ahead(place, lambda: HubPlace(request, source, transport.aside()), request) as ahead:
             return await find(place, request, transport, ahead)

@@ -310,8 +310,8 @@ MUTANTS = (
         "the-callers-client-is-asked-ahead",
         _AHEAD,
         "sources.resolve:_resolve",
-        "if transport.injected:",
-        "if False:",
+        "not (request.settings.offline or transport.injected)",
+        "not request.settings.offline",
         ("sources/test_ahead.py::test_the_callers_client_is_asked_for_what_is_needed",),
     ),
     Mutant(
@@ -325,7 +325,7 @@ MUTANTS = (
     Mutant(
         "waits-for-what-need-not-be",
         _AHEAD,
-        "sources.ahead:Ahead.look",
+        "sources.ahead:_Answer.fetch",
         "anyio.move_on_after(seconds)",
         "anyio.move_on_after(3600)",
         ("sources/test_resolve.py::test_looking_for_a_single_file_cannot_fail",),

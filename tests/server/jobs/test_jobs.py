@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import random
 import signal
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from asyncfetch.server.people.openapi import openapi_document
 
 from ...kit.canaries import TOKEN
 from ...kit.fault_server import COMMIT, FaultServer, Flip, Status
-from ..arriving.test_pull_through import kept
+from ..arriving.test_pull_through import FILES, NAME, PAGE, SHA256, STORED, WEIGHTS, kept
 from ..clients import hub
 from ..services import Gate, process_of
 
@@ -32,13 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NAME = "org/model"
-WEIGHTS = random.Random(5).randbytes(3_000_000)
-SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
-STORED = f"/storage/{SHA256}"
-FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}\n", "empty.txt": b"", "sub/words.txt": b"words" * 30_000}
 OTHERS = {"pytorch_model.bin": b"pickled", "onnx/model.onnx": b"graph"}
-PAGE = f"/{NAME}/resolve/main/model.safetensors"
 
 
 @pytest.fixture
