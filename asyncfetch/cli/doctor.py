@@ -197,7 +197,13 @@ async def _network(environ: Mapping[str, str], policy: Policy, settings: Setting
     if settings.offline:
         hint = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: nothing is asked, here too."
         return [*findings, Finding("network", "note", "Only what is cached is used.", hint)]
-    brief = Policy(attempts=1, patience=0, connect_timeout=policy.connect_timeout, read_timeout=policy.read_timeout)
+    brief = Policy(
+        attempts=1,
+        patience=0,
+        max_wait=0,  # a limit is told, not waited for
+        connect_timeout=policy.connect_timeout,
+        read_timeout=policy.read_timeout,
+    )
     token = _unused_token(environ, settings)
     async with Transport(brief) as transport:
         reached = await _reach(transport, url)

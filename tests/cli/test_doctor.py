@@ -106,7 +106,7 @@ def test_a_proxy_that_is_wrong(
     [
         (LoginPage, "not as a Hub does"),
         (Status(503), "503"),
-        (Status(429, {"retry-after": "9"}), "limits"),
+        (Status(429, {"retry-after": "290"}), "limits"),  # not waited for
         (Status(302, {"location": "http://elsewhere.invalid/"}), "not as a Hub does"),
     ],
     ids=["a page", "a server's fault", "a limit", "a redirect"],

@@ -230,6 +230,14 @@ MUTANTS = (
         (f"{_BROKEN}test_a_hub_that_is_none",),
     ),
     Mutant(
+        "doctor-waits-for-a-limit",
+        _DOCTOR,
+        "cli.doctor:_network",
+        "max_wait=0,",
+        "",
+        (f"{_BROKEN}test_a_hub_that_is_none",),
+    ),
+    Mutant(
         "doctor-leaves-its-probe",
         _DOCTOR,
         "cli.doctor:_cache",
