@@ -681,7 +681,13 @@ def test_an_interrupt_ends_at_once(number: signal.Signals) -> None:
         release.wait(60)
 
     with listening(stall) as url:
-        process = start("download", REPO, "--endpoint", url, real=True)
+        before = signal.signal(
+            number, signal.SIG_DFL
+        )  # of what runs these tests, nohup maybe, it would inherit another
+        try:
+            process = start("download", REPO, "--endpoint", url, real=True)
+        finally:
+            signal.signal(number, before)
         assert asked.wait(20)
         process.send_signal(number)
         process.wait(15)  # less than a read's time-out: nothing else ends it
