@@ -180,6 +180,32 @@ class Board(Generic[K]):
         pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
         return self.take(max(pending, key=pending.__getitem__), sharers, least) if pending else None
 
+    def take_within(self, file: K, wanted: Span, sharers: int, least: int) -> Lease[K] | None:
+        """A piece of `file` that begins with the first byte of `wanted` that nobody fetches; None if there is none.
+
+        A connection that has more than twice `least` to bring before it comes to `wanted` ends there. `sharers` are
+        to bring what is wanted.
+        """
+        self._end_before(file, wanted.start, late=2 * least)
+        within = [span for span in self.pending.get(file, ()) if span.start < wanted.stop and wanted.start < span.stop]
+        if not within:
+            return None
+        span = min(within)
+        start = max(span.start, wanted.start)
+        piece = piece_size(min(span.stop, wanted.stop) - start, sharers, self.min_split, least)
+        lease = Lease(file, start, min(start + piece, span.stop))
+        left = [Span(span.start, start), Span(lease.stop, span.stop)]
+        spans = [one for other in self.pending.pop(file) for one in (left if other == span else [other])]
+        self.add(file, [one for one in spans if one.nbytes])
+        self.active.append(lease)
+        return lease
+
+    def _end_before(self, file: K, offset: int, *, late: int) -> None:
+        for lease in self.active:
+            if lease.file == file and lease.start + late < offset < lease.stop:
+                self.pending.setdefault(file, deque()).appendleft(Span(offset, lease.stop))
+                lease.stop = offset
+
     def steal(self, least: int, sharers: int = 2) -> Lease[K] | None:
         """A piece of the largest span in flight, which keeps what comes before it.
 

@@ -22,6 +22,7 @@ from ..events import Notifier
 from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
+from ..spans import Span
 from ..storage.buffers import aligned_buffer
 from ..storage.maps import pages_of
 from ..storage.partial import Partial
@@ -69,6 +70,8 @@ class Transfer:
         self._waiting: deque[SourceFile] = deque()
         self._open: dict[str, Receiving] = {}
         self._opening = 0  # files whose spans will be on the board soon
+        self._sought: deque[tuple[str, Span]] = deque()  # what somebody waits for, of which file
+        self._in_order = True  # of two pieces, one comes in order
         self._work = Signal()  # there are spans of a new file, or memory to begin one
         self._running = 0  # lanes
         self._wanted = 0  # lanes, while there is something to do for all of them
@@ -103,6 +106,22 @@ class Transfer:
         if on_disk:
             await off_loop(lambda: record(located))
         return self._found
+
+    def seek(self, name: str, wanted: Span) -> bool:
+        """Bring these bytes of a file before what comes in order.
+
+        At once, by a lane more for one piece, since those that run may wait for the source. There may be as many of
+        these as the policy has connections; then it comes in turn. False where nothing can be brought so: the file
+        comes in one piece, or is not on its way.
+        """
+        policy, board = self._job.policy, self._job.board
+        if name not in self._open or name in board.unsplittable or policy.connections == 1:
+            return False
+        self._sought.append((name, wanted))
+        if self._running < 2 * policy.connections and (lease := self._take_sought()) is not None:
+            self._running += 1
+            self._job.group.start_soon(self._lane, lease)
+        return True
 
     # -- how many lanes ------------------------------------------------------------------------
 
@@ -168,23 +187,24 @@ class Transfer:
 
     # -- what a lane does ----------------------------------------------------------------------
 
-    async def _lane(self) -> None:
+    async def _lane(self, lease: Lease[str] | None = None) -> None:
+        """Fetch `lease`, then what is next, until there is nothing left, or more lanes than are wanted."""
         # Not a bytearray: to zero so many would hold up the event loop.
         scratch = aligned_buffer(self._job.policy.burst if self._job.storage == "disk" else 0, 0)
-        file = ""
-        while (lease := await self._next_lease(file)) is not None:
-            file = lease.file
-            await self._open[file].receive(lease, scratch)
+        lease = lease or await self._next_lease("")
+        while lease is not None:
+            await self._open[lease.file].receive(lease, scratch)
+            lease = await self._next_lease(lease.file) if self._running <= self._wanted else None
         self._running -= 1
 
     async def _next_lease(self, file: str) -> Lease[str] | None:
         """What a lane that stays with `file` fetches next, once there is something; None if nothing is left."""
         board, consumer = self._job.board, self._job.consumer
         while True:
-            # With a file for each connection, one request brings the whole of it.
-            files = board.files + len(self._waiting) + self._opening
-            sharers = math.ceil(self._running / max(files, 1))
-            lease = board.take(file, sharers, least := self._least_piece())
+            sharers, least = self._sharers(), self._least_piece()
+            self._in_order = not self._in_order
+            sought = None if self._in_order else self._take_sought()
+            lease = sought or board.take(file, sharers, least)
             may_begin = self._waiting and len(self._open) + self._opening < max(
                 _MOST_OPEN, self._job.policy.connections
             )
@@ -195,6 +215,23 @@ class Transfer:
             if lease is not None or not (self._opening or self._waiting):
                 return lease
             await self._work.wait()
+
+    def _sharers(self) -> int:
+        """How many lanes there are for a file. With a file for each, one request brings the whole of it."""
+        files = self._job.board.files + len(self._waiting) + self._opening
+        return math.ceil(self._running / max(files, 1))
+
+    def _take_sought(self) -> Lease[str] | None:
+        """The next piece of what somebody waits for. Who has got one waits until the others have."""
+        board, least = self._job.board, self._least_piece() or self._job.policy.min_split
+        while self._sought:
+            name, wanted = self._sought.popleft()
+            lease = board.take_within(name, wanted, self._sharers(), least)
+            if lease is not None:
+                if lease.stop < wanted.stop:
+                    self._sought.append((name, Span(lease.stop, wanted.stop)))
+                return lease
+        return None
 
     async def _begin_next(self) -> str:
         """Begin the next file, and return its name; the lanes that found nothing to do look again then."""

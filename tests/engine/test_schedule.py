@@ -138,6 +138,25 @@ class BoardMachine(RuleBasedStateMachine):
         assert 4 <= lease.remaining <= had - victim.remaining
         return lease
 
+    @rule(target=leases, file=st.sampled_from("abc"), start=st.integers(0, 63), size=st.integers(1, 64))
+    def take_within(self, file: str, start: int, size: int) -> Lease[str] | None:
+        wanted = Span(start, start + size)
+        late = [
+            lease.stop for lease in self.board.active if lease.file == file and lease.start + 6 < start < lease.stop
+        ]
+        spans = [*self.board.pending.get(file, ()), *(Span(start, stop) for stop in late)]
+        free = {place for span in spans for place in range(span.start, span.stop)} & {*range(start, start + size)}
+        lease = self.board.take_within(file, wanted, 2, 3)
+        assert all(start not in range(each.start + 7, each.stop) for each in self.board.active if each.file == file)
+        if lease is None:
+            assert not free
+            return None
+        assert (lease.file, lease.start) == (file, min(free))
+        whole = next(span.stop for span in spans if span.start <= lease.start < span.stop)
+        piece = max(3, (min(whole, wanted.stop) - lease.start) // 8)
+        assert lease.stop == min(lease.start + piece, whole)
+        return lease
+
     @rule(lease=leases, nbytes=st.integers(1, 20))
     def accept(self, lease: Lease[str] | None, nbytes: int) -> None:
         if lease is not None and any(lease is each for each in self.board.active):

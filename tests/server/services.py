@@ -22,17 +22,19 @@ __all__ = ["Gate", "metric", "process_of"]
 
 
 class Gate:
-    """Breaks off what begins at 0 after `cut` bytes, and holds up what goes on there until it is opened."""
+    """Holds up what lies beyond the first `cut` bytes, but for answers that begin at `beyond`, until it is opened."""
 
-    def __init__(self, cut: int) -> None:
-        self.cut = cut
+    def __init__(self, cut: int, *beyond: int) -> None:
+        self.cut, self.beyond = cut, beyond
         self.opened = threading.Event()
 
     def __call__(self, answer: Answer) -> Answer:
         start = int(answer.headers["content-range"].removeprefix("bytes ").partition("-")[0])
-        if start == self.cut:
+        if start < self.cut and not self.opened.is_set():
+            return Truncate(self.cut - start)(answer)
+        if start not in self.beyond:
             self.opened.wait(60)
-        return answer if start else Truncate(self.cut)(answer)
+        return answer
 
 
 @contextmanager

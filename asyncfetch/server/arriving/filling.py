@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["AHEAD", "Fill"]
 
 LOG = logging.getLogger("asyncfetch.server")
-AHEAD = 8 * MiB  # beyond what has come: who reads there gets a request of its own
-PIECE = 4 * MiB  # of such a request
+AHEAD = 8 * MiB  # beyond what has come: who reads there is not kept waiting until that comes in order
+PIECE = 4 * MiB  # of a request for it alone
 LOOK_AGAIN = 0.1  # seconds between looks at what another process brings
 
 
@@ -91,6 +91,7 @@ class Fill:
         self._partial: Partial | Followed | None = None
         self._marked = distrust.marked_at(self.file.key)  # when what comes was last found wrong
         self._group: TaskGroup | None = None  # of the transfer
+        self._transfer: Transfer | None = None
         self._descriptor: int | None = None
         self._readers = self._jobs = 0
         self._asked_for = False  # by a reader, who may have left: it goes on then
@@ -155,11 +156,19 @@ class Fill:
         return max(min(here, size if self._verified else size - HELD) - offset, 0)
 
     def is_far(self, offset: int) -> bool:
-        """Whether the fill comes to `offset` so late that a reader there gets a request of its own."""
+        """Whether the fill comes to `offset` late, in order."""
         if self._ended or self._verified or self._strict or self.generation or self._partial is None:
             return False
         missing = not self._partial.reach(offset) > offset
         return missing and self._partial.frontier + AHEAD < offset < self.file.size - HELD
+
+    def seek(self, offset: int, stop: int) -> bool:
+        """Bring bytes that are far before what comes in order. False where that cannot be: they are passed on."""
+        return (
+            isinstance(self._partial, FilePartial)
+            and self._transfer is not None
+            and self._transfer.seek(self.file.name, Span(offset, stop))
+        )
 
     async def read_far(self, offset: int, stop: int, transport: Transport) -> bytes:
         """Some bytes from `offset` on, from the source and not kept. Raises the network's errors, ChangedError."""
@@ -201,7 +210,7 @@ class Fill:
         located = Located(self.name, self.file.commit, ref, "", None, None, [self.file], cache, self._origin)
         try:
             with plain_errors():
-                landed = await self._transfer(located, transport, policy)
+                landed = await self._bring(located, transport, policy)
             await self._landed_at(landed)
             self._verified = self.complete = True
         except AsyncfetchError as error:
@@ -216,13 +225,15 @@ class Fill:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await off_loop(self._distrust.save)
 
-    async def _transfer(self, located: Located, transport: Transport, policy: Policy) -> Landed:
+    async def _bring(self, located: Located, transport: Transport, policy: Policy) -> Landed:
         """Run the transfer, and read what another process brings for as long as that has the file."""
         self.file.identity = self._distrust.identity(self.file.key)
         async with anyio.create_task_group() as group:
             self._group = group
-            transfer = Transfer(located, transport, policy, transport.notify, consumer=self, named=True, frugal=True)
-            found = await transfer.run()
+            self._transfer = Transfer(
+                located, transport, policy, transport.notify, consumer=self, named=True, frugal=True
+            )
+            found = await self._transfer.run()
             group.cancel_scope.cancel()
         return found[self.file.name]
 

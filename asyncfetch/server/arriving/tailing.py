@@ -31,6 +31,7 @@ class FillBody(StreamingResponse):
         super().__init__((), status, headers)
         self.fill, self.transport, self.span = fill, transport, span
         self.generation = fill.generation  # of what a client that asks for the rest was told it may go on with
+        self._sought = False  # the fill brings the rest of it before what comes in order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -60,14 +61,20 @@ class FillBody(StreamingResponse):
             if count := min(chunk_size(), fill.ready(position), end - position):
                 self.scope[ORIGIN] = "fill"
                 return await in_reader(fill.read, position, count)
-            if fill.is_far(position):
-                self.scope[ORIGIN] = "passed"
-                try:
-                    return await fill.read_far(position, end, self.transport)
-                except AsyncfetchError:
-                    return b""
+            if not self._sought and fill.is_far(position):
+                self._sought = fill.seek(position, end)
+                if not self._sought:
+                    return await self._passed_on(position, end)
             await fill.changed.wait()
         return b""
+
+    async def _passed_on(self, position: int, end: int) -> bytes:
+        """Some bytes from `position` on that are not kept; none where the source gives none."""
+        self.scope[ORIGIN] = "passed"
+        try:
+            return await self.fill.read_far(position, end, self.transport)
+        except AsyncfetchError:
+            return b""
 
     def _is_cut_off(self) -> bool:
         return self.fill.over or self.fill.generation != self.generation

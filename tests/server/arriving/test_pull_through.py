@@ -39,7 +39,7 @@ from ...kit.fault_server import (
     Status,
 )
 from ..clients import hub
-from ..services import Gate, process_of
+from ..services import Gate, metric, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,7 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 STORED = f"/storage/{SHA256}"
 FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}\n", "empty.txt": b"", "sub/words.txt": b"words" * 30_000}
 PAGE = f"/{NAME}/resolve/main/model.safetensors"
+PAGE_OF_BIG = f"/{NAME}/resolve/main/big.safetensors"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 OWN_CLIENT = pytest.mark.shows_secrets(reason="the links are logged by this test's own httpx client")
 
@@ -156,27 +157,56 @@ def test_a_second_reader_shares_what_arrives(source: FaultServer, service: Serve
     assert source.times_sent(STORED).max() == 1
 
 
+def part(service: Server, file: str, start: int, stop: int, data: bytes) -> bool:
+    """Ask for bytes of a file that holds `data`; whether they are right."""
+    response = httpx.get(
+        f"{service.url}/{NAME}/resolve/main/{file}", headers={"Range": f"bytes={start}-{stop - 1}"}, timeout=30
+    )
+    assert (response.status_code, response.headers["content-range"]) == (206, f"bytes {start}-{stop - 1}/{len(data)}")
+    return response.content == data[start:stop]
+
+
 def test_ranges_before_within_and_far_beyond_what_has_come(source: FaultServer, tmp_path: Path) -> None:
+    """Who reads far ahead gets it at once, and no byte is fetched for that which would come anyway."""
     data = random.Random(6).randbytes(15 * MiB)
     path = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
-    gate = Gate(2 * MiB)
+    far = [12 * MiB + 77, 14 * MiB + 5]
+    gate = Gate(2 * MiB, *far)
     source.fault(path, gate, forever=True)
     with Server(tmp_path / "cache", upstream=source.url) as service, ThreadPoolExecutor(4) as pool:
 
-        def ask(start: int, stop: int) -> bytes:
-            response = httpx.get(
-                f"{service.url}/{NAME}/resolve/main/big.safetensors", headers={"Range": f"bytes={start}-{stop - 1}"}
-            )
-            assert response.status_code == 206
-            assert response.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(data)}"
-            return response.content
+        def ask(span: tuple[int, int]) -> bool:
+            return part(service, "big.safetensors", *span, data)
 
-        assert ask(0, 1000) == data[:1000]
-        assert ask(12 * MiB, 12 * MiB + 10) == data[12 * MiB : 12 * MiB + 10]
-        assert any(seen.start == 12 * MiB and seen.sent == 10 for seen in source.to(path))
+        assert ask((0, 1000))
+        assert all(pool.map(ask, [(start, start + 10) for start in far]))
+        assert not gate.opened.is_set()
         gate.opened.set()
-        spans = [(5, 3 * MiB), (3 * MiB, 9 * MiB), (13 * MiB, len(data)), (len(data) - 3, len(data))]
-        assert list(pool.map(lambda span: ask(*span), spans)) == [data[slice(*span)] for span in spans]
+        assert all(pool.map(ask, [(5, 3 * MiB), (3 * MiB, 9 * MiB), (13 * MiB, len(data)), (len(data) - 3, len(data))]))
+        assert source.times_sent(path).max() == 1
+        assert metric(service.url, 'served_bytes_total{origin="fill"') > 0
+        assert metric(service.url, 'served_bytes_total{origin="passed"') == 0
+
+
+def test_who_reads_far_ahead_leaves_something_to_who_reads_in_order(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFETCH_CONNECTIONS", "2")
+    data = random.Random(7).randbytes(60 * MiB)
+    path = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
+    far = 20 * MiB + 77
+    gate = Gate(MiB, far)
+    source.fault(path, gate, forever=True)
+    with Server(tmp_path / "cache", upstream=source.url) as service:
+        assert part(service, "big.safetensors", 0, 1000, data)
+        with httpx.stream("GET", f"{service.url}{PAGE_OF_BIG}", headers={"Range": f"bytes={far}-"}) as response:
+            pieces = response.iter_bytes(1000)
+            begun = next(pieces)
+            gate.opened.set()
+            assert begun + b"".join(pieces) == data[far:]
+    starts = [seen.start or 0 for seen in source.to(path)]
+    next_in_order, last_beyond = max(start for start in starts if start < far), max(starts)
+    assert starts.index(next_in_order) < starts.index(last_beyond)
 
 
 def test_wrong_bytes_once(source: FaultServer, tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def test_two_services_of_one_cache_share_what_arrives(source: FaultServer, tmp_p
     """The second reads what the first brings, as it comes, and serves it on its own when it is whole."""
     data = random.Random(12).randbytes(20 * MiB)
     stored = source.hub(NAME, {"big.safetensors": data}).storage["big.safetensors"]
-    gate = Gate(9 * MiB)
+    far = 19 * MiB + 77
+    gate = Gate(9 * MiB, far)
     source.fault(stored, gate, forever=True)
     with Server(tmp_path, upstream=source.url) as one, Server(tmp_path, upstream=source.url) as other:
         with httpx.stream("GET", one.url + page(NAME, "big.safetensors"), timeout=30) as first:
@@ -114,14 +115,18 @@ def test_two_services_of_one_cache_share_what_arrives(source: FaultServer, tmp_p
             with httpx.stream("GET", other.url + page(NAME, "big.safetensors"), timeout=30) as second:
                 followed = second.iter_bytes(MiB)
                 early = next(followed)
+                # What is far beyond that, it gets by itself.
+                asked = {"Range": f"bytes={far}-{far + 9}"}
+                beyond = httpx.get(other.url + page(NAME, "big.safetensors"), headers=asked, timeout=30)
+                assert beyond.content == data[far : far + 10]
                 assert not gate.opened.is_set()
                 gate.opened.set()
                 assert b"".join([early, *followed]) == data
             assert b"".join([begun, *pieces]) == data
-        assert source.times_sent(stored).max() == 1
+        assert source.sent(stored) == len(data) + 10
         assert 'result="followed"} 1.0' in httpx.get(f"{other.url}/metrics").text
         assert httpx.get(other.url + page(NAME, "big.safetensors"), timeout=30).content == data
-    assert source.times_sent(stored).max() == 1
+    assert source.sent(stored) == len(data) + 10
 
 
 def test_a_service_goes_on_with_what_a_killed_one_left(source: FaultServer, tmp_path: Path) -> None:
