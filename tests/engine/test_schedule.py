@@ -495,3 +495,16 @@ def test_what_a_board_offers_can_be_had(files: list[tuple[int, bool]], least: in
             board.take(file, 1)
     offered = board.offers(least)
     assert offered == ((board.take_any() or board.steal(least)) is not None)
+
+
+@pytest.mark.parametrize(("offset", "stop"), [(106, 200), (107, 107), (150, 150), (200, 200)])
+def test_who_comes_late_to_what_is_wanted_ends_before_it(offset: int, stop: int) -> None:
+    """Within twice the least it is nearly there; beyond, another brings it, and no byte comes twice."""
+    board: Board[str] = Board(4)
+    board.add("a", [Span(100, 300)])
+    first = Lease("a", 100, 200)
+    board.pending["a"], board.active[:] = deque([Span(200, 300)]), [first]
+    lease = board.take_within("a", Span(offset, offset + 50), 1, 3)
+    assert (first.start, first.stop) == (100, stop)
+    assert lease is not None
+    assert lease.start == (200 if offset == 106 else offset)

@@ -79,7 +79,7 @@ MUTANTS = (
         "engine.schedule:Board._end_before",
         "lease.start + late < offset < lease.stop",
         "False",
-        ("engine/test_schedule.py::TestBoard::runTest",),
+        ("engine/test_schedule.py::test_who_comes_late_to_what_is_wanted_ends_before_it",),
     ),
     Mutant(
         "who-reads-ahead-of-another-process-waits",
