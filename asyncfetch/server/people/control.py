@@ -86,14 +86,19 @@ class Control:
         return self._admin.allows(request)
 
     async def page(self, request: Request, origin: str, own: Mapping[str, Sequence[str]]) -> Response:
-        """The page for people, as it is now. `origin` is where they find this server, `own` what else it serves."""
+        """The page for people, as it is now. `origin` is where they find this server, `own` what else it serves.
+
+        With `?kept=all` it has every repository, else the largest.
+        """
+        every = request.query_params.get("kept") == "all"
         may = "yes" if self.may_change(request) else "no" if self._admin.token is None else "token"
         try:
-            document = await self._state.document(full=may == "yes")
+            document = await self._state.document(full=may == "yes", every=every)
         except StorageError as error:
             return failure(507, "Storage", error.message)
         base = f"{self._public_url or ''}{BASE}"
-        return HTMLResponse(service_page(document, origin=origin, base=base, admin=may, own=own), headers=HEADERS)
+        page = service_page(document, origin=origin, base=base, admin=may, own=own, every=every)
+        return HTMLResponse(page, headers=HEADERS)
 
     async def respond(self, request: Request, path: str) -> Response:
         """The answer to a request; `path` is what follows BASE."""

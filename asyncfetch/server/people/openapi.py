@@ -167,6 +167,7 @@ _STATE = _object(
         "jobs": _list(_ref("Job")),
         "jobs_in_all": _COUNT,
         "kept": _list(_ref("Kept")),
+        "kept_named": {**_COUNT, "description": "How many of those that are kept may be named to who asks."},
         "kept_in_all": _COUNT,
         "room": _object({"used": _BYTES, "max_size": _maybe(_BYTES), "min_free": _maybe(_BYTES)}),
         "traffic": _TRAFFIC,

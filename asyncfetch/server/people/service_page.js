@@ -63,6 +63,7 @@
     const section = focused && focused.closest("section");
     const before = jobStates();
     for (const [id, html] of Object.entries(parts)) {
+      if (id === document.body.dataset.stays) continue;
       const now = document.getElementById(id);
       const next = now.cloneNode(false);
       next.innerHTML = html;

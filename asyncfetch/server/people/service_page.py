@@ -67,11 +67,18 @@ _SOURCE = {
 
 
 def service_page(
-    document: Mapping[str, Any], *, origin: str, base: str, admin: str, own: Mapping[str, Sequence[str]]
+    document: Mapping[str, Any],
+    *,
+    origin: str,
+    base: str,
+    admin: str,
+    own: Mapping[str, Sequence[str]],
+    every: bool = False,
 ) -> str:
     """The page. `base` is where the API is, `own` what is served from a folder, by kind; `admin` who may change things.
 
     That is "yes" for who asks, "token" for who sends the admin token, and "no" for nobody who asks from there.
+    `every`: the document has every repository that is kept. These may be many, so they stay as they were.
     """
     parts = page_parts(document, full=admin == "yes")
     sections = {name: _section(name, html) for name, html in parts.items()}
@@ -80,12 +87,13 @@ def service_page(
     if any(own.values()):
         sections["own"] = _section("own", _own(origin, own))
     title = escape(str(document["source"]["url"]).partition("//")[2])
+    stays = ' data-stays="kept"' if every else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{title} by asyncfetch</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<style>{_STYLE}</style>\n</head>\n'
-        f'<body data-base="{escape(base)}">\n<header>\n<h1>asyncfetch</h1>\n'
+        f'<body data-base="{escape(base)}"{stays}>\n<header>\n<h1>asyncfetch</h1>\n'
         '<button id="pause" type="button" class="scripted" aria-pressed="false">Pause updates</button>\n</header>\n'
         "<noscript><p>This is how it is now. Load the page again to see how it goes on.</p></noscript>\n"
         f"<main>\n{''.join(sections.values())}{_section('clients', _clients(origin))}</main>\n"
@@ -128,7 +136,7 @@ def _overview(document: Mapping[str, Any]) -> str:
         ("Saved", size_text(traffic["saved"]), "not fetched again"),
         ("Handed out", size_text(traffic["served"]), "to clients"),
         ("Fetched", size_text(traffic["fetched"]), f"by {traffic['asked']:,} requests"),
-        ("Kept", used, f"in {_counted(document['kept_in_all'], 'repository', 'repositories')}"),
+        ("Kept", used, f"in {_counted(document['kept_in_all'], 'repository')}"),
         ("Arriving", f"{size_text(rate)}/s", _counted(document["arriving_in_all"], "file")),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd><dd>{note}</dd></div>" for name, value, note in facts)
@@ -244,13 +252,23 @@ def _job_buttons(one: Mapping[str, Any], name: str) -> str:
 
 def _kept(document: Mapping[str, Any], *, full: bool) -> str:
     rows = "".join(_kept_row(one, full=full) for one in document["kept"])
-    hidden = document["kept_in_all"] - len(document["kept"])
-    more = f"<p>{_counted(hidden, 'more repository', 'more repositories')}</p>" if hidden else ""
+    more = _more_kept(document)
     if not rows:
         return f"{_title('kept', 'Kept')}{more or '<p>Nothing yet.</p>'}"
     heads = ["Repository", "Size", "Files", "Last read", "Reads", *(["Change"] if full else [])]
     head = "".join(f'<th scope="col"{_aligned(name)}>{name}</th>' for name in heads)
     return f"{_title('kept', 'Kept')}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
+
+
+def _more_kept(document: Mapping[str, Any]) -> str:
+    """How many more repositories there are, and where those are that may be named."""
+    named = document["kept_named"]
+    told = []
+    if hidden := named - len(document["kept"]):
+        told.append(f'<a href="?kept=all">{_counted(hidden, "smaller repository")}</a>')
+    if unnamed := document["kept_in_all"] - named:
+        told.append(f"{_counted(unnamed, 'repository')} not shown to everybody")
+    return f"<p>And {', and '.join(told)}.</p>" if told else ""
 
 
 def _aligned(name: str) -> str:
@@ -312,8 +330,8 @@ def _when(at: float) -> str:
     return f'<time datetime="{exact}">{"just now" if ago < 60 else f"{span_text(ago // 60 * 60)} ago"}</time>'
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
-    plural = many or (f"{one[:-1]}ies" if one.endswith("y") else f"{one}s")
+def _counted(count: int, one: str) -> str:
+    plural = f"{one[:-1]}ies" if one.endswith("y") else f"{one}s"
     return f"{count:,} {one if count == 1 else plural}"
 
 

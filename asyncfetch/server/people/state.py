@@ -83,8 +83,11 @@ class State:
         """Whether a repository, by its name in addresses, is named to who may see all (`full`), or to everybody."""
         return lambda repository: full or self._parts.upstream.is_open(repository)
 
-    async def document(self, *, full: bool) -> dict[str, Any]:
-        """The state, for who may see all of it or for everybody. Raises StorageError."""
+    async def document(self, *, full: bool, every: bool = False) -> dict[str, Any]:
+        """The state, for who may see all of it or for everybody; with `every` repository that is kept.
+
+        Raises StorageError.
+        """
         sees, now = self.sees(full=full), time.monotonic()
         fills = sorted(self._parts.fills.running, key=lambda fill: not fill.progress.rows)
         arriving = [_arriving(fill, now) for fill in fills if sees(fill.repository)]
@@ -98,7 +101,8 @@ class State:
             "arriving_in_all": len(fills),
             "jobs": [job_document(job) for job in jobs[:MOST]],
             "jobs_in_all": len(self._parts.jobs.all()),
-            "kept": [kept_document(one) for one in shown[:MOST]],
+            "kept": [kept_document(one) for one in (shown if every else shown[:MOST])],
+            "kept_named": len(shown),
             "kept_in_all": len(kept),
             "room": self._room(kept),
             "traffic": traffic_of(self._parts.counts.snapshot()),

@@ -14,6 +14,7 @@ import pytest
 
 from asyncfetch.server import Server
 from asyncfetch.server.people import live
+from asyncfetch.server.people import state as people_state
 from asyncfetch.server.people.live import Live, View
 from asyncfetch.server.people.service_page import HEADERS, page_parts, service_page
 
@@ -38,7 +39,7 @@ def state(**changed: Any) -> dict[str, Any]:
     source = {"url": "http://hub", "state": "well", "reason": None, "retry_after": None, "rate_limit": None}
     traffic = dict.fromkeys(("served", "fetched", "saved", "asked", "retries", "wrong_hashes"), 0)
     lists = {"arriving": [], "jobs": [], "kept": [], "failures": []}
-    counts = {"arriving_in_all": 0, "jobs_in_all": 0, "kept_in_all": 0}
+    counts = {"arriving_in_all": 0, "jobs_in_all": 0, "kept_in_all": 0, "kept_named": 0}
     room = {"used": 0, "max_size": None, "min_free": None}
     return {"source": source, "traffic": traffic, "room": room, **lists, **counts, **changed}
 
@@ -93,6 +94,28 @@ def test_long_hashes_are_told_by_their_beginning() -> None:
     )
     for part in ("arriving", "trouble"):
         assert f"http://storage/{'ab' * 6}…: it closed" in page[part]
+
+
+@pytest.mark.parametrize(("most", "token"), [(3, None), (1, "admin"), (9, None)])
+def test_all_that_is_kept_can_be_seen(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, token: str | None
+) -> None:
+    """The page has the largest, and leads to one with all. What may not be named to everybody is counted."""
+    monkeypatch.setattr(people_state, "MOST", most)
+    for number in range(5):
+        snapshot = tmp_path / "cache" / f"models--org--m{number}" / "snapshots" / ("c" * 40)
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_bytes(b" " * (number + 1))
+    with Server(tmp_path / "cache", upstream=source.url, admin_token=token) as server:
+        some, all_ = (httpx.get(f"{server.url}/{query}").text for query in ("", "?kept=all"))
+    if token is not None:
+        assert all("And 5 repositories not shown to everybody." in page for page in (some, all_))
+        return
+    shown = [re.findall(r'<th scope="row">(org/m\d)', page) for page in (some, all_)]
+    assert shown == [["org/m4", "org/m3", "org/m2", "org/m1", "org/m0"][:number] for number in (most, 5)]
+    leads = ["?kept=all" in [values.get("href") for _, values in Elements(page).found] for page in (some, all_)]
+    assert leads == [most < 5, False]
+    assert ("2 smaller repositories" in some) is (most == 3)
 
 
 def test_nothing_runs_but_what_is_in_the_page() -> None:
