@@ -42,7 +42,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .reasons import NO_ROOM, blamed, hint_of, reason_of
+from .reasons import NO_ROOM, Writing, blamed, hint_of, reason_of
 from .words import quoted, redact_url, some_of, unlike
 
 __all__ = [
@@ -389,7 +389,7 @@ class ModelMismatchError(AsyncfetchError):
 
 
 @contextmanager
-def storage_errors(path: object, *, needed: int = 0, writing: bool = False) -> Iterator[None]:
+def storage_errors(path: object, *, needed: int = 0, writing: Writing | None = None) -> Iterator[None]:
     """Turn an OSError in the block into StorageError, or DiskFullError, about `path` or what the system names."""
     try:
         yield

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from typing import Literal
 
-__all__ = ["NO_PERMISSION", "NO_ROOM", "blamed", "hint_of", "reason_of"]
+__all__ = ["NO_PERMISSION", "NO_ROOM", "Writing", "blamed", "hint_of", "reason_of"]
 
 NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NO_ROOM = {errno.ENOSPC: "room", errno.EDQUOT: "quota"}  # and what is used up
 
-_ELSEWHERE = 'Choose another folder with cache_dir= or HF_HUB_CACHE, or pass storage="memory", which writes nothing.'
+Writing = Literal["cache", "output", "removal"]  # what is done with a file that is not only read
+_INSTEAD: dict[Writing, str] = {
+    "cache": 'Choose another folder with cache_dir= or HF_HUB_CACHE, or pass storage="memory", which writes nothing.',
+    "output": "Choose another folder.",
+    "removal": "Remove it as its owner, where the file system is not read-only.",
+}
 
 
 def blamed(error: OSError, path: object) -> str:
@@ -43,17 +49,18 @@ def reason_of(error: OSError) -> str:
             return error.strerror or str(error)
 
 
-def hint_of(error: OSError, *, writing: bool) -> str | None:
+def hint_of(error: OSError, *, writing: Writing | None) -> str | None:
     """What to do. None: nothing that is better than what is always said."""
+    instead = _INSTEAD[writing or "cache"]
     match error.errno:
         case errno.EFBIG:
             limit = _limit(resource.RLIMIT_FSIZE)
             lift = "" if limit == "unlimited" else f"Raise the limit of {limit} bytes (ulimit -f), or: "
-            return lift + _ELSEWHERE
+            return lift + instead
         case errno.EMFILE:
             return "Raise that limit, or use fewer connections (ASYNCFETCH_CONNECTIONS)."
         case code if code in NO_PERMISSION and writing:
-            return _ELSEWHERE
+            return instead
         case errno.ENAMETOOLONG:
             return "Choose a folder with a shorter path with cache_dir= or HF_HUB_CACHE."
         case errno.ENOENT if _counts_from_nowhere(error):

@@ -274,6 +274,7 @@ class Environment:
             repo_type=None if files is None else files.get("repo_type"),
             endpoint=self.settings.endpoint,
             kind_of=_kind_of,
+            names_in=_names_in,
         )
         if isinstance(parsed, BucketSource):
             parsed = replace(parsed, endpoint=endpoint_of(parsed, os.environ))
@@ -368,3 +369,10 @@ def _kind_of(path: str) -> str | None:
     if os.path.isdir(expanded):
         return "folder"
     return "file" if os.path.isfile(expanded) else None
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        return os.listdir(os.path.expanduser(folder))
+    except OSError:
+        return []

@@ -114,7 +114,7 @@ def _cache(environ: Mapping[str, str], explicit: Path | None) -> Iterator[Findin
         return
     folder = next(one for one in (root, *root.parents) if os.path.exists(one))  # also where another may not be entered
     try:
-        with storage_errors(root, writing=True):
+        with storage_errors(root, writing="cache"):
             probe = folder / f"asyncfetch-doctor.{secrets.token_hex(4)}"
             probe.mkdir()
     except StorageError as error:

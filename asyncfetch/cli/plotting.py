@@ -49,7 +49,7 @@ def plot(found: Inspection, path: Path) -> None:
         _draw_layers(axes[1], stack, rows)
     partial = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
     try:
-        with storage_errors(path, writing=True):
+        with storage_errors(path, writing="output"):
             figure.savefig(partial, format=path.suffix.lower().lstrip("."), dpi=150)
             partial.replace(path)
     finally:

@@ -193,7 +193,7 @@ def write_file(
     format does not allow, StorageError and DiskFullError; what was written by then stays, for the caller to remove.
     """
     head = _header(tensors, metadata or {})
-    with storage_errors(path, writing=True), path.open("xb", buffering=0) as file:
+    with storage_errors(path, writing="output"), path.open("xb", buffering=0) as file:
         _write_all(file, memoryview(head), step)
         for name in _in_order(tensors):
             left = tensors[name].nbytes

@@ -76,7 +76,7 @@ def convert(
         done = _gone_on_with(folder, staging, conversion.fingerprint(draft, landed), sizes)
         write_shards(draft, staging, _noting(conversion.overflows, staging, told(sizes, done)), done)
         beside = _bring_companions(conversion, landed, staging, folder, warn)
-        with storage_errors(folder, writing=True):
+        with storage_errors(folder, writing="output"):
             publish(draft, staging, folder)
             shutil.rmtree(staging, ignore_errors=True)
     if conversion.overflows.names:
@@ -105,7 +105,7 @@ def _noting(overflows: Overflows, staging: Path, step: Step) -> Step:
 
 def _gone_on_with(folder: Path, staging: Path, fingerprint: str, sizes: Mapping[str, int]) -> frozenset[str]:
     """The shards that an earlier run of the same conversion has written. What another one has left is removed."""
-    with storage_errors(staging, writing=True):
+    with storage_errors(staging, writing="output"):
         plan = staging / "plan"
         try:
             known = json.loads(plan.read_bytes())
@@ -147,7 +147,7 @@ def _bring_companions(
         if source is None or left_out(name, dequantized=dequantized):
             continue
         temporary = staging / "companion.incomplete"
-        with storage_errors(target, writing=True):
+        with storage_errors(target, writing="output"):
             temporary.unlink(missing_ok=True)
             make_folder(target.parent)
             if name == CONFIG:

@@ -106,7 +106,7 @@ def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambd
         raise DiskFullError(str(folder), needed=needed, free=free)
     make_folder(folder)
     new = [*draft.layout.shards, *([draft.layout.index] if draft.layout.index else [])]
-    with locked(folder), storage_errors(folder, needed=needed, writing=True):
+    with locked(folder), storage_errors(folder, needed=needed, writing="output"):
         for name in new:
             if (folder / name).is_dir():
                 raise SourceError(f"{folder / name} is a folder, where a file is to be.", hint="Move it away.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ..errors import SourceError, redact_url
 from ..format.index import Selector
+from ..format.near import near_name
 from ..network.urls import origin_of
 from ..policy import Policy
 from ..storage.cache import path_inside
@@ -130,14 +131,15 @@ def parse_source(
     repo_type: str | None = None,
     endpoint: str = DEFAULT_ENDPOINT,
     kind_of: Callable[[str], str | None],
+    names_in: Callable[[str], Collection[str]] = lambda _: (),
 ) -> Source:
     """Decide what `source` names.
 
     `kind_of(path)` says "file", "folder" or None. What exists on disk is a path, also where it could be a
     repository; a URL below the endpoint, or of the Hub's own pages, is the repository there, and any other
     a web folder; s3://, gs:// and az:// name buckets; anything else without a scheme is a repository id, with
-    `@revision` or `revision=`. What begins with `datasets/` is a dataset, as in the Hub's addresses.
-    Raises SourceError.
+    `@revision` or `revision=`. What begins with `datasets/` is a dataset, as in the Hub's addresses. `names_in(folder)`
+    are what a misspelt path may have meant. Raises SourceError.
     """
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
@@ -146,7 +148,10 @@ def parse_source(
     if kind is not None:
         return _local(source, kind, revision, subfolder, repo_type)
     if isinstance(source, os.PathLike) or text.startswith(("/", "./", "../", "~")):
-        raise SourceError(f"There is nothing at {text!r}.", hint="Check the path.")
+        near = _near_path(text, kind_of, names_in)
+        raise SourceError(
+            f"There is nothing at {text!r}.", hint=f"Did you mean {near!r}?" if near else "Check the path."
+        )
     if re.search(r"[\x01-\x1f\x7f\ud800-\udfff]", f"{text}{revision}{subfolder}"):  # fine in a path of bytes only
         raise SourceError("The source has characters that no URL can carry.")
     sub = _folder(subfolder or "")
@@ -164,6 +169,20 @@ def parse_source(
         raise SourceError(f"The source says revision {at!r} and revision= says {revision!r}.")
     repo_type, repo_id = _typed(repo_id, repo_type)
     return HubSource(check_repo_id(repo_id), _revision(at or revision or "main"), sub, repo_type=repo_type)
+
+
+def _near_path(
+    path: str, kind_of: Callable[[str], str | None], names_in: Callable[[str], Collection[str]]
+) -> str | None:
+    """The path of something that is there, with one name that is nearly as in `path`; None where there is none."""
+    head, name = os.path.split(path.rstrip("/"))
+    rest: list[str] = []
+    while head.strip("/") and kind_of(head) is None:
+        rest.insert(0, name)
+        head, name = os.path.split(head)
+    near = near_name(name, names_in(head or "."))
+    found = os.path.join(head, near, *rest) if near else ""
+    return found if found and kind_of(found) else None
 
 
 def _typed(name: str, repo_type: str | None) -> tuple[str, str]:

@@ -229,7 +229,7 @@ class RepoCache:
         """Give a partial the name of its blob, or of the file in the snapshot where there are no links."""
         final = self.blob(etag) if self.symlinks() else self.snapshot(commit) / path_inside(file)
         make_folder(final.parent)
-        with storage_errors(final, writing=True):
+        with storage_errors(final, writing="cache"):
             if size is not None and self._is_good(final, size):
                 partial.unlink(missing_ok=True)
             else:
@@ -264,7 +264,7 @@ class RepoCache:
 
     def _link(self, etag: str, commit: str, file: str) -> Path:
         pointer, blob = self.snapshot(commit) / path_inside(file), self.blob(etag)
-        with storage_errors(pointer, writing=True):
+        with storage_errors(pointer, writing="cache"):
             target = f"{'../' * (2 + file.count('/'))}blobs/{blob.name}"
             if self.symlinks() and make_link(target, pointer):
                 return pointer
@@ -297,7 +297,7 @@ class RepoCache:
             with storage_errors(found):
                 if found.read_bytes() == data:
                     return found
-        with storage_errors(self.blob(etag), needed=len(data), writing=True), self._temporary(etag) as temporary:
+        with storage_errors(self.blob(etag), needed=len(data), writing="cache"), self._temporary(etag) as temporary:
             write_synced(temporary, data)
             return self.publish(temporary, etag, commit, file)
 

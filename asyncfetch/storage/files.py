@@ -66,7 +66,7 @@ def vanished(error: BaseException) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises StorageError, about the one of them that is in the way."""
-    with storage_errors(folder, writing=True):
+    with storage_errors(folder, writing="cache"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -223,7 +223,7 @@ def sync_folder(folder: Path) -> None:
 def sync_names(files: Iterable[Path]) -> None:
     """Let the names of files survive a power cut, each folder synced once."""
     for folder in {file.parent for file in files}:
-        with storage_errors(folder, writing=True):
+        with storage_errors(folder, writing="cache"):
             sync_folder(folder)
 
 

@@ -160,7 +160,7 @@ class LocalFolder:
         """
         path = self.path / path_inside(name)
         make_folder(path.parent)
-        with storage_errors(path, writing=True), self._temporary(name) as temporary:
+        with storage_errors(path, writing="cache"), self._temporary(name) as temporary:
             if link:
                 link_or_copy(source, temporary, check)
             else:
@@ -173,7 +173,7 @@ class LocalFolder:
         """Record what is there. Call it once the file is."""
         path = self._record_path(name)
         make_folder(path.parent)
-        with storage_errors(path, writing=True), self._temporary(name) as temporary:
+        with storage_errors(path, writing="cache"), self._temporary(name) as temporary:
             touched = _touched(self.path / path_inside(name))  # and not now: it may be edited at once
             temporary.write_text(f"{commit}\n{checksum.hex}\n{touched}\n", "ascii")
             rename(temporary, path)

@@ -34,7 +34,7 @@ def write_journal(
 
 def forget_journal(journal: Path) -> None:
     """Remove a journal, if there is one."""
-    with storage_errors(journal, writing=True):
+    with storage_errors(journal, writing="cache"):
         _temporary_of(journal).unlink(missing_ok=True)
         journal.unlink(missing_ok=True)
 

@@ -81,7 +81,7 @@ def _open_or_create(path: Path) -> tuple[int, bool]:
 
 
 def _open(path: Path, flags: int) -> int:
-    with storage_errors(path, writing=True):
+    with storage_errors(path, writing="cache"):
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
 
 

@@ -205,7 +205,7 @@ class FilePartial(StoredPartial):
         self._closed = False
         _claimed.add(self)
         try:
-            with storage_errors(self.path, needed=size, writing=True):
+            with storage_errors(self.path, needed=size, writing="cache"):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
                     self._journaled = self.present.nbytes
@@ -221,7 +221,7 @@ class FilePartial(StoredPartial):
         return scratch[:limit]
 
     def _store(self, offset: int, data: memoryview) -> None:
-        with storage_errors(self.path, needed=self.size, writing=True):
+        with storage_errors(self.path, needed=self.size, writing="cache"):
             write_at(self._fd, data, offset)
 
     def accept(self, offset: int, data: memoryview) -> None:
@@ -288,7 +288,7 @@ class FilePartial(StoredPartial):
     def publish(self, give_name: Callable[[Path], Path], keep: Callable[[int], None] = lambda _: None) -> Path:
         """A failed sync is never tried again: the pages may be gone, so the partial is removed."""
         try:
-            with storage_errors(self.path, needed=self.size, writing=True):
+            with storage_errors(self.path, needed=self.size, writing="cache"):
                 sync_file(self._fd)
         except StorageError:
             self.discard()
@@ -321,7 +321,7 @@ class FilePartial(StoredPartial):
                     raise
             path = private_name(self.path)
             make_folder(path.parent)
-            with storage_errors(path, needed=self.size, writing=True):
+            with storage_errors(path, needed=self.size, writing="cache"):
                 copy_to(held, path)
         return give_name(path)
 

@@ -153,13 +153,13 @@ def remove(removal: Removal, check: Callable[[], None] = lambda: None) -> Remove
     """
     cache, removed = removal.cache, Removed()
     for ref in removal.refs:
-        with storage_errors(ref, writing=True), suppress(FileNotFoundError):
+        with storage_errors(ref, writing="removal"), suppress(FileNotFoundError):
             if ref.read_bytes().decode("ascii", "replace").strip() in removal.commits:
                 ref.unlink()
     for entry in removal.entries:
         check()
         size = 0 if entry.blob is not None else _size(entry.path) or 0
-        with storage_errors(entry.path, writing=True), suppress(FileNotFoundError):
+        with storage_errors(entry.path, writing="removal"), suppress(FileNotFoundError):
             entry.path.unlink()
             removed.nbytes += size
     _sync({path.parent for path in (*removal.refs, *(entry.path for entry in removal.entries))})
@@ -188,7 +188,7 @@ def _remove_blobs(cache: RepoCache, blobs: list[Path], removed: Removed) -> None
                 removed.busy.append(blob)
                 continue
             size = _size(blob) or 0
-            with storage_errors(blob, writing=True), suppress(FileNotFoundError):
+            with storage_errors(blob, writing="removal"), suppress(FileNotFoundError):
                 blob.unlink()
                 removed.nbytes += size
 
@@ -222,7 +222,7 @@ def _forget(removal: Removal) -> None:
         for record in _RECORDS:
             path = cache.folder / record.format(commit)
             for file in _files_below(os.fspath(path)) if path.is_dir() else [os.fspath(path)]:
-                with storage_errors(file, writing=True), suppress(FileNotFoundError):
+                with storage_errors(file, writing="removal"), suppress(FileNotFoundError):
                     os.unlink(file)
             _drop_empty(path)
         _drop_empty(cache.snapshot(commit))
@@ -297,7 +297,7 @@ def remove_partial(cache: RepoCache, path: Path) -> int | None:
     """
     key = path.name.partition(".")[0]
     blobs = [cache.blob(key)] if checksum_of_etag(key) is not None else []  # else it is of a tool without such locks
-    with storage_errors(path, writing=True), _locked(cache, blobs) as ours:
+    with storage_errors(path, writing="removal"), _locked(cache, blobs) as ours:
         if len(ours) < len(blobs):
             return None
         try:

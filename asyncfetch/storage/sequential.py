@@ -35,7 +35,7 @@ class SequentialPartial(StoredPartial):
     def accept(self, offset: int, data: memoryview) -> None:
         if offset != self._hashed:
             raise RuntimeError(f"byte {offset} comes after {self._hashed}")
-        with storage_errors(self.path, needed=self.size, writing=True):
+        with storage_errors(self.path, needed=self.size, writing="cache"):
             left = data
             while left:
                 left = left[os.write(self._fd, left) :]
@@ -52,7 +52,7 @@ class SequentialPartial(StoredPartial):
 
     def publish(self, give_name: Callable[[Path], Path], keep: Callable[[int], None] = lambda _: None) -> Path:  # noqa: ARG002
         try:
-            with storage_errors(self.path, needed=self.size, writing=True):
+            with storage_errors(self.path, needed=self.size, writing="cache"):
                 sync_file(self._fd)
                 self._close()  # only now some file systems take the bytes, or refuse them
             return give_name(self.path)
@@ -71,7 +71,7 @@ class SequentialPartial(StoredPartial):
 
     def _open(self) -> None:
         self.path = private_name(self._shared)
-        with storage_errors(self.path, needed=self.size, writing=True):
+        with storage_errors(self.path, needed=self.size, writing="cache"):
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
     def _close(self) -> None:

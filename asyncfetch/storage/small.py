@@ -55,7 +55,7 @@ def publish_small(cache: RepoCache, commit: str, files: Sequence[SmallFile], *, 
 
 
 def _write(path: Path, data: memoryview) -> None:
-    with storage_errors(path, needed=len(data), writing=True):
+    with storage_errors(path, needed=len(data), writing="cache"):
         try:
             write_synced(path, data)
         except FileNotFoundError:  # the folder was pruned

@@ -48,7 +48,7 @@ MUTANTS = (
         "disk-errors-get-out",
         _FULL,
         "storage.partial:FilePartial._store",
-        "with storage_errors(self.path, needed=self.size, writing=True):",
+        'with storage_errors(self.path, needed=self.size, writing="cache"):',
         "if self.size >= 0:",
         ("storage/test_partial.py::test_a_full_disk_is_said_and_what_landed_is_kept",),
     ),
@@ -90,7 +90,7 @@ MUTANTS = (
         "storage.partial:FilePartial.publish",
         (
             "try:\n"
-            "    with storage_errors(self.path, needed=self.size, writing=True):\n"
+            '    with storage_errors(self.path, needed=self.size, writing="cache"):\n'
             "        sync_file(self._fd)\n"
             "except StorageError:\n"
             "    self.discard()\n"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asyncfetch
 from asyncfetch.errors import AsyncfetchError, SourceError
 from asyncfetch.sources.candidates import candidates, is_index_name
 from asyncfetch.sources.request import HubSource, LocalSource, Source, UrlSource, parse_source
@@ -242,6 +243,24 @@ def test_bad_local_paths(disk: Path, source: str | Path, options: dict[str, str]
     """A pickle, options that paths do not have, and paths at which there is nothing."""
     with pytest.raises(SourceError, match=says):
         parse_on(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        ("./org/naem", "./org/name"),
+        ("./ogr/name", "./org/name"),
+        ("~/org/name/y.safetensors", "~/org/name/x.safetensors"),
+        ("~/rog/name/x.safetensors", "~/org/name/x.safetensors"),
+        ("./ogr/nothing", None),  # the first name is mended, and there is nothing at that either
+        ("./quite/else", None),
+    ],
+)
+def test_misspelt_paths(disk: Path, source: str, meant: str | None) -> None:
+    """What is there and called nearly so."""
+    with pytest.raises(SourceError, match="nothing at") as caught:
+        asyncfetch.inspect(source, cache_dir=disk)
+    assert caught.value.hint == (f"Did you mean {meant!r}?" if meant else "Check the path.")
 
 
 @pytest.mark.parametrize(

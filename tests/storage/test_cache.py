@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError, storage_errors
+from asyncfetch.reasons import Writing
 from asyncfetch.storage import cache as module
 from asyncfetch.storage.cache import RepoCache, TreeEntry, is_commit, path_inside
 from asyncfetch.storage.checksums import Checksum, checksum_of_etag
@@ -577,10 +578,13 @@ def test_the_path_that_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file") as caught, storage_errors("/x"):
         missing.read_bytes()
     assert caught.value.path == str(missing)
-    with pytest.raises(StorageError) as caught, storage_errors("/x", writing=True):
-        raise PermissionError(errno.EACCES, "Permission denied", str(missing))
-    assert caught.value.path == str(tmp_path)
-    assert "cache_dir=" in caught.value.hint
+    advice: dict[Writing, str] = {"cache": "cache_dir=", "output": "another folder", "removal": "its owner"}
+    for writing, instead in advice.items():
+        with pytest.raises(StorageError) as caught, storage_errors("/x", writing=writing):
+            raise PermissionError(errno.EACCES, "Permission denied", str(missing))
+        assert caught.value.path == str(tmp_path)
+        assert instead in caught.value.hint
+        assert ("cache_dir=" in caught.value.hint) is (writing == "cache")
     with pytest.raises(StorageError) as caught, storage_errors("/x"):
         os.rename(missing, tmp_path / "c")
     assert caught.value.path == "/x"

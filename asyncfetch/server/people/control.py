@@ -309,7 +309,8 @@ def prefetch_of(body: dict[str, Any], endpoint: str) -> Wanted:
     if given.get("repo_type", "model") not in ("model", "dataset"):
         raise BadRequestError("'repo_type' is model or dataset.")
     # Nothing is looked for on the disk of the server: a path of it is none of a client's business.
-    found = parse_source(_text(body, "source").strip(), endpoint=endpoint, kind_of=lambda _: None, **given)
+    text = _text(body, "source").strip()
+    found = parse_source(text, endpoint=endpoint, kind_of=lambda _: None, names_in=lambda _: (), **given)
     if not isinstance(found, HubSource):
         raise BadRequestError("'source' must name a repository of the source that is served here.")
     kind = f"{found.repo_type}s"
