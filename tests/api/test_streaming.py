@@ -467,6 +467,9 @@ async def test_a_wait_cancelled_while_a_thread_works(
 
     for name in ("open_landed", "aligned_buffer"):  # a shard that landed is opened, a part of one is read
         monkeypatch.setattr(feed, name, striking(getattr(feed, name)))
+    read_early: list[Any] = []
+    stored = feed._Stored
+    monkeypatch.setattr(feed, "_Stored", lambda *given: read_early.append(stored(*given)) or read_early[-1])
     got: dict[str, Any] = {}
     strikes = 0
     async with asyncfetch.stream_async("org/model", early=early) as tensors:
@@ -479,6 +482,7 @@ async def test_a_wait_cancelled_while_a_thread_works(
             if scope.cancelled_caught:
                 name, got[name] = await anext(tensors)
         assert await anext(tensors, None) is None
+    assert [one.unread for one in read_early] == [0] * (3 if early else 0)
     if anyio_backend_name == "asyncio":  # trio hands over what a thread returned, cancelled or not
         assert strikes == (len(TENSORS) if early else 3)  # for each tensor, or for each shard
     assert equal(got, TENSORS)
