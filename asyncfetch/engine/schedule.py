@@ -16,6 +16,7 @@ __all__ = ["Board", "Growth", "Lease", "least_cut", "least_piece", "most_connect
 
 
 _LEAST = 256 * 1024  # bytes that are worth a request however slow a connection is
+_LATE = 8  # pieces of a quarter of a second before somebody is kept waiting: what is sent beyond a cut is lost
 _LEAST_BLIND = 2 * MiB  # of a frugal transfer, while nobody knows how fast connections are
 
 K = TypeVar("K", bound=Hashable)
@@ -183,10 +184,10 @@ class Board(Generic[K]):
     def take_within(self, file: K, wanted: Span, sharers: int, least: int) -> Lease[K] | None:
         """A piece of `file` that begins with the first byte of `wanted` that nobody fetches; None if there is none.
 
-        A connection that has more than twice `least` to bring before it comes to `wanted` ends there. `sharers` are
-        to bring what is wanted.
+        A connection that has more than `_LATE` times `least` to bring before it comes to `wanted` ends there.
+        `sharers` are to bring what is wanted.
         """
-        self._end_before(file, wanted.start, late=2 * least)
+        self._end_before(file, wanted.start, late=_LATE * least)
         within = [span for span in self.pending.get(file, ()) if span.start < wanted.stop and wanted.start < span.stop]
         if not within:
             return None
