@@ -228,12 +228,12 @@ def test_who_has_left_is_not_cut_off_again(
 def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wait for a reader ends when it goes on."""
     os.truncate(root / "org" / "m" / "a.txt", 32 * MiB)
-    later, waits = connections.Connection._later, []
+    later, waits = connections.Connection._later, list[tuple[connections.Connection, asyncio.TimerHandle]]()
 
     def noted(connection: connections.Connection, seconds: float) -> asyncio.TimerHandle:
         handle = later(connection, seconds)
         if seconds == connections.STALL:
-            waits.append(handle)
+            waits.append((connection, handle))
         return handle
 
     monkeypatch.setattr(connections.Connection, "_later", noted)
@@ -244,8 +244,9 @@ def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytes
                 assert time.monotonic() < until
                 time.sleep(0.01)
             assert sum(len(piece) for piece in answer.iter_raw()) == 32 * MiB
-        while not all(handle.cancelled() for handle in waits):  # the connection is still open
+        while not all(handle.cancelled() for _, handle in waits):
             assert time.monotonic() < until
+        assert not any(connection.transport.is_closing() for connection, _ in waits)  # which would end them too
 
 
 def test_a_quick_reader_takes_turns_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
