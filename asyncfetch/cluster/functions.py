@@ -41,6 +41,9 @@ def load_async(
     through Ray's object store. A node that has a file in its cache gives it to the others. Nodes that join later get
     it too; a node that dies costs at most its own share. `await` it, or enter it as a block, which releases it.
 
+    A `bandwidth_limit` of the policy is that of each file on its way from the source, of which each node has up to
+    four, and not one for the whole cluster.
+
     Args:
         source: as in `asyncfetch.load_async`: a repository of the Hub, or an http(s) URL.
         nodes: `"all"`; how many; labels, such as `{"ray.io/accelerator-type": "H100"}`; or ids of nodes.

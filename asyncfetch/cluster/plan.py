@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from ..errors import ChangedError, OfflineError
 from ..format.header import TensorInfo
@@ -38,6 +39,9 @@ class Plan:
     shares: Shares | None = None
     _held: dict[Unit, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": {}}  # which each process knows of those units that it needs
+
     @property
     def commit(self) -> str | None:
         return self.located.commit
@@ -62,8 +66,7 @@ class Plan:
         """What is held of a shard: all as one, or what ranks hold, as far as it has anything for them."""
         if self.shares is None:
             return [Unit(name)]
-        units = [Unit(name), *(Unit(name, rank) for rank in self.shares.ranks)]
-        return [unit for unit in units if self.held(unit)]
+        return self.shares.units(name, self.wanted(name))
 
     def held(self, unit: Unit) -> dict[str, TensorInfo]:
         """The tensors of a unit, or the parts of them."""

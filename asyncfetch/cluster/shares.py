@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from ..errors import SourceError
+from ..format.dtypes import DTYPES
 from ..format.header import TensorInfo
 from ..format.parallel import Division, TpPlan
 from ..format.slices import REQUEST_COST
@@ -45,28 +46,50 @@ class Shares:
             raise SourceError("Parts are those of ranks of world_size=, by a tp_plan=: both are needed.")
         files, wanted = {file.name: file for file in located.files}, located.wanted
         headers = {shard: files[located.path_of(shard)].known_header for shard in wanted.shards}
-        shapes = {name: headers[shard].tensors[name].shape for name, shard in wanted.weight_map.items()}
-        division = Division.of(tp_plan, world_size, shapes)
-        return cls(division, division.checked(range(world_size) if ranks is None else ranks))
+        infos = {name: headers[shard].tensors[name] for name, shard in wanted.weight_map.items()}
+        division = Division.of(tp_plan, world_size, {name: info.shape for name, info in infos.items()})
+        shares = cls(division, division.checked(range(world_size) if ranks is None else ranks))
+        for name in division.splits:
+            if DTYPES[infos[name].dtype].packed:  # of which a part may begin within a byte
+                for rank in shares.ranks:
+                    shares._part(name, infos[name], rank)
+        return shares
+
+    def _part(self, name: str, info: TensorInfo, rank: int) -> TensorInfo:
+        cut = self.division.cut(name, info.shape, rank)
+        return info if cut is None else cut_info(name, info, cut)
 
     def held(self, file: SourceFile, tensors: Iterable[str], rank: int | None) -> dict[str, TensorInfo]:
         """What of `tensors` is held for `rank`, or for all alike, each as if it lay by itself from byte 0 on."""
-        found = {}
+        found, alike = dict[str, TensorInfo](), dict[object, TensorInfo]()
         for name in tensors:
-            info = file.known_header.tensors[name]
-            cut = self.division.cut(name, info.shape, self.ranks[0] if rank is None else rank)
-            if (cut is None) == (rank is None):
-                found[name] = info if cut is None else cut_info(name, info, cut)
+            info, how = file.known_header.tensors[name], self.division.splits.get(name)
+            if (how is None) != (rank is None):
+                continue
+            key = (info.dtype, info.shape, id(how))  # as the many tensors of a mixture of experts have it
+            if rank is not None and key not in alike:
+                alike[key] = self._part(name, info, rank)
+            found[name] = info if rank is None else alike[key]
         return found
+
+    def units(self, shard: str, tensors: Iterable[str]) -> list[Unit]:
+        """What is held of a shard, as far as there is something to hold."""
+        split = [name in self.division.splits for name in tensors]
+        common = [] if all(split) else [Unit(shard)]
+        return [*common, *(Unit(shard, rank) for rank in self.ranks if any(split))]
 
     def fetched(self, file: SourceFile, tensors: Iterable[str]) -> dict[str, bool]:
         """Whether each of `tensors` is fetched once as a whole: also where parts save less than a request costs."""
-        found = {}
+        found, alike = dict[str, bool](), dict[object, bool]()
         for name in tensors:
-            info = file.known_header.tensors[name]
+            info, how = file.known_header.tensors[name], self.division.splits.get(name)
+            key = (info.dtype, info.shape, id(how))
+            if key in alike:
+                found[name] = alike[key]
+                continue
             cuts = [self.division.cut(name, info.shape, rank) for rank in self.ranks]
             parts = sum(plan_cut(name, file, info, cut).transferred for cut in cuts if cut is not None)
-            found[name] = None in cuts or info.nbytes - parts < REQUEST_COST
+            found[name] = alike[key] = None in cuts or info.nbytes - parts < REQUEST_COST
         return found
 
 

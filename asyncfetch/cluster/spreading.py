@@ -250,10 +250,14 @@ class Spreading:
             header, groups = refs[0], iter(refs[1:])
             del refs
             made = {unit: [header, *islice(groups, len(self._plan.groups(unit)))] for unit in units}
-            return {unit: await self._moved(unit, made.pop(unit), at) for unit in units}
+            moved_units = {unit: self._moved(unit, made.pop(unit), at) for unit in units}
+            for objects in moved_units.values():
+                await answer(objects[0])
+                self._running.discard(objects[0])
+            return moved_units
 
-    async def _moved(self, unit: Unit, objects: list[Any], at: Member) -> list[Any]:
-        """What one rank holds, at its own node alone: an object stays for good where it was made."""
+    def _moved(self, unit: Unit, objects: list[Any], at: Member) -> list[Any]:
+        """What one rank holds, on its way to its own node alone: an object stays for good where it was made."""
         home = self._members.of_rank(unit.rank)
         if home is None or home is at:
             return objects
@@ -267,6 +271,4 @@ class Spreading:
         )
         refs: list[Any] = list(task.remote(*objects))
         self._running.add(refs[0])
-        await answer(refs[0])
-        self._running.discard(refs[0])
         return refs

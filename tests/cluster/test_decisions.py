@@ -25,7 +25,6 @@ from asyncfetch.cluster.nodes import (
     tasks_at_once,
 )
 from asyncfetch.cluster.rounds import FIRST, in_rounds
-from asyncfetch.cluster.shares import dealt
 from asyncfetch.errors import DiskFullError, NetworkError, SourceError
 from asyncfetch.format.arrays import tensor_view
 from asyncfetch.format.header import header_of
@@ -163,12 +162,3 @@ async def test_a_secret_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not Path(path).parent.exists()
     with pytest.raises(NetworkError, match="beside the driver"):
         await taken(path)
-
-
-def test_ranks_are_dealt() -> None:
-    """Neighbours to the same node; who had some keeps them; what a lost node had goes to who has least."""
-    assert dealt(range(8), ["a", "b", "c"], {}) == {"a": (0, 1, 2), "b": (3, 4, 5), "c": (6, 7)}
-    assert dealt([1, 5], ["a", "b", "c"], {}) == {"a": (1,), "b": (5,), "c": ()}
-    assert dealt(range(4), ["a", "new", "c"], {"a": (0, 1), "c": (3,)}) == {"a": (0, 1), "new": (2,), "c": (3,)}
-    assert dealt(range(4), ["c"], {"a": (0, 1), "c": (3,)}) == {"c": (0, 1, 2, 3)}
-    assert dealt(range(4), [], {}) == {}

@@ -70,9 +70,9 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer, mon
         assert shown(ray.cloudpickle.dumps(held._plan)) is None
         assert any(b"Errand" in call for call in told)
         assert not any(map(shown, told))
-        made, showing = ray.get(held._keeper.calls.remote())
+        made, found_in_calls = ray.get(held._keeper.calls.remote())
         assert made > len(FILES) * len(raylets.alive())
-        assert showing == []
+        assert found_in_calls == []
         assert "WatchedKeeper" in (found := listed(ray))
         assert shown(found) is None
     assert showing(Path(ray._private.worker._global_node.get_session_dir_path())) == []

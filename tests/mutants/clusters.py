@@ -130,7 +130,7 @@ MUTANTS = (
         "cluster.shares:dealt",
         "if not any(found.values()):",
         "if True:",
-        ("cluster/test_decisions.py::test_ranks_are_dealt",),
+        ("cluster/test_shares.py::test_ranks_are_dealt",),
     ),
     Mutant(
         "parts-fetched-whole",
@@ -138,7 +138,7 @@ MUTANTS = (
         "cluster.shares:Shares.fetched",
         "None in cuts or info.nbytes - parts < REQUEST_COST",
         "True",
-        ("cluster/test_ranks.py::test_some_ranks",),
+        ("cluster/test_shares.py::test_what_is_fetched_for_ranks",),
     ),
     Mutant(
         "by-range-and-told-verified",
@@ -146,7 +146,7 @@ MUTANTS = (
         "cluster.spreading:Spreading._verified",
         'and (self._keep != "memory" or self._plan.verified(file.name))',
         "",
-        ("cluster/test_ranks.py::test_some_ranks",),
+        ("cluster/test_shares.py::test_what_is_fetched_for_ranks",),
     ),
     Mutant(
         "dead-nodes-are-wanted",
