@@ -179,7 +179,9 @@ class FileWritten:
 
 @dataclass(frozen=True, slots=True)
 class NodeProgress:
-    """A node of a cluster, by its id and its address, has `present` of the `size` bytes of a file. All: it is verified.
+    """A node of a cluster, by its id and its address, has `present` of the `size` bytes that it is to have of a file.
+
+    All: it is verified, unless they are parts that came by range (`asyncfetch.cluster.load`, with `tp_plan`).
 
     `downloads`: it is this node that brings the file from the source; else it comes from another node.
     """

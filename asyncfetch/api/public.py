@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
@@ -97,6 +97,10 @@ def _names_nodes(value: object) -> bool:
     return isinstance(texts, Iterable) and bool(texts) and all(isinstance(text, str) and text for text in texts)
 
 
+def _are_ranks(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+
 # What is not here is looked at where it is used: dtypes, globs and the text of a source.
 _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "source": (lambda value: isinstance(value, str | os.PathLike | Mapping), "a repository, a URL, a bucket or a path"),
@@ -136,6 +140,8 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "keep": (lambda value: value in ("memory", "disk", "both"), '"memory", "disk" or "both"'),
     "companions": (_is_flag, "True or False"),
     "hold": (lambda value: _is_text(value) and value != "", "a name"),
+    "tp_plan": (lambda value: isinstance(value, Mapping), "a mapping of globs to axes"),
+    "ranks": (_are_ranks, "several ranks"),
     "memory_limit": (lambda value: type(value) is int and value > 0, "a positive number of bytes, or None"),
 }
 _SECRET = frozenset({"token", "endpoint", "source"})  # whose values may have a password in them

@@ -21,6 +21,7 @@ from ..tasks import off_loop
 from .fetching import Arriving, Teller, fetched
 from .nodes import NodeState
 from .plan import Plan
+from .shares import Unit
 
 __all__ = ["Agent"]
 
@@ -32,7 +33,7 @@ class Agent:
         self._plan, self._node, self._keeper = plan, node, keeper
         self._cache = plan.cache()
         self._arriving: dict[str, Arriving] = {}
-        self._held: dict[str, tuple[Any, ...]] = {}
+        self._held: dict[Unit, tuple[Any, ...]] = {}
         self._running: dict[anyio.CancelScope, anyio.Event] = {}
 
     async def probe(self) -> NodeState:
@@ -115,9 +116,9 @@ class Agent:
 
         return await off_loop(publish, slow=True)
 
-    async def hold(self, name: str, *objects: Any) -> None:
-        """Keep the objects of a shard in the store of this node: what somebody maps stays."""
-        self._held[name] = objects
+    async def hold(self, unit: Unit, *objects: Any) -> None:
+        """Keep the objects of a unit in the store of this node: what somebody maps stays."""
+        self._held[unit] = objects
 
     async def stop(self) -> None:
         """End what is under way, so that a later run can go on."""

@@ -27,9 +27,10 @@ from .handover import offered
 from .held import HeldCheckpoint
 from .keeper import Keeper, News
 from .layout import GROUP_BYTES
-from .options import ClusterOptions, Keep, Nodes
+from .options import ClusterOptions, Keep, Nodes, TensorParallel
 from .plan import Errand, Plan, stripped
 from .ray_calls import connect, placed_at, ray_module, result
+from .shares import Shares
 
 __all__ = ["brought"]
 
@@ -45,19 +46,22 @@ async def brought(
     keep: Keep,
     companions: bool,
     hold: str | None = None,
+    parallel: TensorParallel | None = None,
     most: int = GROUP_BYTES,
 ) -> HeldCheckpoint:
     """Have a checkpoint brought to nodes. `most` are the bytes of one object. Cancelled, it leaves no task."""
+    parallel = TensorParallel() if parallel is None else parallel
     ray = await off_loop(ray_module, slow=True)
     await off_loop(connect, slow=True)
     access, wanted = split(options)
-    asked = _asked(source, options, nodes, keep, companions, hold)
+    asked = _asked(source, options, nodes, keep, companions, hold, parallel)
     files: Files | None = None if keep == "memory" else {"weights_only": not companions}
     async with Client(**access) as client, client._call("cluster load", source, wanted, files=files) as call:
         session = call.session
         if (there := await _found(hold, asked)) is not None:
             return await _followed(there, session.notify, hold, began=session.began, found=True)
         plan, request = await _planned(session.request, session.transport, options, most)
+        plan.shares = Shares.of(plan.located, parallel.world_size, parallel.tp_plan, parallel.ranks)
         for warning in plan.located.warnings:
             session.notify(Warned(warning))
         plan.located.warnings.clear()
@@ -139,6 +143,8 @@ async def _followed(
     if found:
         _tell_files(plan.located, notify, there=True)
     nbytes, downloaded = sum(file.size for file in plan.located.files), news.downloaded - before
+    if plan.shares is not None:
+        nbytes = sum(plan.held_bytes(name, plan.all_ranks) for name in plan.shards)
     notify(Finished(len(plan.located.files), nbytes, downloaded, time.monotonic() - began))
     return HeldCheckpoint(plan, refs, there, downloaded, keeper, named=hold is not None)
 
@@ -155,13 +161,19 @@ async def end(keeper: Any) -> None:
 
 
 def _asked(
-    source: Source, options: ClusterOptions, nodes: Nodes, keep: Keep, companions: bool, hold: str | None
+    source: Source,
+    options: ClusterOptions,
+    nodes: Nodes,
+    keep: Keep,
+    companions: bool,
+    hold: str | None,
+    parallel: TensorParallel,
 ) -> tuple[str, ...]:
     """What tells one hold from another of the same name."""
     select = options.get("select")
     if hold is not None and callable(select):
         raise SourceError("hold= needs globs: a predicate of select= cannot be compared by another driver.")
-    what: tuple[Any, ...] = (os.fspath(source), nodes, keep, companions, select)
+    what: tuple[Any, ...] = (os.fspath(source), nodes, keep, companions, select, parallel)
     return tuple(map(str, (*what, *(options.get(name) for name in ("revision", "subfolder", "variant", "endpoint")))))
 
 

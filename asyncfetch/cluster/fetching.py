@@ -31,7 +31,7 @@ from ..tasks import off_loop, plain_errors
 from .plan import Plan
 from .ray_calls import answer
 
-__all__ = ["Arriving", "Served", "Teller", "fetched"]
+__all__ = ["Arriving", "RemoteOrigin", "Served", "Teller", "fetched"]
 
 _RELAYED = 8 * MiB  # bytes that the keeper reads for a node at once
 _TELL = 0.2  # seconds between two messages to the keeper
@@ -47,7 +47,7 @@ class Served:
     splittable: bool
 
 
-class _RemoteOrigin:
+class RemoteOrigin:
     """The source of files, as the keeper tells of it."""
 
     def __init__(self, keeper: Any) -> None:
@@ -159,7 +159,7 @@ async def fetched(
 
     Tells `notify` how it goes, at last by a Finished. Raises the errors of a transfer.
     """
-    file, origin = replace(file), _RemoteOrigin(keeper)
+    file, origin = replace(file), RemoteOrigin(keeper)
     with plain_errors():
         if not await origin.ask(file):
             landed = await _relayed(plan, file, cache if disk else None, keeper, notify)

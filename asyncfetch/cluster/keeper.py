@@ -25,6 +25,7 @@ from .members import Members
 from .plan import Errand, Plan
 from .ray_calls import ray_module
 from .results import NodeSnapshot
+from .shares import Unit
 from .spreading import Spreading
 
 __all__ = ["Keeper", "News"]
@@ -115,9 +116,10 @@ class Keeper:
         events = list(self._events)[len(self._events) - missed :]
         return News(events, self._told, self._stage, self._error, self._downloaded)
 
-    async def held(self) -> tuple[Plan, dict[str, list[Any]], tuple[NodeSnapshot, ...]]:
-        """The plan, the objects of each shard, and what each node has."""
-        refs = {name: self._spreading.refs[name] for name in self._plan.shards if name in self._spreading.refs}
+    async def held(self) -> tuple[Plan, dict[Unit, list[Any]], tuple[NodeSnapshot, ...]]:
+        """The plan, the objects of each unit, and what each node has."""
+        refs = self._spreading.refs
+        refs = {unit: refs[unit] for name in self._plan.shards for unit in self._plan.units(name) if unit in refs}
         return self._plan, refs, tuple(member.snapshot for member in self._members.all.values())
 
     async def stop(self) -> None:
@@ -138,11 +140,11 @@ class Keeper:
         ours = _identifies(target)
         return Served(None if ours else replace(target, until=None), file.size, file.prefix, file.splittable)
 
-    async def relay(self, name: str, start: int, stop: int) -> bytes:
-        """Some bytes of a file that the source gives to nobody else."""
+    async def relay(self, name: str, start: int, stop: int, *, whole: bool = True) -> bytes:
+        """Some bytes of a file that the source gives to nobody else. `whole`: who asks holds it against its hash."""
         file = self._files[name]
         target = await self._links.target(file, None)
-        if file.checksum is not None:
+        if file.checksum is not None and whole:
             target = replace(target, hashed=True)
 
         async def renew() -> Target:

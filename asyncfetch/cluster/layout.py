@@ -7,7 +7,7 @@ travel as bytes: dtypes that numpy does not know itself, such as BF16, would be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,10 @@ class Group:
     size: int
 
 
-def groups_of(header: Header, most: int = GROUP_BYTES) -> list[Group]:
-    """The groups of a shard, each of at most `most` bytes unless one tensor is larger. At least one, perhaps empty."""
+def groups_of(tensors: Mapping[str, TensorInfo], most: int = GROUP_BYTES) -> list[Group]:
+    """The groups of what is held, each of at most `most` bytes unless a tensor is larger. At least one, maybe empty."""
     groups, offsets, end = [], dict[str, int](), 0
-    for name, info in header.tensors.items():
+    for name, info in tensors.items():
         start = -(-end // ALIGNMENT) * ALIGNMENT
         if offsets and start + info.nbytes > most:
             groups.append(Group(offsets, max(end, _LEAST)))
@@ -59,8 +59,8 @@ def packed(file: memoryview, header: Header, groups: list[Group]) -> Iterator[Ar
         yield np.frombuffer(place, np.uint8)
 
 
-def views(group: Group, header: Header) -> Iterator[tuple[str, TensorInfo]]:
+def views(group: Group, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, TensorInfo]]:
     """Each tensor of a group: its name, and where it lies in the object."""
     for name, offset in group.offsets.items():
-        info = header.tensors[name]
+        info = tensors[name]
         yield name, TensorInfo(info.dtype, info.shape, offset, offset + info.nbytes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from .options import Keep, Nodes
 from .plan import Plan
 from .ray_calls import answer, is_lost, placed_at, ray_module
 from .results import NodeSnapshot
+from .shares import Unit, dealt
 
 __all__ = ["LostError", "Member", "Members"]
 
@@ -30,8 +31,9 @@ class LostError(Exception):
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """A node that is to have the checkpoint. `whole` are the files on its disk, `held` the shards in its store.
+    """A node that is to have the checkpoint. `whole` are the files on its disk, `held` what is in its store.
 
+    `ranks` are those whose parts it is to have, where ranks hold parts; `divided`: they do.
     `downloaded` and `received` are those of its `NodeSnapshot`.
     """
 
@@ -40,7 +42,9 @@ class Member:
     slots: anyio.CapacityLimiter
     state: NodeState | None = None  # until it was asked
     whole: set[str] = field(default_factory=set)
-    held: set[str] = field(default_factory=set)
+    held: set[Unit] = field(default_factory=set)
+    divided: bool = False
+    ranks: tuple[int, ...] = ()
     folder: str | None = None
     downloaded: int = 0
     received: int = 0
@@ -49,7 +53,11 @@ class Member:
     def snapshot(self) -> NodeSnapshot:
         """What is told of it."""
         path = None if self.folder is None else Path(self.folder)
-        return NodeSnapshot(self.node.id, self.node.address, path, self.downloaded, self.received)
+        return NodeSnapshot(self.node.id, self.node.address, path, self.downloaded, self.received, self.ranks)
+
+    def wants(self, unit: Unit) -> bool:
+        """Whether it is to have that in its store."""
+        return not self.divided or (bool(self.ranks) if unit.rank is None else unit.rank in self.ranks)
 
 
 class Members:
@@ -84,12 +92,26 @@ class Members:
                 self._notify(Warned(error.message))
             return bool(gone)
         new = [self._member(node) for node in wanted if node.id not in self.all]
+        self._deal([*self.all.values(), *new])
         with plain_errors():
             async with anyio.create_task_group() as group:
                 for member in new:
                     group.start_soon(self._admit, member, first)
         self.all |= {member.node.id: member for member in new if member.state is not None}
+        self._deal([*self.all.values()])
         return bool(gone or new)
+
+    def _deal(self, members: Sequence[Member]) -> None:
+        """Say which ranks are whose."""
+        if self._plan.shares is not None:
+            so_far = {member.node.id: member.ranks for member in members}
+            ranks = dealt(self._plan.all_ranks, [*so_far], so_far)
+            for member in members:
+                member.ranks = ranks[member.node.id]
+
+    def of_rank(self, rank: int | None) -> Member | None:
+        """Who is to have the part of a rank; None where that is not one alone."""
+        return next((member for member in self.all.values() if rank is not None and rank in member.ranks), None)
 
     def _member(self, node: Node) -> Member:
         ray = ray_module()
@@ -98,7 +120,8 @@ class Members:
         )
         largest = max(self._sizes.values(), default=0)
         slots = anyio.CapacityLimiter(tasks_at_once(node.memory, largest))
-        return Member(node, actor.remote(self._plan_ref, node.id, self._keeper), slots)
+        agent = actor.remote(self._plan_ref, node.id, self._keeper)
+        return Member(node, agent, slots, divided=self._plan.shares is not None)
 
     async def _admit(self, member: Member, first: bool) -> None:
         """Ask a node what it has, and see that there is room. Sets its state."""
@@ -126,7 +149,14 @@ class Members:
     def _check(self, member: Member, state: NodeState) -> None:
         in_memory = 0
         if self._keep != "disk":
-            in_memory = sum(group.size for name in self._plan.shards for group in self._plan.groups(name))
+            in_memory = sum(self._plan.held_bytes(name, member.ranks) for name in self._plan.shards)
+        if self._plan.shares is not None:
+            # Shards that it cuts for others pass through its store: as many at once as there is room for.
+            ranks, shards = self._plan.all_ranks, self._plan.shards
+            passing = max((self._plan.held_bytes(name, ranks) for name in shards), default=0)
+            room = (member.node.store - in_memory) // max(passing, 1)
+            member.slots.total_tokens = max(1, min(member.slots.total_tokens, room))
+            in_memory += passing
         on_disk = [] if self._keep == "memory" else [*self._sizes]
         check_room(member.node, state, self._sizes, in_memory=in_memory, on_disk=on_disk)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from ..api.options import LocalAccess, Planned
+from ..format.parallel import TpPlan
 
-__all__ = ["ClusterOptions", "Keep", "Nodes"]
+__all__ = ["ClusterOptions", "Keep", "Nodes", "TensorParallel"]
 
 Keep = Literal["memory", "disk", "both"]
 Nodes = Literal["all"] | int | Mapping[str, str] | Sequence[str]
@@ -18,3 +20,12 @@ class ClusterOptions(Planned, LocalAccess, total=False):
 
     token: str | bool | None
     offline: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """Of a tensor parallel group: which ranks hold their parts. Without a word of it whole tensors are held."""
+
+    world_size: int | None = None
+    tp_plan: TpPlan | None = None
+    ranks: Sequence[int] | None = None

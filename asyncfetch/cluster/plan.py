@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from ..errors import ChangedError, OfflineError
+from ..format.header import TensorInfo
+from ..format.index import check_tensors
 from ..policy import Policy
 from ..sources.located import Landed, Located, SourceFile
 from ..storage.cache import RepoCache
@@ -14,6 +18,7 @@ from ..storage.roots import cache_root
 from .layout import Group, groups_of
 from .nodes import connections_a_file
 from .options import Keep, Nodes
+from .shares import Shares, Unit
 
 __all__ = ["Errand", "Plan", "hold_against_plan", "stripped"]
 
@@ -23,7 +28,7 @@ class Plan:
     """A checkpoint that was found, fit for any node: it has no token, no link, and no path of the driver's machine.
 
     `repository` is the folder's name in a cache of the Hub, `cache_dir` the cache that the caller named for all nodes.
-    `most` are the bytes of one object in Ray's store.
+    `most` are the bytes of one object in Ray's store. With `shares`, ranks hold their parts there.
     """
 
     located: Located
@@ -31,6 +36,11 @@ class Plan:
     cache_dir: str | None
     policy: Policy
     most: int
+    shares: Shares | None = None
+    _held: dict[Unit, dict[str, TensorInfo]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": {}}  # which each process knows of those units that it needs
 
     @property
     def commit(self) -> str | None:
@@ -52,9 +62,54 @@ class Plan:
         sizes = [file.size for file in self.located.files]
         return connections_a_file(self.policy.connections, sizes)
 
-    def groups(self, name: str) -> list[Group]:
-        """The objects that hold the data of a shard."""
-        return groups_of(self.files[name].known_header, self.most)
+    def units(self, name: str) -> list[Unit]:
+        """What is held of a shard: all as one, or what ranks hold, as far as it has anything for them."""
+        if self.shares is None:
+            return [Unit(name)]
+        return self.shares.units(name, self.wanted(name))
+
+    def held(self, unit: Unit) -> dict[str, TensorInfo]:
+        """The tensors of a unit, or the parts of them."""
+        if self.shares is None:
+            return self.files[unit.shard].known_header.tensors
+        if unit not in self._held:
+            file = self.files[unit.shard]
+            self._held[unit] = self.shares.held(file, self.wanted(unit.shard), unit.rank)
+        return self._held[unit]
+
+    def wanted(self, name: str) -> list[str]:
+        """The selected tensors of a shard, in the order of its data. Raises MissingTensorError."""
+        located, header = self.located, self.files[name].known_header
+        shard = next(shard for shard in located.wanted.shards if located.path_of(shard) == name)
+        wanted = {*located.wanted.tensors_of(shard)}
+        check_tensors(wanted, header, shard=shard, index_file=located.wanted.file)
+        return [tensor for tensor in header.tensors if tensor in wanted]
+
+    def groups(self, unit: Unit) -> list[Group]:
+        """The objects that hold the data of a unit."""
+        return groups_of(self.held(unit), self.most)
+
+    def held_bytes(self, name: str, ranks: Collection[int]) -> int:
+        """Bytes of a shard in the store of a node that has those ranks; without shares, of all of it."""
+        return sum(
+            group.size
+            for unit in self.units(name)
+            if unit.rank is None or unit.rank in ranks
+            for group in self.groups(unit)
+        )
+
+    @property
+    def all_ranks(self) -> tuple[int, ...]:
+        """The ranks that are held; none where whole tensors are."""
+        return () if self.shares is None else self.shares.ranks
+
+    def verified(self, name: str) -> bool:
+        """Whether a file is brought as a whole, and so held against its hash."""
+        file = self.files[name]
+        if self.shares is None or file.header is None:
+            return True
+        whole = self.shares.fetched(file, self.wanted(name))
+        return all(whole.values()) and len(whole) == len(file.header.tensors)
 
     def cache(self) -> RepoCache:
         """The repository in the cache of this machine. Raises SourceError."""

@@ -13,6 +13,7 @@ class NodeSnapshot:
     """A checkpoint on the disk of one node: its folder there, or None if it is in memory alone.
 
     `downloaded` are the bytes that this node brought from the source, `received` those that other nodes gave it.
+    `ranks` are those of a tensor parallel group whose parts it holds, where that was asked for.
     """
 
     node: str
@@ -20,6 +21,7 @@ class NodeSnapshot:
     path: Path | None
     downloaded: int
     received: int
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ Who is gone is dropped, and its share is brought by another.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -23,7 +24,8 @@ from .options import Keep
 from .plan import Plan
 from .ray_calls import answer, placed_at, ray_module
 from .rounds import in_rounds
-from .shards import shard_objects
+from .shards import moved, shard_objects
+from .shares import Unit
 
 __all__ = ["Spreading"]
 
@@ -32,14 +34,14 @@ _MOST_TRIES = 5  # for one file, each after a node or a copy was lost
 
 
 class Spreading:
-    """Brings what members lack. `refs` are the objects of each shard: its header, and its groups."""
+    """Brings what members lack. `refs` are the objects of each unit: the header of its shard, and its groups."""
 
     def __init__(
         self, plan: Plan, plan_ref: Any, keep: Keep, members: Members, keeper: Any, notify: Callable[[Event], None]
     ) -> None:
         self._plan, self._plan_ref, self._keep = plan, plan_ref, keep
         self._members, self._keeper, self._notify = members, keeper, notify
-        self.refs: dict[str, list[Any]] = {}
+        self.refs: dict[Unit, list[Any]] = {}
         self._running: set[Any] = set()
         self._fetched: dict[str, str | None] = {}  # by this run, so their hashes are right: the sha256 of each
         self._told: set[str] = set()
@@ -89,7 +91,7 @@ class Spreading:
                 group.start_soon(one, name)
 
     def _verified(self, file: SourceFile) -> None:
-        if file.name not in self._told:
+        if file.name not in self._told and (self._keep != "memory" or self._plan.verified(file.name)):
             self._told.add(file.name)
             self._notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
 
@@ -199,21 +201,34 @@ class Spreading:
     # -- memory --------------------------------------------------------------------------------
 
     async def _in_memory(self, file: SourceFile, place: str) -> None:
-        if file.name not in self.refs:
-            self.refs[file.name] = await self._make(file, place)
+        units = self._plan.units(file.name)
+        if any(unit not in self.refs for unit in units):
+            self.refs |= await self._make(file, place, units)
 
         async def hold(member: Member) -> bool:
+            lacking = [unit for unit in units if unit not in member.held and member.wants(unit)]
             try:
-                await self._members.ask(member, "hold", file.name, *self.refs[file.name])
+                for unit in lacking:
+                    await self._members.ask(member, "hold", unit, *self.refs[unit])
+                    member.held.add(unit)
             except LostError:
                 return False
-            member.held.add(file.name)
-            self._progress(member, file, file.size)
+            self._held(member, file)
             return True
 
-        await in_rounds([one for one in self._members.all.values() if file.name not in one.held], hold)
+        members = [*self._members.all.values()]
+        await in_rounds(
+            [one for one in members if any(one.wants(unit) and unit not in one.held for unit in units)], hold
+        )
 
-    async def _make(self, file: SourceFile, place: str) -> list[Any]:
+    def _held(self, member: Member, file: SourceFile) -> None:
+        if self._plan.shares is None:
+            self._progress(member, file, file.size)
+            return
+        nbytes = self._plan.held_bytes(file.name, member.ranks)
+        self._notify(NodeProgress(member.node.id, member.node.address, file.name, nbytes, nbytes, False))
+
+    async def _make(self, file: SourceFile, place: str, units: Sequence[Unit]) -> dict[Unit, list[Any]]:
         """Have a node make the objects of a shard: one that has it on its disk, or else `place`."""
         members = [*self._members.all.values()]
         having = [member for member in members if file.name in member.whole]
@@ -223,7 +238,7 @@ class Spreading:
         task = ray.remote(shard_objects).options(
             name=f"asyncfetch {file.name}",
             num_cpus=0,
-            num_returns=1 + len(self._plan.groups(file.name)),
+            num_returns=1 + sum(len(self._plan.groups(unit)) for unit in units),
             max_retries=3,
             scheduling_strategy=placed_at(at.node.id, soft=True),
         )
@@ -232,4 +247,28 @@ class Spreading:
             self._running.add(refs[0])
             await answer(refs[0])
             self._running.discard(refs[0])
+            header, groups = refs[0], iter(refs[1:])
+            del refs
+            made = {unit: [header, *islice(groups, len(self._plan.groups(unit)))] for unit in units}
+            moved_units = {unit: self._moved(unit, made.pop(unit), at) for unit in units}
+            for objects in moved_units.values():
+                await answer(objects[0])
+                self._running.discard(objects[0])
+            return moved_units
+
+    def _moved(self, unit: Unit, objects: list[Any], at: Member) -> list[Any]:
+        """What one rank holds, on its way to its own node alone: an object stays for good where it was made."""
+        home = self._members.of_rank(unit.rank)
+        if home is None or home is at:
+            return objects
+        task = ray_module().remote(moved)
+        task = task.options(
+            name=f"asyncfetch {unit.shard}",
+            num_cpus=0,
+            num_returns=len(objects),
+            max_retries=3,
+            scheduling_strategy=placed_at(home.node.id, soft=True),
+        )
+        refs: list[Any] = list(task.remote(*objects))
+        self._running.add(refs[0])
         return refs

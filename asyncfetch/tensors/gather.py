@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ..sources.located import Located, SourceFile
 from ..spans import Span
 from .descriptors import MOST_OPEN, Descriptor
 
-__all__ = ["Gatherer", "Sink", "Want"]
+__all__ = ["Gatherer", "Sink", "Want", "missing", "put"]
 
 _PARTS = 4  # requests for each connection in a large read, so that all end at about the same time
 
@@ -86,7 +86,7 @@ class Sink:
             return
         if not step.direct:
             for piece, memory in step.pieces:
-                _copy(piece, self._stage[piece.start - self._begin :], memory)
+                put(piece, self._stage[piece.start - self._begin :], memory)
         self._begin = step.stop
         self._current += 1
 
@@ -111,7 +111,7 @@ def _steps(pieces: Sequence[tuple[Piece, memoryview]]) -> list[_Step]:
     return steps
 
 
-def _copy(piece: Piece, source: memoryview, memory: memoryview) -> None:
+def put(piece: Piece, source: memoryview, memory: memoryview) -> None:
     """The wanted bytes of a staged piece, which begins `source`, into their place."""
     if not piece.counts:
         memory[piece.dest : piece.dest + piece.nbytes] = source[: piece.nbytes]
@@ -136,25 +136,18 @@ class Gatherer:
         self._whole_only: set[str] = set()  # files whose server knows no ranges
         self._descriptors: dict[str, tuple[Descriptor, os.stat_result]] = {}
         self._closed = False
+        self.received = 0  # bytes that were asked of the network
 
     async def read(self, wants: Sequence[Want]) -> None:
         """Fill the memory of all `wants`. The first failure ends all; then the memory is of no use.
 
         Raises ChangedError, EntryNotFoundError, the NetworkError kinds after retries, StorageError.
         """
-        by_file: defaultdict[str, list[tuple[Piece, memoryview]]] = defaultdict(list)
-        files = {want.file.name: want.file for want in wants}
-        for want in wants:
-            by_file[want.file.name] += [(piece, want.memory) for piece in want.pieces]
-        total = sum(piece.stop - piece.start for pieces in by_file.values() for piece, _ in pieces)
+        total = sum(piece.stop - piece.start for want in wants for piece in want.pieces)
         longest = max(self._policy.min_split, -(-total // (_PARTS * self._policy.connections)))
         async with anyio.create_task_group() as group:
-            for name, pieces in by_file.items():
-                file = files[name]
-                pieces.sort(key=lambda entry: entry[0].start)
-                if file.path is None:
-                    pieces = _take_prefix(file, pieces)
-                whole = name in self._whole_only
+            for file, pieces in missing(wants):
+                whole = file.name in self._whole_only
                 for part in coalesce(pieces, float("inf") if whole else REQUEST_COST, None if whole else longest):
                     group.start_soon(self._run, file, part)
 
@@ -175,6 +168,7 @@ class Gatherer:
                             lambda: _read_some(number, sink, self._policy.burst, file)
                         )
             else:
+                self.received += sink.stop - sink.position
                 intake = _Stretch(self, file, sink)
                 await receive(self._transport, intake, file=file.name, size=file.size, told=file.name)
 
@@ -246,6 +240,17 @@ class _Stretch(Intake):
             self._gatherer._whole_only.add(name)
 
 
+def missing(wants: Sequence[Want]) -> Iterator[tuple[SourceFile, list[tuple[Piece, memoryview]]]]:
+    """What is wanted of each file, in its order. Of a file that is not on disk, what came with its header is put in."""
+    by_file: defaultdict[str, list[tuple[Piece, memoryview]]] = defaultdict(list)
+    files = {want.file.name: want.file for want in wants}
+    for want in wants:
+        by_file[want.file.name] += [(piece, want.memory) for piece in want.pieces]
+    for name, pieces in by_file.items():
+        pieces.sort(key=lambda entry: entry[0].start)
+        yield files[name], pieces if files[name].path is not None else _take_prefix(files[name], pieces)
+
+
 def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> list[tuple[Piece, memoryview]]:
     """What is left of `pieces` once the bytes that came with the metadata are in place."""
     prefix = memoryview(file.prefix)
@@ -256,7 +261,7 @@ def _take_prefix(file: SourceFile, pieces: list[tuple[Piece, memoryview]]) -> li
         here += [(part, memory) for part in head]
         left += [(part, memory) for part in tail]
     for piece, memory in here:
-        _copy(piece, prefix[piece.start :], memory)
+        put(piece, prefix[piece.start :], memory)
     return left
 
 

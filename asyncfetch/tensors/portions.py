@@ -16,9 +16,9 @@ from ..format.ranks import Cut
 from ..format.slices import Selection, SlicePlan, plan_selections, select_part, tensor_piece
 from ..sources.located import SourceFile
 from ..storage.buffers import aligned_buffer
-from .gather import Want
+from .gather import Want, put
 
-__all__ = ["Portion", "plan_cut", "portion_of"]
+__all__ = ["Portion", "cut_info", "part_of", "plan_cut", "portion_of"]
 
 
 @dataclass(eq=False, slots=True)
@@ -83,19 +83,61 @@ def portion_of(name: str, file: SourceFile, info: TensorInfo, cut: Cut | None) -
     """The part `cut` of a tensor, or all of it, with memory of its own. Raises IndexError, SourceError."""
     if cut is None:
         return Portion(name, file, info, info.shape, [], 1, aligned_buffer(info.nbytes, 0))
-    selections, shape = _selections(name, file, info, cut)
+    selections, shape = _selections(name, info, cut, file.known_header.data_start + info.begin)
     memory = aligned_buffer(sum(selection.nbytes for selection in selections), 0)
     return Portion(name, file, info, shape, selections, math.prod(cut.shape[: cut.axis]), memory)
 
 
+def part_of(whole: Array, name: str, file: SourceFile, info: TensorInfo, cut: Cut) -> Array:
+    """The part `cut` of a tensor that is here as `whole`: a view where it is one stretch, else a copy on 64 bytes.
+
+    Raises as `portion_of`.
+    """
+    if isinstance(whole, PackedArray):
+        return _part_of_packed(whole, name, file, info, cut)
+    parts = [whole.reshape(cut.shape)[index] for index in cut.indices]
+    if len(parts) == 1 and parts[0].flags.c_contiguous:
+        return parts[0] if cut.result is None else parts[0].reshape(cut.result)
+    joined = list(parts[0].shape)
+    joined[cut.axis] = sum(part.shape[cut.axis] for part in parts) if len(parts) > 1 else joined[cut.axis]
+    memory = aligned_buffer(sum(part.nbytes for part in parts), 0)
+    copy = np.frombuffer(memory, whole.dtype).reshape(joined)
+    if len(parts) > 1:
+        np.concatenate(parts, cut.axis, out=copy)
+    else:
+        copy[...] = parts[0]
+    return copy if cut.result is None else copy.reshape(cut.result)
+
+
+def _part_of_packed(whole: PackedArray, name: str, file: SourceFile, info: TensorInfo, cut: Cut) -> Array:
+    selections, shape = _selections(name, info, cut, 0)
+    first, nbytes = selections[0], sum(selection.nbytes for selection in selections)
+    if not nbytes or (len(selections) == 1 and first.run == nbytes):
+        start = first.start if nbytes else 0
+        return tensor_view(whole, TensorInfo(info.dtype, shape, start, start + nbytes), 0, file=file.name, tensor=name)
+    outer = math.prod(cut.shape[: cut.axis])
+    portion = Portion(name, file, info, shape, selections, outer, aligned_buffer(nbytes, 0))
+    stored, at = whole.view(np.ndarray).data, 0
+    for selection in selections:
+        for piece in selection.pieces():
+            put(piece, stored[piece.start : piece.stop], portion.memory[at : at + selection.nbytes])
+        at += selection.nbytes
+    return portion.array(None)
+
+
+def cut_info(name: str, info: TensorInfo, cut: Cut) -> TensorInfo:
+    """What a part is, when it lies by itself from byte 0 on. Raises as `portion_of`."""
+    selections, shape = _selections(name, info, cut, 0)
+    return TensorInfo(info.dtype, shape, 0, sum(selection.nbytes for selection in selections))
+
+
 def plan_cut(name: str, file: SourceFile, info: TensorInfo, cut: Cut) -> SlicePlan:
     """How a part is fetched."""
-    return plan_selections(*_selections(name, file, info, cut))
+    return plan_selections(*_selections(name, info, cut, file.known_header.data_start + info.begin))
 
 
-def _selections(name: str, file: SourceFile, info: TensorInfo, cut: Cut) -> tuple[list[Selection], tuple[int, ...]]:
-    """The bytes of each index of `cut`, and the shape of them together."""
-    offset = file.known_header.data_start + info.begin
+def _selections(name: str, info: TensorInfo, cut: Cut, offset: int) -> tuple[list[Selection], tuple[int, ...]]:
+    """The bytes of each index of `cut` of a tensor that begins at byte `offset`, and the shape of them together."""
     selections, shape = [], info.shape
     for index in cut.indices:
         if DTYPES[info.dtype].packed:

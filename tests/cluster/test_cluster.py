@@ -20,7 +20,7 @@ from asyncfetch.cluster.driving import brought
 from asyncfetch.errors import ChecksumMismatchError, DiskFullError, OfflineError, SourceError
 from asyncfetch.events import Event, Finished, NodeProgress, Resolved
 
-from ..kit.canaries import TOKEN, shown
+from ..kit.canaries import TOKEN
 from ..kit.fault_server import OK, FaultServer, Flip, Stall
 from ..kit.files import sharded_bytes
 from ..kit.small_model import ONE_LOOP
@@ -141,36 +141,6 @@ async def test_disk(raylets: Raylets, server: FaultServer, monkeypatch: pytest.M
             alone = asyncfetch.load("org/disk", cache_dir=home / "hub", offline=True)
             assert {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in alone.items()} == DIGESTS
             assert all(check.ok for check in asyncfetch.verify("org/disk", cache_dir=home / "hub"))
-
-
-def showing(folder: Path) -> list[Path]:
-    """The files that show a secret, such as logs of Ray."""
-    return [path for path in folder.rglob("*") if path.is_file() and shown(path.read_bytes())]
-
-
-@ONE_LOOP
-@pytest.mark.anyio
-async def test_a_source_without_links(raylets: Raylets, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that only the token opens are read by the keeper alone: no node gets the token, and Ray does not."""
-    real, told = raylets.ray.actor.ActorMethod._remote, list[bytes]()
-
-    def noted(method: Any, args: Any = None, kwargs: Any = None, **more: Any) -> Any:
-        told.append(raylets.ray.cloudpickle.dumps((args, kwargs)))
-        return real(method, args, kwargs, **more)
-
-    monkeypatch.setattr(raylets.ray.actor.ActorMethod, "_remote", noted)
-    repository = server.hub("org/closed", FILES, links="")
-    server.listing(repository)
-    held = await asyncfetch.cluster.load_async("org/closed", keep="both", **options(server))
-    async with held:
-        assert all(raylets.snapshots(node, "org/closed") == KEPT for node in raylets.alive())
-        assert raylets.run(raylets.alive()[0], seen_there, held)["digests"] == DIGESTS
-        assert shown(raylets.ray.cloudpickle.dumps(held._plan)) is None
-        assert any(b"Errand" in call for call in told)
-        assert not any(map(shown, told))
-    assert showing(Path(raylets.ray._private.worker._global_node.get_session_dir_path())) == []
-    async with asyncfetch.cluster.load_async("org/closed", **options(server, token=False)) as held:
-        assert held.downloaded == 0
 
 
 @ONE_LOOP

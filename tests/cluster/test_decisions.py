@@ -45,14 +45,14 @@ def test_groups_hold_each_tensor_on_64_bytes(most: int) -> None:
     for pad in (8, 64):
         file = memoryview(safetensors_bytes(tensors, pad=pad))
         header = header_of(file, file="m")
-        groups = groups_of(header, most)
+        groups = groups_of(header.tensors, most)
         assert (len(groups) > 1) == (most < 1 << 40)
         objects = list(packed(file, header, groups))
         assert [len(data) for data in objects] == [group.size for group in groups]
         assert all(len(group.offsets) == 1 or group.size <= max(most, MiB // 8) for group in groups)
         found = {}
         for group, data in zip(groups, objects, strict=True):
-            for name, info in views(group, header):
+            for name, info in views(group, header.tensors):
                 assert info.begin % 64 == 0
                 found[name] = tensor_view(data, info, 0)
         assert list(found) == list(header.tensors)
@@ -63,7 +63,7 @@ def test_a_shard_that_is_aligned_is_not_copied() -> None:
     """The bytes that were received are the ones that go into the store."""
     file = np.frombuffer(safetensors_bytes({n: np.zeros(MiB, np.uint8) for n in "abc"}), np.uint8).copy()
     header = header_of(file.data, file="m")
-    assert all(np.shares_memory(data, file) for data in packed(file.data, header, groups_of(header, 2 * MiB)))
+    assert all(np.shares_memory(data, file) for data in packed(file.data, header, groups_of(header.tensors, 2 * MiB)))
 
 
 NODES = [Node(f"id{n}", f"10.0.0.{n}", 8 << 30, (n + 1) * MiB, {"rack": "r" + "ab"[n % 2]}) for n in range(4)]

@@ -8,6 +8,7 @@ _ROOM = "a node of a cluster without room"
 _LAID = "tensors behind others of odd sizes, in a store that is shared"
 _PIECES = "a file that goes from node to node"
 _TOKEN = "the token of who loads for a cluster"
+_RANKS = "ranks that hold parts"
 _GONE = "nodes of a cluster that die, or join"
 
 MUTANTS = (
@@ -74,6 +75,78 @@ MUTANTS = (
         'bool({name.lower() for name in target.headers} - _PUBLIC) or "@" in urlsplit(target.url).netloc',
         "False",
         ("cluster/test_files.py::test_who_may_have_a_link",),
+    ),
+    Mutant(
+        "token-goes-through-ray",
+        _TOKEN,
+        "cluster.driving:brought",
+        "Errand(asked, offer, nodes, keep)",
+        "Errand((*asked, str(access)), offer, nodes, keep)",
+        ("cluster/test_secrets.py::test_a_source_without_links",),
+    ),
+    Mutant(
+        "token-in-the-name-of-a-call",
+        _TOKEN,
+        "cluster.keeper:Keeper.begin",
+        "me = ray.get_runtime_context().current_actor",
+        "me = ray.get_runtime_context().current_actor\nme.asked.options(name=str(pickle.dumps(request))).remote()",
+        ("cluster/test_secrets.py::test_a_source_without_links",),
+    ),
+    Mutant(
+        "token-in-the-log-of-the-keeper",
+        _TOKEN,
+        "cluster.keeper:Keeper.begin",
+        "me = ray.get_runtime_context().current_actor",
+        "me = ray.get_runtime_context().current_actor\nprint(pickle.dumps(request), flush=True)",
+        ("cluster/test_secrets.py::test_a_source_without_links",),
+    ),
+    Mutant(
+        "globs-that-match-nothing",
+        _RANKS,
+        "format.parallel:Division.of",
+        "if not found:",
+        "if False:",
+        ("format/test_parallel.py::test_what_no_plan_says",),
+    ),
+    Mutant(
+        "the-last-glob-counts",
+        _RANKS,
+        "format.parallel:Division.of",
+        "for name in found if name not in splits",
+        "for name in found",
+        ("format/test_parallel.py::test_what_a_plan_says",),
+    ),
+    Mutant(
+        "parts-of-packed-as-they-lie",
+        _RANKS,
+        "tensors.portions:_part_of_packed",
+        "len(selections) == 1 and first.run == nbytes",
+        "len(selections) == 1",
+        ("tensors/test_portions.py::test_packed_parts_of_what_is_in_memory",),
+    ),
+    Mutant(
+        "ranks-dealt-anew",
+        _RANKS,
+        "cluster.shares:dealt",
+        "if not any(found.values()):",
+        "if True:",
+        ("cluster/test_shares.py::test_ranks_are_dealt",),
+    ),
+    Mutant(
+        "parts-fetched-whole",
+        _RANKS,
+        "cluster.shares:Shares.fetched",
+        "None in cuts or info.nbytes - parts < REQUEST_COST",
+        "True",
+        ("cluster/test_shares.py::test_what_is_fetched_for_ranks",),
+    ),
+    Mutant(
+        "by-range-and-told-verified",
+        _RANKS,
+        "cluster.spreading:Spreading._verified",
+        'and (self._keep != "memory" or self._plan.verified(file.name))',
+        "",
+        ("cluster/test_shares.py::test_what_is_fetched_for_ranks",),
     ),
     Mutant(
         "dead-nodes-are-wanted",
