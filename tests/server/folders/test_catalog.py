@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -17,12 +18,15 @@ from asyncfetch.server.folders import catalog as catalog_module
 from asyncfetch.server.folders import hashing as hashing_module
 from asyncfetch.server.folders import walk as walk_module
 from asyncfetch.server.folders.catalog import Catalog
-from asyncfetch.server.folders.hashing import Unready
+from asyncfetch.server.folders.hashing import Hashing, Unready
 from asyncfetch.server.folders.layout import CLOCK_TICK, Layout, Watched
 from asyncfetch.server.folders.repository import Listed, Repository
 
 from ...kit.small_model import ONE_LOOP
 from ..trees import write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 pytestmark = [ONE_LOOP, pytest.mark.anyio]
 
@@ -177,17 +181,34 @@ async def test_what_is_kept_does_not_grow(tmp_path: Path, hashed: list[str]) -> 
     assert hashed == ["a"]
 
 
-async def test_who_asks_comes_first(tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_asks_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All files are hashed from the beginning if that is wanted, and what a client waits for before all others."""
+    read, asked = list[str](), threading.Event()
+    hash_file, want = hashing_module.hash_file, Hashing.want
+
+    def noting(listed: Listed, *given: Any) -> str:
+        read.append(Path(listed.real).parent.name)
+        asked.wait(20)
+        return hash_file(listed, *given)
+
+    def noted(hashing: Hashing, files: Iterable[Listed], *, first: bool = False) -> Any:
+        jobs = want(hashing, files, first=first)
+        if first:
+            asked.set()
+        return jobs
+
     monkeypatch.setattr(hashing_module, "_MOST_THREADS", 1)
+    monkeypatch.setattr(hashing_module, "hash_file", noting)
+    monkeypatch.setattr(Hashing, "want", noted)
     for number in range(20):
         write(tmp_path / f"m{number:02}" / "a", b"a")
     async with Catalog(tmp_path, ahead=True) as catalog:
-        while not hashed:
+        while not read:
             await anyio.lowlevel.checkpoint()
-        await look(catalog, "m19")
-        assert len(hashed) < 20
-        while len(hashed) < 20:
+        last = next(name for name in ("m19", "m18") if name not in read)
+        await look(catalog, last)
+        assert read[1] == last
+        while len(read) < 20:
             await anyio.lowlevel.checkpoint()
 
 
