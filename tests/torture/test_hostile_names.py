@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -46,9 +46,12 @@ ForAll = Callable[..., None]
 
 @pytest.fixture
 def for_all(seed: int, scale: Callable[[int, int], int]) -> ForAll:
-    """`for_all(strategy, check)`: hypothesis, as often as this run wants, with its seed."""
+    """`for_all(strategy, check)`: hypothesis, as often as this run wants, with its seed, and `always` besides."""
 
-    def run(names: SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    def run(names: SearchStrategy[Any], check: Callable[[Any], None], always: Sequence[Any] = ()) -> None:
+        for name in always:
+            check(name)
+
         @hypothesis.seed(seed)
         @settings(
             max_examples=scale(QUICK, WHOLE), deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -243,7 +246,8 @@ def test_sources(for_all: ForAll, tmp_path: Path) -> None:
         assert folder.parent == tmp_path
         assert folder.name.startswith("models--")
 
-    for_all(said, check)
+    of_each = [("", "..", None, None), ("", "org/model", None, None), ("https://web.example/", "folder", None, None)]
+    for_all(said, check, always=of_each)
     assert kinds.keys() == {"refused", "HubSource", "UrlSource"}
 
 
@@ -278,7 +282,8 @@ def test_redirects(for_all: ForAll) -> None:
         if own:
             assert (url.scheme, url.host, url.port) == ("http", "localhost", 8080)
 
-    for_all(hostile.locations(here, others), check)
+    of_each = ["http://[x/", "ftp://localhost:8080/x", "/x", "//127.0.0.1:8080/x"]
+    for_all(hostile.locations(here, others), check, always=of_each)
     assert kinds.keys() == {"refused", "another scheme", "own", "other"}
 
 
