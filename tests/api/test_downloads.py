@@ -23,7 +23,19 @@ from asyncfetch.errors import (
 )
 from asyncfetch.events import Event, Resolved, Warned
 
-from ..kit.fault_server import COMMIT, OK, QUICK, FaultServer, Flip, Repository, Reset, Resource, Status, Truncate
+from ..kit.fault_server import (
+    COMMIT,
+    OK,
+    QUICK,
+    Fault,
+    FaultServer,
+    Flip,
+    Repository,
+    Reset,
+    Resource,
+    Status,
+    Truncate,
+)
 from ..kit.files import sharded_bytes
 
 TENSORS = {f"layer.{n}": np.full(30_000, n, dtype=np.uint8) for n in range(3)}
@@ -175,9 +187,11 @@ def test_verify_covers_companions(server: FaultServer, repository: Repository, t
     assert (wrong.file, wrong.ok) == ("tokenizer.json", False)
 
 
-def test_a_server_that_lists_nothing(server: FaultServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [OK, Status(404, {"x-error-code": "EntryNotFound"}), Status(405), Status(501)])
+def test_a_server_that_lists_nothing(server: FaultServer, tmp_path: Path, fault: Fault) -> None:
     """A mirror without the API: the checkpoint comes, and that the rest does not is said. Names still work."""
     server.hub("org/model", {**CHECKPOINT, **BESIDE})
+    server.fault(f"/api/models/org/model/tree/{COMMIT}", fault, forever=True)
     events: list[Event] = []
     assert same(download(server, tmp_path, report=events.append), CHECKPOINT)
     (warned,) = (event for event in events if isinstance(event, Warned))

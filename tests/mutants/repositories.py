@@ -72,6 +72,14 @@ MUTANTS = (
         ("api/test_downloads.py::test_companions_come_too",),
     ),
     Mutant(
+        "an-api-that-is-not-there-is-a-missing-file",
+        _LISTING,
+        "sources.hub:Hub._ask_api",
+        'in ("", "EntryNotFound")',
+        'in ("",)',
+        ("api/test_downloads.py::test_a_server_that_lists_nothing",),
+    ),
+    Mutant(
         "pages-in-a-circle",
         _LISTING,
         "sources.hub:Hub.listing",

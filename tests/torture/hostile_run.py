@@ -125,12 +125,16 @@ Call = tuple[str, dict[str, Any]]
 
 @dataclass
 class Place:
-    """Where a hostile name can stand. `arrange` puts it there and says what to call; requests are in `stays`."""
+    """Where a hostile name can stand. `arrange` puts it there and says what to call; requests are in `stays`.
+
+    With the name `right` all of the download goes well: it is tried first, so that not all is refused alike.
+    """
 
     names: Callable[[Server], SearchStrategy[str]]
     arrange: Callable[[Server, str], Call]
     stays: str | None = r"/org/model/resolve/"
     trusted: bool = True  # whether the server is the endpoint, so that it may see the token
+    right: str | None = None
 
 
 def mapped(server: Server, name: str) -> Call:
@@ -171,9 +175,11 @@ def checksums(server: Server, name: str) -> Call:
 ANY_REPOSITORY = r"/[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?/resolve/"
 LINKS = {"index": index_bytes({"t": GOOD}), "shard": b""}
 PLACES: dict[str, Place] = {
-    "weight_map": Place(lambda _: hostile.shards, mapped),
-    "weight_map of a web folder": Place(lambda _: hostile.shards, on_web, r"/folder/", trusted=False),
-    "commit": Place(lambda _: hostile.hashes, headed("x_repo_commit")),
+    "weight_map": Place(lambda _: hostile.shards, mapped, right="second.safetensors"),
+    "weight_map of a web folder": Place(
+        lambda _: hostile.shards, on_web, r"/folder/", trusted=False, right="second.safetensors"
+    ),
+    "commit": Place(lambda _: hostile.hashes, headed("x_repo_commit"), right="b" * 40),
     "etag": Place(lambda _: hostile.long_hashes, headed("etag")),
     "linked etag": Place(lambda _: hostile.long_hashes, headed("x_linked_etag")),
     "etag of the index": Place(lambda _: hostile.hashes, headed("etag", index=LINKS["index"])),
@@ -191,16 +197,23 @@ PLACES: dict[str, Place] = {
         headed("location", status=307, index=LINKS["index"]),
         None,
     ),
-    "repository": Place(lambda _: hostile.repo_ids, called(source="{}"), ANY_REPOSITORY),
-    "page": Place(lambda _: hostile.names, called(source="{here}/org/model/resolve/main/{}"), ANY_REPOSITORY),
-    "page of a repository": Place(lambda _: hostile.repo_ids, called(source="{here}/{}"), ANY_REPOSITORY),
-    "revision": Place(lambda _: hostile.revisions, called(revision="{}")),
-    "revision after @": Place(lambda _: hostile.revisions, called(source="org/model@{}")),
-    "subfolder": Place(lambda _: hostile.revisions, called(subfolder="{}")),
-    "variant": Place(lambda _: hostile.variants, called(variant="{}")),
+    "repository": Place(lambda _: hostile.repo_ids, called(source="{}"), ANY_REPOSITORY, right="other/model"),
+    "page": Place(
+        lambda _: hostile.names,
+        called(source="{here}/org/model/resolve/main/{}"),
+        ANY_REPOSITORY,
+        right="model.safetensors",
+    ),
+    "page of a repository": Place(
+        lambda _: hostile.repo_ids, called(source="{here}/{}"), ANY_REPOSITORY, right="model"
+    ),
+    "revision": Place(lambda _: hostile.revisions, called(revision="{}"), right="refs/pr/1"),
+    "revision after @": Place(lambda _: hostile.revisions, called(source="org/model@{}"), right="v1.0"),
+    "subfolder": Place(lambda _: hostile.revisions, called(subfolder="{}"), right="unet"),
+    "variant": Place(lambda _: hostile.variants, called(variant="{}"), right="fp16"),
     "checksums": Place(lambda _: hostile.names, checksums),
     "web address": Place(
-        lambda _: hostile.names, called(source="{here}/{}", endpoint="{storage}"), None, trusted=False
+        lambda _: hostile.names, called(source="{here}/{}", endpoint="{storage}"), None, trusted=False, right="model"
     ),
     "web host": Place(lambda _: hostile.names, called(source="http://127.0.0.1:{}"), None),
 }
@@ -218,6 +231,9 @@ class Run:
     requests: int = 0
 
     def many(self, count: int, seed: int) -> None:
+        if self.place.right is not None:
+            self.one(self.place.right)
+
         @hypothesis.seed(seed)
         @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(self.place.names(self.server))
