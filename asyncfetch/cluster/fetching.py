@@ -6,7 +6,7 @@ links do, and the Hub itself for its small files, the keeper reads and hands on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,14 +24,14 @@ from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, N
 from ..network.ranges import Target
 from ..network.transport import Transport
 from ..sources.located import Landed, SourceFile
-from ..spans import MiB
+from ..spans import MiB, Span
 from ..storage.cache import RepoCache
 from ..storage.partial import MemoryPartial, Partial, StoredPartial
 from ..tasks import off_loop, plain_errors
 from .plan import Plan
 from .ray_calls import answer
 
-__all__ = ["Arriving", "RemoteOrigin", "Served", "Teller", "fetched"]
+__all__ = ["Arriving", "RemoteOrigin", "Served", "Teller", "fetched", "relayed_pieces"]
 
 _RELAYED = 8 * MiB  # bytes that the keeper reads for a node at once
 _TELL = 0.2  # seconds between two messages to the keeper
@@ -177,6 +177,13 @@ async def fetched(
         return landed
 
 
+async def relayed_pieces(keeper: Any, name: str, span: Span, *, whole: bool) -> AsyncIterator[tuple[int, memoryview]]:
+    """What the keeper reads of a file, in order, each piece with where it begins. `whole`: as `Keeper.relay` has it."""
+    for start in range(span.start, span.stop, _RELAYED):
+        stop = min(start + _RELAYED, span.stop)
+        yield start, memoryview(await answer(keeper.relay.remote(name, start, stop, whole=whole)))
+
+
 async def _relayed(
     plan: Plan, file: SourceFile, cache: RepoCache | None, keeper: Any, notify: Callable[[Event], None]
 ) -> Landed:
@@ -187,9 +194,7 @@ async def _relayed(
     notify(FileStarted(file.name, file.size, into.received))
     try:
         for span in into.missing():
-            for start in range(span.start, span.stop, _RELAYED):
-                stop = min(start + _RELAYED, span.stop)
-                data = memoryview(await answer(keeper.relay.remote(file.name, start, stop)))
+            async for start, data in relayed_pieces(keeper, file.name, span, whole=True):
                 await off_loop(partial(into.accept, start, data))
                 notify(FileProgress(file.name, into.received, file.size))
         if arriving is None:

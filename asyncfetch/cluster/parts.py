@@ -14,20 +14,18 @@ from ..format.dtypes import Array
 from ..format.slices import REQUEST_COST, coalesce
 from ..network.transport import Transport
 from ..sources.located import SourceFile
-from ..spans import MiB
+from ..spans import Span
 from ..storage.buffers import aligned_buffer
 from ..tasks import plain_errors
 from ..tensors.gather import Gatherer, Sink, Want, missing
 from ..tensors.portions import Portion, part_of, portion_of
-from .fetching import RemoteOrigin
+from .fetching import RemoteOrigin, relayed_pieces
 from .layout import views
 from .plan import Plan
-from .ray_calls import answer
 from .shares import Unit
 
 __all__ = ["cut_by_range", "cut_from_whole"]
 
-_RELAYED = 8 * MiB  # bytes that the keeper reads for a node at once
 PartOf = Callable[[str, int | None], Array]
 
 
@@ -111,9 +109,7 @@ async def _relayed(wants: Sequence[Want], keeper: Any) -> int:
     for file, pieces in missing(wants):
         for stretch in coalesce(pieces, REQUEST_COST):
             sink = Sink(stretch)
-            while sink.room:
-                stop = min(sink.position + _RELAYED, sink.stop)
-                data = memoryview(await answer(keeper.relay.remote(file.name, sink.position, stop, whole=False)))
+            async for _, data in relayed_pieces(keeper, file.name, Span(sink.position, sink.stop), whole=False):
                 received += len(data)
                 while data:
                     place = sink.place(min(sink.room, len(data)))

@@ -108,7 +108,7 @@ class PullThrough:
         self.door, self.admin, self.strict = door or Door(), admin or Admin(), strict
         self.kept = Kept(root, limits or Limits(), now=now)
         self._bandwidth, self._now = bandwidth, now
-        with storage_errors(root, writing="cache"):
+        with storage_errors(root, writing="output"):
             root.mkdir(parents=True, exist_ok=True)
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named

@@ -265,12 +265,13 @@ async def test_a_cancellation_waits_for_no_library(
     transformers: Any, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is cancelled while the library works is let go at once, and the next load waits for its end."""
-    busy, end = threading.Event(), threading.Event()
+    busy, end, ended = threading.Event(), threading.Event(), threading.Event()
     load = transformers.BertModel.from_pretrained
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         busy.set()
-        end.wait()
+        end.wait(10)
+        ended.set()
         return load(*args, **kwargs)
 
     monkeypatch.setattr(transformers.BertModel, "from_pretrained", slow)
@@ -279,7 +280,7 @@ async def test_a_cancellation_waits_for_no_library(
             group.start_soon(asyncfetch.load_pretrained_async, models["bert"])
             await anyio.to_thread.run_sync(busy.wait)
             group.cancel_scope.cancel()
-    assert not end.is_set()
+    assert not ended.is_set()
     monkeypatch.setattr(transformers.BertModel, "from_pretrained", load)
     async with anyio.create_task_group() as group:
         group.start_soon(asyncfetch.load_pretrained_async, models["llama"])
