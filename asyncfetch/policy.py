@@ -101,5 +101,6 @@ class Policy:
                     value: Any = kind(text)
                     policy = replace(policy, **{field: value})
                 except ValueError:
-                    raise SourceError(f"{variable} is {text!r}, which is not a number.") from None
+                    hint = "Set it to a number, or remove it."
+                    raise SourceError(f"{variable} is {text!r}, which is not a number.", hint=hint) from None
         return policy

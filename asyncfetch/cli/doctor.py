@@ -32,13 +32,14 @@ from ..storage.cache import RepoCache
 from ..storage.files import has_locks, takes_any_order
 from ..storage.roots import cache_root
 from ..tasks import off_loop
-from .output import exit_code, for_people, print_json
+from .output import NO_ROOM, exit_code, for_people, print_json
 from .wording import in_flags
 
 __all__ = ["Finding", "doctor", "examine"]
 
 _PACKAGES = ("anyio", "httpx", "httpcore", "numpy", "safetensors", "huggingface-hub", "torch", "transformers")
 _LIMIT = 64 * 1024  # bytes of an answer
+_NOTHING = 10**6  # bytes, of a disk that is full: the system keeps some
 _LITTLE = 10**10  # bytes: less than one checkpoint of today
 _RATE = re.compile(r'"?(\w+)"?\s*;\s*r=(\d{1,9})(?:\s*;\s*t=(\d{1,9}))?')
 
@@ -147,6 +148,9 @@ def _room(folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     if not usage.total:  # some file systems do not tell
         return Finding("free space", "note", "The file system does not tell.")
+    if usage.free < _NOTHING:
+        hint = "What is cached is used. To download, free some space, or name another place with --cache-dir."
+        return Finding("free space", "wrong", f"{size_text(usage.free)}: the disk is full.", hint, NO_ROOM)
     if usage.free < _LITTLE:
         hint = "Larger checkpoints fail before they begin: free some space, or name another place with --cache-dir."
         return Finding("free space", "note", f"{size_text(usage.free)}, which is little.", hint)
@@ -225,7 +229,8 @@ async def _reach(transport: Transport, url: str) -> list[Finding]:
     waited = time.monotonic() - began
     took = seconds_text(waited) if waited >= 1 else f"{waited * 1000:.0f} ms"
     if reply.status >= 400 and reply.status not in (401, 403, 404):
-        return [Finding("network", "wrong", f"{redact_url(url)} answers with status {reply.status}.", "", 6)]
+        hint = "Try again later. If it stays so, whoever runs that server can tell why."
+        return [Finding("network", "wrong", f"{redact_url(url)} answers with status {reply.status}.", hint, 6)]
     if not _is_hub(reply):
         hint = "Is it the address of a Hub? A sign-in page of a network or a proxy answers so too."
         return [Finding("network", "wrong", f"{redact_url(url)} answers, and not as a Hub does.", hint, 6)]

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from asyncfetch.cli.doctor import Finding, doctor, examine
+from asyncfetch.spans import MiB
 
 from ..kit.canaries import PASSWORD, TOKEN
 from ..kit.certificates import trusted_context
@@ -37,7 +38,9 @@ def hub() -> Iterator[FaultServer]:
 
 
 def findings(environ: Mapping[str, str], cache: Path | None, endpoint: str | None) -> dict[str, Finding]:
-    return {found.name: found for found in anyio.run(examine, environ, cache, endpoint)}
+    found = anyio.run(examine, environ, cache, endpoint)
+    assert all(one.hint for one in found if one.state == "wrong"), "what to do is not said"
+    return {one.name: one for one in found}
 
 
 def test_all_is_well(hub: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,11 +157,15 @@ def test_offline_nothing_is_asked(hub: FaultServer, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    """A disk with little room is worth a note."""
+    """A disk with little room is worth a note, and one without any is wrong."""
     with tiny_disk(tmp_path / "disk", "8m") as disk:
         found = findings({"HF_HUB_OFFLINE": "1"}, disk / "hub", None)
-    assert found["free space"].state == "note"
-    assert "8.39 MB, which is little" in found["free space"].what
+        assert found["free space"].state == "note"
+        assert "8.39 MB, which is little" in found["free space"].what
+        (disk / "filler").write_bytes(bytes(8 * MiB - 8192))
+        found = findings({"HF_HUB_OFFLINE": "1"}, disk, None)
+    assert (found["free space"].state, found["free space"].exit_code) == ("wrong", 7)
+    assert "the disk is full" in found["free space"].what
 
 
 def test_a_file_system_without(tmp_path: Path) -> None:

@@ -238,6 +238,14 @@ MUTANTS = (
         (f"{_BROKEN}test_a_hub_that_is_none",),
     ),
     Mutant(
+        "a-full-disk-has-little-room",
+        _DOCTOR,
+        "cli.doctor:_room",
+        "if usage.free < _NOTHING:",
+        "if usage.free < 0:",
+        (f"{_BROKEN}test_a_disk_that_is_full",),
+    ),
+    Mutant(
         "doctor-leaves-its-probe",
         _DOCTOR,
         "cli.doctor:_cache",
