@@ -23,6 +23,11 @@ class Consumer(Protocol):
     @property
     def early(self) -> bool: ...
 
+    @property
+    def reads_partials(self) -> bool:
+        """Whether it reads each file while it is on its way to the disk. Else small ones come when they are whole."""
+        ...
+
     def admits(self, file: SourceFile) -> bool:
         """Whether there is memory to begin `file`; it is spoken for then."""
         ...

@@ -88,7 +88,8 @@ async def begin(job: Job, file: SourceFile) -> Receiving | None:
 
 async def _small_form(job: Job, file: SourceFile) -> MemoryPartial | None:
     """The form of a small file that is not here: in memory, and without a lock, since two may fetch it. Else None."""
-    if job.consumer is not None or file.in_blobs or not (file.sized and file.size <= SMALL):
+    followed = job.consumer is not None and job.consumer.reads_partials
+    if followed or file.in_blobs or not (file.sized and file.size <= SMALL):
         return None
     if file.target is None:
         await job.links.target(file, None)

@@ -134,6 +134,10 @@ class Feed:
 
     # -- the transfer's side ----------------------------------------------------------------------
 
+    @property
+    def reads_partials(self) -> bool:
+        return False  # with `early` some, but a small file is whole as soon as anything of it is here
+
     def admits(self, file: SourceFile) -> bool:
         return self._allowance.admits(file.name, file.size, len(file.prefix))
 

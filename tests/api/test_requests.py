@@ -100,6 +100,17 @@ def test_each_call(server: FaultServer, tmp_path: Path, shards: int, what: str, 
     assert counted(server) == (hub, storage)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_streams_of_small_shards(server: FaultServer, tmp_path: Path, early: bool) -> None:
+    """As when they are loaded, each goes to the disk without a lock. All of it comes with the look at its header."""
+    serve(server, 5, 2_000)
+    with asyncfetch.stream("org/model", early=early, **access(server, tmp_path)) as tensors:
+        assert same(dict(sorted(tensors)), 5, 2_000)
+    assert counted(server) == (5 + 2, 5)
+    assert not [*tmp_path.glob(".locks/*/*.lock")]
+    assert same(asyncfetch.load("org/model", offline=True, cache_dir=tmp_path), 5, 2_000)
+
+
 def test_offline_it_is_complete(server: FaultServer, tmp_path: Path) -> None:
     """What was known by a listing is in the cache as any other, and what was not wanted is not."""
     serve(server, 4, 1_000)

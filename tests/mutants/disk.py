@@ -862,6 +862,14 @@ MUTANTS = (
         ("api/test_requests.py::test_a_listing_that_tells_less_or_lies",),
     ),
     Mutant(
+        "small-shards-of-streams-take-locks",
+        _MANY,
+        "engine.receiving:_small_form",
+        "followed = job.consumer is not None and job.consumer.reads_partials",
+        "followed = job.consumer is not None",
+        ("api/test_requests.py::test_streams_of_small_shards",),
+    ),
+    Mutant(
         "a-thread-for-each-small-answer",
         _MANY,
         "network.body:Body.pull",

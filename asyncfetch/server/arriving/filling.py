@@ -329,6 +329,10 @@ class Fill:
         """Whether a wrong hash is the last word."""
         return bool(self._distrust.rest_of(self.file.key))
 
+    @property
+    def reads_partials(self) -> bool:
+        return True
+
     def admits(self, file: SourceFile) -> bool:  # noqa: ARG002
         return True
 
