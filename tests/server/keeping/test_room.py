@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -228,6 +228,14 @@ def test_strict(source: FaultServer, tmp_path: Path) -> None:
         assert (refused.status_code, refused.headers["x-error-code"]) == (507, "Storage")
 
 
+@contextmanager
+def reading_little(page: str) -> Iterator[httpx.Response]:
+    """An answer of which no more than a few MiB are on their way to who does not read on: the server has the rest."""
+    little = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)])
+    with httpx.Client(transport=little, timeout=30) as client, client.stream("GET", page) as response:
+        yield response
+
+
 def test_what_is_read_or_filled_stays(source: FaultServer, tmp_path: Path) -> None:
     """Of three files of a cache that holds two: one is read, one comes, and the third goes."""
     data = {name: random.Random(name).randbytes(12 * MiB) for name in "abc"}
@@ -246,7 +254,7 @@ def test_what_is_read_or_filled_stays(source: FaultServer, tmp_path: Path) -> No
         assert get("a").content == data["a"]
         assert get("b").content == data["b"]
         page = f"{service.url}/org/a/resolve/main/x.safetensors"
-        with httpx.stream("GET", page, timeout=30) as response:  # less recently than b
+        with reading_little(page) as response:  # less recently than b
             pieces = response.iter_raw(MiB)
             begun = next(pieces)
             assert get("b").content == data["b"]
@@ -281,7 +289,7 @@ def test_two_services_on_one_cache(source: FaultServer, tmp_path: Path) -> None:
 
         assert [get(url, name) == data[name] for name in "abc"] == [True] * 3
         Kept(cache).pin("models", "org/b")
-        with httpx.stream("GET", f"{url}/org/a/resolve/main/x.safetensors", timeout=30) as response:
+        with reading_little(f"{url}/org/a/resolve/main/x.safetensors") as response:
             pieces = response.iter_raw(MiB)
             begun = next(pieces)
             assert get(other.url, "d") == data["d"]
