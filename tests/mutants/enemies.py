@@ -60,6 +60,22 @@ MUTANTS = (
         ("server/protocol/test_enemies.py::test_a_quick_reader_takes_turns_with_others",),
     ),
     Mutant(
+        "what-is-not-a-segment-goes-alone",
+        _WAITS,
+        "server.protocol.connections:_whole_segments",
+        "sock.setsockopt(socket.IPPROTO_TCP, option, 1)",
+        "pass",
+        ("server/protocol/test_enemies.py::test_a_file_goes_in_whole_segments",),
+    ),
+    Mutant(
+        "the-end-of-a-file-is-held-back",
+        _WAITS,
+        "server.protocol.connections:_whole_segments",
+        "sock.setsockopt(socket.IPPROTO_TCP, option, 0)",
+        "pass",
+        ("server/protocol/test_enemies.py::test_a_file_goes_in_whole_segments",),
+    ),
+    Mutant(
         "a-file-that-became-shorter-is-sent-to-its-end",
         _CHANGES,
         "server.protocol.connections:_push",

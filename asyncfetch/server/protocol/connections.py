@@ -17,7 +17,7 @@ import select
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,6 +28,8 @@ from uvicorn.protocols.utils import is_ssl
 from .body import FILE_PARTS, BrokenOffError, FilePart, in_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["Connection", "raise_descriptor_limit"]
@@ -63,7 +65,8 @@ class Connection(H11Protocol):
         # Of its own: the loop lets nobody else wait for the descriptor of a transport.
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as sock:
             try:
-                await _send_from(part, sock)
+                with _whole_segments(sock):
+                    await _send_from(part, sock)
             except BrokenOffError as broken:
                 if broken.gone:
                     self._cut()
@@ -103,6 +106,24 @@ class Connection(H11Protocol):
         if sock is not None and sock.fileno() >= 0:  # else the client has closed it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
+
+
+@contextmanager
+def _whole_segments(sock: socket.socket) -> Iterator[None]:
+    """Let the kernel send nothing but full segments until the end, where it can (tcp(7), TCP_CORK).
+
+    One quick client got half as much, at twice the price, where each page of a file went as soon as it could.
+    """
+    option = getattr(socket, "TCP_CORK", None)
+    with suppress(OSError):  # the client has hung up
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, 0)
 
 
 async def _send_from(part: FilePart, sock: socket.socket) -> None:

@@ -254,6 +254,32 @@ def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytes
             assert not any(connection.transport.is_closing() for connection, _ in ours())  # which would end them too
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="this system sends whole segments of its own accord")
+def test_a_file_goes_in_whole_segments(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is held back when the file is through: the next answer on the connection comes at once."""
+    (root / "org" / "m" / "a.txt").write_bytes(bytes(3 * MiB))
+    push, send, held = connections._push, connections.Connection.send_file, list[tuple[str, int]]()
+
+    def corked(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+
+    def pushing(sink: int, *given: int) -> int:
+        with socket.socket(fileno=os.dup(sink)) as sock:
+            held.append(("in", corked(sock)))
+        return push(sink, *given)
+
+    async def sending(connection: connections.Connection, part: body.FilePart) -> None:
+        await send(connection, part)
+        held.append(("after", corked(connection.transport.get_extra_info("socket"))))
+
+    monkeypatch.setattr(connections, "_push", pushing)
+    monkeypatch.setattr(connections.Connection, "send_file", sending)
+    with Server(root) as server, httpx.Client(timeout=30) as client:
+        for _ in range(2):
+            assert client.get(server.url + PAGE).content == bytes(3 * MiB)
+    assert {*held} == {("in", 1), ("after", 0)}
+
+
 def test_a_quick_reader_takes_turns_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large part it gets what goes in its turn, in one of few threads; and all of it where that is long enough."""
     size = 4 * MiB  # more than a socket takes at once
