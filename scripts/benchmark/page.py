@@ -30,8 +30,7 @@ one took in the same run. Seconds depend on the machine, and on who else works o
   of the rounds that are listed.
 - **From a Hub**: nginx on the same machine, metadata on one port and the bytes behind a redirect on another, as the Hub
   does it. From nothing cached to a state dict in memory. asyncfetch holds every byte against its sha256 and the others
-  do not. What `import asyncfetch` needs is imported before the clock starts; what a first call imports counts.
-  aria2c and curl download, and safetensors loads what they brought.
+  do not. All imports come before the clock starts. aria2c and curl download, and safetensors loads what they brought.
 - **From the disk**: four files. What a first use costs, imports too, comes before the clock. Then the kernel is made to
   forget what it holds of the files (`posix_fadvise`), which mincore confirms.
   The clock stops when each page of each tensor was touched: a state dict of which nothing was read yet is no load.
