@@ -142,7 +142,7 @@ class BoardMachine(RuleBasedStateMachine):
     def take_within(self, file: str, start: int, size: int) -> Lease[str] | None:
         wanted = Span(start, start + size)
         late = [
-            lease.stop for lease in self.board.active if lease.file == file and lease.start + 6 < start < lease.stop
+            lease.stop for lease in self.board.active if lease.file == file and lease.start + 24 < start < lease.stop
         ]
         spans = [*self.board.pending.get(file, ()), *(Span(start, stop) for stop in late)]
         free = {place for span in spans for place in range(span.start, span.stop)} & {*range(start, start + size)}

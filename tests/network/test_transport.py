@@ -200,7 +200,7 @@ async def test_small_answers_are_fetched_again(server: FaultServer, kind: str, f
     """A failure anywhere in an answer costs one more request, and the caller is told."""
     server.fault(PATH, fault)
     told: list[Event] = []
-    async with transport_of(kind, replace(QUICK, read_timeout=0.1)) as shared:
+    async with transport_of(kind, replace(QUICK, read_timeout=0.5)) as shared:
         transport = shared.for_call(Notifier(told.append))
         reply = await transport.fetch(server.url + PATH, limit=1 << 20, file="x")
     assert reply.body == BODY
