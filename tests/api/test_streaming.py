@@ -182,7 +182,7 @@ async def test_the_first_tensor_comes_before_the_last_byte(
     """A slow shard holds up no other; early, its own tensors come while it is on its way."""
     server, repository = faulty
     slow = repository.storage[FIRST]
-    server.fault(slow, OK, Stall(2_500_000))
+    server.fault(slow, OK, Stall(2_500_000), Stall(10_000), forever=True)  # nor does what is cut from its end
     policy = replace(QUICK, read_timeout=60)
     async with asyncfetch.stream_async("org/model", storage=storage, early=early, policy=policy) as tensors:
         with anyio.fail_after(30):
