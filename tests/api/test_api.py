@@ -97,7 +97,8 @@ async def test_the_real_model(
     assert len(first.files) == last.files == shards
     verified = {event.file: event.checksum for event in events if isinstance(event, FileVerified)}
     assert verified == {file.file: file.checksum for file in first.files}
-    assert sum(file.size for file in first.files) == last.nbytes == last.downloaded
+    assert sum(file.size for file in first.files) == last.nbytes
+    assert last.downloaded >= last.nbytes  # what a connection had sent beyond where another one took over came twice
     if storage == "memory":
         assert tree(tmp_path) == {}
 
