@@ -64,11 +64,10 @@ def raise_translated(error: Exception, url: str, proxy: Proxy | None = None) -> 
 def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
     if isinstance(error, AsyncfetchError):
         return error
-    through, hint = (
-        (f" (through the proxy {proxy})", f"{proxy.variable} names the proxy: does it run, and is that its address?")
-        if proxy
-        else ("", None)
-    )
+    through, hint = "", None
+    if proxy:
+        through = f" (through the proxy {proxy})"
+        hint = f"{proxy.variable} names the proxy: does it run, and is that its address?"
     certificate = _certificate_fault(error)
     if certificate is not None:
         return _certificate_error(certificate, url, through)

@@ -188,8 +188,8 @@ class Hub:
         """An answer of the API about this repository. It is 200, or says that there is no such API."""
         url = f"{self.settings.endpoint}/api/{self.api}/{path}"
         reply = await self.transport.fetch(url, limit=_API_LIMIT, headers=self.headers(url), may_follow=self._follows)
-        no_such_path = reply.headers.get("x-error-code", "EntryNotFound") in ("", "EntryNotFound")
-        if reply.status not in _NO_API or not no_such_path:  # the other codes tell of the repository
+        code = reply.headers.get("x-error-code")
+        if reply.status not in _NO_API or code not in (None, "", "EntryNotFound"):  # others tell of the repository
             self._raise_for(reply, path.partition("?")[0], revision)
         return reply
 

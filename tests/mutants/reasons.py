@@ -109,8 +109,8 @@ MUTANTS = (
         "proxy-not-named",
         _CONNECT,
         "network.wall:_translated",
-        'if proxy else ("", None)',
-        'if not url else ("", None)',
+        "if proxy:",
+        "if not url:",
         ("network/test_proxies.py::test_nobody_is_there", "network/test_trust.py::test_faults_of_certificates"),
     ),
     Mutant(

@@ -75,8 +75,8 @@ MUTANTS = (
         "an-api-that-is-not-there-is-a-missing-file",
         _LISTING,
         "sources.hub:Hub._ask_api",
-        'in ("", "EntryNotFound")',
-        'in ("",)',
+        'code not in (None, "", "EntryNotFound")',
+        "code",
         ("api/test_downloads.py::test_a_server_that_lists_nothing",),
     ),
     Mutant(

@@ -115,15 +115,13 @@ def _whole_segments(sock: socket.socket) -> Iterator[None]:
     One quick client got half as much, at twice the price, where each page of a file went as soon as it could.
     """
     option = getattr(socket, "TCP_CORK", None)
-    with suppress(OSError):  # the client has hung up
-        if option is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+    if option is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, option, 1)
     try:
         yield
     finally:
-        with suppress(OSError):
-            if option is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, 0)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, 0)
 
 
 async def _send_from(part: FilePart, sock: socket.socket) -> None:

@@ -249,7 +249,7 @@ def test_who_reads_is_not_cut_off(root: Path, tmp_path: Path, monkeypatch: pytes
                 assert time.monotonic() < until
                 time.sleep(0.01)
             assert sum(len(piece) for piece in answer.iter_raw()) == 32 * MiB
-            while not all(handle.cancelled() for _, handle in ours()):
+            while not all(handle.cancelled() for _, handle in waits):
                 assert time.monotonic() < until
             assert not any(connection.transport.is_closing() for connection, _ in ours())  # which would end them too
 
