@@ -29,8 +29,10 @@ from .memory import available_memory
 
 __all__ = ["read_ahead"]
 
-_WINDOW = 8 * MiB  # read by one call, which nothing cuts short
-_THREADS = 4  # of this process: each has one request after the other in flight
+_PIECE = 8 * MiB  # is in memory if its last page is
+_WINDOW = 4 * _PIECE  # read by one call, which nothing cuts short
+_IN_FLIGHT = 16 * MiB  # what all threads wait for, where they are neither too few nor too many
+_FEWEST, _MOST = 2, 8  # threads of this process
 _STEP = MiB // 8  # the kernel's default read-ahead, to which it cuts what it is told to read (MADV_WILLNEED)
 _WILLNEED, _POPULATE_READ = 3, 22  # madvise(2); the module mmap does not know the second, and holds the GIL meanwhile
 
@@ -68,7 +70,7 @@ def read_ahead(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> None:
                 break
             _queue.append((file, window))
             _queued += window.nbytes
-        more = min(_THREADS - _workers, len(_queue))
+        more = max(min(_threads(path) - _workers, len(_queue)), 0)
         _workers += more
     try:
         for _ in range(more):  # daemons: the end of the program waits for no disk
@@ -80,15 +82,33 @@ def read_ahead(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> None:
 
 
 def _cold(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> list[Span]:
-    """The windows whose last page is not in memory. None where the file lost its name."""
-    windows = [
-        Span(start, min(start + _WINDOW, span.stop))
-        for span in wanted
-        for start in range(span.start, span.stop, _WINDOW)
-    ]
+    """The windows that are not in memory. None where the file lost its name."""
+    pieces = (
+        Span(start, min(start + _PIECE, span.stop)) for span in wanted for start in range(span.start, span.stop, _PIECE)
+    )
+    cold: list[Span] = []
     with suppress(OSError), _residency(pages, path) as in_memory:
-        return [window for window in windows if not in_memory(window.stop - 1)]
+        for piece in pieces:
+            if in_memory(piece.stop - 1):
+                continue
+            if cold and cold[-1].stop == piece.start and cold[-1].nbytes < _WINDOW:
+                piece = Span(cold.pop().start, piece.stop)
+            cold.append(piece)
+        return cold
     return []
+
+
+def _threads(path: Path, root: Path = Path("/")) -> int:
+    """How many read from the disk of a file: each waits for one read-ahead of the kernel after the other.
+
+    Its size is a setting of the disk, 128 KiB where nobody has set it. Small ones keep a disk busy only if there are
+    several; large ones at many places are slower than at two.
+    """
+    size = _STEP
+    with suppress(OSError, ValueError):
+        device = path.stat().st_dev
+        size = int((root / f"sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb").read_text()) << 10
+    return max(_FEWEST, min(_IN_FLIGHT // max(size, _STEP), _MOST))
 
 
 @contextmanager

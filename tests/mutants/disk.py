@@ -929,8 +929,8 @@ MUTANTS = (
         "what-is-in-memory-is-read",
         _COLD,
         "storage.readahead:_cold",
-        "if not in_memory(window.stop - 1)",
-        "",
+        "if in_memory(piece.stop - 1):",
+        "if not piece:",
         ("storage/test_readahead.py::test_what_is_in_memory_costs_no_thread",),
     ),
     Mutant(
@@ -988,6 +988,22 @@ MUTANTS = (
         "_queue.clear()",
         "",
         ("storage/test_readahead.py::test_the_end_of_a_program_waits_for_no_disk",),
+    ),
+    Mutant(
+        "each-piece-is-a-call",
+        _COLD,
+        "storage.readahead:_cold",
+        "if cold and cold[-1].stop == piece.start",
+        "if not piece",
+        ("storage/test_readahead.py::test_what_lies_between_is_not_read_again",),
+    ),
+    Mutant(
+        "the-same-threads-for-each-disk",
+        _COLD,
+        "storage.readahead:_threads",
+        "max(_FEWEST, min(_IN_FLIGHT // max(size, _STEP), _MOST))",
+        "_MOST",
+        ("storage/test_readahead.py::test_as_many_threads_as_the_disk_needs",),
     ),
     Mutant(
         "each-load-has-all-memory",

@@ -18,7 +18,7 @@ from asyncfetch.storage.maps import map_file
 from asyncfetch.tensors.ahead import wanted_spans
 from tests.kit.pages import cold_file, forget, read_ahead_ended, resident
 
-WINDOW = readahead._WINDOW
+WINDOW, PIECE = readahead._WINDOW, readahead._PIECE
 
 
 def mapped(path: Path) -> mmap.mmap:
@@ -31,7 +31,7 @@ def mapped(path: Path) -> mmap.mmap:
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """No threads: what they would do is done by `work`."""
-    monkeypatch.setattr(readahead, "_THREADS", 0)
+    monkeypatch.setattr(readahead, "_threads", lambda _path: 0)
 
 
 def work() -> None:
@@ -77,6 +77,47 @@ def test_a_file_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [window.start for _, window in readahead._queue] == [0, WINDOW]
     work()
     assert resident(path, 0, WINDOW + 5000)
+
+
+def test_what_lies_between_is_not_read_again(tmp_path: Path, by_hand: None) -> None:
+    """Cold pieces beside each other are read by one call, and what is in memory by none."""
+    nbytes = 2 * WINDOW + 5 * PIECE
+    path = cold_file(tmp_path / "shard", nbytes)
+    warm = Span(WINDOW + 2 * PIECE, WINDOW + 3 * PIECE)
+    for _ in range(20):  # where others need the memory, what was read may be gone already
+        with path.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing beyond what is read
+            stream.seek(warm.start)
+            stream.read(warm.nbytes)
+        readahead.read_ahead(mapped(path), path, [Span(0, nbytes)])
+        found = [window for _, window in readahead._queue]
+        work()
+        if len(found) > 3:
+            break
+        forget(path)
+    assert found == [
+        Span(0, WINDOW),
+        Span(WINDOW, warm.start),
+        Span(warm.stop, warm.stop + WINDOW),
+        Span(warm.stop + WINDOW, nbytes),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "threads"),
+    [("128", 8), ("2560", 6), ("4096\n", 4), ("8192", 2), ("65536", 2), ("0", 8), ("much", 8), (None, 8)],
+)
+def test_as_many_threads_as_the_disk_needs(tmp_path: Path, told: str | None, threads: int) -> None:
+    path = tmp_path / "shard"
+    path.touch()
+    device = path.stat().st_dev
+    if told is not None:
+        folder = tmp_path / f"sys/class/bdi/{os.major(device)}:{os.minor(device)}"
+        folder.mkdir(parents=True)
+        (folder / "read_ahead_kb").write_text(told)
+    assert readahead._threads(path, tmp_path) == threads
+    path.unlink()
+    assert readahead._threads(path, tmp_path) == 8
 
 
 def test_no_more_than_half_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_hand: None) -> None:
@@ -170,7 +211,7 @@ from asyncfetch.storage.maps import map_file
 path = Path({str(path)!r})
 with open(path, "rb") as stream:
     pages = map_file(stream.fileno(), path.stat().st_size)
-readahead.available_memory, readahead._THREADS = lambda: None, 1
+readahead.available_memory, readahead._threads = lambda: None, lambda path: 1
 readahead.read_ahead(pages, path, [Span(0, path.stat().st_size)])
 child = os.fork()
 if not child:
