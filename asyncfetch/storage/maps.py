@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ..spans import MiB
+
 __all__ = ["map_file", "on_network", "pages_of"]
 
 # Page faults on these block the whole process, and an I/O error in one kills it with SIGBUS
 # (https://github.com/safetensors/safetensors/issues/562): they are read instead of mapped.
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "9p", "fuse", "afs")
 _MAP_FIXED = 0x10  # on Linux and on macOS; the module mmap does not have it
+_LARGE = 2 * MiB  # a page of the processor's second size, of which the kernel makes files up where it can
 _NO_MAPS = frozenset({errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES, errno.EPERM})
 _broken: list[mmap.mmap] = []  # whose pages may be somebody else's by now: never unmapped
 
@@ -67,11 +70,20 @@ def _map_over(descriptor: int, size: int) -> mmap.mmap | None:
     if call is None:
         return whole
     whole.close()  # it was seen that files can be mapped here, and so many bytes
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = _no_file(size)
     address = np.frombuffer(pages, np.uint8).ctypes.data
     if call(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED, descriptor, 0) != address:
         _broken.append(pages)
         return None
+    return pages
+
+
+def _no_file(size: int) -> mmap.mmap:
+    """Memory whose address suits large pages, as the kernel gives it to a file, and else only to a multiple of them."""
+    whole = size + -size % _LARGE if sys.platform == "linux" else size
+    pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if whole != size:
+        pages.resize(size)
     return pages
 
 

@@ -990,6 +990,14 @@ MUTANTS = (
         ("storage/test_readahead.py::test_the_end_of_a_program_waits_for_no_disk",),
     ),
     Mutant(
+        "large-pages-ruled-out",
+        _COLD,
+        "storage.maps:_no_file",
+        "size + -size % _LARGE",
+        "size",
+        ("storage/test_maps.py::test_large_pages_stay_possible",),
+    ),
+    Mutant(
         "each-piece-is-a-call",
         _COLD,
         "storage.readahead:_cold",
