@@ -23,7 +23,7 @@ from ..format.header import PREFIX_BYTES
 from ..network.body import Body
 from ..network.ranges import Intake, Target, differ, receive, version_of
 from ..sources.headers import read_early
-from ..sources.late import hold_against_index
+from ..sources.late import hold_one_against_index
 from ..sources.located import PREFIX_LIMIT, Landed, SourceFile
 from ..spans import MiB, Span
 from ..storage.cache import RepoCache
@@ -217,7 +217,7 @@ class Receiving:
         if file.header is None:
             self._header_at = stop
         else:
-            hold_against_index(self.job.located, [file])
+            hold_one_against_index(self.job.located, file)
 
     # -- its hash ------------------------------------------------------------------------------
 

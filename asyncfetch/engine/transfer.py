@@ -136,10 +136,12 @@ class Transfer:
         async with anyio.create_task_group() as job.group:
             while not self._done.is_set():
                 self._add_lanes()
-                before = limits.busy
+                before, passed, spent = limits.busy, limits.passed, time.thread_time()
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
                 busy = (limits.busy - before) / (_GROW_INTERVAL * threads)
+                if limits.passed > passed:  # no more than the event loop has time for, which has one processor
+                    busy = max((time.thread_time() - spent) / _GROW_INTERVAL, busy)
                 if self._lanes_wait():
                     job.growth.forget()
                 elif job.growth.observe(time.monotonic(), job.downloaded, busy):

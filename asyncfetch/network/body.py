@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -54,7 +55,7 @@ class Body:
         self._left = self.length
         self._drained = False  # the socket had nothing more when it was last read
         self._iterator: AsyncIterator[bytes] | None = None
-        self._rest = b""
+        self._rest = memoryview(b"")
         self._failure: Exception | None = None
         self._window = (0.0, 0)  # seconds that were waited, bytes that came in them
         stream = response.extensions.get("network_stream")
@@ -141,7 +142,7 @@ class Body:
         if self._iterator is None:
             answer = self._response  # a mock's is often read already
             self._iterator = answer.aiter_bytes() if answer.is_stream_consumed else answer.aiter_raw()
-        pieces, filled, began = [self._rest], len(self._rest), time.monotonic()
+        pieces, filled, began = deque([self._rest]), len(self._rest), time.monotonic()
         while filled < limit and self._failure is None and time.monotonic() - began < _FLUSH_AFTER:
             try:
                 piece = await anext(self._iterator)
@@ -151,22 +152,25 @@ class Body:
                 self._failure = error
                 break
             self._count(len(piece))
-            pieces.append(piece)
+            self._limits.passed += len(piece)
+            pieces.append(memoryview(piece))
             filled += len(piece)
-        data = b"".join(pieces)
-        data, self._rest = data[:limit], data[limit:]
-        if self._failure is not None and not data:
+        last = pieces.pop()
+        end = len(last) - max(filled - limit, 0)
+        pieces.append(last[:end])
+        self._rest, filled = last[end:], min(filled, limit)
+        if self._failure is not None and not filled:
             raise self._failure
 
         def work() -> int:
-            rest = memoryview(data)
-            while rest and (view := target(len(rest))):
-                view[:] = rest[: len(view)]
+            stored = 0
+            while stored < filled and (view := target(filled - stored)):
+                _fill(view, pieces)
                 accept(view)
-                rest = rest[len(view) :]
-            return len(data) - len(rest)
+                stored += len(view)
+            return stored
 
-        return await run(work) if data else 0
+        return await run(work) if filled else 0
 
     def _count(self, nbytes: int) -> None:
         if nbytes and self._limits.meter is not None:
@@ -202,6 +206,17 @@ class _Runner(Protocol):
     """Runs what receives: in a thread, or at once."""
 
     async def __call__(self, work: Callable[[], T], /) -> T: ...
+
+
+def _fill(view: memoryview, pieces: deque[memoryview]) -> None:
+    """Move the first bytes of `pieces`, of which there are enough, into `view`."""
+    while view:
+        piece = pieces.popleft()
+        nbytes = min(len(piece), len(view))
+        view[:nbytes] = piece[:nbytes]
+        view = view[nbytes:]
+        if nbytes < len(piece):
+            pieces.appendleft(piece[nbytes:])
 
 
 async def _at_once(work: Callable[[], T]) -> T:

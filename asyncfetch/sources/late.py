@@ -12,14 +12,13 @@ from typing import Protocol
 import anyio
 
 from ..errors import AsyncfetchError
-from ..format.header import Header
-from ..format.index import check_index
+from ..format.index import check_index, check_tensors
 from ..network.transport import Transport
 from ..storage.cache import RepoCache
 from .located import Listing, Located, SourceFile
 from .request import HubSource, Request
 
-__all__ = ["hold_against_index", "known_shards", "listing_at_once", "saves_requests"]
+__all__ = ["hold_against_index", "hold_one_against_index", "known_shards", "listing_at_once", "saves_requests"]
 
 _FEW = 2  # shards that are missing: for one, a listing takes as many requests as a look
 
@@ -64,9 +63,20 @@ def known_shards(listing: Listing, paths: Iterable[str]) -> dict[str, SourceFile
 
 def hold_against_index(located: Located, files: Collection[SourceFile]) -> list[str]:
     """Hold the headers of some shards against the index, as `check_index`. Returns its notes."""
-    index = located.index
-    if index is None:
-        return []
-    start = len(located.folder) + 1 if located.folder else 0
-    headers: dict[str, Header] = {file.name[start:]: file.header for file in files if file.header is not None}
-    return check_index(index, headers)
+    headers = {_shard_of(located, file): file.header for file in files if file.header is not None}
+    return [] if located.index is None else check_index(located.index, headers)
+
+
+def hold_one_against_index(located: Located, file: SourceFile) -> None:
+    """The same for one shard, whose header is known, at a cost that does not grow with their number.
+
+    Raises MissingTensorError.
+    """
+    index, shard = located.index, _shard_of(located, file)
+    if index is not None and file.header is not None:
+        check_tensors(index.tensors_of(shard), file.header, shard=shard, index_file=index.file)
+
+
+def _shard_of(located: Located, file: SourceFile) -> str:
+    """The name by which the index knows a file."""
+    return file.name[len(located.folder) + 1 if located.folder else 0 :]

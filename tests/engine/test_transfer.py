@@ -273,22 +273,33 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
     assert blob.name == hashlib.sha256(repository.files[SINGLE]).hexdigest()
 
 
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many lanes run, noted each time that some may be added. The machine has one processor."""
+    add_lanes, noted = transfer.Transfer._add_lanes, list[int]()
+
+    def add_and_count(self: transfer.Transfer) -> None:
+        add_lanes(self)
+        noted.append(self._running)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(transfer.Transfer, "_add_lanes", add_and_count)
+    return noted
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(("far", "together"), [(0.02, 8), (3600, 4)], ids=["far", "near"])
 async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: float, together: int
+    server: FaultServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    running: list[int],
+    far: float,
+    together: int,
 ) -> None:
     """Few connections do not fill a long line; near by, more are opened only when they are seen to help."""
     monkeypatch.setattr(transfer, "_FAR", far)
     monkeypatch.setattr(Growth, "observe", lambda *_: False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    add_lanes, running = transfer.Transfer._add_lanes, []
-
-    def add_and_count(self: transfer.Transfer) -> None:
-        add_lanes(self)
-        running.append(self._running)
-
-    monkeypatch.setattr(transfer.Transfer, "_add_lanes", add_and_count)
     _, path = single(server)
     server.fault(path, Late(0.03), (Late(0.03), Drip(65_536, 0.01)), forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8)
@@ -296,6 +307,28 @@ async def test_where_the_bytes_are_far_away_all_connections_start_at_once(
     # Their number at a time: a connection whose span is cut short is closed, and another one opened.
     assert max(running) == together
     assert len({seen.connection for seen in bodies(server, path)}) >= together
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("busy", "fewest", "most"), [(False, 5, 8), (True, 1, 4)], ids=["idle loop", "busy loop"])
+async def test_no_more_connections_than_the_event_loop_has_time_for(
+    server: FaultServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    running: list[int],
+    busy: bool,
+    fewest: int,
+    most: int,
+) -> None:
+    """The bytes of a caller's client pass through the event loop, whose processor is the limit then."""
+    monkeypatch.setattr(Growth, "IDLE_SHARE", 0.99)  # whatever else the machine does
+    monkeypatch.setattr(Growth, "GAIN", 0.0)
+    monkeypatch.setattr(time, "thread_time", time.monotonic if busy else lambda: 0.0)
+    _, path = single(server)
+    server.fault(path, OK, Drip(8_192, 0.02), forever=True)
+    policy = replace(QUICK, min_split=100_000, connections=8)
+    assert same(await load(server, tmp_path, kind="client", policy=policy), BIG)
+    assert fewest <= max(running) <= most
 
 
 @pytest.mark.anyio

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -227,6 +227,39 @@ async def test_statuses_that_are_tried_again(no_jitter: None) -> None:
                 assert reply.status == status
     server_errors = set(range(500, 600)) - {501, 505}
     assert {status for status in asked if asked.count(status) > 1} == {408, 425, 429, *server_errors}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(6))
+async def test_pieces_of_any_size(seed: int) -> None:
+    """A caller's client hands out pieces as it likes, and there is room as there is: each byte lands once, in order."""
+    chance = random.Random(seed)
+    sent = chance.randbytes(300_000)
+    landed = bytearray()
+    largest = chance.choice([1_000, 40_000, 400_000])
+
+    async def pieces() -> AsyncIterator[bytes]:
+        at = 0
+        while at < len(sent):
+            nbytes = chance.randrange(largest)
+            yield sent[at : at + nbytes]
+            at += nbytes
+
+    def place(nbytes: int) -> memoryview:
+        return memoryview(bytearray(chance.randint(1, nbytes)))
+
+    async with (
+        httpx.AsyncClient(
+            transport=httpx.MockTransport(lambda _request: httpx.Response(200, content=pieces()))
+        ) as client,
+        Transport(QUICK, client=client) as transport,
+        transport.open("http://mock/x") as body,
+    ):
+        received = 0
+        while got := await body.pull(chance.randint(1, 100_000), place, landed.extend):
+            received += got
+            assert received == len(landed)
+    assert landed == sent
 
 
 @pytest.mark.anyio
