@@ -70,7 +70,7 @@ def convert(
     """
     draft = conversion.draft(landed)
     sizes = draft.sizes()
-    make_folder(folder)
+    make_folder(folder, writing="output")
     with locked(folder):
         staging = folder / _STAGING
         done = _gone_on_with(folder, staging, conversion.fingerprint(draft, landed), sizes)
@@ -149,7 +149,7 @@ def _bring_companions(
         temporary = staging / "companion.incomplete"
         with storage_errors(target, writing="output"):
             temporary.unlink(missing_ok=True)
-            make_folder(target.parent)
+            make_folder(target.parent, writing="output")
             if name == CONFIG:
                 text, note = updated(source.read_bytes(), dtype, dequantized=dequantized)
                 write_synced(temporary, text)

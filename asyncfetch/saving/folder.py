@@ -84,6 +84,8 @@ def check_folder(folder: Path) -> None:
         if real.exists() and not real.is_dir():
             raise SourceError(f"{folder} is no folder.", hint="Name one to save in; it need not exist.")
         above = next(one for one in (real, *real.parents) if one.exists())
+        if not above.is_dir():
+            raise StorageError(str(above), "it is no folder", hint="Name another folder.")
         if not os.access(above, os.W_OK | os.X_OK):
             raise StorageError(str(above), "it is not writable", hint="Name another folder.")
         if real.parent.name == "snapshots" and is_commit(real.name):
@@ -104,7 +106,7 @@ def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambd
     needed = sum(sizes.values())
     if free is not None and free < needed:
         raise DiskFullError(str(folder), needed=needed, free=free)
-    make_folder(folder)
+    make_folder(folder, writing="output")
     new = [*draft.layout.shards, *([draft.layout.index] if draft.layout.index else [])]
     with locked(folder), storage_errors(folder, needed=needed, writing="output"):
         for name in new:

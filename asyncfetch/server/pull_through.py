@@ -27,7 +27,6 @@ from ..errors import (
     ProtocolError,
     RepositoryNotFoundError,
     SourceError,
-    storage_errors,
 )
 from ..events import Event, Notifier, Retrying
 from ..network.reach import Reach
@@ -35,6 +34,7 @@ from ..network.transport import Transport
 from ..policy import Policy
 from ..sources.hub import following_page
 from ..sources.settings import Settings
+from ..storage.files import make_folder
 from ..tasks import off_loop
 from .access import Admin, Door
 from .arriving.distrust import Distrust
@@ -108,8 +108,7 @@ class PullThrough:
         self.door, self.admin, self.strict = door or Door(), admin or Admin(), strict
         self.kept = Kept(root, limits or Limits(), now=now)
         self._bandwidth, self._now = bandwidth, now
-        with storage_errors(root, writing="output"):
-            root.mkdir(parents=True, exist_ok=True)
+        make_folder(root, writing="output")
         named = hashlib.sha256(self.endpoint.encode()).hexdigest()[:16]
         self._state = (root / ".locks" / "asyncfetch" if state_dir is None else state_dir) / named
         self.policy = Policy.from_env()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError, storage_errors
-from ..reasons import NO_ROOM
+from ..reasons import NO_ROOM, Writing
 from ..spans import MiB
 
 __all__ = [
@@ -64,9 +64,9 @@ def vanished(error: BaseException) -> bool:
     return isinstance(error.__cause__ if isinstance(error, StorageError) else error, FileNotFoundError)
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, writing: Writing = "cache") -> None:
     """Make a folder and those above it. Raises StorageError, about the one of them that is in the way."""
-    with storage_errors(folder, writing="cache"):
+    with storage_errors(folder, writing=writing):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -76,7 +76,8 @@ def make_folder(folder: Path) -> None:
                     hint = "Make that folder, mount its disk, or remove the link."
                     raise StorageError(str(part), f"it is a link to {target}, which is not there", hint=hint) from None
                 if part.exists() and not part.is_dir():
-                    hint = "Choose another folder with cache_dir= or HF_HUB_CACHE."
+                    instead = "Choose another folder"
+                    hint = f"{instead} with cache_dir= or HF_HUB_CACHE." if writing == "cache" else f"{instead}."
                     raise StorageError(str(part), "it is no folder", hint=hint) from None
             raise
 

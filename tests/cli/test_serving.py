@@ -17,7 +17,7 @@ import pytest
 import asyncfetch
 from asyncfetch.cli.commands import run
 from asyncfetch.cli.serving import state_folder
-from asyncfetch.errors import SourceError
+from asyncfetch.errors import SourceError, StorageError
 from asyncfetch.server import Server
 
 from ..server.trees import write
@@ -131,6 +131,16 @@ def test_flags_that_make_no_sense(tmp_path: Path) -> None:
     for arguments in ([], [*hub, "--follow-links"], [folder, "--cache-dir", "x"], [folder, "--allow", "org/*"]):
         with pytest.raises(SourceError, match="--"):
             run(["serve", *arguments])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_cache_whose_folder_cannot_be_made(tmp_path: Path, inside: bool) -> None:
+    """The file in the way is named, and the hint is of a server's folder: no variable of a client's helps."""
+    in_the_way = write(tmp_path / "file")
+    cache = in_the_way / "cache" if inside else in_the_way
+    with pytest.raises(StorageError) as caught:
+        run(["serve", "--upstream", "http://127.0.0.1:9", "--cache-dir", str(cache)])
+    assert str(caught.value) == f"{in_the_way}: it is no folder. Choose another folder."
 
 
 def test_where_hashes_are_kept(tmp_path: Path) -> None:

@@ -814,6 +814,14 @@ MUTANTS = (
         ("storage/test_cache.py::test_a_folder_that_cannot_be_made",),
     ),
     Mutant(
+        "a-server-is-told-of-a-clients-variable",
+        _NO_FOLDER,
+        "server.pull_through:PullThrough.__init__",
+        'make_folder(root, writing="output")',
+        "make_folder(root)",
+        ("cli/test_serving.py::test_a_cache_whose_folder_cannot_be_made",),
+    ),
+    Mutant(
         "working-directory-not-named",
         _NO_FOLDER,
         "reasons:_counts_from_nowhere",

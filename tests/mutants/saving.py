@@ -113,6 +113,14 @@ MUTANTS = (
         ("saving/test_save.py::test_folders_that_are_refused",),
     ),
     Mutant(
+        "file-in-the-way-not-named",
+        _PLACES,
+        "saving.folder:check_folder",
+        "if not above.is_dir():",
+        "if not above:",
+        ("saving/test_save.py::test_folders_that_are_refused",),
+    ),
+    Mutant(
         "two-processes-save-at-once",
         _PLACES,
         "saving.folder:locked",

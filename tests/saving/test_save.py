@@ -233,6 +233,8 @@ def test_folders_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for folder, said in (("file", "no folder"), (str(snapshot), "snapshot of the cache"), ("taken", "is a folder")):
         with pytest.raises(SourceError, match=said):
             asyncfetch.save(numbers(), tmp_path / folder)
+    with pytest.raises(StorageError, match=f"{tmp_path / 'file'}: it is no folder. Name another folder"):
+        asyncfetch.save(numbers(), tmp_path / "file" / "below")
     assert names(tmp_path / "taken") == ["model.safetensors"]
     assert (tmp_path / "file").read_text() == "mine"
     asyncfetch.save(numbers(value=1), tmp_path / "busy")
