@@ -76,8 +76,8 @@ def make_folder(folder: Path, *, writing: Writing = "cache") -> None:
                     hint = "Make that folder, mount its disk, or remove the link."
                     raise StorageError(str(part), f"it is a link to {target}, which is not there", hint=hint) from None
                 if part.exists() and not part.is_dir():
-                    instead = "Choose another folder"
-                    hint = f"{instead} with cache_dir= or HF_HUB_CACHE." if writing == "cache" else f"{instead}."
+                    how = " with cache_dir= or HF_HUB_CACHE" if writing == "cache" else ""
+                    hint = f"Choose another folder{how}."
                     raise StorageError(str(part), "it is no folder", hint=hint) from None
             raise
 

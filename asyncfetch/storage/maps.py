@@ -80,7 +80,7 @@ def _map_over(descriptor: int, size: int) -> mmap.mmap | None:
 
 def _no_file(size: int) -> mmap.mmap:
     """Memory whose address suits large pages, as the kernel gives it to a file, and else only to a multiple of them."""
-    whole = size + -size % _LARGE if sys.platform == "linux" else size
+    whole = size + -size % _LARGE if size > _LARGE and sys.platform == "linux" else size
     pages = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if whole != size:
         pages.resize(size)

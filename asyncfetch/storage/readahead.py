@@ -61,7 +61,7 @@ def read_ahead(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> None:
     cold = _cold(pages, path, wanted)
     if not cold:
         return
-    file, available = _File(weakref.ref(pages)), available_memory()
+    file, available, threads = _File(weakref.ref(pages)), available_memory(), _threads(path)
     with _lock:
         room = sys.maxsize if available is None else available // 2 - _queued
         for window in cold:
@@ -70,7 +70,7 @@ def read_ahead(pages: mmap.mmap, path: Path, wanted: Iterable[Span]) -> None:
                 break
             _queue.append((file, window))
             _queued += window.nbytes
-        more = max(min(_threads(path) - _workers, len(_queue)), 0)
+        more = max(min(threads - _workers, len(_queue)), 0)
         _workers += more
     try:
         for _ in range(more):  # daemons: the end of the program waits for no disk
