@@ -136,11 +136,11 @@ class Transfer:
         async with anyio.create_task_group() as job.group:
             while not self._done.is_set():
                 self._add_lanes()
-                before, passed, spent = limits.busy, limits.passed, time.thread_time()
+                before, spent = limits.busy, time.thread_time()
                 with anyio.move_on_after(_GROW_INTERVAL):
                     await self._done.wait()
                 busy = (limits.busy - before) / (_GROW_INTERVAL * threads)
-                if limits.passed > passed:  # no more than the event loop has time for, which has one processor
+                if job.transport.injected:  # its bytes pass through the event loop, which has one processor
                     busy = max((time.thread_time() - spent) / _GROW_INTERVAL, busy)
                 if self._lanes_wait():
                     job.growth.forget()

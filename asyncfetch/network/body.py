@@ -152,7 +152,6 @@ class Body:
                 self._failure = error
                 break
             self._count(len(piece))
-            self._limits.passed += len(piece)
             pieces.append(memoryview(piece))
             filled += len(piece)
         last = pieces.pop()

@@ -126,13 +126,12 @@ class Limits:
         self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
         self.connections = Connections(policy.connections)
         self.busy = 0.0  # seconds that worker threads spent on the bodies of this call
-        self.passed = 0  # bytes of them that came through the event loop
         self._bandwidth = _Bandwidth(policy.bandwidth_limit)
 
     def for_call(self, meter: Meter | None = None) -> Limits:
         """The same limits for one call, which counts for itself how busy it is, and by `meter` what it costs."""
         shared = copy.copy(self)
-        shared.busy, shared.passed, shared.meter = 0.0, 0, meter or self.meter
+        shared.busy, shared.meter = 0.0, meter or self.meter
         return shared
 
     async def in_thread(self, work: Callable[[], T]) -> T:

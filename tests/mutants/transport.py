@@ -302,8 +302,8 @@ MUTANTS = (
         "event-loop-without-limit",
         "each connection is slow",
         "engine.transfer:Transfer._run_lanes",
-        "if limits.passed > passed:",
-        "if limits.passed < 0:",
+        "if job.transport.injected:",
+        "if limits.busy < 0:",
         ("engine/test_transfer.py::test_no_more_connections_than_the_event_loop_has_time_for",),
     ),
     Mutant(
