@@ -1,4 +1,4 @@
-"""For the tests that strike a run at one of its system calls."""
+"""For the tests that strike a run at one of its system calls, and for those with a caller's client."""
 
 from __future__ import annotations
 
