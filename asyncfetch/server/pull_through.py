@@ -40,6 +40,7 @@ from .access import Admin, Door
 from .arriving.distrust import Distrust
 from .arriving.files import FileAnswers
 from .arriving.fills import Fills
+from .background import Background
 from .counts import Counts
 from .folders.layout import is_id
 from .jobs.job_files import JobFiles
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
 
-    from anyio.abc import TaskGroup
     from starlette.requests import Request
 
     from .protocol.wire import Resource
@@ -139,8 +139,9 @@ class PullThrough:
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
         self._tasks.push_async_callback(grants.end)
-        tasks = await self._tasks.enter_async_context(anyio.create_task_group())
-        self._tasks.callback(tasks.cancel_scope.cancel)
+        group = await self._tasks.enter_async_context(anyio.create_task_group())
+        self._tasks.callback(group.cancel_scope.cancel)
+        tasks = Background(group)
         self.upstream = Upstream(
             self.endpoint, asking, store, tasks, grants, counts, admit=self.door.rules.admit, now=now
         )
@@ -155,7 +156,7 @@ class PullThrough:
         await self._begin_jobs(tasks)
         return self
 
-    async def _begin_jobs(self, tasks: TaskGroup) -> None:
+    async def _begin_jobs(self, tasks: Background) -> None:
         """Go on with what an earlier process was to do, and answer who asks for it."""
         files = JobFiles(self._state / "jobs")
         self._tasks.callback(files.close)

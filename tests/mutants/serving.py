@@ -55,6 +55,14 @@ MUTANTS = (
         ("server/folders/test_catalog.py::test_a_file_that_cannot_be_read",),
     ),
     Mutant(
+        "what-cannot-be-hashed-ends-the-server",
+        _HASHING,
+        "server.folders.hashing:Hashing._worker",
+        "except Exception as error:",
+        "except EOFError as error:",
+        ("server/test_background.py::test_a_file_that_cannot_be_hashed",),
+    ),
+    Mutant(
         "kept-hash-of-another-state",
         _KEPT,
         "server.folders.hashes:Hashes.lookup",

@@ -146,7 +146,8 @@ class Distrust:
                 write_synced(temporary, json.dumps(document).encode())
                 rename(temporary, self._path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             LOG.warning("Which files came wrong could not be written to %s: %s.", self._path, error)
 
 

@@ -20,11 +20,10 @@ from .filling import AHEAD, Fill
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anyio.abc import TaskGroup
-
     from ...errors import AsyncfetchError
     from ...network.transport import Transport
     from ...policy import Policy
+    from ..background import Background
     from ..counts import Counts
     from ..keeping.kept import Kept
     from .distrust import Distrust
@@ -57,7 +56,7 @@ class Fills:
         transport: Transport,
         policy: Policy,
         distrust: Distrust,
-        tasks: TaskGroup,
+        tasks: Background,
         counts: Counts,
         kept: Kept,
         *,

@@ -139,6 +139,9 @@ class Hashing:
                 await to_thread.run_sync(self._hash, job, limiter=limiter)
             except ChangedError as error:
                 job.error = error
+            except Exception as error:
+                LOG.exception("%s could not be hashed", job.listed.real)
+                job.error = ChangedError(job.listed.path, f"it cannot be hashed: {type(error).__name__}")
             finally:
                 del self._jobs[_key(job.listed)]
                 self._finished += job.read

@@ -23,9 +23,8 @@ from ...tasks import off_loop, plain_errors
 from ..source.upstream import Who
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from ..arriving.fills import Fill
+    from ..background import Background
 
 __all__ = ["Job", "JobFailedError", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
 
@@ -173,7 +172,7 @@ class Jobs:
     Raises nothing for what cannot be kept: the log tells, and the jobs last as long as the process.
     """
 
-    def __init__(self, folder: Folder, work: Work, tasks: TaskGroup) -> None:
+    def __init__(self, folder: Folder, work: Work, tasks: Background) -> None:
         self._folder, self._work, self._tasks = folder, work, tasks
         self._jobs: dict[str, Job] = {}
         self._running: dict[str, _Run] = {}

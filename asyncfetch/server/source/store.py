@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -27,7 +28,6 @@ from .freshness import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
 __all__ = ["Store"]
 
@@ -93,7 +93,8 @@ class Store:
             self._stamp(temporary)
             rename(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             LOG.warning("An answer of the source could not be kept in %s: %s.", self._folder, error)
 
     def drop(self, questions: Iterable[str]) -> None:
@@ -129,18 +130,22 @@ class Store:
     async def prune_for_ever(self) -> None:
         """Call `prune` every PRUNE seconds."""
         while True:
-            await off_loop(self.prune, slow=True)
+            try:
+                await off_loop(self.prune, slow=True)
+            except Exception:
+                LOG.exception("What is too much of %s could not be removed", self._folder)
             await anyio.sleep(PRUNE)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When each answer was used, its bytes, and where it is."""
-        for path in self._folder.glob("[0-9a-f][0-9a-f]/*"):
-            with suppress(OSError):
-                found = path.stat()
-                if path.suffix and self._now() - found.st_mtime > _USED:
-                    path.unlink(missing_ok=True)
-                else:
-                    yield found.st_mtime, found.st_size, path
+        """When each answer was used, its bytes, and where it is. A folder that is gone meanwhile holds none."""
+        for parent, _, names in os.walk(self._folder):
+            for path in (Path(parent, name) for name in names):
+                with suppress(OSError):
+                    found = path.stat()
+                    if path.suffix and self._now() - found.st_mtime > _USED:
+                        path.unlink(missing_ok=True)
+                    else:
+                        yield found.st_mtime, found.st_size, path
 
     def _stamp(self, path: Path) -> None:
         os.utime(path, (self._now(), self._now()))

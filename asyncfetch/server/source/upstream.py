@@ -40,8 +40,7 @@ from .relayed import without_xet
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import TaskGroup
-
+    from ..background import Background
     from ..counts import Counts
     from ..protocol.wire import Resource
     from .grants import Grants
@@ -98,7 +97,7 @@ class Upstream:
         endpoint: str,
         transport: Transport,
         store: Store,
-        tasks: TaskGroup,
+        tasks: Background,
         grants: Grants,
         counts: Counts,
         *,
