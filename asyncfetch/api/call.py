@@ -58,7 +58,7 @@ class Call:
         target, maker = form.target(), await form.maker()
         session = self.session
         if target is None and session.storage == "disk" and not session.request.dequantize:
-            session = session.late()
+            session = session.late(nameless=form.rename is None)
 
         names: dict[str, str] | None = None
 

@@ -37,7 +37,7 @@ from ..sources.listing import Chosen
 from ..sources.located import Landed, Located, SourceFile, path_in
 from ..sources.request import BucketSource, HubSource, LocalSource, Request, parse_source
 from ..sources.request import Source as ParsedSource
-from ..sources.resolve import resolve
+from ..sources.resolve import resolve, select_in_file
 from ..sources.settings import Settings
 from ..sources.store_env import endpoint_of
 from ..storage.checksums import Checksum, parse_checksum, verify_file
@@ -67,9 +67,14 @@ class Session:
     began: float
     placing: Placing | None = None  # the folder that it fills
 
-    def late(self) -> Session:
-        """The same where headers may come with the bytes, because nothing depends on them before."""
-        return replace(self, request=replace(self.request, late=True))
+    def late(self, *, nameless: bool = True) -> Session:
+        """The same where headers may come with the bytes, because nothing depends on them before.
+
+        `nameless`: nor on which tensors there are.
+        """
+        select, chosen = self.request.select, self.request.chosen
+        nameless = nameless and select is None and not (chosen is not None and chosen.exact)
+        return replace(self, request=replace(self.request, late=True, nameless=nameless))
 
     async def locate(self, *, headers: bool = True) -> Located:
         """Resolve the source and tell the reporter all files and sizes."""
@@ -117,12 +122,13 @@ class Session:
         `named` is that of `download`. `before` sees what was located, may refuse it, and says what of it is to be
         downloaded.
         """
-        looks, listed = 0, False
+        looks, told = 0, False  # whether hashes and sizes are what the Hub tells of the files, without a look at them
         while True:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
-                listed = located.listing is not None and isinstance(self.request.source, HubSource)
+                told = located.listing is not None or any(file.late for file in located.files)
+                told = told and isinstance(self.request.source, HubSource)
                 if before is not None:
                     located = await before(located, scaling)
                 landed = await self.download(located, named=named)
@@ -139,7 +145,7 @@ class Session:
                     raise
                 error = raised
             except (CorruptError, ProtocolError) as wrong:
-                if not (listed and self.request.believed) or isinstance(wrong, ChecksumMismatchError):
+                if not (told and self.request.believed) or isinstance(wrong, ChecksumMismatchError):
                     raise
                 self.notify(Warned(f"{wrong.message} The source is asked for each file", None))
                 self.request = replace(self.request, believed=False)
@@ -175,7 +181,7 @@ class Session:
         return landed
 
     async def _read_late(self, located: Located, landed: Mapping[str, Landed]) -> None:
-        """Read the headers that came with the shards, and hold them against the index. Raises CorruptError."""
+        """Read the headers that came with the files, and hold them against the index. Raises CorruptError."""
         late = [file for file in located.files if file.late]
 
         def read() -> list[str]:
@@ -184,6 +190,8 @@ class Session:
                     one = landed[file.name]
                     if file.header is None and one.path is not None:
                         read_landed(file, one.path, one.pages)
+                if located.index is None:
+                    select_in_file(located, self.request)
                 return hold_against_index(located, late)
 
         if late:

@@ -362,8 +362,9 @@ class _LeaseIntake(Intake):
 
     def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
         self._receiving.answered(body)
-        if at < self._lease.start:
-            self._job.board.unsplittable.add(self._lease.file)
+        lease, whole = self._lease, body.status == 200 and self._lease.stop < self._receiving.file.size
+        if lease.remaining and (whole or at < lease.start):
+            self._job.board.comes_whole(lease)
 
     async def room(self) -> int:
         while (obstacle := self._obstacle()) is not None:

@@ -160,7 +160,7 @@ class Board(Generic[K]):
         fewest bytes of a piece, if not `min_split`; then a single one leaves something for who may come.
         """
         spans = self.pending.get(file)
-        if not spans:
+        if not spans or not self._is_free(file):
             return None
         sharers = max(sharers, 1 + sum(lease.file == file for lease in self.active))
         piece = piece_size(sum(span.nbytes for span in spans), sharers, self.min_split, least)
@@ -178,7 +178,8 @@ class Board(Generic[K]):
 
     def take_any(self, sharers: int = 2, least: int | None = None) -> Lease[K] | None:
         """The next piece of the file that has most pending, or None if no file has any."""
-        pending = {file: sum(span.nbytes for span in spans) for file, spans in self.pending.items()}
+        free = ((file, spans) for file, spans in self.pending.items() if self._is_free(file))
+        pending = {file: sum(span.nbytes for span in spans) for file, spans in free}
         return self.take(max(pending, key=pending.__getitem__), sharers, least) if pending else None
 
     def take_within(self, file: K, wanted: Span, sharers: int, least: int) -> Lease[K] | None:
@@ -229,7 +230,34 @@ class Board(Generic[K]):
     def offers(self, least: int) -> bool:
         """Whether there is a piece for one more connection: pending, or to `steal`."""
         victim = self._largest()
-        return bool(self.pending) or (victim is not None and victim.remaining >= 2 * least)
+        return any(map(self._is_free, self.pending)) or (victim is not None and victim.remaining >= 2 * least)
+
+    def _is_free(self, file: K) -> bool:
+        """Whether one more connection may fetch a piece of a file."""
+        return file not in self.unsplittable or not any(lease.file == file for lease in self.active)
+
+    def comes_whole(self, lease: Lease[K]) -> None:
+        """A server sends the whole file instead of what is leased, so it is asked for in pieces no more.
+
+        The earliest lease in flight gets what follows it, as far as nothing of that is here; another one is given up.
+        """
+        file = lease.file
+        self.unsplittable.add(file)
+        waiting = [*self.pending.pop(file, ())]
+        if self.leads(lease):
+            idle = [other for other in self.active if other.file == file and other is not lease and other.remaining]
+            offered = [*((span, None) for span in waiting), *((Span(one.start, one.stop), one) for one in idle)]
+            for span, other in sorted(offered, key=lambda offer: offer[0].start):
+                if span.start == lease.stop:
+                    lease.stop = span.stop
+                    if other is None:
+                        waiting.remove(span)
+                    else:
+                        other.stop = span.start
+        else:
+            waiting.append(Span(lease.start, lease.stop))
+            lease.stop = lease.start
+        self.add(file, sorted(waiting))
 
     def _largest(self) -> Lease[K] | None:
         """The span in flight that has most left, of those that may be split."""

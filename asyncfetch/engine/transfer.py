@@ -75,6 +75,7 @@ class Transfer:
         self._work = Signal()  # there are spans of a new file, or memory to begin one
         self._running = 0  # lanes
         self._wanted = 0  # lanes, while there is something to do for all of them
+        self._measured = False  # how far away those are who serve the bytes, by an answer of theirs
 
     @property
     def downloaded(self) -> int:
@@ -131,10 +132,10 @@ class Transfer:
         self._done = anyio.Event()
         threads = int(limits.threads.total_tokens)
         sizes = [file.size for file in self._waiting]
-        most = self._most(sizes)
-        self._wanted = most if self._far() else min(max(_FIRST_LANES, threads), most)
+        self._wanted = min(max(_FIRST_LANES, threads), self._most(sizes))
         async with anyio.create_task_group() as job.group:
             while not self._done.is_set():
+                self._look_how_far(sizes)
                 self._add_lanes()
                 before, spent = limits.busy, time.thread_time()
                 with anyio.move_on_after(_GROW_INTERVAL):
@@ -157,11 +158,21 @@ class Transfer:
         """Bytes a second that connections bring by themselves; 0 while it is not known, or is held back."""
         return 0.0 if self._job.policy.bandwidth_limit is not None else self._job.growth.rate
 
-    def _far(self) -> bool:
-        """Whether the bytes come from far away, as the looks at the files have shown."""
-        urls = [file.target.url for file in self._waiting if file.target is not None]
+    def _look_how_far(self, sizes: list[int]) -> None:
+        """Want all lanes where the bytes come from far away: few do not fill the line.
+
+        So the first answer of who serves them tells, and until it is here that of the rest. Through a client of the
+        caller's an answer comes when the event loop has time for it: there the rest must do.
+        """
         transport = self._job.transport
-        return any(transport.distance(url) >= _FAR for url in urls) or (not urls and transport.farthest() >= _FAR)
+        if self._measured or (self._running and transport.injected):
+            return
+        files = [*self._waiting, *(receiving.file for receiving in self._open.values())]
+        urls = [file.target.url for file in files if file.target is not None]
+        known = [distance for url in urls if (distance := transport.distance(url))]
+        self._measured = bool(known)
+        if max(known, default=transport.farthest()) >= _FAR:
+            self._wanted = max(self._most(sizes), self._wanted)
 
     def _add_lanes(self) -> None:
         """As many as are wanted, if there is something to do for one more."""
@@ -221,7 +232,8 @@ class Transfer:
     def _sharers(self) -> int:
         """How many lanes there are for a file. With a file for each, one request brings the whole of it."""
         files = self._job.board.files + len(self._waiting) + self._opening
-        return math.ceil(self._running / max(files, 1))
+        lanes = self._running if self._measured else self._job.policy.connections  # for the first pieces are soon here
+        return math.ceil(lanes / max(files, 1))
 
     def _take_sought(self) -> Lease[str] | None:
         """The next piece of what somebody waits for. Who has got one waits until the others have."""

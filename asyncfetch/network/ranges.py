@@ -231,7 +231,7 @@ class Intake:
         raise NotImplementedError
 
     def answered(self, body: Body, target: Target, at: int) -> None:
-        """An answer came from `target`; its body begins at byte `at` of the file."""
+        """An answer came from `target`; its body begins at byte `at` of the file. After it, less may be missing."""
 
     async def room(self) -> int:
         """How many bytes may be received now, while a connection waits; 0 to give it back and come again."""
@@ -276,6 +276,8 @@ async def _receive_from(
     span = intake.span
     async with open_span(transport, target, span, file=file, size=size) as (body, at):
         intake.answered(body, target, at)
+        if not intake.span.nbytes:  # somebody else brings it
+            return
         await _skip(body, span.start - at)
         while intake.span.nbytes:
             room = await intake.room()

@@ -21,7 +21,7 @@ from .finder import State, distrust, file_on_disk, files_on_disk, read_cached_in
 from .headers import read_beginning
 from .hub import Hub
 from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
-from .request import HubSource, Request
+from .request import HubSource, Request, names_in
 
 __all__ = ["HubPlace"]
 
@@ -60,6 +60,7 @@ class HubPlace:
         self._offline, self._policy = request.settings.offline, request.policy
         self._transport = transport
         self._hub = Hub(transport, request.settings, source.name)
+        self._late = names_in(source, request.variant) if request.nameless and request.believed else []
 
     async def commits(self) -> Sequence[str | None]:
         if is_commit(self._revision):
@@ -120,7 +121,8 @@ class HubPlace:
         if blob is not None:
             file.in_blobs, file.path = True, blob
         elif file.target is not None and file.target.signed:
-            file.prefix = await self._read_prefix(file)
+            file.late = file.name in self._late and _is_large(file)
+            file.prefix = b"" if file.late else await self._read_prefix(file)
         return file
 
     async def on_disk(self, names: Sequence[str], commit: str | None) -> Mapping[str, SourceFile]:
@@ -226,3 +228,9 @@ class HubPlace:
                 return await read_beginning(file, target, nbytes, self._transport, self)
         file.size, file.sized = 0, False
         return await read_beginning(file, target, PREFIX_BYTES, self._transport, self)
+
+
+def _is_large(file: SourceFile) -> bool:
+    """Whether its sha256 and its size are known, and more bytes are to come than are read with a header."""
+    sure = file.sized and file.checksum is not None and file.checksum.algorithm == "sha256"
+    return sure and file.size > PREFIX_LIMIT

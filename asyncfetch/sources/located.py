@@ -53,8 +53,8 @@ class SourceFile:
     since. `prefix` are its first bytes, read with its metadata, landed later so that no byte is
     fetched twice; `etag` is the strong ETag that they came with, where `target` has no validator.
     `sized` is false while nothing has told the size; then `size` is 0. `splittable` is false where the
-    server is known to answer a range with the whole file. `late`: a shard that is known by a listing, whose header
-    comes with its first bytes.
+    server is known to answer a range with the whole file. `late`: what is known of it is what the Hub tells; its
+    header comes with its first bytes.
     """
 
     name: str

@@ -350,6 +350,7 @@ class Request:
     chosen: Chosen | None = None  # None: what a load needs, and no more
     believed: bool = True  # a listing, about hashes and sizes
     late: bool = False  # headers may come with the first bytes of the shards, where hashes are known before
+    nameless: bool = False  # so may that of a file without an index, which alone tells the names of its tensors
     wrong: WrongFiles = field(default_factory=WrongFiles, compare=False)
 
 

@@ -28,7 +28,7 @@ from .store_finder import StorePlace
 from .suggestions import suggest
 from .web_finder import WebPlace
 
-__all__ = ["place_of", "resolve"]
+__all__ = ["place_of", "resolve", "select_in_file"]
 
 _READERS = 4  # threads that read headers: a network file system takes a while for each
 
@@ -85,7 +85,7 @@ async def _resolve(request: Request, transport: Transport, headers: bool) -> Loc
 def _select(located: Located, request: Request) -> None:
     """Hold the headers against the index, and narrow the tensors of a file that no index lists."""
     if located.index is None:
-        located.selected, located.scales = _select_in_file(located.files[0], request)
+        select_in_file(located, request)
     elif located.selected is not None:
         located.warnings += hold_against_index(located, located.files)
 
@@ -135,8 +135,9 @@ def place_of(request: Request, transport: Transport) -> Place:
             return LocalPlace(request, source)
 
 
-def _select_in_file(file: SourceFile, request: Request) -> tuple[Index, frozenset[str]]:
-    """The wanted tensors of a file that no index lists, as an index of its own."""
-    names, metadata = (file.header.tensors, file.header.metadata) if file.header is not None else ({}, {})
-    index = Index(file.name, dict.fromkeys(names, os.path.basename(file.name)))
-    return selected_by(request, index, metadata)
+def select_in_file(located: Located, request: Request) -> None:
+    """Select the wanted tensors of a file that no index lists, by an index of its own, if its header is known."""
+    file = located.files[0]
+    if file.header is not None:
+        index = Index(file.name, dict.fromkeys(file.header.tensors, os.path.basename(file.name)))
+        located.selected, located.scales = selected_by(request, index, file.header.metadata)

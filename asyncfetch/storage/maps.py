@@ -16,11 +16,13 @@ import numpy as np
 
 from ..spans import MiB
 
-__all__ = ["map_file", "on_network", "pages_of"]
+__all__ = ["in_memory", "map_file", "on_network", "pages_of", "sees_writes"]
 
 # Page faults on these block the whole process, and an I/O error in one kills it with SIGBUS
 # (https://github.com/safetensors/safetensors/issues/562): they are read instead of mapped.
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "ceph", "glusterfs", "beegfs", "gpfs", "9p", "fuse", "afs")
+# On these a map shows at once what is written to the file, and a page that was written stays good.
+_SHARED_PAGES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "overlay")
 _MAP_FIXED = 0x10  # on Linux and on macOS; the module mmap does not have it
 _LARGE = 2 * MiB  # a page of the processor's second size, of which the kernel makes files up where it can
 _NO_MAPS = frozenset({errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES, errno.EPERM})
@@ -101,19 +103,37 @@ def _system_call() -> Any:
 
 def on_network(file: Path | int) -> bool:
     """Whether a file, or an open one, is on a network or FUSE file system (/proc/self/mountinfo). False elsewhere."""
+    return _file_system(file).startswith(_NETWORK_FILE_SYSTEMS)
+
+
+def sees_writes(descriptor: int) -> bool:
+    """Whether maps of an open file show what is written to it, as far as that is known of its file system."""
+    return hasattr(os, "RWF_NOWAIT") and _file_system(descriptor) in _SHARED_PAGES
+
+
+def in_memory(descriptor: int, offset: int) -> bool:
+    """Whether a file has this byte, and to read it waits for no disk, as far as the kernel tells (preadv2(2))."""
     try:
-        return _device_on_network(os.stat(file).st_dev, int(time.monotonic()))
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError as error:
+        return error.errno == errno.EOPNOTSUPP and os.fstat(descriptor).st_size > offset
+
+
+def _file_system(file: Path | int) -> str:
+    """The name of its type, "" where that is not known."""
+    try:
+        return _type_of(os.stat(file).st_dev, int(time.monotonic()))
     except OSError:
-        return False
+        return ""
 
 
 @lru_cache(maxsize=8)
-def _device_on_network(device: int, _second: int) -> bool:
+def _type_of(device: int, _second: int) -> str:
     """Looked up once a second: a mount may change, and not between a thousand files."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split()[2] == wanted:
-            return rest.startswith(_NETWORK_FILE_SYSTEMS)
-    return False
+            return rest.partition(" ")[0]
+    return ""

@@ -11,6 +11,7 @@ kill the listed prefix is hashed again, and the hash of the whole file decides i
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from .checksums import new_hash
 from .files import LeftOut, copy_to, make_folder, start_writing, sync_file, vanished, write_at
 from .journal import forget_journal, journal_of, spans_on_disk, write_journal
 from .locks import claim, private_name
+from .maps import in_memory, map_file, sees_writes
 
 __all__ = ["FilePartial", "MemoryPartial", "Partial", "StoredPartial", "spans_on_disk"]
 
@@ -202,6 +204,7 @@ class FilePartial(StoredPartial):
         self._journal_lock = threading.Lock()
         self._left_out = LeftOut()
         self._scratch: memoryview | None = None
+        self._pages: mmap.mmap | None = None
         self._closed = False
         _claimed.add(self)
         try:
@@ -209,6 +212,8 @@ class FilePartial(StoredPartial):
                 if shared:
                     self.present = spans_on_disk(path, size, identity=identity)
                     self._journaled = self.present.nbytes
+                # What an earlier run has written may have to be read from the disk.
+                self._fresh = not self.present.nbytes and sees_writes(self._fd)
                 if not self.present.nbytes:
                     self._forget_journal()
                 # Never to nothing: where locks hold on one host only, another one may be writing the same bytes.
@@ -231,7 +236,21 @@ class FilePartial(StoredPartial):
             self.save_journal()
             start_writing(self._fd)
 
+    def catch_up(self) -> bool:
+        try:
+            return super().catch_up()
+        finally:
+            self._pages = None  # or all that was hashed would count as memory of this process
+
     def _load(self, offset: int, limit: int) -> memoryview:
+        """As it lies in memory, since to copy it may take as long as to hash it.
+
+        A page that had to be read from the disk when it is touched could kill the process (SIGBUS).
+        """
+        if self._fresh and in_memory(self._fd, offset + limit - 1):
+            self._pages = self._pages or map_file(self._fd, self.size)
+            if self._pages is not None:
+                return memoryview(self._pages)[offset : offset + limit]
         if self._scratch is None:  # one for all: what is read into the same place stays in the processor's cache
             self._scratch = memoryview(bytearray(MiB))
         with storage_errors(self.path):

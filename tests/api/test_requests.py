@@ -74,8 +74,13 @@ def test_many_shards(server: FaultServer, tmp_path: Path, shards: int, links: bo
 @pytest.mark.parametrize(
     ("shards", "what", "hub", "storage"),
     [
-        (1, "load", 3, 2),  # the index that is not there, the listing, the file
-        (1, "download", 4, 2),  # and the config
+        (1, "load", 3, 1),  # the index that is not there, the listing, the file
+        (1, "download", 4, 1),  # and the config
+        (1, "dry_run", 3, 0),
+        (1, "select", 3, 2),  # which tensors there are, the header alone tells
+        (1, "rename", 3, 2),
+        (1, "dtype", 2, 2),
+        (1, "memory", 2, 2),
         (4, "download", 8, 4),
         (4, "dry_run", 3, 0),
         (4, "memory", 6, 8),  # its buffers begin where headers end
@@ -89,6 +94,12 @@ def test_each_call(server: FaultServer, tmp_path: Path, shards: int, what: str, 
     match what:
         case "load":
             assert same(asyncfetch.load("org/model", **given), shards, 200_000)
+        case "select":
+            assert [*asyncfetch.load("org/model", select=lambda name: True, **given)]
+        case "rename":
+            assert [*asyncfetch.load("org/model", rename=str.upper, **given)]
+        case "dtype":
+            assert [*asyncfetch.load("org/model", dtype="float64", **given)]
         case "memory":
             assert same(asyncfetch.load("org/model", storage="memory", **given), shards, 200_000)
         case "download":
@@ -98,6 +109,17 @@ def test_each_call(server: FaultServer, tmp_path: Path, shards: int, what: str, 
         case _:
             assert len(asyncfetch.inspect("org/model", **given).tensors) == shards
     assert counted(server) == (hub, storage)
+
+
+def test_a_file_that_is_wanted_by_its_name(server: FaultServer, tmp_path: Path) -> None:
+    """As it is, whatever is in it, also where nothing is listed."""
+    content = bytes(200_000)
+    server.hub("org/model", {"model.safetensors": content})
+    told: list[Event] = []
+    given = access(server, tmp_path, report=told.append)
+    found = asyncfetch.download("org/model", files=["model.safetensors"], **given)
+    assert found.files["model.safetensors"].read_bytes() == content
+    assert not [event for event in told if isinstance(event, Warned)]
 
 
 @pytest.mark.parametrize("early", [False, True])

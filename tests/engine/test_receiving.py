@@ -28,7 +28,7 @@ from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.partial import Partial
 from asyncfetch.tensors.feed import Feed
 
-from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Flip, Stall, Truncate
+from ..kit.fault_server import LOOK, OK, QUICK, Drip, FaultServer, Flip, Stall, Truncate
 from ..kit.files import safetensors_bytes, sharded_bytes
 
 SINGLE = "model.safetensors"
@@ -83,7 +83,7 @@ class Crowd:
 async def test_an_application_that_takes_all_threads_holds_up_no_teardown(server: FaultServer, tmp_path: Path) -> None:
     """A cancelled download is resumable at once: journal written, nothing open, no lock held."""
     path, crowd = single(server), Crowd()
-    server.fault(path, OK, Stall(500_000))
+    server.fault(path, LOOK, Stall(500_000))
     with anyio.fail_after(8):
         async with anyio.create_task_group() as group:
             group.start_soon(patient, server, tmp_path)
@@ -281,7 +281,7 @@ async def test_who_has_several_connections_gives_one_to_who_has_none(server: Fau
 async def test_what_is_here_is_told_before_a_pause(server: FaultServer, tmp_path: Path, cut: int) -> None:
     """Progress is told ten times a second, and what came since is told when a connection breaks: it may take long."""
     path = single(server)
-    server.fault(path, OK, Truncate(cut), Truncate(cut), Truncate(cut))
+    server.fault(path, LOOK, Truncate(cut), Truncate(cut), Truncate(cut))
     events: list[Event] = []
     await download(server, tmp_path, report=events.append, policy=replace(QUICK, connections=1, attempts=9))
     told = [before for before, event in pairwise(events) if isinstance(event, Retrying)]

@@ -90,8 +90,9 @@ class BoardMachine(RuleBasedStateMachine):
     @rule(target=leases, file=st.sampled_from("abc"), sharers=st.integers(1, 4))
     def take(self, file: str, sharers: int) -> Lease[str] | None:
         pending = list(self.board.pending.get(file, ()))
+        taken = self.is_taken(file)
         lease = self.board.take(file, sharers)
-        if not pending:
+        if not pending or taken:
             assert lease is None
             return None
         self.check_piece(lease, file, pending, sharers)
@@ -99,7 +100,7 @@ class BoardMachine(RuleBasedStateMachine):
 
     @rule(target=leases, sharers=st.integers(1, 4))
     def take_any(self, sharers: int) -> Lease[str] | None:
-        pending = {file: list(spans) for file, spans in self.board.pending.items()}
+        pending = {file: list(spans) for file, spans in self.board.pending.items() if not self.is_taken(file)}
         lease = self.board.take_any(sharers)
         if not pending:
             assert lease is None
@@ -109,6 +110,10 @@ class BoardMachine(RuleBasedStateMachine):
         assert left[lease.file] == max(left.values())
         self.check_piece(lease, lease.file, pending[lease.file], sharers)
         return lease
+
+    def is_taken(self, file: str) -> bool:
+        """Whether it comes in one piece, and somebody brings it."""
+        return file in self.board.unsplittable and any(lease.file == file for lease in self.board.active)
 
     def check_piece(self, lease: Lease[str] | None, file: str, pending: list[Span], sharers: int) -> None:
         """The first pending span of the file, or its first piece; whole for one alone, and without ranges."""
@@ -175,6 +180,19 @@ class BoardMachine(RuleBasedStateMachine):
     def no_ranges(self, file: str) -> None:
         self.board.unsplittable.add(file)
 
+    @rule(lease=leases)
+    def comes_whole(self, lease: Lease[str] | None) -> None:
+        if lease is None or not lease.remaining or not any(lease is each for each in self.board.active):
+            return
+        others = [each for each in self.board.active if each.file == lease.file and each is not lease]
+        earliest = all(lease.start <= each.start for each in others)
+        self.board.comes_whole(lease)
+        assert lease.file in self.board.unsplittable
+        assert bool(lease.remaining) is earliest
+        left = [span.start for span in self.board.pending.get(lease.file, ())]
+        assert left == sorted(left)
+        assert not earliest or lease.stop not in [*left, *(each.start for each in others if each.remaining)]
+
     @invariant()
     def every_byte_is_somewhere_once(self) -> None:
         for file, size in self.wanted.items():
@@ -234,6 +252,28 @@ def test_a_file_without_ranges_is_one_piece() -> None:
     board.add("a", [Span(0, 1000)])
     assert take(board, "a") == (0, 1000)
     assert board.steal(4) is None
+
+
+def test_a_server_that_sends_the_whole_file() -> None:
+    """The earliest connection brings what follows, as far as nothing of it is here; the others are given up."""
+    board: Board[str] = Board(min_split=4)
+    board.add("a", [Span(0, 64), Span(70, 100)])
+    board.add("b", [Span(0, 3)])
+    first, second, third = (board.take("a", 4) for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    third.start += 1  # another server has sent some of it
+    board.comes_whole(second)
+    assert (second.remaining, third.remaining, board.take("a")) == (0, 4, None)
+    assert board.take_any() is not None, "the other file"
+    assert not board.offers(4)
+    board.comes_whole(first)
+    assert (first.start, first.stop, third.remaining) == (0, third.start - 1, 4)
+    for lease in (first, second, third):
+        board.release(lease)
+    assert take_alone(board, "a") == (third.stop, 64)
+    assert take_alone(board, "a") == (70, 100)
 
 
 def test_one_request_for_a_file_that_nobody_shares() -> None:

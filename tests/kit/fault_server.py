@@ -62,6 +62,9 @@ async def transport_of(kind: str, policy: Policy = QUICK) -> AsyncIterator[Trans
             yield transport
 
 
+_LOOK = 64 * 1024  # bytes of a beginning that is looked at before the rest is asked for
+
+
 @dataclass
 class Seen:
     """One request. `sent` counts body bytes, `second` whether it came to the storage's port."""
@@ -80,6 +83,12 @@ class Seen:
         """The first byte that was asked for; None without a Range."""
         match = re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("range", ""))
         return int(match[1]) if match else None
+
+    @property
+    def looks(self) -> bool:
+        """Whether it asks for the beginning alone, which holds the header."""
+        match = re.fullmatch(r"bytes=0-(\d+)", self.headers.get("range", ""))
+        return match is not None and int(match[1]) < _LOOK
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,11 @@ Fault = Callable[[Answer], Answer]
 
 def OK(answer: Answer) -> Answer:  # noqa: N802
     """No fault."""
+    return answer
+
+
+def LOOK(answer: Answer) -> Answer:  # noqa: N802
+    """No fault for a look at the header, where one comes. If the next request is none, what follows is for that."""
     return answer
 
 
@@ -540,6 +554,8 @@ class FaultServer:
         with self._lock:
             self.seen.append(seen)
             script = self._faults[path]
+            if script and script[0] is LOOK and not seen.looks:
+                script.popleft()
             fault = script.popleft() if script else self._always.get(path, OK)
         answer = self._answer(seen, path)
         for one in fault if isinstance(fault, tuple) else (fault,):

@@ -24,6 +24,7 @@ _ODD = "a file system that refuses what a disk can"
 _PRUNED = "a cache that is pruned, moved or removed under a download"
 _NO_FOLDER = "a cache whose path is no folder"
 _MANY = "thousands of small files, hundreds of thousands of tensors"
+_HASHED = "a hash of what landed out of order"
 _COLD = "a cached checkpoint that is not in memory"
 _LARGER = "a checkpoint that is larger than memory"
 
@@ -1044,5 +1045,45 @@ MUTANTS = (
         "(_of_machine(root), *_of_groups(root))",
         "(_of_machine(root),)",
         ("storage/test_readahead.py::test_available_memory",),
+    ),
+    Mutant(
+        "hash-copies-what-it-reads",
+        _HASHED,
+        "storage.partial:FilePartial._load",
+        "if self._fresh and",
+        "if not self._fresh and",
+        ("storage/test_hashed_where_it_lies.py::test_nothing_is_copied",),
+    ),
+    Mutant(
+        "hash-touches-what-may-be-on-the-disk",
+        _HASHED,
+        "storage.partial:FilePartial.__init__",
+        "self._fresh = not self.present.nbytes and",
+        "self._fresh =",
+        ("storage/test_hashed_where_it_lies.py::test_what_an_earlier_run_left_is_read",),
+    ),
+    Mutant(
+        "a-map-outlives-its-hash",
+        _HASHED,
+        "storage.partial:FilePartial.catch_up",
+        "self._pages = None",
+        "pass",
+        ("storage/test_hashed_where_it_lies.py::test_nothing_is_copied",),
+    ),
+    Mutant(
+        "a-cut-file-ends-the-process",
+        _HASHED,
+        "storage.partial:FilePartial._load",
+        "in_memory(self._fd, offset + limit - 1)",
+        "True",
+        ("storage/test_hashed_where_it_lies.py::test_a_file_that_is_cut_meanwhile",),
+    ),
+    Mutant(
+        "any-file-system-shows-writes",
+        _HASHED,
+        "storage.maps:sees_writes",
+        "_file_system(descriptor) in _SHARED_PAGES",
+        "True",
+        ("storage/test_hashed_where_it_lies.py::test_a_file_system_that_is_not_known",),
     ),
 )

@@ -78,10 +78,18 @@ MUTANTS = (
     Mutant(
         "whole-file-asked-for-in-pieces",
         _WHOLE,
-        "engine.receiving:_LeaseIntake.answered",
-        "self._job.board.unsplittable.add(self._lease.file)",
+        "engine.schedule:Board.comes_whole",
+        "self.unsplittable.add(file)",
         "pass",
         ("engine/test_transfer.py::test_nothing_is_split_where_there_are_no_ranges",),
+    ),
+    Mutant(
+        "whole-file-for-each-connection",
+        _WHOLE,
+        "engine.receiving:_LeaseIntake.answered",
+        "self._job.board.comes_whole(lease)",
+        "self._job.board.unsplittable.add(lease.file)",
+        ("engine/test_http_faults.py::test_no_ranges_many_connections",),
     ),
     Mutant(
         "range-one-byte-too-long",

@@ -7,6 +7,7 @@ from . import Mutant
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
 _ONCE = "one listing for many shards"
+_LONE = "a large file without an index"
 _AHEAD = "what is asked for beside the index"
 _LIES = "api/test_requests.py::test_a_listing_that_tells_less_or_lies"
 _MEANT = "a repository or a revision that does not exist"
@@ -219,10 +220,45 @@ MUTANTS = (
         (_LIES,),
     ),
     Mutant(
+        "header-before-the-file",
+        _LONE,
+        "sources.hub_finder:HubPlace._begun",
+        "file.late = file.name in self._late and _is_large(file)",
+        "file.late = False",
+        ("api/test_requests.py::test_each_call",),
+    ),
+    Mutant(
+        "names-unknown-where-they-are-needed",
+        _LONE,
+        "api.call:Call._loaded",
+        "session.late(nameless=form.rename is None)",
+        "session.late()",
+        ("api/test_requests.py::test_each_call",),
+    ),
+    Mutant(
+        "all-that-is-wanted-is-a-checkpoint",
+        _LONE,
+        "api.session:Session.late",
+        " and not (chosen is not None and chosen.exact)",
+        "",
+        ("api/test_requests.py::test_a_file_that_is_wanted_by_its_name",),
+    ),
+    Mutant(
+        "told-size-is-the-end",
+        _LONE,
+        "api.session:Session.fetch",
+        " or any(file.late for file in located.files)",
+        "",
+        (
+            "api/test_hash_decides.py::test_linked_sizes",
+            "engine/test_transfer.py::test_other_content_behind_a_new_link",
+        ),
+    ),
+    Mutant(
         "a-wrong-listing-is-the-end",
         _ONCE,
         "api.session:Session.fetch",
-        "if not (listed and self.request.believed) or isinstance(wrong, ChecksumMismatchError):",
+        "if not (told and self.request.believed) or isinstance(wrong, ChecksumMismatchError):",
         "if wrong:",
         (_LIES, "api/test_requests.py::test_all_tell_another_size"),
     ),

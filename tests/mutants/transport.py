@@ -291,6 +291,22 @@ MUTANTS = (
         ("engine/test_transfer.py::test_small_shards_over_many_slow_connections",),
     ),
     Mutant(
+        "far-away-is-not-seen",
+        "each connection is slow",
+        "engine.transfer:Transfer._look_how_far",
+        ">= _FAR:",
+        ">= 9999 * _FAR:",
+        ("engine/test_transfer.py::test_where_the_bytes_are_far_away_all_connections_start_at_once",),
+    ),
+    Mutant(
+        "first-pieces-for-few",
+        "each connection is slow",
+        "engine.transfer:Transfer._sharers",
+        "self._running if self._measured else self._job.policy.connections",
+        "self._running",
+        ("engine/test_transfer.py::test_where_the_bytes_are_far_away_all_connections_start_at_once",),
+    ),
+    Mutant(
         "what-is-left-of-a-piece-is-lost",
         _RESET,
         "network.body:_fill",

@@ -30,7 +30,8 @@ def mapped(path: Path) -> mmap.mmap:
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No threads: what they would do is done by `work`."""
+    """No threads: what they would do is done by `work`. What an earlier test of this process has queued is over."""
+    read_ahead_ended()
     monkeypatch.setattr(readahead, "_threads", lambda _path: 0)
 
 

@@ -284,9 +284,9 @@ def test_reading_a_file_that_shrinks(tmp_path: Path) -> None:
 @pytest.fixture
 def unseen() -> Iterator[None]:
     """Nothing is known of the kind of any file system, now and afterwards."""
-    maps._device_on_network.cache_clear()
+    maps._type_of.cache_clear()
     yield
-    maps._device_on_network.cache_clear()
+    maps._type_of.cache_clear()
 
 
 @pytest.mark.usefixtures("unseen")
