@@ -22,7 +22,7 @@ import pytest
 
 from asyncfetch.storage.cache import RepoCache
 
-from ..kit.fault_server import COMMIT, OK, FaultServer, Hangup, Mute, Status
+from ..kit.fault_server import COMMIT, FaultServer, Hangup, Mute, Status, Truncate
 from ..kit.files import safetensors_bytes
 from ..kit.small_model import FILES, ONE_FILE, SHARD, SINGLE
 from ..kit.users import ROOT
@@ -94,7 +94,7 @@ def test_waiting_for_a_server(server: FaultServer, tmp_path: Path, fault: object
     """A wait that the server asks for, and a server that says nothing; before anything is known, and in a file."""
     path = server.hub("org/model", ONE_FILE).storage[SINGLE]
     environ = {"HF_HUB_DOWNLOAD_TIMEOUT": "200"}
-    for faults in ([fault], [OK, fault]):
+    for faults in ([fault], [Truncate(1000), fault]):
         server.fault(path, *faults, forever=True)  # type: ignore[arg-type]
         asked = len(server.to(path))
         process = start(tmp_path, "download", "org/model", "--endpoint", server.url, **environ)
@@ -109,7 +109,7 @@ def test_waiting_for_a_server(server: FaultServer, tmp_path: Path, fault: object
 def test_an_outage(server: FaultServer, tmp_path: Path) -> None:
     """While the network is away and patience lasts."""
     path = server.hub("org/model", ONE_FILE).storage[SINGLE]
-    server.fault(path, OK, Hangup, forever=True)
+    server.fault(path, Truncate(1000), Hangup, forever=True)
     process = start(tmp_path, "download", "org/model", "--endpoint", server.url, "--patience", "1h")
     said(process, "(for 60 min at most)")
     interrupt(process)
