@@ -75,7 +75,7 @@ class Transfer:
         self._work = Signal()  # there are spans of a new file, or memory to begin one
         self._running = 0  # lanes
         self._wanted = 0  # lanes, while there is something to do for all of them
-        self._measured = False  # how far away those are who serve the bytes, by an answer of theirs
+        self._measured = False  # how far away the bytes come from is known, or will not be known better
 
     @property
     def downloaded(self) -> int:
@@ -161,16 +161,16 @@ class Transfer:
     def _look_how_far(self, sizes: list[int]) -> None:
         """Want all lanes where the bytes come from far away: few do not fill the line.
 
-        So the first answer of who serves them tells, and until it is here that of the rest. Through a client of the
-        caller's an answer comes when the event loop has time for it: there the rest must do.
+        So the first answer of who serves them tells, and until it is here that of others. Through a client of the
+        caller's an answer comes when the event loop has time for it: there those before the first lane must do.
         """
-        transport = self._job.transport
-        if self._measured or (self._running and transport.injected):
+        if self._measured:
             return
+        transport = self._job.transport
         files = [*self._waiting, *(receiving.file for receiving in self._open.values())]
         urls = [file.target.url for file in files if file.target is not None]
         known = [distance for url in urls if (distance := transport.distance(url))]
-        self._measured = bool(known)
+        self._measured = bool(known) or transport.injected
         if max(known, default=transport.farthest()) >= _FAR:
             self._wanted = max(self._most(sizes), self._wanted)
 
@@ -230,9 +230,9 @@ class Transfer:
             await self._work.wait()
 
     def _sharers(self) -> int:
-        """How many lanes there are for a file. With a file for each, one request brings the whole of it."""
+        """How many lanes there are for a file, or may be soon. With a file for each, one request brings all of it."""
         files = self._job.board.files + len(self._waiting) + self._opening
-        lanes = self._running if self._measured else self._job.policy.connections  # for the first pieces are soon here
+        lanes = self._running if self._measured else self._job.policy.connections
         return math.ceil(lanes / max(files, 1))
 
     def _take_sought(self) -> Lease[str] | None:

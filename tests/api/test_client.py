@@ -24,7 +24,7 @@ from asyncfetch.errors import NetworkError, NotFoundError, SourceError, TimedOut
 from asyncfetch.events import Event, Finished, Retrying, Waiting
 from asyncfetch.network import limits
 
-from ..kit.fault_server import OK, Drip, FaultServer, Hangup, Status
+from ..kit.fault_server import LOOK, Drip, FaultServer, Hangup, Status
 from ..kit.files import safetensors_bytes, sharded_bytes
 from ..kit.small_model import CALM, FILES, KINDS, TENSORS, same
 
@@ -105,7 +105,7 @@ async def test_a_cancelled_call_leaves_the_others_alone(server: FaultServer, tmp
     """One of two loads is cancelled in the middle; the other ends as if it were alone, and the client goes on."""
     slow, other = (server.hub(f"org/{name}", FILES) for name in ("slow", "other"))
     for path in slow.storage.values():
-        server.fault(path, OK, Drip(20_000, 0.05), forever=True)
+        server.fault(path, LOOK, Drip(20_000, 0.05), forever=True)
     async with client_of(server, tmp_path) as client:
         cancelled = anyio.Event()
 
@@ -132,7 +132,7 @@ async def test_closing_waits(server: FaultServer, tmp_path: Path) -> None:
     """A load that runs when the client is closed ends well; a load after it is refused."""
     repository = server.hub("org/model", FILES)
     for path in repository.storage.values():
-        server.fault(path, OK, Drip(50_000, 0.02), forever=True)
+        server.fault(path, LOOK, Drip(50_000, 0.02), forever=True)
     client = client_of(server, tmp_path)
     loaded: list[Any] = []
     told: list[Event] = []
@@ -354,7 +354,7 @@ async def test_time_outs(server: FaultServer, tmp_path: Path) -> None:
     """`timeout=` ends a call with an error that is a TimeoutError too; what came is kept for the next one."""
     repository = server.hub("org/model", FILES)
     path = repository.storage["model-00001-of-00002.safetensors"]
-    server.fault(path, OK, Drip(10_000, 0.5), forever=True)
+    server.fault(path, LOOK, Drip(10_000, 0.5), forever=True)
     async with client_of(server, tmp_path) as client:
         with pytest.raises(TimedOutError) as caught:
             await client.load("org/model", timeout=0.5)

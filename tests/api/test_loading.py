@@ -18,7 +18,7 @@ from asyncfetch.errors import ChecksumMismatchError, ModelMismatchError, SourceE
 from asyncfetch.models.into import Loading, flatten, load_state_dict_into
 from asyncfetch.server import Server
 
-from ..kit.fault_server import OK, QUICK, FaultServer, Flip
+from ..kit.fault_server import LOOK, QUICK, FaultServer, Flip
 from ..kit.files import index_bytes, safetensors_bytes, sharded, sharded_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,7 @@ async def test_a_failed_download_leaves_an_assigned_model(storage: str, tmp_path
     with FaultServer() as server:
         repository = server.hub("org/model", sharded_bytes(TENSORS, 2))
         path = repository.storage["model-00002-of-00002.safetensors"]
-        server.fault(path, OK, Flip(100_000), forever=True)
+        server.fault(path, LOOK, Flip(100_000), forever=True)
         with pytest.raises(ChecksumMismatchError):
             await asyncfetch.load_into_async(
                 model, "org/model", endpoint=server.url, cache_dir=tmp_path, policy=QUICK, storage=storage

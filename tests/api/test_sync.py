@@ -18,7 +18,7 @@ from asyncfetch.errors import CheckpointNotFoundError
 from asyncfetch.server import Server
 
 from ..kit.child import interrupted
-from ..kit.fault_server import OK, Drip, FaultServer
+from ..kit.fault_server import LOOK, Drip, FaultServer
 from ..kit.files import sharded, sharded_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     with FaultServer() as server:
         repository = server.hub("org/model", sharded_bytes(big, 2))
         for path in repository.storage.values():
-            server.fault(path, OK, Drip(65_536, 0.05), forever=True)
+            server.fault(path, LOOK, Drip(65_536, 0.05), forever=True)
         seconds = interrupted(code, HF_ENDPOINT=server.url, HF_HUB_CACHE=str(tmp_path))
         assert not list(tmp_path.glob("models--org--model/refs/*"))
         assert not list(tmp_path.glob("models--org--model/snapshots/*/*.safetensors"))

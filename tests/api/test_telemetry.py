@@ -18,7 +18,7 @@ import pytest
 from asyncfetch import events
 
 from ..kit.canaries import TOKEN
-from ..kit.fault_server import OK, FaultServer, Status
+from ..kit.fault_server import LOOK, FaultServer, Status
 from ..kit.files import sharded_bytes
 
 REPO, SHARDS = "org/model", 3
@@ -144,7 +144,7 @@ def test_what_goes_wrong_is_told_without_secrets(server: FaultServer, shards: di
     """Retries are events of the span of their file, a failure is the state of the call; no signature is in either."""
     first, second, _ = shards.values()
     server.fault(first, Status(503))
-    server.fault(second, OK, Status(403), forever=True)
+    server.fault(second, LOOK, Status(403), forever=True)
     work = f"""
 asyncfetch.load({REPO!r}, cache_dir="other")
 try:

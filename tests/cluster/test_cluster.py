@@ -21,7 +21,7 @@ from asyncfetch.errors import ChecksumMismatchError, DiskFullError, OfflineError
 from asyncfetch.events import Event, Finished, NodeProgress, Resolved
 
 from ..kit.canaries import TOKEN
-from ..kit.fault_server import OK, FaultServer, Flip, Stall
+from ..kit.fault_server import LOOK, FaultServer, Flip, Stall
 from ..kit.files import sharded_bytes
 from ..kit.small_model import ONE_LOOP
 from .conftest import CALM, STORE, Raylets, sent
@@ -175,7 +175,7 @@ async def test_a_web_folder(raylets: Raylets, server: FaultServer) -> None:
 async def test_a_wrong_hash(raylets: Raylets, server: FaultServer, keep: Any) -> None:
     """The driver gets our error, and no node has the file."""
     repository, name = server.hub(f"org/wrong-{keep}", FILES), list(SHARDS)[1]
-    server.fault(repository.storage[name], OK, Flip(SHARDS[name] - 9), forever=True)
+    server.fault(repository.storage[name], LOOK, Flip(SHARDS[name] - 9), forever=True)
     with pytest.raises(ChecksumMismatchError) as error:
         await asyncfetch.cluster.load_async(repository.name, keep=keep, **options(server))
     assert error.value.file == name
@@ -230,7 +230,7 @@ async def test_a_cancelled_load_leaves_no_task(raylets: Raylets, server: FaultSe
     """Within five seconds; on a disk the next run goes on with what came."""
     repository = server.hub(f"org/cancel-{keep}", FILES)
     for path in repository.storage.values():
-        server.fault(path, OK, Stall(200_000))
+        server.fault(path, LOOK, Stall(200_000))
 
     async def load() -> None:
         await asyncfetch.cluster.load_async(repository.name, keep=keep, **options(server))

@@ -19,7 +19,7 @@ import asyncfetch
 from asyncfetch.errors import DiskFullError, SourceError, StorageError
 
 from ..kit.child import in_child
-from ..kit.fault_server import OK, FaultServer
+from ..kit.fault_server import LOOK, FaultServer
 from ..kit.users import public_folder
 from ..torture.child import digest_of
 from ..torture.crashes import INDEX, PREFIX, SHARDS, Model, violations
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_up(forker: Forks, model: Model, disk: Callable[[str],
         filler.write_bytes(bytes(shutil.disk_usage(cache).free - 140_000))
         return answer
 
-    model.server.fault(model.repository.storage[SHARDS[1]], OK, fill)
+    model.server.fault(model.repository.storage[SHARDS[1]], LOOK, fill)
     outcome = forker.run(model.run(cache, policy=ONE_LANE))
     assert (outcome.error, outcome.code) == ("DiskFullError", "disk_full"), outcome
     assert SHARDS[0] not in model.missing(cache)

@@ -37,6 +37,7 @@ from asyncfetch.events import Event
 from ..kit.canaries import SIGNATURE, TOKEN, shown
 from ..kit.fault_server import (
     COMMIT,
+    LOOK,
     OK,
     QUICK,
     Chunked,
@@ -195,7 +196,7 @@ def same(state: dict[str, Any]) -> bool:
 async def test_survived(server: FaultServer, tmp_path: Path, fault: str, storage: str) -> None:
     """A fault that passes costs a request or two: the state dict is right."""
     repository = server.hub("org/model", FILES)
-    server.fault(repository.storage[SHARD], OK, *SURVIVED[fault])
+    server.fault(repository.storage[SHARD], LOOK, *SURVIVED[fault])
     assert same(await load(server, tmp_path, storage=storage))
 
 
@@ -206,7 +207,7 @@ async def test_fatal(server: FaultServer, tmp_path: Path, fault: str) -> None:
     repository = server.hub("org/model", FILES)
     broken, error = FATAL[fault]
     path = repository.storage[SHARD]
-    server.fault(path, OK, broken, forever=True)
+    server.fault(path, LOOK, broken, forever=True)
     with pytest.raises(error) as caught:
         await load(server, tmp_path)
     assert type(caught.value) is error
@@ -339,7 +340,7 @@ async def test_hostile_index_names_nothing_outside(server: FaultServer, tmp_path
 async def test_journal_has_no_secret(server: FaultServer, tmp_path: Path) -> None:
     """What an interrupted run leaves has spans and an identity, and neither token nor link."""
     repository = server.hub("org/model", FILES)
-    server.fault(repository.storage[SHARD], OK, Truncate(1000), forever=True)
+    server.fault(repository.storage[SHARD], LOOK, Truncate(1000), forever=True)
     with pytest.raises(NetworkError):
         await load(server, tmp_path)
     journals = [path for path in files_under(tmp_path) if path.name.endswith(".map.incomplete")]

@@ -14,7 +14,7 @@ import pytest
 import asyncfetch
 from asyncfetch.errors import NetworkError, StorageError
 
-from ..kit.fault_server import OK, QUICK, FaultServer, Flip, Reset, Truncate
+from ..kit.fault_server import LOOK, QUICK, FaultServer, Flip, Reset, Truncate
 from ..kit.files import sharded_bytes
 from ..kit.odd_mount import SMALL, odd_mount
 
@@ -95,9 +95,9 @@ def test_connections_that_break_on_the_way_to_a_bucket(server: FaultServer, tmp_
     """A file goes on in order after its connection broke, and begins anew where its hash is wrong."""
     repository = server.hub("org/model", FILES)
     first, second, third = repository.storage.values()
-    server.fault(first, OK, Truncate(30_000), Reset(50_000))
-    server.fault(second, OK, Flip(100_000))
-    server.fault(third, OK, Reset(1))
+    server.fault(first, LOOK, Truncate(30_000), Reset(50_000))
+    server.fault(second, LOOK, Flip(100_000))
+    server.fault(third, LOOK, Reset(1))
     with odd_mount(tmp_path, *BUCKET) as cache:
         policy = replace(QUICK, connections=8, min_split=20_000)  # else no file would be large enough to be shared
         assert right(asyncfetch.load("org/model", endpoint=server.url, cache_dir=cache, token=False, policy=policy))
@@ -108,7 +108,7 @@ def test_an_interrupted_download_to_a_bucket(server: FaultServer, tmp_path: Path
     """What was whole is kept, what was not leaves nothing, and the next run fetches that alone."""
     repository = server.hub("org/model", FILES)
     names = list(repository.storage)
-    server.fault(repository.storage[names[1]], OK, Truncate(30_000), *[Truncate(0)] * 20)
+    server.fault(repository.storage[names[1]], LOOK, Truncate(30_000), *[Truncate(0)] * 20)
     policy = asyncfetch.Policy(connections=1, attempts=2, patience=0, backoff=0.01)
     with odd_mount(tmp_path, *BUCKET) as cache:
         options = {"endpoint": server.url, "cache_dir": cache, "token": False}

@@ -13,7 +13,7 @@ from asyncfetch.errors import AsyncfetchError, NetworkError, RateLimitedError, S
 from asyncfetch.events import Event, FileStarted, Retrying
 from asyncfetch.policy import Policy
 
-from ..kit.fault_server import LOOK, OK, QUICK, Fault, FaultServer, Hangup, Mute, ResetAtOnce, Status, Truncate
+from ..kit.fault_server import LOOK, QUICK, Fault, FaultServer, Hangup, Mute, ResetAtOnce, Status, Truncate
 from ..kit.small_model import FILES, KINDS, ONE_FILE, SINGLE, load, same
 
 PATIENT = replace(QUICK, attempts=2, max_backoff=0.02, patience=60, read_timeout=0.2)
@@ -75,7 +75,7 @@ async def test_the_last_word_is_how_to_go_on(server: FaultServer, tmp_path: Path
 async def test_the_last_word_counts_what_has_landed(server: FaultServer, tmp_path: Path, fault: Fault) -> None:
     """Files that are whole are kept as well. What else there is to say is said too."""
     last = server.hub("org/model", FILES).storage["model-00002-of-00002.safetensors"]
-    server.fault(last, OK, fault, forever=True)
+    server.fault(last, LOOK, fault, forever=True)
     with pytest.raises((ServerError, RateLimitedError)) as caught:
         await load(server, tmp_path, policy=replace(PATIENT, patience=0.1, connections=1))
     assert caught.value.hint.endswith("Call it again to go on: 0.2 of 0.3 MB are kept.")

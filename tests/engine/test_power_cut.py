@@ -15,7 +15,7 @@ import pytest
 from asyncfetch.errors import NetworkError
 from asyncfetch.storage.boot import boot_id
 
-from ..kit.fault_server import OK, FaultServer, Truncate
+from ..kit.fault_server import LOOK, FaultServer, Truncate
 from ..kit.files import safetensors_bytes
 from ..kit.small_model import CALM, ONE_LOOP, SINGLE, load
 
@@ -41,7 +41,7 @@ def journal_in(cache: Path) -> Path:
 
 async def broken_off(server: FaultServer, cache: Path, **options: Any) -> Path:
     """A download that ended after a megabyte; its journal."""
-    server.fault(PATH, OK, Truncate(1_000_000))
+    server.fault(PATH, LOOK, Truncate(1_000_000))
     with pytest.raises(NetworkError):
         await load(server, cache, "/files/", policy=replace(CALM, attempts=1, connections=1), **options)
     return journal_in(cache)

@@ -28,7 +28,7 @@ from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.partial import Partial
 from asyncfetch.tensors.feed import Feed
 
-from ..kit.fault_server import LOOK, OK, QUICK, Drip, FaultServer, Flip, Stall, Truncate
+from ..kit.fault_server import LOOK, QUICK, Drip, FaultServer, Flip, Stall, Truncate
 from ..kit.files import safetensors_bytes, sharded_bytes
 
 SINGLE = "model.safetensors"
@@ -168,7 +168,7 @@ async def test_a_second_try_has_as_many_connections(
     monkeypatch.setattr(receiving, "_BACKLOG", 0)
     path, before = single(server), []
     slow = Drip(20_000, 0.01)
-    server.fault(path, OK, (Flip(1_000_000), slow), forever=True)
+    server.fault(path, LOOK, (Flip(1_000_000), slow), forever=True)
 
     def report(event: Event) -> None:
         if isinstance(event, Retrying):
@@ -189,7 +189,7 @@ async def test_a_tail_starts_no_lanes_for_nothing(server: FaultServer, tmp_path:
     """While one connection brings the last bytes and nothing can be taken from it, the others rest."""
     shards = sharded_bytes({"long": BIG["w"][:480_000], "short": BIG["w"][:100_000]}, 2)  # too small to share
     path = server.hub("org/model", shards).storage["model-00001-of-00002.safetensors"]
-    server.fault(path, OK, Drip(12_000, 0.02), forever=True)
+    server.fault(path, LOOK, Drip(12_000, 0.02), forever=True)
     options: Any = {"policy": QUICK, "token": False}
     snapshot = await asyncfetch.download_async("org/model", endpoint=server.url, cache_dir=tmp_path, **options)
     assert len(snapshot.files) == 3
@@ -248,7 +248,7 @@ async def test_who_has_several_connections_gives_one_to_who_has_none(server: Fau
     tensors = dict.fromkeys("xyz", BIG["w"][:700000])
     paths = [*server.hub("org/model", sharded_bytes(tensors, 3)).storage.values()]
     for path in paths:  # 3 seconds
-        server.fault(path, OK, Drip(10_000, 0.05), forever=True)
+        server.fault(path, LOOK, Drip(10_000, 0.05), forever=True)
     small = {name: np.full(100_000, 7, np.uint8) for name in "abc"}
     server.hub("org/small", sharded_bytes(small, 3))
     events: list[Event] = []

@@ -270,7 +270,7 @@ async def test_one_big_file_over_many_connections(server: FaultServer, tmp_path:
     """Idle connections take pieces of what is in flight; breaks in any of them are mended; the bytes are right."""
     repository, path = single(server)
     pace = Drip(8_192, 0.01)
-    server.fault(path, OK, *[(pace, Truncate(n)) for n in (40_000, 150_000, 70_000)], pace, forever=True)
+    server.fault(path, LOOK, *[(pace, Truncate(n)) for n in (40_000, 150_000, 70_000)], pace, forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8, burst=32_768)
     assert same(await load(server, tmp_path, policy=policy), BIG)
     starts = [seen.start for seen in bodies(server, path)]
@@ -336,7 +336,7 @@ async def test_no_more_connections_than_the_event_loop_has_time_for(
     monkeypatch.setattr(Growth, "GAIN", 0.0)
     monkeypatch.setattr(time, "thread_time", time.monotonic if busy else lambda: 0.0)
     _, path = single(server)
-    server.fault(path, OK, Drip(8_192, 0.02), forever=True)
+    server.fault(path, LOOK, Drip(8_192, 0.02), forever=True)
     policy = replace(QUICK, min_split=100_000, connections=8)
     assert same(await load(server, tmp_path, kind="client", policy=policy), BIG)
     assert fewest <= max(running) <= most
@@ -352,7 +352,7 @@ async def test_small_shards_over_many_slow_connections(
     tensors = dict.fromkeys("ab", BIG["w"][:1_500_000])
     paths = server.hub("org/model", sharded_bytes(tensors, 2)).storage.values()
     for path in paths:
-        server.fault(path, OK, Drip(8_192, 0.02), forever=True)
+        server.fault(path, LOOK, Drip(8_192, 0.02), forever=True)
     assert same(await load(server, tmp_path, policy=replace(QUICK, min_split=16 << 20, connections=8)), tensors)
     asked = [seen for path in paths for seen in bodies(server, path)]
     assert len({seen.connection for seen in asked}) >= 6
@@ -391,7 +391,7 @@ async def test_lanes_do_not_run_away_from_the_hash(
     """Where the processor is the limit, a hash that fell behind is not left for the end, when nothing else is to do."""
     tensors = {"w": BIG["w"].repeat(6)}
     path = server.hub("org/model", {SINGLE: safetensors_bytes(tensors)}).storage[SINGLE]
-    server.fault(path, OK, Drip(65_536, 0.004), forever=True)
+    server.fault(path, LOOK, Drip(65_536, 0.004), forever=True)
     monkeypatch.setattr(partial, "new_hash", lambda *_: SlowHash())
     monkeypatch.setattr(receiving, "_BACKLOG", 100_000)
     monkeypatch.setattr(receiving, "_MOST_BACKLOG", 400_000)
@@ -642,9 +642,9 @@ async def test_one_error_comes_out(server: FaultServer, tmp_path: Path) -> None:
     """Several shards fail at once in several ways: one plain error, and its siblings end at once."""
     repository = server.hub("org/model", SHARDS)
     first, second, third = repository.storage.values()
-    server.fault(first, OK, Status(418), forever=True)
-    server.fault(second, OK, Status(404), forever=True)
-    server.fault(third, OK, Drip(100, 0.05), forever=True)
+    server.fault(first, LOOK, Status(418), forever=True)
+    server.fault(second, LOOK, Status(404), forever=True)
+    server.fault(third, LOOK, Drip(100, 0.05), forever=True)
     with pytest.raises(AsyncfetchError) as caught:
         await load(server, tmp_path)
     assert not isinstance(caught.value, BaseExceptionGroup)

@@ -554,7 +554,7 @@ class FaultServer:
         with self._lock:
             self.seen.append(seen)
             script = self._faults[path]
-            if script and script[0] is LOOK and not seen.looks:
+            while script and script[0] in (LOOK, (LOOK,)) and not seen.looks:
                 script.popleft()
             fault = script.popleft() if script else self._always.get(path, OK)
         answer = self._answer(seen, path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kit.fault_server import OK, FaultServer, Repository, Truncate
+from ..kit.fault_server import LOOK, FaultServer, Repository, Truncate
 from ..kit.files import sharded_bytes
 from .child import digest_of
 from .runs import ONE_LANE, Forks, Run
@@ -56,7 +56,7 @@ class Model:
         shutil.rmtree(cache, ignore_errors=True)
         if state == "interrupted":
             path = self.repository.storage[SHARDS[1]]
-            self.server.fault(path, OK, Truncate(40_000))
+            self.server.fault(path, LOOK, Truncate(40_000))
             outcome = forks.run(self.run(cache, links=links, policy={**ONE_LANE, "attempts": 1}))
             assert outcome.error == "NetworkError", outcome
             assert self.missing(cache)[SHARDS[1]] == len(self.files[SHARDS[1]]) - PREFIX - 40_000

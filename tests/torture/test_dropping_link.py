@@ -14,7 +14,7 @@ import asyncfetch
 from asyncfetch.policy import Policy
 from asyncfetch.spans import MiB
 
-from ..kit.fault_server import OK, Fault, FaultServer, Reset, Truncate
+from ..kit.fault_server import LOOK, Fault, FaultServer, Reset, Truncate
 from ..kit.files import safetensors_bytes
 
 SINGLE = "model.safetensors"
@@ -48,7 +48,7 @@ async def test_every_three_megabytes(
 ) -> None:
     """48 MiB over a link that drops after each 3 MiB: each request after a break begins where the last one ended."""
     path = server.hub("org/model", {SINGLE: CONTENT}).storage[SINGLE]
-    server.fault(path, OK, fault(3 * MiB), forever=True)
+    server.fault(path, LOOK, fault(3 * MiB), forever=True)
     policy = replace(Policy(), connections=connections, backoff=0.001, min_split=4 * MiB)
     options = {"policy": policy, "storage": storage, "token": False, "cache_dir": tmp_path, "endpoint": server.url}
     async with httpx.AsyncClient() as client:

@@ -11,6 +11,7 @@ import pytest
 
 from ..conftest import BACKENDS
 from ..kit.fault_server import (
+    LOOK,
     OK,
     Chunked,
     ContentRange,
@@ -141,7 +142,7 @@ def draw_script(seed: int, number: int, client: str) -> Script:
     while left:
         count = rng.randint(1, left)
         left -= count
-        steps: list[tuple[Step, ...]] = [(("OK", OK),)] * rng.choice((0, 0, 1, 1, 2))
+        steps: list[tuple[Step, ...]] = [(("OK", LOOK),)] * rng.choice((0, 0, 1, 1, 2))
         while count:
             at_once = min(count, rng.choice((1, 1, 1, 2, 3)))
             count -= at_once
@@ -149,7 +150,7 @@ def draw_script(seed: int, number: int, client: str) -> Script:
         file = rng.choice((SHARD, SHARD, INDEX)) if sharded else SINGLE
         strikes.append(Strike(file, rng.choice(("page", "bytes", "bytes")), tuple(steps)))
     if not sharded and call == "load" and rng.random() < 0.3:
-        strikes.append(Strike(SINGLE, "bytes", ((("OK", OK),), (("Replaced", OK),))))
+        strikes.append(Strike(SINGLE, "bytes", ((("OK", LOOK),), (("Replaced", OK),))))
     return Script(
         f"--seed {seed}, script {client} {number}",
         source=source,

@@ -17,7 +17,7 @@ import asyncfetch
 from asyncfetch.events import Event, FileStarted
 from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..kit.fault_server import OK, Drip, FaultServer
+from ..kit.fault_server import LOOK, OK, Drip, FaultServer
 from ..kit.files import sharded_bytes
 from ..kit.strace import ROOT
 
@@ -191,7 +191,7 @@ def slow_down(server: FaultServer) -> None:
     """From now on a shard takes about two seconds beyond its prefix, so that there is a journal half-way."""
     for path in server.resources:
         if path.startswith("/storage/"):
-            server.fault(path, OK, Drip(16_384, 0.04), OK, forever=True)
+            server.fault(path, LOOK, Drip(16_384, 0.04), OK, forever=True)
 
 
 def ended(process: subprocess.Popen[str]) -> str:

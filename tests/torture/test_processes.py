@@ -16,7 +16,7 @@ import pytest
 
 from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Repository
+from ..kit.fault_server import LOOK, OK, QUICK, Drip, FaultServer, Repository
 from ..kit.files import sharded_bytes
 from .loaders import Job, Loader, digest_of
 
@@ -211,7 +211,7 @@ def test_a_holder_that_is_killed(server: FaultServer, tmp_path: Path, scale: Sca
         server.seen.clear()
         for path in sizes:
             server.heal(path)
-            server.fault(path, OK, Drip(8_192, 0.05), OK, OK, forever=True)
+            server.fault(path, LOOK, Drip(8_192, 0.05), OK, OK, forever=True)
         job = Job(server.url, str(cache), policy=PATIENT)
         with Loader(job) as holder, Loader(job) as waiter:
             holder.begin()

@@ -17,7 +17,7 @@ import pytest
 import asyncfetch
 from asyncfetch.sources.located import PREFIX_LIMIT
 
-from ..kit.fault_server import OK, QUICK, Drip, FaultServer, Stall
+from ..kit.fault_server import LOOK, OK, QUICK, Drip, FaultServer, Stall
 from ..kit.files import sharded_bytes
 from .loaders import digest_of
 
@@ -90,7 +90,7 @@ async def test_one_task_is_cancelled(server: FaultServer, tmp_path: Path, who: s
     if who == "leader":  # whose server says no more after a part, so that nothing is in flight when it is cancelled
         for path in storage(server):
             server.heal(path)
-            server.fault(path, OK, Stall(CAME - PREFIX_LIMIT), OK, forever=True)
+            server.fault(path, LOOK, Stall(CAME - PREFIX_LIMIT), OK, forever=True)
     scopes = {"leader": anyio.CancelScope(), "waiter": anyio.CancelScope()}
     digests: dict[str, str] = {}
 
