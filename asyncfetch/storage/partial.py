@@ -33,7 +33,8 @@ from .maps import in_memory, map_file, sees_writes
 __all__ = ["FilePartial", "MemoryPartial", "Partial", "StoredPartial", "spans_on_disk"]
 
 _JOURNAL_INTERVAL = 1.0  # seconds
-_JOURNAL_BYTES = 6 * MiB  # and with what lands while it is written, a kill costs 8 MiB of a file at the most
+_JOURNAL_BYTES = 6 * MiB  # that it does not list
+_MOST_UNLISTED = 7 * MiB  # before who lands more waits for it: so a kill costs 8 MiB of a file at the most
 _CATCH_UP = 16 * MiB  # hashed between two looks at the event loop
 
 
@@ -231,9 +232,9 @@ class FilePartial(StoredPartial):
 
     def accept(self, offset: int, data: memoryview) -> None:
         super().accept(offset, data)
-        late = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL
-        if late or self.received - self._journaled >= _JOURNAL_BYTES:
-            self.save_journal()
+        late, unlisted = time.monotonic() - self._journal_at >= _JOURNAL_INTERVAL, self._unlisted
+        if late or unlisted >= _JOURNAL_BYTES:
+            self.save_journal(wait=unlisted >= _MOST_UNLISTED)
             start_writing(self._fd)
 
     def catch_up(self) -> bool:
@@ -264,18 +265,29 @@ class FilePartial(StoredPartial):
         with storage_errors(self.path):
             return os.dup(self._fd)
 
-    def save_journal(self) -> None:
-        """Write which spans are on disk, atomically. A failure costs a later run its head start, no more."""
-        if self._journal is None or not self._journal_lock.acquire(blocking=False):
+    @property
+    def _unlisted(self) -> int:
+        """How many bytes are here that the journal does not list."""
+        return self.received - self._journaled
+
+    def save_journal(self, *, wait: bool = False) -> None:
+        """Write which spans are on disk, atomically. A failure costs a later run its head start, no more.
+
+        Nothing where another thread does that, unless too much would be left: then it is waited for.
+        """
+        if self._journal is None or not self._journal_lock.acquire(blocking=wait):
             return
         try:
+            if wait and self._unlisted < _JOURNAL_BYTES:  # somebody else has listed it
+                return
             self._journal_at = time.monotonic()
             with self._lock:
-                spans = [(span.start, span.stop) for span in self.present]
-                self._journaled = self.present.nbytes
-            write_journal(self._journal, self._fd, self.size, spans, identity=self.identity)
-        except OSError as error:
-            self._left_out.say(f"the journal {self._journal.name}", error)
+                spans, nbytes = [(span.start, span.stop) for span in self.present], self.present.nbytes
+            try:
+                write_journal(self._journal, self._fd, self.size, spans, identity=self.identity)
+            except OSError as error:
+                self._left_out.say(f"the journal {self._journal.name}", error)
+            self._journaled = nbytes  # also where that failed: the next time is after as many more
         finally:
             self._journal_lock.release()
 

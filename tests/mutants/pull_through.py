@@ -258,6 +258,22 @@ MUTANTS = (
         ("server/arriving/test_sharing.py::test_wrong_bytes_that_another_service_brought",),
     ),
     Mutant(
+        "lands-while-the-journal-is-written",
+        _COUNTED,
+        "storage.partial:FilePartial.accept",
+        "wait=unlisted >= _MOST_UNLISTED",
+        "wait=False",
+        ("storage/test_partial.py::test_a_journal_that_takes_long_is_waited_for",),
+    ),
+    Mutant(
+        "lists-what-is-not-written-yet",
+        _COUNTED,
+        "storage.partial:FilePartial.save_journal",
+        "            try:\n                write_journal(",
+        "            self._journaled = nbytes\n            try:\n                write_journal(",
+        ("storage/test_partial.py::test_a_journal_that_takes_long_is_waited_for",),
+    ),
+    Mutant(
         "a-kill-forgets-what-came",
         _COUNTED,
         "server.counts:Meter.received",

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,6 +301,38 @@ def test_a_kill_costs_little_however_fast_it_goes(tmp_path: Path, monkeypatch: p
     part.reset()
     feed(part, 0, 60_000)
     assert spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes == 60_000
+    part.discard()
+
+
+def test_a_journal_that_takes_long_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is written little may land that it does not list, however fast the line is."""
+    monkeypatch.setattr(module, "_JOURNAL_BYTES", 60_000)
+    monkeypatch.setattr(module, "_MOST_UNLISTED", 80_000)
+    part, write = open_file(tmp_path), module.write_journal
+    writing, go_on, landed = threading.Event(), threading.Event(), threading.Event()
+
+    def late(*arguments: Any, **options: Any) -> None:
+        writing.set()
+        go_on.wait(10)
+        write(*arguments, **options)
+
+    def land_the_rest() -> None:
+        for at in range(60_000, SIZE, 10_000):
+            feed(part, at, min(at + 10_000, SIZE))
+        landed.set()
+
+    monkeypatch.setattr(module, "write_journal", late)
+    first, second = threading.Thread(target=feed, args=(part, 0, 60_000)), threading.Thread(target=land_the_rest)
+    first.start()
+    assert writing.wait(10)
+    second.start()
+    assert not landed.wait(0.1)
+    assert part.received == 80_000
+    go_on.set()
+    assert landed.wait(10)
+    first.join()
+    second.join()
+    assert part.received - spans_on_disk(tmp_path / NAME, SIZE, identity="etag:1").nbytes < 60_000
     part.discard()
 
 
