@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..errors import SourceError, redact_url
 
@@ -43,6 +42,7 @@ def url_repo_id(url: str, query: str = "") -> str:
     a user name or a password in the URL is in it. `query` is what of its query says which files they are.
     """
     shown = redact_url(url)
-    host = re.sub(r"[^A-Za-z0-9]+", "-", urlsplit(shown).netloc)[:60].strip("-") or "host"
+    netloc = re.match(r"[^:/]*://([^/?#]*)", shown)
+    host = re.sub(r"[^A-Za-z0-9]+", "-", netloc[1] if netloc else "")[:60].strip("-") or "host"
     named = f"{shown}?{query}" if query else shown
     return f"url/{host}-{hashlib.sha256(named.encode()).hexdigest()[:16]}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import Timeout
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncfetch.errors import CorruptError, DiskFullError, SourceError, StorageError, storage_errors
@@ -157,6 +157,7 @@ def test_repositories_of_urls() -> None:
 
 
 @given(st.text("abc.-_:@[]é", max_size=90))
+@example("[::]@[")
 def test_repositories_of_urls_survive_the_folder_name(host: str) -> None:
     """The folder's name can be turned back into the name: no double hyphen in it, whatever the host."""
     name = url_repo_id(f"https://{host}/x/")

@@ -70,7 +70,8 @@ def unready(found: Unready) -> Response:
     """The files are still being hashed."""
     seconds = min(max(int(found.seconds + 1), 1), 3600)
     so_far = f"{size_text(found.done)} of {size_text(found.total)}"
-    message = f"The files are being hashed, which is done once: {so_far}. Ask again in {seconds} s."
+    what = f"hashed, which is done once: {so_far}" if found.total else "looked at"
+    message = f"The files are being {what}. Ask again in {seconds} s."
     return failure(503, "Hashing", message, {"Retry-After": str(seconds)})
 
 
