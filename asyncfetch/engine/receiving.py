@@ -365,6 +365,7 @@ class _LeaseIntake(Intake):
         lease, whole = self._lease, body.status == 200 and self._lease.stop < self._receiving.file.size
         if lease.remaining and (whole or at < lease.start):
             self._job.board.comes_whole(lease)
+        lease.answered = True
 
     async def room(self) -> int:
         while (obstacle := self._obstacle()) is not None:

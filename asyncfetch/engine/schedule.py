@@ -27,12 +27,13 @@ class Lease(Generic[K]):
     """A span that one connection is fetching. `start` moves forward as bytes land.
 
     `stop` moves back when an idle connection takes the second half: the holder reads it anew
-    before each burst.
+    before each burst. `answered`: its bytes are coming.
     """
 
     file: K
     start: int
     stop: int
+    answered: bool = False
 
     @property
     def remaining(self) -> int:
@@ -239,13 +240,13 @@ class Board(Generic[K]):
     def comes_whole(self, lease: Lease[K]) -> None:
         """A server sends the whole file instead of what is leased, so it is asked for in pieces no more.
 
-        The earliest lease in flight gets what follows it, as far as nothing of that is here; another one is given up.
+        The earliest lease in flight gets what follows it, up to what is here or coming; another one is given up.
         """
         file = lease.file
         self.unsplittable.add(file)
         waiting = [*self.pending.pop(file, ())]
         if self.leads(lease):
-            idle = [other for other in self.active if other.file == file and other is not lease and other.remaining]
+            idle = [one for one in self.active if one.file == file and one is not lease and not one.answered]
             offered = [*((span, None) for span in waiting), *((Span(one.start, one.stop), one) for one in idle)]
             for span, other in sorted(offered, key=lambda offer: offer[0].start):
                 if span.start == lease.stop:

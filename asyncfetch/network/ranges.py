@@ -274,9 +274,11 @@ async def _receive_from(
 ) -> None:
     """One request, until all is here or the connection is to be given back."""
     span = intake.span
+    if not span.nbytes:  # somebody else brings it by now
+        return
     async with open_span(transport, target, span, file=file, size=size) as (body, at):
         intake.answered(body, target, at)
-        if not intake.span.nbytes:  # somebody else brings it
+        if not intake.span.nbytes:
             return
         await _skip(body, span.start - at)
         while intake.span.nbytes:

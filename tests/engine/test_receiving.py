@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -46,8 +47,8 @@ async def download(server: FaultServer, cache: Path, **options: Any) -> Path:
     return (await asyncfetch.download_async("org/model", endpoint=server.url, cache_dir=cache, **options)).files[SINGLE]
 
 
-async def patient(server: FaultServer, cache: Path) -> None:
-    await download(server, cache, policy=replace(QUICK, read_timeout=30))
+async def patient(server: FaultServer, cache: Path, report: Callable[[Event], object]) -> None:
+    await download(server, cache, policy=replace(QUICK, read_timeout=30), report=report)
 
 
 @dataclass
@@ -82,12 +83,12 @@ class Crowd:
 @pytest.mark.anyio
 async def test_an_application_that_takes_all_threads_holds_up_no_teardown(server: FaultServer, tmp_path: Path) -> None:
     """A cancelled download is resumable at once: journal written, nothing open, no lock held."""
-    path, crowd = single(server), Crowd()
+    path, crowd, came = single(server), Crowd(), threading.Event()
     server.fault(path, LOOK, Stall(500_000))
     with anyio.fail_after(8):
         async with anyio.create_task_group() as group:
-            group.start_soon(patient, server, tmp_path)
-            await to_thread.run_sync(server.wait_for, lambda: server.sent(path) >= 500_000)
+            group.start_soon(patient, server, tmp_path, lambda event: isinstance(event, FileProgress) and came.set())
+            await to_thread.run_sync(server.wait_for, came.is_set)
             crowd.come()
             group.cancel_scope.cancel()
     crowd.go()

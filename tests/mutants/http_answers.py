@@ -84,6 +84,14 @@ MUTANTS = (
         ("engine/test_transfer.py::test_nothing_is_split_where_there_are_no_ranges",),
     ),
     Mutant(
+        "takes-what-another-server-sends",
+        _WHOLE,
+        "engine.schedule:Board.comes_whole",
+        "one is not lease and not one.answered",
+        "one is not lease",
+        ("engine/test_schedule.py::test_a_server_that_sends_the_whole_file",),
+    ),
+    Mutant(
         "whole-file-for-each-connection",
         _WHOLE,
         "engine.receiving:_LeaseIntake.answered",
