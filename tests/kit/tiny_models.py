@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def _shaken(torch: Any, model: Any) -> Any:
 
 
 def outputs(torch: Any, model: Any) -> Any:
-    """What a model says of a few tokens, of a sound or of a picture."""
+    """What a model says of a few tokens, of a sound or of a picture.
+
+    A copy of it says so, whose weights lie where torch puts them: what some processors add up depends on that.
+    """
     ids, wave = torch.arange(3, 12)[None], torch.linspace(-1, 1, 8 * 32)
     name = getattr(model, "main_input_name", "sample")
     picture = {"pixel_values": torch.linspace(-1, 1, 3 * 256).view(1, 3, 16, 16)}
@@ -123,7 +127,7 @@ def outputs(torch: Any, model: Any) -> Any:
         {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
     )
     with torch.no_grad():
-        said = model.eval()(**arguments)
+        said = copy.deepcopy(model).eval()(**arguments)
     if "sample" in said:
         return said.sample
     return said.logits if "logits" in said else said.last_hidden_state
