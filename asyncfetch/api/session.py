@@ -127,8 +127,8 @@ class Session:
             looks += 1
             try:
                 located, scaling = await self.locate_values(dtype)
-                told = located.listing is not None or any(file.late for file in located.files)
-                told = told and isinstance(self.request.source, HubSource)
+                unseen = located.listing is not None or any(file.late for file in located.files)
+                told = unseen and isinstance(self.request.source, HubSource)
                 if before is not None:
                     located = await before(located, scaling)
                 landed = await self.download(located, named=named)

@@ -244,21 +244,20 @@ class Board(Generic[K]):
         """
         file = lease.file
         self.unsplittable.add(file)
-        waiting = [*self.pending.pop(file, ())]
+        waiting = {span.start: span for span in self.pending.pop(file, ())}
         if self.leads(lease):
-            idle = [one for one in self.active if one.file == file and one is not lease and not one.answered]
-            offered = [*((span, None) for span in waiting), *((Span(one.start, one.stop), one) for one in idle)]
-            for span, other in sorted(offered, key=lambda offer: offer[0].start):
-                if span.start == lease.stop:
-                    lease.stop = span.stop
-                    if other is None:
-                        waiting.remove(span)
-                    else:
-                        other.stop = span.start
+            others = [one for one in self.active if one.file == file and one is not lease and not one.answered]
+            idle = {other.start: other for other in others}
+            while lease.stop in waiting or lease.stop in idle:
+                if lease.stop in waiting:
+                    lease.stop = waiting.pop(lease.stop).stop
+                else:
+                    other = idle.pop(lease.stop)
+                    lease.stop, other.stop = other.stop, other.start
         else:
-            waiting.append(Span(lease.start, lease.stop))
+            waiting[lease.start] = Span(lease.start, lease.stop)
             lease.stop = lease.start
-        self.add(file, sorted(waiting))
+        self.add(file, sorted(waiting.values()))
 
     def _largest(self) -> Lease[K] | None:
         """The span in flight that has most left, of those that may be split."""
