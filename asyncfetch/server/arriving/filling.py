@@ -69,8 +69,9 @@ class Fill:
     """One file that arrives. It is the consumer of its transfer, in whose event loop all of it runs.
 
     `generation` counts how often the bytes were forgotten; `error` is why it ended without the file, None where the
-    server is to blame or stops. `complete`: it is in the cache. `progress` is how it goes, and `retries` how often
-    a request was sent again. `strict`: no byte is handed out before the hash is right.
+    server is to blame or stops. `complete`: it is in the cache; `brought`: by this transfer, which hashed it.
+    `progress` is how it goes, and `retries` how often a request was sent again. `strict`: no byte is handed out
+    before the hash is right.
     """
 
     def __init__(self, wanted: WantedFile, distrust: Distrust, counts: Counts, *, strict: bool = False) -> None:
@@ -83,7 +84,7 @@ class Fill:
         self.retries = 0
         self.generation = 0
         self.error: AsyncfetchError | None = None
-        self.complete = False
+        self.complete = self.brought = False
         self.changed = Signal()
         self.wake = lambda: None
         self._origin, self._distrust, self._counts = _Origin(wanted.hub), distrust, counts
@@ -368,6 +369,7 @@ class Fill:
 
     def landed(self, file: SourceFile, landed: Landed, partial: Partial | None) -> None:  # noqa: ARG002
         if partial is not None:
+            self.brought = True
             self._counts.add("filled")
         elif isinstance(self._partial, Followed):
             self._counts.add("followed")

@@ -11,10 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
+from anyio import from_thread
 
 from ...events import Notifier
 from ...tasks import off_loop
-from ..keeping.borrowing import borrow, is_same_everywhere
+from ..keeping.borrowing import Lender, is_same_everywhere
 from .filling import AHEAD, Fill
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Fills:
     ) -> None:
         self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
+        self._lender = Lender()
         self.passing = self.apart()
         self._running: dict[tuple[Path | None, str, int], Fill] = {}
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
@@ -100,6 +102,7 @@ class Fills:
                 async with self._large if fill.file.size > AHEAD else self._small:
                     if await self._borrowed(fill.wanted) or await self._kept.admit(partial, fill.file.size):
                         await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy)
+                        await self._learn(fill)
                     else:
                         fill.refuse()
         finally:
@@ -120,9 +123,15 @@ class Fills:
 
     async def _borrowed(self, wanted: WantedFile) -> bool:
         """Whether another repository lent the file: then it takes no room."""
-        lent = await off_loop(lambda: borrow(wanted.cache, wanted.file.key, wanted.file.size))
+        cache, file, check = wanted.cache, wanted.file, from_thread.check_cancelled
+        lent = await off_loop(lambda: self._lender.borrow(cache, file.key, file.size, check), slow=True)
         self._counts.add("shared", lent)
         return lent
+
+    async def _learn(self, fill: Fill) -> None:
+        """What was held against its hash as it came is lent without another look."""
+        if fill.complete and fill.brought and is_same_everywhere(fill.file.key):
+            await off_loop(lambda: self._lender.learn(fill.wanted.cache.blob(fill.file.key)))
 
     def _note(self, fill: Fill) -> None:
         before = [one for one in self.failures if (one.repository, one.file) == (fill.repository, fill.file.name)]

@@ -7,7 +7,9 @@ fetched is served in all its parts when the source is away, and nothing that a c
 from __future__ import annotations
 
 import json
+import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -36,6 +38,8 @@ from ...storage.removal import plan_removal, remove
 from ...tasks import each, off_loop
 from ..arriving.wanted import WantedFile, file_to_fetch
 from ..folders.layout import qualified
+from ..keeping.borrowing import wrong_elsewhere
+from ..keeping.eviction import cache_of
 from ..protocol.wire import Resource
 from .jobs import JobFailedError, JobFile, Refusal
 
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "wanted_paths"]
 
+LOG = logging.getLogger("asyncfetch.server")
 AT_ONCE = 4  # files of a job; large ones have several connections each
 _LONGEST = 60.0  # seconds between two questions to a source that does not answer
 
@@ -243,11 +248,23 @@ class Worker:
                 )
                 job.files[name].done = True
             except ChecksumMismatchError as error:
-                await off_loop(lambda: remove(plan_removal(cache, blobs=[blob.name])))
+                await self._remove(cache, blob.name)
                 message = f"{error.message} It was removed."
                 job.files[name].error = Refusal(error.code, message, "It is fetched anew when it is asked for.")
 
         await each(job.files, check, 2)
+
+    async def _remove(self, cache: RepoCache, etag: str) -> None:
+        """Remove a wrong blob, also from other repositories where it is wrong: else it would be lent again."""
+        checked = from_thread.check_cancelled
+        folders = await off_loop(lambda: wrong_elsewhere(cache, etag, checked), slow=True)
+
+        def take_out(one: RepoCache) -> None:
+            remove(plan_removal(one, blobs=[etag]))
+            LOG.warning("A wrong file was removed from %s: %s.", one.name, etag)
+
+        for one in (cache, *(cache_of(self._root, folder) for folder in folders)):
+            await off_loop(partial(take_out, one))
 
 
 def _blobs(cache: RepoCache) -> dict[str, tuple[Path, int]]:

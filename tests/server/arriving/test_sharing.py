@@ -19,6 +19,7 @@ from asyncfetch.server.arriving.following import Followed
 from asyncfetch.server.counts import Counts
 from asyncfetch.server.keeping import borrowing
 from asyncfetch.spans import MiB
+from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.journal import journal_of, spans_on_disk, write_journal
 
 from ...kit.fault_server import Drip, FaultServer, Flip, IgnoreRange, Reset, Stall
@@ -77,6 +78,50 @@ def test_a_file_that_another_repository_has(
 
 def _refuse(*_: object, **__: object) -> None:
     raise PermissionError(1, "Operation not permitted")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_wrong_file_is_lent_to_nobody(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strict: bool, linked: bool
+) -> None:
+    """Another program may have written a blob without a look at its hash: its name is a promise and no proof."""
+    if not linked:
+        monkeypatch.setattr(os, "link", _refuse)
+    wrong = bytearray(WEIGHTS)
+    wrong[1_234_567] ^= 16
+    blob(tmp_path, OTHER).parent.mkdir(parents=True)
+    blob(tmp_path, OTHER).write_bytes(wrong)
+    with Server(tmp_path, upstream=source.url, strict=strict) as service:
+        assert httpx.get(service.url + page(NAME)).content == WEIGHTS
+        source.wait_for(lambda: blob(tmp_path).exists())
+    assert blob(tmp_path).read_bytes() == WEIGHTS
+    assert source.sent(STORED) == len(WEIGHTS)
+    assert not list(tmp_path.rglob("*.incomplete*"))
+
+
+def test_what_is_lent_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched here, or lent before, is lent without another look; what was written to since is not."""
+    hashed: list[Path] = []
+    verify = borrowing.verify_file
+    monkeypatch.setattr(
+        borrowing, "verify_file", lambda path, *args, **more: (hashed.append(path), verify(path, *args, **more))
+    )
+    caches = [RepoCache(tmp_path, f"org/{name}") for name in "abcd"]
+    caches[0].prepare()
+    caches[0].blob(SHA256).write_bytes(WEIGHTS)
+    lender, size = borrowing.Lender(), len(WEIGHTS)
+    assert [lender.borrow(cache, SHA256, size) for cache in caches] == [False, True, True, True]
+    assert len(hashed) == 1
+    other = borrowing.Lender()
+    other.learn(caches[0].blob(SHA256))
+    caches[1].blob(SHA256).unlink()
+    assert other.borrow(caches[1], SHA256, size)
+    assert len(hashed) == 1
+    with caches[0].blob(SHA256).open("r+b") as stream:
+        stream.write(b"!")
+    caches[1].blob(SHA256).unlink()
+    assert not other.borrow(caches[1], SHA256, size)
 
 
 def test_a_file_that_is_on_its_way_to_another_repository(source: FaultServer, tmp_path: Path) -> None:

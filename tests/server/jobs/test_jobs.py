@@ -280,6 +280,33 @@ def test_pin_evict_and_verify(source: FaultServer, tmp_path: Path) -> None:
         assert post("kept/evict", json=body).status_code == 404
 
 
+def test_a_wrong_file_is_removed_wherever_it_is_wrong(source: FaultServer, tmp_path: Path) -> None:
+    """Two repositories have one file under two names, and the disk spoils it: it is not lent back to the first."""
+    names = [NAME, "other/copy", "third/copy"]
+    for name in names[1:]:
+        source.listing(source.hub(name, {"model.safetensors": WEIGHTS}))
+    blobs = [tmp_path / "cache" / f"models--{name.replace('/', '--')}" / "blobs" / SHA256 for name in names]
+    with serving(source, tmp_path) as service:
+        for name in names:
+            service.ended(service.start(source=name))
+        assert len({blob.stat().st_ino for blob in blobs}) == 1
+        blobs[2].unlink()
+        blobs[2].write_bytes(WEIGHTS)  # a file of its own, and a good one
+        blobs[0].chmod(0o644)
+        with blobs[0].open("r+b") as stream:
+            stream.seek(99_999)
+            stream.write(b"damage")
+        wrong = service.ended(service.client.post("kept/verify", json={"repository": NAME}).json()["id"])
+        assert wrong["error"]["code"] == "checksum_mismatch"
+        assert [blob.exists() for blob in blobs] == [False, False, True]
+        for name in names:
+            assert httpx.get(f"{service.url}/{name}/resolve/main/model.safetensors").content == WEIGHTS
+        source.wait_for(blobs[0].exists)
+        assert (
+            service.ended(service.client.post("kept/verify", json={"repository": NAME}).json()["id"])["state"] == "done"
+        )
+
+
 CHANGES = [("POST", "jobs"), ("DELETE", f"jobs/{'0' * 12}"), ("POST", f"jobs/{'0' * 12}/retry"), ("POST", "kept/pin")]
 
 
