@@ -12,7 +12,8 @@ from typing import Any
 from ..api.beside import Beside
 from ..errors import SourceError
 from ..format.hostile import short_repr
-from ..tensors.scaling import refuse_plain_copy
+from ..tensors.scaled import scaled_in
+from ..tensors.scaling import copied_alone
 from ..words import fit_to_show
 
 __all__ = ["check_arguments", "check_quantisation", "refuse_scaled", "says"]
@@ -43,11 +44,11 @@ def check_arguments(kind: Any, extra: Mapping[str, Any]) -> None:
 
 def refuse_scaled(beside: Beside) -> None:
     """Raises SourceError for weights that count only times a scale, of which the config says nothing."""
-    try:
-        refuse_plain_copy(beside.located)
-    except SourceError as error:
-        error.hint = "The config does not tell how they are quantised. load(dequantize=True) gives their numbers."
-        raise
+    for found in scaled_in(beside.located, beside.located.wanted.weight_map):
+        error = copied_alone(found)
+        known = " load(dequantize=True) gives their numbers." if found.understood else ""
+        error.hint = f"The config does not tell how they are quantised.{known}"
+        raise error
 
 
 def check_quantisation(config: Any, asked: Any, device_map: object, source: str) -> bool:

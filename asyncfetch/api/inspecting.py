@@ -14,7 +14,8 @@ from ..format.header import TensorInfo
 from ..format.scaled import ScaledWeight, foreign_weights
 from ..sources.located import Located
 from ..tensors.allowance import limit_in_memory
-from ..tensors.scaling import Scaling, scaled_in
+from ..tensors.scaled import scaled_in
+from ..tensors.scaling import Scaling
 from .results import Inspection, MemoryNeed, Quantized, ShardInspection
 
 __all__ = ["inspection"]

@@ -21,7 +21,8 @@ from ..sources.located import Located
 from ..tasks import off_loop, plain_errors
 from ..tensors.gather import Gatherer
 from ..tensors.portions import portion_of
-from ..tensors.scaling import Scaling, cast_alone, scaled_in
+from ..tensors.scaled import ScaledIn
+from ..tensors.scaling import Scaling, cast_alone
 from .asked import Asked
 from .blocking import Handle, blocking_method
 from .contents import Contents, StoredTensor
@@ -63,6 +64,7 @@ class Checkpoint(Contents, Generic[T]):
         self.timeout = timeout  # seconds for each blocking call
         self._gatherer = gatherer
         self._dtype = dtype
+        self._scaled = ScaledIn(located)
         self._maker = Maker(torch=False) if maker is None else maker
         self._open = True
         self._holds = AsyncExitStack()
@@ -160,7 +162,7 @@ class Checkpoint(Contents, Generic[T]):
         self._check_open()
         target = self._dtype if dtype is None else dtype_of(dtype)
         if target is not None and self._scaling is None:
-            for found in scaled_in(self._located, (one.name for one in asked)):
+            for found in self._scaled.of(one.name for one in asked):
                 raise cast_alone(found, target)
         with plain_errors():
             await self._gatherer.read([want for one in asked for want in one.wants()])

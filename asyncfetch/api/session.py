@@ -45,6 +45,7 @@ from ..storage.files import vanished
 from ..storage.folders import LocalFolder
 from ..storage.roots import cache_root, expanded
 from ..tasks import off_loop, plain_errors, without_collections
+from ..tensors.scaled import doubts_in
 from ..tensors.scaling import Scaling, refuse_plain_cast, scaling_of
 from .hearing import listener
 from .options import Access, Files, Read, Source, Storage, Verify
@@ -103,11 +104,17 @@ class Session:
         Raises SourceError for scaled weights that would be cast without their scales.
         """
         located = await self.locate_verified()
+        scaling: Scaling | None = None
         if self.request.dequantize:
-            return located, await off_loop(lambda: scaling_of(located), slow=True)
-        if dtype is not None:
+            scaling = await off_loop(lambda: scaling_of(located), slow=True)
+        elif dtype is not None:
             await off_loop(lambda: refuse_plain_cast(located, dtype), slow=True)
-        return located, None
+        if self.request.dequantize or dtype is not None:
+            for doubt in await off_loop(
+                lambda: doubts_in(located, () if scaling is None else scaling.weights), slow=True
+            ):
+                self.notify(Warned(doubt))
+        return located, scaling
 
     async def fetch(
         self,

@@ -12,7 +12,8 @@ The forms, as their writers lay them out:
 - NVFP4, two numbers a byte, beside F8 scales for groups of 16 and a scale of those: ModelOpt (`weight_scale_2`, a
   factor), compressed-tensors (`weight_global_scale`, a divisor).
 
-`input_scale` and the like belong to activations and are tensors as others are.
+`input_scale` and the like belong to activations and are tensors as others are. Of scales in other layouts
+`unknown_scales.py` says what they belong to.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .header import TensorInfo
 from .hostile import short_repr
 
 __all__ = [
+    "SMALL",
     "ScaledWeight",
     "block_sizes",
     "foreign_weights",
@@ -36,8 +38,9 @@ __all__ = [
     "scaled_weight",
 ]
 
-_SMALL = frozenset(name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name not in ("BOOL", "F8_E8M0"))
+SMALL = frozenset(name for name, dtype in DTYPES.items() if dtype.bits <= 8 and name not in ("BOOL", "F8_E8M0"))
 _BLOCKS = tuple(2**power for power in range(3, 13))
+_NOT_AT_HAND = "its scale is not at hand"
 
 Find = Callable[[str], TensorInfo | None]
 
@@ -72,6 +75,11 @@ class ScaledWeight:
     def result(self) -> tuple[int, ...]:
         """The shape of the result."""
         return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if self.transposed else self.shape
+
+    @property
+    def understood(self) -> bool:
+        """Whether `dequantize=True` knows its numbers, once its scales are here."""
+        return self.flaw in ("", _NOT_AT_HAND)
 
     @property
     def shared_by(self) -> str:
@@ -141,7 +149,7 @@ def scaled_weight(weight: str, info: TensorInfo, names: Container[str], find: Fi
 
     `names` are all tensors of the checkpoint; `find` gives the entry of one, None where its header was not read.
     """
-    if info.dtype not in _SMALL:
+    if info.dtype not in SMALL:
         return None
     for form in _forms(weight):
         if form.scale not in names:
@@ -149,7 +157,7 @@ def scaled_weight(weight: str, info: TensorInfo, names: Container[str], find: Fi
         second = next((one for one in (form.second, form.divisor) if one is not None and one in names), None)
         bare = ScaledWeight(form.name, weight, info.dtype, form.scale, second)
         read = {name: entry for name in bare.scales if (entry := find(name)) is not None}
-        flaw = _obstacle(form, weight, names) or ("" if len(read) == len(bare.scales) else "its scale is not at hand")
+        flaw = _obstacle(form, weight, names) or ("" if len(read) == len(bare.scales) else _NOT_AT_HAND)
         return _flawed(bare, flaw) if flaw else _laid_out(bare, form, info, read)
     return None
 
@@ -246,14 +254,15 @@ def _block_size(size: int, count: int) -> int | None:
     return fits[0] if fits else None
 
 
-_FOREIGN = (".qweight", ".weight.absmax", ".SCB", ".weight_packed")
+_FOREIGN = (".qweight", ".weight.absmax", ".SCB", ".weight_packed", "_qdata", ":qdata")
 
 
 def foreign_weights(names: Collection[str], handled: Container[str]) -> Iterator[str]:
-    """What tells of weights that are quantised in another way: by GPTQ, AWQ, bitsandbytes, MLX."""
+    """What tells of weights that are quantised in another way: by GPTQ, AWQ, bitsandbytes, MLX, torchao, quanto."""
     for name in names:
         mlx = name.endswith(".scales") and f"{name.removesuffix('scales')}weight" in names
-        if name not in handled and (mlx or name.endswith(_FOREIGN)):
+        quanto = name.endswith("._data") and f"{name.removesuffix('data')}scale" in names
+        if name not in handled and (mlx or quanto or name.endswith(_FOREIGN)):
             yield name
 
 

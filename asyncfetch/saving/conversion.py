@@ -14,13 +14,15 @@ import numpy as np
 from ..errors import SourceError
 from ..format.header import TensorInfo
 from ..format.hostile import short_repr
-from ..format.scaled import scaled_weight
+from ..format.scaled import ScaledWeight, scaled_weight
 from ..format.sharding import Layout, laid_out
+from ..format.unknown_scales import NamedScales, unknown_scale
 from ..format.writer import Outgoing
 from ..models.names import Rename, renamed, renaming
 from ..sources.headers import header_on_disk
 from ..sources.located import Landed, Located, SourceFile, aliases_of
-from ..tensors.scaling import Scaling, scaled_in
+from ..tensors.scaled import scaled_in
+from ..tensors.scaling import Scaling
 from .folder import Draft
 from .metadata import merged_metadata
 from .state_dict import FORMAT
@@ -154,6 +156,7 @@ def _refuse_parted(located: Located, names: Mapping[str, str]) -> None:
         return files[located.path_of(shard_of[stored])].known_header.tensors[stored]
 
     new_of = {stored: new for new, stored in names.items()}
+    renamed_scales = [NamedScales(names)]
     for found in scaled_in(located, new_of):
         new, info = new_of[found.weight], entry(new_of[found.weight])
         scales = tuple(new_of.get(scale) for scale in found.scales)
@@ -161,16 +164,20 @@ def _refuse_parted(located: Located, names: Mapping[str, str]) -> None:
             raise SourceError(
                 f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}, "
                 "which is left out.",
-                hint="Keep both, or pass dequantize=True for the numbers.",
+                hint=f"Keep both{_or_numbers(found)}.",
             )
         assert info is not None  # noqa: S101
-        again = scaled_weight(new, info, names, entry)
+        again = scaled_weight(new, info, names, entry) or unknown_scale(new, info, renamed_scales, names, entry)
         if again is None or again.scales != scales:
             raise SourceError(
                 f"rename= parts {short_repr(found.weight)} ({found.dtype}) from its scale {short_repr(found.scale)}: "
                 f"as {short_repr(new)} nobody would find it.",
-                hint="Rename both alike, or pass dequantize=True for the numbers.",
+                hint=f"Rename both alike{_or_numbers(found)}.",
             )
+
+
+def _or_numbers(found: ScaledWeight) -> str:
+    return ", or pass dequantize=True for the numbers" if found.understood else ""
 
 
 def outgoing(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,20 +12,20 @@ import numpy as np
 from ..errors import SourceError
 from ..format.dequantize import dequantized
 from ..format.dtypes import Array, cast
-from ..format.header import TensorInfo
 from ..format.hostile import short_repr
-from ..format.scaled import ScaledWeight, refuse_foreign, scaled_weight
+from ..format.scaled import ScaledWeight, refuse_foreign
 from ..sources.located import Located
 from ..tasks import off_loop, run_as_task
+from .scaled import scaled_in
 
 __all__ = [
     "Reader",
     "ScaledReader",
     "Scaling",
     "cast_alone",
+    "copied_alone",
     "refuse_plain_cast",
     "refuse_plain_copy",
-    "scaled_in",
     "scaling_of",
 ]
 
@@ -39,20 +39,32 @@ def refuse_plain_cast(located: Located, target: np.dtype[Any]) -> None:
 def refuse_plain_copy(located: Located) -> None:
     """Raise SourceError if a selected tensor counts only times its scale, and is to be copied into a model's dtypes."""
     for found in scaled_in(located, located.wanted.weight_map):
-        raise SourceError(
-            f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}: "
-            "copied alone into a model of another dtype it would be wrong.",
-            hint="Pass dequantize=True for its numbers, or assign=True for a model that takes what is stored.",
-        )
+        raise copied_alone(found)
+
+
+def copied_alone(found: ScaledWeight) -> SourceError:
+    """The error for a weight that would be copied into a model without its scale."""
+    stored = "assign=True for a model that takes what is stored"
+    return SourceError(
+        f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}: "
+        "copied alone into a model of another dtype it would be wrong.",
+        hint=f"Pass dequantize=True for its numbers, or {stored}." if found.understood else _unknown(found, stored),
+    )
 
 
 def cast_alone(found: ScaledWeight, target: np.dtype[Any]) -> SourceError:
     """The error for a weight that would be cast without its scale."""
+    stored = "no dtype= for what is stored"
     return SourceError(
         f"{short_repr(found.weight)} ({found.dtype}) counts only times its scale {short_repr(found.scale)}: "
         f"cast to {target.name} alone it would be wrong.",
-        hint="Pass dequantize=True for its numbers, or no dtype= for what is stored.",
+        hint=f"Pass dequantize=True for its numbers, or {stored}." if found.understood else _unknown(found, stored),
     )
+
+
+def _unknown(found: ScaledWeight, stored: str) -> str:
+    """What to do with a weight whose numbers `dequantize=True` cannot tell either."""
+    return f"Pass {stored}. Only the library that wrote it knows its numbers: {found.flaw}."
 
 
 def scaling_of(located: Located) -> Scaling:
@@ -66,35 +78,6 @@ def scaling_of(located: Located) -> Scaling:
             )
     refuse_foreign(located.wanted.weight_map, weights)
     return Scaling(located, weights)
-
-
-def scaled_in(located: Located, names: Iterable[str]) -> Iterator[ScaledWeight]:
-    """Those of the selected tensors `names` that something scales."""
-    files = {file.name: file for file in located.files}
-    listed = located.wanted.weight_map if located.index is None else located.index.weight_map
-
-    def header_with(name: str) -> Mapping[str, TensorInfo]:
-        file = files.get(located.path_of(listed[name])) if name in listed else None
-        return {} if file is None else file.known_header.tensors
-
-    for name in names:
-        beside = header_with(name)  # a scale that no index lists, or that is not selected, is one all the same
-        info = beside.get(name)
-        found = None
-        if info is not None:
-            found = scaled_weight(name, info, _Either(listed, beside), lambda one: header_with(one).get(one))
-        if found is not None:
-            yield found
-
-
-class _Either(Container[str]):
-    """What is in one or the other."""
-
-    def __init__(self, one: Container[str], other: Container[str]) -> None:
-        self._one, self._other = one, other
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._one or name in self._other
 
 
 class Scaling:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import asyncfetch
 from asyncfetch.cli.main import main
 from asyncfetch.errors import SourceError
+from asyncfetch.events import AsyncfetchWarning
 from asyncfetch.server import Server
 from asyncfetch.spans import MiB
 
@@ -236,6 +238,85 @@ def test_what_is_not_understood_is_refused(tmp_path: Path) -> None:
             asyncfetch.load(path, dequantize=True)
     with pytest.raises(SourceError, match="dequantize= takes True or False"):
         asyncfetch.load(path, dequantize="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+@ONE_LOOP
+@pytest.mark.parametrize(
+    ("weight", "scale"),
+    [
+        ("h.0.up._weight_qdata", "h.0.up._weight_scale"),
+        ("h.0.up.weight:qdata", "h.0.up.weight:scale"),
+        ("h.0.up.weight._data", "h.0.up.weight._scale"),
+        ("h.0.up.weight", "h.0.up.weights_scaling_factor"),
+        ("h.0.up.weight", "h.0.up.weight.scale"),
+    ],
+)
+async def test_layouts_that_are_not_known(weight: str, scale: str, tmp_path: Path) -> None:
+    """Of other libraries: neither a cast nor numbers are given on any way, also where the scale is in another shard."""
+    held = {"norm.scale": scales(5), weight: FORMS["rows (40, 1)"][0]["a.weight"], scale: scales(40, 1)}
+    for number, (name, array) in enumerate(held.items()):
+        (tmp_path / f"{number}.safetensors").write_bytes(safetensors_bytes({name: array}))
+    (tmp_path / INDEX).write_bytes(index_bytes({name: f"{at}.safetensors" for at, name in enumerate(held)}))
+    cast = f"{re.escape(repr(weight))} \\(F8_E4M3\\) counts only times its scale {re.escape(repr(scale))}: cast"
+    numbers = f"numbers of {re.escape(repr(weight))} \\(F8_E4M3\\): how {re.escape(repr(scale))} scales it is not known"
+    for words, options in ((cast, {}), (numbers, {"dequantize": True})):
+        for select in (None, weight):
+            wanted: dict[str, Any] = {**options, "select": select, "dtype": "float16"}
+            with pytest.raises(SourceError, match=words) as caught:
+                await asyncfetch.load_async(tmp_path, **wanted)
+            assert "Pass dequantize=True" not in str(caught.value)
+            with pytest.raises(SourceError, match=words):
+                await asyncfetch.load_into_async({}, tmp_path, strict=False, **wanted)
+            with pytest.raises(SourceError, match=words):
+                await asyncfetch.convert_async(tmp_path, tmp_path / "other", **wanted)
+            with pytest.raises(SourceError, match=words):
+                async with asyncfetch.stream_async(tmp_path, **wanted):
+                    pass
+    with pytest.raises(SourceError, match=numbers):
+        await asyncfetch.open_async(tmp_path, dequantize=True)
+    async with asyncfetch.open_async(tmp_path) as checkpoint:
+        with pytest.raises(SourceError, match=cast):
+            await checkpoint.tensor(weight, np.s_[:3], dtype="float16")
+        equal(await checkpoint.tensor("norm.scale", dtype="float16"), held["norm.scale"].astype(np.float16))
+        equal(await checkpoint.tensor(weight), held[weight])
+    with pytest.raises(SourceError, match=r"copied alone into a model .* assign=True") as caught:
+        await asyncfetch.load_into_async({"norm": {}}, tmp_path, assign=False, strict=False)
+    assert "dequantize" not in str(caught.value)
+
+
+def test_layouts_that_are_not_known_are_converted_as_they_are(tmp_path: Path) -> None:
+    """And together with their scales: to leave one out, or to part them by a name, is refused, with nothing vain."""
+    held = {"a._weight_qdata": FORMS["int8 rows"][0]["a.weight"], "a._weight_scale": scales(6, 1)}
+    source = tmp_path / "a"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(safetensors_bytes(held))
+    asyncfetch.convert(source, tmp_path / "b", rename=("a.", "m.a."))
+    for name, array in asyncfetch.load(tmp_path / "b").items():
+        equal(array, held[name.removeprefix("m.")])
+    for options, words in (
+        ({"select": "*_qdata"}, "'a._weight_scale', which is left out. Keep both.$"),
+        ({"rename": {"a._weight_scale": "gamma"}}, "parts 'a._weight_qdata' .* Rename both alike.$"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            asyncfetch.convert(source, tmp_path / "c", **options)  # type: ignore[arg-type]
+
+
+def test_a_scale_of_inputs_alone_is_told(tmp_path: Path) -> None:
+    """Eight bits that nothing scales are numbers. Where their inputs are scaled, that is said to be a guess."""
+    weight = PLAIN["unscaled.weight"]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes({"a.weight": weight, "b.weight": weight, "a.activation_scale": scales(1)}))
+    for options in ({"dequantize": True}, {"dtype": "float32"}):
+        with pytest.warns(AsyncfetchWarning, match="^'a.weight': a scale of the inputs lies beside"):
+            found = asyncfetch.load(path, **options)  # type: ignore[arg-type]
+        equal(found["a.weight"], weight.astype("f4") if "dtype" in options else weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asyncfetch.load(path, dtype="float32", select="b.*")
+        asyncfetch.load(path)
+        path.write_bytes(safetensors_bytes(FORMS["NVFP4, ModelOpt ()"][0] | {"a.input_scale": scales(1)}))
+        asyncfetch.load(path, dequantize=True)  # of its scales, 8 bits too, none is a weight
 
 
 def test_blocking_readers(source: dict[str, Any]) -> None:
