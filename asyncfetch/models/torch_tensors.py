@@ -44,14 +44,15 @@ def to_torch(array: Array | Mapping[str, Array]) -> Tensor | dict[str, Tensor]:
     """
     if not isinstance(array, Mapping):
         return _tensor(import_torch(), array)
-    torch, made, found = import_torch(), dict[int, Any](), dict[str, Any]()
+    torch, found = import_torch(), dict[str, Any]()
+    made: dict[int, tuple[Array, Any]] = {}  # with the array: a mapping may make it anew, and another one at its place
     for name, one in array.items():
         try:
             if id(one) not in made:
-                made[id(one)] = _tensor(torch, one)
+                made[id(one)] = one, _tensor(torch, one)
         except SourceError as error:
             raise SourceError(f"{name}: {error.message}", hint=error.hint) from error
-        found[name] = made[id(one)]
+        found[name] = made[id(one)][1]
     return found
 
 

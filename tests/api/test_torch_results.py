@@ -212,6 +212,19 @@ def test_to_torch_of_a_state_dict() -> None:
     assert counts[1] < 2.1 * counts[0]
 
 
+@needs_torch
+@pytest.mark.parametrize("dtype", [">f4", "<f4", "bool"])
+def test_to_torch_of_arrays_that_are_made_when_they_are_asked_for(dtype: str, tmp_path: Path) -> None:
+    """An archive of numpy gives a new array each time, often where the last one was: each name has its own numbers."""
+    wanted = {f"n{n}": (np.arange(n, n + 6) % 5).astype(dtype).reshape(2, 3) for n in range(300)}
+    np.savez(tmp_path / "arrays.npz", **wanted)  # type: ignore[arg-type]
+    with np.load(tmp_path / "arrays.npz") as archive:
+        tensors = asyncfetch.to_torch(archive)
+    assert list(tensors) == list(wanted)
+    for name, array in wanted.items():
+        assert tensors[name].tolist() == array.tolist()
+
+
 def packed() -> PackedArray:
     return PackedArray.of(np.zeros(6, np.uint8), TensorInfo("F6_E2M3", (2, 4), 0, 6))
 

@@ -14,6 +14,7 @@ _PREFIXES = "names that differ by a prefix"
 _RENAMED = "two tensors of one name"
 _NO_TORCH = "torch is asked for, and is not installed"
 _VIEWS = "a tensor of torch that is a copy, or writes to the cache"
+_ANEW = "arrays that are made when they are asked for"
 _PARTS = "a tensor of which each rank holds a part"
 _PINNED = "a pinned buffer that the device still reads"
 _EARLY = "a tensor that is not on the device yet"
@@ -274,6 +275,14 @@ MUTANTS = (
         "return array.copy() if odd or",
         "return array.copy() if True or odd or",
         ("api/test_torch_results.py::test_tensors_are_views_and_the_cache_never_changes",),
+    ),
+    Mutant(
+        "arrays-known-by-their-place-alone",
+        _ANEW,
+        "models.torch_tensors:to_torch",
+        "made[id(one)] = one, _tensor(torch, one)",
+        "made[id(one)] = None, _tensor(torch, one)",
+        ("api/test_torch_results.py::test_to_torch_of_arrays_that_are_made_when_they_are_asked_for",),
     ),
     Mutant(
         "pinned-buffers-written-too-early",
