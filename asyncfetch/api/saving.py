@@ -92,8 +92,8 @@ async def convert_async(
     What is not here yet is downloaded into the cache first, and verified, as `download_async` does it. Then the
     tensors go from file to file, a few megabytes at a time, however large they are. Files, index and metadata are
     those of `save_async`, in the order of the source's index. Config, tokenizer and what else lies beside the shards
-    is copied; the dtype that a config.json tells is that of the new weights, and where they are dequantised it says
-    nothing of that any more.
+    is copied, but nothing hidden, such as `.git`; the dtype that a config.json tells is that of the new weights, and
+    where they are dequantised it says nothing of that any more.
 
     The folder must be empty, or not exist. Its index, or its one file, appears when all is there. A run that was
     interrupted or killed goes on where it was, by the same call, with the shards that were whole.

@@ -20,6 +20,7 @@ from ..format.unknown_scales import NamedScales, unknown_scale
 from ..format.writer import Outgoing
 from ..models.names import Rename, renamed, renaming
 from ..sources.headers import header_on_disk
+from ..sources.listing import is_hidden
 from ..sources.located import Landed, Located, SourceFile, aliases_of
 from ..tensors.scaled import scaled_in
 from ..tensors.scaling import Scaling
@@ -30,7 +31,6 @@ from .stored import Overflows, StoredFile, as_stored, cast_to, made_numbers
 
 __all__ = ["Conversion", "Wishes", "planned"]
 
-OURS = ".asyncfetch-"  # how the names of folders begin in which files are being written
 _VERSION = 1  # of how files are written: those of another version are not gone on with
 
 
@@ -85,10 +85,10 @@ class Conversion:
 
     @property
     def companions(self) -> dict[str, SourceFile]:
-        """The files beside them, by their paths in the folder of the checkpoint."""
+        """The files beside them, by their paths in the folder of the checkpoint. What is hidden there is not of it."""
         folder = f"{self.located.folder}/" if self.located.folder else ""
         beside = {file.name.removeprefix(folder): file for file in self.located.files if file.header is None}
-        return {name: file for name, file in beside.items() if not name.startswith(OURS)}
+        return {name: file for name, file in beside.items() if not is_hidden(name)}
 
     def fingerprint(self, draft: Draft, landed: Mapping[str, Landed]) -> str:
         """What tells whether files of an earlier run are those that this one would write."""

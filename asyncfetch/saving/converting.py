@@ -50,8 +50,10 @@ def check_output(conversion: Conversion, folder: Path, source: Path | None) -> N
         raise SourceError(
             f"{folder} is not empty: there is {found[0]!r}.", hint="Name a new folder, or empty this one."
         )
-    needed, free = conversion.layout.total_size, free_bytes(folder)
-    there = sum(path.stat().st_size for path in (folder / _STAGING).glob("*.safetensors"))
+    beside = conversion.companions
+    needed, free = conversion.layout.total_size + sum(file.size for file in beside.values()), free_bytes(folder)
+    brought = [folder / path_inside(name) for name in beside]
+    there = sum(_size(path) or 0 for path in [*(folder / _STAGING).glob("*.safetensors"), *brought])
     if free is not None and free + there < needed:
         raise DiskFullError(str(folder), needed=needed, free=free)
 

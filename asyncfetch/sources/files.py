@@ -8,9 +8,9 @@ from ..errors import AccessError, OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
-from .listing import Chosen, chosen_of, companions_of, nothing_called
+from .listing import Chosen, chosen_of, companions_of, is_hidden, nothing_called
 from .located import FoundIndex, Listing, Located, SourceFile
-from .request import BucketSource, HubSource, Request, UrlSource
+from .request import BucketSource, HubSource, LocalSource, Request, UrlSource
 
 __all__ = ["add_companions", "find_files"]
 
@@ -32,6 +32,8 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     located.records = listed.records
     files = listed.files
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
+    if isinstance(request.source, LocalSource):  # a folder of the user's has secrets in .git and .env
+        companions = [path for path in companions if not is_hidden(path)]
     paths = [path for path in companions if path not in known]
     taken = await _taken(place, request, listed, paths)
     located.listing = listed

@@ -15,7 +15,7 @@ from ..errors import EntryNotFoundError, SelectionError
 from ..format.near import near_name
 from ..words import counted, fit_to_show
 
-__all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights", "nothing_called"]
+__all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights", "is_hidden", "nothing_called"]
 
 _SHOWN = 8  # names in an error
 
@@ -57,6 +57,11 @@ def holds_weights(path: str) -> bool:
         or _PART.search(lower) is not None
         or any(inside in lower for inside in _INSIDE)
     )
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a folder that it is in, has a name that begins with a dot: what tools keep for themselves."""
+    return any(part.startswith(".") for part in path.split("/"))
 
 
 def companions_of(paths: Collection[str], folder: str, exclude: Sequence[str] = ()) -> list[str]:

@@ -279,11 +279,15 @@ def test_a_misspelt_name(server: FaultServer, repository: Repository, tmp_path: 
 
 
 def test_a_local_folder(tmp_path: Path) -> None:
-    """It is all here: the same files by the same rules."""
+    """It is all here: the same files by the same rules, and hidden ones only by their names."""
     for name, data in {**CHECKPOINT, **BESIDE, **OTHER}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
+    for name in (".git/config", ".env.local", "1_Pooling/.idea/vcs.xml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
     assert same(asyncfetch.download(tmp_path), {**CHECKPOINT, **BESIDE})
+    assert same(asyncfetch.download(tmp_path, files=".env.local"), {".env.local": b"mine"})
     assert same(asyncfetch.download(tmp_path, files="1_Pooling/config.json"), {"1_Pooling/config.json": b"{}"})
 
 

@@ -41,6 +41,14 @@ MUTANTS = (
         ("sources/test_listing.py::test_nothing_is_called_so",),
     ),
     Mutant(
+        "hidden-files-of-a-folder-come-too",
+        _COMPANIONS,
+        "sources.files:add_companions",
+        "if isinstance(request.source, LocalSource):",
+        "if False:",
+        ("api/test_downloads.py::test_a_local_folder",),
+    ),
+    Mutant(
         "companions-missing-offline-unsaid",
         _COMPANIONS,
         "sources.files:add_companions",

@@ -11,6 +11,7 @@ _PLACES = "a place to save in that is none"
 _WRONG = "a conversion that would be wrong"
 _GOES_ON = "a conversion that is killed"
 _NUMBERS = "numbers that are converted"
+_BESIDE = "what lies beside a checkpoint that is converted"
 _CHANGED = "a source that changes while it is converted"
 _REMOVED = "what is removed from a cache that others use"
 _DAMAGED = "a cache in which something is damaged"
@@ -199,6 +200,30 @@ MUTANTS = (
         "if new == config:",
         "if new != config:",
         ("saving/test_convert.py::test_it_is_what_load_gives",),
+    ),
+    Mutant(
+        "hidden-files-converted",
+        _BESIDE,
+        "saving.conversion:Conversion.companions",
+        "if not is_hidden(name)",
+        "",
+        ("saving/test_convert.py::test_from_the_hub",),
+    ),
+    Mutant(
+        "no-room-for-what-lies-beside",
+        _BESIDE,
+        "saving.converting:check_output",
+        "sum(file.size for file in beside.values())",
+        "0",
+        ("saving/test_convert.py::test_there_must_be_room_for_what_lies_beside",),
+    ),
+    Mutant(
+        "room-for-what-is-there-already",
+        _BESIDE,
+        "saving.converting:check_output",
+        '[*(folder / _STAGING).glob("*.safetensors"), *brought]',
+        '(folder / _STAGING).glob("*.safetensors")',
+        ("saving/test_convert.py::test_there_must_be_room_for_what_lies_beside",),
     ),
     Mutant(
         "changed-source-unnoticed",

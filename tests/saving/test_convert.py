@@ -286,6 +286,52 @@ def test_a_source_that_is_one_file_has_nothing_beside_it(tmp_path: Path) -> None
     assert "config.json" in asyncfetch.convert(tmp_path / "c" / INDEX, tmp_path / "d").files
 
 
+HIDDEN = (
+    ".env",
+    ".git/config",
+    ".git/lfs/objects/ab/abcd",
+    ".gitattributes",
+    "tokenizer/.cache/a.json",
+    "code/.venv/b.py",
+)
+
+
+def hide(folder: Path) -> None:
+    """What tools and users keep in a folder for themselves."""
+    for name in HIDDEN:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("TOKEN=secret")
+
+
+def test_what_is_hidden_in_a_folder_stays_there(tmp_path: Path) -> None:
+    """A clone has the whole history in .git, and passwords too; a model is no place for them."""
+    source = put(tmp_path / ".models" / "a")  # the folder itself may be hidden
+    hide(source)
+    (source / "chat.template.jinja").write_text("x")
+    written = asyncfetch.convert(source, tmp_path / "b")
+    beside = {"chat.template.jinja", "config.json", "tokenizer/vocab.txt"}
+    assert {name for name in written.files if not name.startswith("model")} == beside
+    assert {name for name in tree(tmp_path / "b") if not name.startswith("model")} == beside
+
+
+def test_there_must_be_room_for_what_lies_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer counts, once: what a run that was interrupted has brought is there already."""
+    source = put(tmp_path / "a", {"w": np.zeros(500, "f4")})
+    (source / "tokenizer.json").write_bytes(bytes(70_000))
+    monkeypatch.setattr(converting, "free_bytes", lambda _: 60_000)
+    with pytest.raises(DiskFullError):
+        asyncfetch.convert(source, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    monkeypatch.setattr(converting, "free_bytes", lambda _: 90_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(converting, "publish", _no_disk)
+        with pytest.raises(StorageError):
+            asyncfetch.convert(source, tmp_path / "b")
+    monkeypatch.setattr(converting, "free_bytes", lambda _: 4096)
+    asyncfetch.convert(source, tmp_path / "b")
+    assert "tokenizer.json" in tree(tmp_path / "b")
+
+
 def test_a_source_that_changes_meanwhile_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that is written to after its header was read is an error; what is whole is gone on with."""
     source = put(tmp_path / "a")
@@ -309,7 +355,12 @@ def test_a_source_that_changes_meanwhile_and_a_full_disk(tmp_path: Path, monkeyp
 @pytest.fixture
 def hub() -> Iterator[FaultServer]:
     with FaultServer() as running:
-        files = {**sharded_bytes(PLAIN, 2), "config.json": json.dumps(CONFIG).encode(), "README.md": b"x"}
+        files = {
+            **sharded_bytes(PLAIN, 2),
+            "config.json": json.dumps(CONFIG).encode(),
+            "README.md": b"x",
+            ".gitattributes": b"",
+        }
         running.listing(running.hub("org/model", files))
         yield running
 
