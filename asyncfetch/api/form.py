@@ -18,7 +18,8 @@ from ..models.names import Rename, renamed
 from ..models.torch_tensors import import_torch, to_torch_or_bytes
 from ..sources.located import Located
 from ..tasks import off_loop, run_as_task
-from ..tensors.scaling import Reader, Scaling
+from ..tensors.reader import Reader, stream_closed
+from ..tensors.scaling import Scaling
 
 if TYPE_CHECKING:
     from .options import DeviceLike, DTypeLike, Framework
@@ -157,6 +158,8 @@ class _MovedReader:
         name, array = self._held
         put = partial(self._mover.put, to_torch_or_bytes(array), from_thread.check_cancelled)
         arrival = await run_as_task(partial(off_loop, put, slow=True))
+        if self.closed:
+            raise stream_closed()
         self._held = None
         return name, arrival
 

@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 import numpy as np
 
-from ..errors import AsyncfetchError, SourceError
+from ..errors import AsyncfetchError
 from ..sources.located import Located
 from ..tasks import off_loop, plain_errors
 from ..tensors.feed import Feed
-from ..tensors.scaling import Reader, ScaledReader, Scaling
+from ..tensors.reader import Reader, stream_closed
+from ..tensors.scaling import ScaledReader, Scaling
 from .blocking import Handle
 from .form import Maker, RenamedReader
 from .public import shortened, within
@@ -35,13 +36,17 @@ class Tensors(AsyncIterator[tuple[str, T]]):
         self.timeout = timeout  # seconds for each tensor
         self.download = anyio.CancelScope()
         self.ended = anyio.Event()  # the download has
+        self._exhausted = False  # so is it for ever, whether the block has ended or not
 
     async def __anext__(self) -> tuple[str, T]:
+        if self._exhausted:
+            raise StopAsyncIteration
         try:
             found = await within(self.timeout, self.feed.next)
         except AsyncfetchError as error:
             raise shortened(error) from error.__cause__
         if found is None:
+            self._exhausted = True
             raise StopAsyncIteration
         return found[0], self.hand_over(found[1])
 
@@ -66,10 +71,13 @@ class BlockingTensors(Iterator[tuple[str, T]]):
         self._handle = handle
         self._feed = handle.value.feed
         self._hand_over = handle.value.hand_over
+        self._exhausted = False
 
     def __next__(self) -> tuple[str, T]:
+        if self._exhausted:
+            raise StopIteration
         if self._feed.closed:
-            raise SourceError("The stream is closed.", hint="Use it inside its `with` block, or before close().")
+            raise stream_closed()
         at_hand = self._feed.next_at_hand()  # spares small tensors a hop between threads
         if at_hand is not None:
             return at_hand[0], self._hand_over(at_hand[1])
@@ -79,6 +87,7 @@ class BlockingTensors(Iterator[tuple[str, T]]):
             self.close()
             raise
         if found is None:
+            self._exhausted = True
             self.close()
             raise StopIteration
         return found[0], self._hand_over(found[1])

@@ -35,6 +35,7 @@ from .ahead import read_wanted_ahead
 from .allowance import Allowance, limit_in_memory, limit_on_disk
 from .descriptors import MOST_OPEN, Descriptor
 from .merge import open_landed
+from .reader import stream_closed
 from .segments import Filled, Segment, TensorPartial, segments_of
 
 __all__ = ["Feed"]
@@ -298,7 +299,7 @@ class Feed:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise SourceError("The stream is closed.", hint="Use it inside its `with` block, or before close().")
+            raise stream_closed()
 
     def close(self) -> None:
         """Drop what was not read."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,10 @@ from ..format.hostile import short_repr
 from ..format.scaled import ScaledWeight, refuse_foreign
 from ..sources.located import Located
 from ..tasks import off_loop, run_as_task
+from .reader import Reader, stream_closed
 from .scaled import scaled_in
 
 __all__ = [
-    "Reader",
     "ScaledReader",
     "Scaling",
     "cast_alone",
@@ -133,19 +133,6 @@ def _cast(array: Array, target: np.dtype[Any] | None) -> Array:
     return array if target is None else cast(array, target)
 
 
-class Reader(Protocol):
-    """What a stream's reader asks: the next tensor, until there is none."""
-
-    @property
-    def closed(self) -> bool: ...
-
-    async def next(self) -> tuple[str, Any] | None: ...
-
-    def next_at_hand(self) -> tuple[str, Any] | None: ...
-
-    def close(self) -> None: ...
-
-
 class ScaledReader:
     """A reader of tensors as they are stored, which gives numbers. What comes before its scale waits for it.
 
@@ -168,11 +155,13 @@ class ScaledReader:
         """The next tensor, as that of the reader below."""
         while True:
             if self._due:  # not taken from here before it is made: a wait for it may be cancelled
-                made = await run_as_task(partial(off_loop, partial(self._made, self._due[0])))
+                made = await run_as_task(partial(off_loop, self._making(self._due[0])))
+                self._check_open()
                 return self._handed_out(self._due.popleft(), made)
             found = await self._reader.next()
             if found is None:
                 return None
+            self._check_open()
             self._take(*found)
 
     def next_at_hand(self) -> tuple[str, Array] | None:
@@ -195,10 +184,17 @@ class ScaledReader:
             self._stored[name] = array
             self._due.append(name)
 
-    def _made(self, name: str) -> Array:
-        if name in self._scaling.weights:
-            return self._scaling.numbers(name, self._stored, self._target)
-        return _cast(self._stored[name], self._target)
+    def _check_open(self) -> None:
+        if self.closed:
+            raise stream_closed()
+
+    def _making(self, name: str) -> Callable[[], Array]:
+        """What makes a tensor, of what is stored now: meanwhile the stream may be closed, and nothing be stored."""
+        found = self._scaling.weights.get(name)
+        if found is None:
+            return partial(_cast, self._stored[name], self._target)
+        parts = {one: self._stored[one] for one in (name, *found.scales)}
+        return partial(self._scaling.numbers, name, parts, self._target)
 
     def _handed_out(self, name: str, array: Array) -> tuple[str, Array]:
         """What was made of the stored tensor `name`, under its name."""

@@ -400,6 +400,29 @@ async def test_after_the_block(hub: Server) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("dequantize", [False, True])
+async def test_after_the_end_there_is_no_more(hub: Server, dequantize: bool) -> None:
+    """However often it is asked, in the block and behind it, as of each iterator: no error in the place of the end."""
+    async with asyncfetch.stream_async("org/model", dequantize=dequantize) as tensors:
+        assert equal({name: array async for name, array in tensors}, TENSORS)
+        for _ in range(3):
+            assert await anext(tensors, None) is None
+    assert [pair async for pair in tensors] == []
+
+    def read() -> None:
+        with asyncfetch.stream("org/model", dequantize=dequantize) as blocks:
+            found = {}
+            while some := list(itertools.islice(blocks, 3)):  # 16 of them: the last three are one
+                found |= dict(some)
+            assert equal(found, TENSORS)
+            assert list(zip(blocks, blocks, strict=True)) == []
+        blocks.close()
+        assert next(blocks, None) is None
+
+    await anyio.to_thread.run_sync(read)
+
+
+@pytest.mark.anyio
 async def test_closed_while_another_task_waits(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task for which a shard is still being opened when the block is left is told so."""
     working, left = anyio.Event(), threading.Event()

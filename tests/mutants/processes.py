@@ -8,6 +8,7 @@ _TWO = "two loads of one model"
 _HOLDER = "a holder of a lock that stands still"
 _CANCEL = "cancelled at any moment"
 _UNDER = "a block that ends while another task reads in it"
+_ENDED = "a stream that is asked again behind its end"
 _SOCKETS = "sockets, descriptors and locks after failure and cancellation"
 _SIBLINGS = "one of several fails"
 _MEMORY = "memory and connections are bounded"
@@ -425,6 +426,22 @@ MUTANTS = (
         "if self._open:\n    raise",
         "raise",
         ("torture/test_wrong_values.py::test_wrong_values_by_a_descriptor_in_threads",),
+    ),
+    Mutant(
+        "the-end-is-forgotten",
+        _ENDED,
+        "api.streaming:Tensors.__anext__",
+        "if self._exhausted:",
+        "if False:",
+        ("api/test_streaming.py::test_after_the_end_there_is_no_more",),
+    ),
+    Mutant(
+        "the-blocking-end-is-forgotten",
+        _ENDED,
+        "api.streaming:BlockingTensors.__next__",
+        "if self._exhausted:",
+        "if False:",
+        ("api/test_streaming.py::test_after_the_end_there_is_no_more",),
     ),
     Mutant(
         "records-without-end",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 
+from asyncfetch import tasks
+from asyncfetch.errors import SourceError
 from asyncfetch.format.dtypes import Array
 from asyncfetch.format.header import Header, TensorInfo
 from asyncfetch.format.index import Index
@@ -28,11 +31,11 @@ class InOrder:
     closed = False
 
     def __init__(self, names: Any) -> None:
-        self._left = list(names)
+        self._left = [(name, STORED[name]) for name in names]
 
     async def next(self) -> tuple[str, Array] | None:
         await anyio.lowlevel.checkpoint()
-        return (name := self._left.pop(0), STORED[name]) if self._left else None
+        return self._left.pop(0) if self._left else None
 
     def next_at_hand(self) -> tuple[str, Array] | None:
         return None
@@ -80,3 +83,40 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
     assert sorted(name for name, _ in found) == sorted(NUMBERS)
     one.close()
     assert one.closed
+
+
+@pytest.mark.anyio
+@ONE_LOOP
+@pytest.mark.parametrize("names", [["plain"], [*STORED]], ids=",".join)
+@pytest.mark.parametrize("made", [False, True], ids=["before it is made", "while it is made"])
+async def test_closed_under_a_reader(names: list[str], made: bool) -> None:
+    """Who waits for a tensor that is being made, or for a thread that makes it, is told that the stream is closed."""
+    one, free, begun, told = reader(names[::-1]), threading.Event(), threading.Event(), list[str]()
+
+    class Lasting(np.ndarray[Any, Any]):
+        """Is cast when it may be."""
+
+        def astype(self, *how: Any, **options: Any) -> Any:
+            begun.set()
+            assert free.wait(20)
+            return super().astype(*how, **options)
+
+    async def read() -> None:
+        with pytest.raises(SourceError) as caught:
+            await one.next()
+        told.append(caught.value.message)
+
+    async with anyio.create_task_group() as group:
+        if made:
+            one._reader._left = [(name, STORED[name].view(Lasting)) for name in names]  # type: ignore[attr-defined]
+            group.start_soon(read)
+            assert await tasks.off_loop(lambda: begun.wait(20))
+        else:
+            for _ in range(tasks._MOST_THREADS):
+                group.start_soon(tasks.off_loop, lambda: free.wait(20))
+            group.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        one.close()
+        free.set()
+    assert told == ["The stream is closed."]
+    assert not one._stored
