@@ -49,14 +49,18 @@ async def converted(
         pattern=pattern,
     )
     source = session.request.source
-    if source.file is not None and not is_index_name(source.file):  # what lies beside one file need not belong to it
+    alone = source.file is not None and not is_index_name(source.file)  # what lies beside need not belong to it
+    if alone:
         session = replace(session, request=replace(session.request, chosen=None))
+    here = None
+    if isinstance(source, LocalSource):
+        here = Path(source.folder, (source.file or "") if alone else "")
     target = named_folder(folder)
     plans: list[Conversion] = []
 
     def plan(located: Located, scaling: Scaling | None) -> None:
         plans.append(planned(located, scaling, wishes))
-        check_output(plans[-1], target, Path(source.folder) if isinstance(source, LocalSource) else None)
+        check_output(plans[-1], target, here)
 
     async def before(located: Located, scaling: Scaling | None) -> Located:
         await off_loop(partial(plan, located, scaling), slow=True)

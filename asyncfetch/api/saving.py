@@ -111,7 +111,8 @@ async def convert_async(
         A `Snapshot`, whose `files` are all that was written.
 
     Raises SourceError for what would be wrong: two tensors under one name, a scaled weight that is cast or renamed
-    without its scale, a folder that is not empty or the source itself; and the errors of `load_async`.
+    without its scale, a folder that is not empty, or the source itself, or in it (of one file, that in which it lies);
+    and the errors of `load_async`.
     """
     form: dict[str, Any] = {"dtype": dtype, "rename": rename, "max_shard_size": max_shard_size, "metadata": metadata}
     access, wanted = split(options)

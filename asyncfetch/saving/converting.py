@@ -34,15 +34,13 @@ _BOOKKEEPING = frozenset({_STAGING, ".cache", ".DS_Store", "lost+found"})
 
 
 def check_output(conversion: Conversion, folder: Path, source: Path | None) -> None:
-    """Refuse a folder that has anything in it, or that is the `source`, and too small a disk.
+    """Refuse a folder that has anything in it, or that is the `source` or where that one file is, and too small a disk.
 
     Raises SourceError, StorageError, DiskFullError.
     """
     check_folder(folder)
     with storage_errors(folder):
-        real = Path(os.path.realpath(folder))
-        if source is not None and Path(os.path.realpath(source)) in (real, *real.parents):
-            where = "the source itself" if real == Path(os.path.realpath(source)) else "in the source"
+        if source is not None and (where := _standing(folder, source)):
             raise SourceError(f"{folder} is {where}.", hint="Name a folder elsewhere.")
         found = sorted(set(os.listdir(folder)) - _BOOKKEEPING) if folder.exists() else []
         begun = (folder / _STAGING).is_dir()
@@ -56,6 +54,16 @@ def check_output(conversion: Conversion, folder: Path, source: Path | None) -> N
     there = sum(_size(path) or 0 for path in [*(folder / _STAGING).glob("*.safetensors"), *brought])
     if free is not None and free + there < needed:
         raise DiskFullError(str(folder), needed=needed, free=free)
+
+
+def _standing(folder: Path, source: Path) -> str:
+    """What `folder` is to the source, a folder or one file, if nothing may be written there; else ""."""
+    real, there = Path(os.path.realpath(folder)), Path(os.path.realpath(source))
+    if there.is_file():
+        return "where the source is" if real in (there.parent, Path(os.path.realpath(source.parent))) else ""
+    if real == there:
+        return "the source itself"
+    return "in the source" if there in real.parents else ""
 
 
 def convert(

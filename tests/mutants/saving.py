@@ -154,6 +154,22 @@ MUTANTS = (
         _REFUSED,
     ),
     Mutant(
+        "a-folder-that-one-file-is-in-is-the-source",
+        _WRONG,
+        "api.converting:converted",
+        '(source.file or "") if alone else ""',
+        '""',
+        ("saving/test_convert.py::test_one_file_is_the_source_and_not_its_folder",),
+    ),
+    Mutant(
+        "converted-over-its-own-file",
+        _WRONG,
+        "saving.converting:_standing",
+        "if real in (there.parent, Path(os.path.realpath(source.parent)))",
+        "if real == there.parent",
+        ("saving/test_convert.py::test_one_file_is_the_source_and_not_its_folder",),
+    ),
+    Mutant(
         "shards-of-another-conversion",
         _GOES_ON,
         "saving.converting:_gone_on_with",

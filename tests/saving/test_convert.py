@@ -286,6 +286,43 @@ def test_a_source_that_is_one_file_has_nothing_beside_it(tmp_path: Path) -> None
     assert "config.json" in asyncfetch.convert(tmp_path / "c" / INDEX, tmp_path / "d").files
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_one_file_is_the_source_and_not_its_folder(
+    linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder beside it may be the output; that of the file, and of what it is a link to, may not."""
+    home = tmp_path / "home"
+    home.mkdir()
+    stored = tmp_path / "disk" if linked else home
+    stored.mkdir(exist_ok=True)
+    content = safetensors_bytes(PLAIN)
+    (stored / "model.safetensors").write_bytes(content)
+    if linked:
+        (home / "model.safetensors").symlink_to(stored / "model.safetensors")
+    monkeypatch.chdir(home)
+    asyncfetch.convert("model.safetensors", "half", dtype="float16")
+    assert main(["convert", str(home / "model.safetensors"), "deep/er", "--dtype", "float16"]) == 0
+    same(asyncfetch.load("half"), asyncfetch.load("model.safetensors", dtype="float16"))
+    same(asyncfetch.load("deep/er"), asyncfetch.load("half"))
+    assert main(["load", "half", "--output", "merged.safetensors"]) == 0
+    same(asyncfetch.load("merged.safetensors"), asyncfetch.load("half"))
+    for folder in {home, stored}:
+        (folder / converting._STAGING).mkdir()  # as a run leaves it that was killed: then a folder need not be empty
+        with pytest.raises(SourceError, match="is where the source is"):
+            asyncfetch.convert("./model.safetensors", folder, dtype="float16")
+        assert main(["convert", "model.safetensors", str(folder)]) == 2
+        assert "is where the source is" in capsys.readouterr().err
+        assert (folder / "model.safetensors").read_bytes() == content
+
+
+def test_an_index_is_the_source_with_its_folder(tmp_path: Path) -> None:
+    """What lies in the folder of an index belongs to the checkpoint."""
+    source = put(tmp_path / "a")
+    for folder, words in ((source, "the source itself"), (source / "b", "in the source")):
+        with pytest.raises(SourceError, match=words):
+            asyncfetch.convert(source / INDEX, folder)
+
+
 HIDDEN = (
     ".env",
     ".git/config",
