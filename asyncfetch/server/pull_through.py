@@ -139,6 +139,8 @@ class PullThrough:
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))
         self._tasks.push_async_callback(grants.end)
+        jobs = JobFiles(self._state / "jobs")
+        self._tasks.callback(jobs.close)  # once none of them runs
         group = await self._tasks.enter_async_context(anyio.create_task_group())
         self._tasks.callback(group.cancel_scope.cancel)
         tasks = Background(group)
@@ -153,13 +155,11 @@ class PullThrough:
         tasks.start_soon(self._save_counts)
         tasks.start_soon(self.kept.tend_for_ever)
         tasks.start_soon(store.prune_for_ever)
-        await self._begin_jobs(tasks)
+        await self._begin_jobs(jobs, tasks)
         return self
 
-    async def _begin_jobs(self, tasks: Background) -> None:
+    async def _begin_jobs(self, files: JobFiles, tasks: Background) -> None:
         """Go on with what an earlier process was to do, and answer who asks for it."""
-        files = JobFiles(self._state / "jobs")
-        self._tasks.callback(files.close)
         admit, patience = self.door.rules.admit, self.policy.patience
         worker = Worker(self.upstream, self.fills, self.distrust, self.root, patience, admit)
         jobs = Jobs(files, worker, tasks)

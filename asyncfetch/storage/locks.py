@@ -25,7 +25,7 @@ from ..tasks import off_loop
 from .cache import RepoCache
 from .files import make_folder
 
-__all__ = ["claim", "lock_blob", "private_name", "unlock"]
+__all__ = ["claim", "claim_shared", "lock_blob", "private_name", "unlock"]
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def claim(path: Path) -> tuple[Path, int, bool]:
     """Open `path` for this process alone, or a private file beside it if another process or user has it."""
     for _ in range(3):
         try:
-            descriptor = _claim_shared(path)
+            descriptor = claim_shared(path)
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 make_folder(path.parent)  # which was pruned; or its holder removed it between two of our looks
@@ -53,8 +53,8 @@ def private_name(path: Path) -> Path:
     return path.with_name(f"{path.name.split('.')[0]}.{secrets.token_hex(4)}.asyncfetch.incomplete")
 
 
-def _claim_shared(path: Path) -> int | None:
-    """An open, locked descriptor of `path`; None if it is another's, or nobody's."""
+def claim_shared(path: Path) -> int | None:
+    """An open, locked descriptor of `path`; None if it is another's, or nobody's. Raises StorageError."""
     descriptor, created = _open_or_create(path)
     ours = False
     try:

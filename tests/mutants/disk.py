@@ -185,7 +185,7 @@ MUTANTS = (
     Mutant(
         "shares-a-partial-that-is-held",
         _LOCKS,
-        "storage.locks:_claim_shared",
+        "storage.locks:claim_shared",
         "if _lock(descriptor) and _is_at(path, descriptor):",
         "if (_lock(descriptor) or True) and _is_at(path, descriptor):",
         ("storage/test_partial.py::test_the_second_claimer_gets_a_private_file",),

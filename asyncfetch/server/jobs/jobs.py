@@ -1,8 +1,9 @@
 """Jobs: what was handed to the server to be done, such as a repository to be fetched before anybody asks for it.
 
 A job goes on when who started it leaves, and after a restart of the server. It is kept as a file of its own
-(job_files.py). The token that came with it is in memory alone: where the source wants one after a restart, the job
-says so and waits for it. Few jobs run at a time, the others wait for their turn.
+(job_files.py), so all servers that share a cache tell of it, one of them runs it, and another goes on with it when that
+one has ended. The token that came with it is in memory alone: where the source wants one after a restart, the job says
+so and waits for it. Few jobs run at a time, the others wait for their turn.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from ..arriving.fills import Fill
     from ..background import Background
 
-__all__ = ["Job", "JobFailedError", "JobFile", "JobState", "Jobs", "Refusal", "Wanted", "Work"]
+__all__ = ["Job", "JobFailedError", "JobFile", "JobState", "Jobs", "Look", "Refusal", "Wanted", "Work"]
 
 LOG = logging.getLogger("asyncfetch.server")
 AT_ONCE = 2
 MOST = 100  # jobs that have ended and are still told
+LOOK = 2.0  # seconds between two looks for what other servers left or did
+_ELSEWHERE = "Another server that shares this cache has it."
 
 
 class JobState(StrEnum):
@@ -112,7 +115,7 @@ class Job:
 
     `files` are known once the source has listed them; of a job that ended before a restart `counted` tells how many
     there were, how many were done, and the bytes of both. `with_token`: one was sent along. `hold` is why nothing
-    moves for now.
+    moves for now. `elsewhere`: another server runs it, or has it in its queue.
     """
 
     id: str
@@ -127,6 +130,12 @@ class Job:
     hold: str | None = None
     files: dict[str, JobFile] = field(default_factory=dict)
     counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+    elsewhere: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is to be done by some server now."""
+        return self.state in (JobState.QUEUED, JobState.RUNNING)
 
     def count(self) -> tuple[int, int, int, int]:
         """How many files there are, how many are done, and the bytes of all and of what is here."""
@@ -156,10 +165,21 @@ class _Run:
     ended: anyio.Event
 
 
-class Folder(Protocol):
-    """Where jobs are kept. Blocking calls."""
+class Look(NamedTuple):
+    """What other processes did: jobs as they are now, the ids of those that are told no more, and of ours that are to
+    be cancelled."""
 
-    def load(self) -> list[Job]: ...
+    changed: tuple[Job, ...] = ()
+    gone: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
+
+
+class Folder(Protocol):
+    """Where jobs are kept. Blocking calls, never two at a time."""
+
+    def look(self) -> Look: ...
+
+    def claim(self, job_id: str) -> bool: ...
 
     def save(self, job: Job) -> None: ...
 
@@ -178,14 +198,34 @@ class Jobs:
         self._running: dict[str, _Run] = {}
         self._turns = anyio.CapacityLimiter(AT_ONCE)
         self._saving = anyio.Lock()  # what is newer is written later
+        self._heir = Who(None)
 
     async def resume(self, who: Who) -> None:
-        """Go on with the jobs of an earlier process, as `who`: their own tokens are gone."""
-        for job in sorted(await off_loop(self._folder.load), key=lambda job: job.created):
-            self._jobs[job.id] = job
-            if job.state in (JobState.QUEUED, JobState.RUNNING):
-                job.enter(JobState.QUEUED)
-                self._begin(job, who)
+        """Go on with the jobs of processes that ended, now and from then on, as `who`: their own tokens are gone."""
+        self._heir = who
+        await self.look()
+        self._tasks.start_soon(self._look_for_ever)
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await anyio.sleep(LOOK)
+            await self.look()
+
+    async def look(self) -> None:
+        """See what other servers on this cache did, and go on with what they left."""
+        async with self._saving:
+            changed, gone, cancelled = await off_loop(self._folder.look)
+            for job in sorted(changed, key=lambda job: job.created):
+                self._jobs[job.id] = job
+                if job.elsewhere:
+                    job.hold = _ELSEWHERE
+                elif job.is_open:
+                    job.enter(JobState.QUEUED)
+                    self._begin(job, self._heir)
+            for job_id in gone:
+                self._jobs.pop(job_id, None)
+        for job in [self._jobs[job_id] for job_id in cancelled if job_id in self._jobs]:
+            await self.cancel(job)
 
     def all(self) -> list[Job]:
         """The newest first."""
@@ -208,20 +248,31 @@ class Jobs:
         await self._forget_old()
         return job, True
 
-    async def retry(self, job: Job, who: Who) -> None:
-        """Begin a job that ended, or that waits for a token, once more; what is here is not fetched again."""
-        if job.id in self._running:
-            return
-        job.with_token = job.with_token or who.token is not None
-        job.files, job.commit = {}, None
-        job.enter(JobState.QUEUED)
-        self._begin(job, who)
+    async def retry(self, job: Job, who: Who) -> bool:
+        """Begin a job that ended, or that waits for a token, once more; what is here is not fetched again.
+
+        False: another server has it still, or again.
+        """
+        async with self._saving:
+            if job.id in self._running:
+                return True
+            if not await off_loop(lambda: self._folder.claim(job.id)):
+                return False
+            job.with_token = job.with_token or who.token is not None
+            job.files, job.commit, job.elsewhere = {}, None, False
+            job.enter(JobState.QUEUED)
+            self._begin(job, who)
         await self._keep(job)
+        return True
 
     async def cancel(self, job: Job) -> None:
-        """Stop a job. What of its files nobody else waits for stops too, and can be resumed."""
+        """Stop a job. What of its files nobody else waits for stops too, and can be resumed.
+
+        Where another server has it, that one reads in its file that it is cancelled, within moments.
+        """
         if job.state.is_over:
             return
+        job.elsewhere = False
         job.enter(JobState.CANCELLED)
         if (run := self._running.get(job.id)) is not None:
             run.scope.cancel()

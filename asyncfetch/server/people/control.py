@@ -159,11 +159,13 @@ class Control:
             case "state":
                 document: Any = await self._state.document(full=full)
             case "jobs":
+                await self._jobs.look()
                 document = [job_document(job) for job in self._jobs.all() if sees(_name_of(job))]
             case "kept":
                 found = [one for one in await self._state.kept() if sees(qualified(one.kind, one.name))]
                 document = [kept_document(one, files=True) for one in found]
             case _:
+                await self._jobs.look()
                 job = self._jobs.get(job_id)
                 if job is None or not sees(_name_of(job)):
                     return _no_job()
@@ -177,6 +179,7 @@ class Control:
             return await self._start(request, prefetch_of(await _body_of(request), self._state.endpoint))
         if route.startswith("kept/"):
             return await self._change_kept(request, route.removeprefix("kept/"))
+        await self._jobs.look()
         job = self._jobs.get(job_id)
         if job is None:
             return _no_job()
@@ -190,8 +193,9 @@ class Control:
         who = self._who(request)
         if isinstance(who, Response):
             return who
-        await self._jobs.retry(job, who)
-        return _told_job(job, 202)
+        if job.elsewhere or await self._jobs.retry(job, who):
+            return _told_job(job, 202)
+        return failure(409, "JobElsewhere", "Another server that shares this cache has it.", {"Retry-After": "3"})
 
     async def _start(self, request: Request, wanted: Wanted) -> Response:
         if not self._door.rules.admit(wanted.kind, wanted.name):
@@ -201,6 +205,7 @@ class Control:
         who = self._who(request)
         if isinstance(who, Response):
             return who
+        await self._jobs.look()
         job, new = await self._jobs.start(wanted, who)
         return _told_job(job, 202 if new else 200, {"Location": f"{BASE}jobs/{job.id}"})
 

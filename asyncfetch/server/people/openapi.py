@@ -259,7 +259,8 @@ def _job_paths() -> _Schema:
     every = {"200": ("The newest first.", _list(_ref("Job")))}
     one = {"200": ("The job.", _ref("JobWithFiles")), **_NO_JOB}
     ended: _Answers = {"200": ("It is cancelled.", _ref("Job")), "204": ("It is forgotten.", None), **_NO_JOB}
-    again = {"202": ("It begins.", _ref("Job")), **_NO_JOB, **_BAD}
+    taken: _Answers = {"409": ("Another server that shares the cache has it.", _ref("Error"))}
+    again = {"202": ("It begins.", _ref("Job")), **taken, **_NO_JOB, **_BAD}
     prefetch, empty = _ref("Prefetch"), {"type": "object"}
     begin = "Fetch a repository before anybody asks for it"
     return {

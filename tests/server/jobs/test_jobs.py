@@ -15,7 +15,7 @@ from asyncfetch.errors import EntryNotFoundError, SelectionError, SourceError
 from asyncfetch.server import Server
 from asyncfetch.server.jobs import jobs
 from asyncfetch.server.jobs.job_files import JobFiles
-from asyncfetch.server.jobs.jobs import Job, JobState, Refusal, Wanted
+from asyncfetch.server.jobs.jobs import Job, JobState, Look, Refusal, Wanted
 from asyncfetch.server.jobs.prefetch import wanted_paths
 from asyncfetch.server.people.control import ROUTES, BadRequestError, prefetch_of
 from asyncfetch.server.people.openapi import openapi_document
@@ -409,23 +409,18 @@ def test_jobs_on_the_disk(tmp_path: Path) -> None:
     error = Refusal("network", "It is away.", "Wait.")
     job = Job("0123456789ab", wanted, 5.0, True, JobState.FAILED, 6.0, 7.0, COMMIT, error, counted=(3, 2, 100, 60))
     first = JobFiles(folder)
-    assert first.load() == []
+    assert first.look() == Look()
     first.save(job)
-    second = JobFiles(folder)
-    assert second.load() == []  # the first goes on with them
-    first.close()
-    (found,) = second.load()
+    assert first.look() == Look()  # its own doing is no news
+    (found,) = JobFiles(folder).look().changed
     assert vars(found) == vars(job)
-    second.close()
     (path,) = folder.glob("*.json")
     whole = path.read_bytes()
     for damaged in (whole[:-1], b"[]", whole.replace(b"org/model", b"../model"), whole.replace(b'"failed"', b'"x"')):
         path.write_bytes(damaged)
-        other = JobFiles(folder)
-        assert other.load() == []
-        other.close()
+        assert JobFiles(folder).look() == Look()
     first.forget(job)
-    assert [one.name for one in folder.iterdir()] == ["lock"]
+    assert list(folder.iterdir()) == []
 
 
 def test_old_jobs_are_forgotten(source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
