@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import time
@@ -168,16 +170,17 @@ def _asked(
     companions: bool,
     hold: str | None,
     parallel: TensorParallel,
-) -> tuple[str, ...]:
-    """What tells one hold from another of the same name."""
+) -> str:
+    """What tells one hold from another of the same name: a digest, as addresses may have passwords and signatures."""
     select = options.get("select")
     if hold is not None and callable(select):
         raise SourceError("hold= needs globs: a predicate of select= cannot be compared by another driver.")
     what: tuple[Any, ...] = (os.fspath(source), nodes, keep, companions, select, parallel)
-    return tuple(map(str, (*what, *(options.get(name) for name in ("revision", "subfolder", "variant", "endpoint")))))
+    what += tuple(options.get(name) for name in ("revision", "subfolder", "variant", "endpoint"))
+    return hashlib.sha256(json.dumps([str(one) for one in what]).encode()).hexdigest()
 
 
-async def _found(hold: str | None, asked: tuple[str, ...]) -> Any | None:
+async def _found(hold: str | None, asked: str) -> Any | None:
     """The keeper of what is held by a name, None if there is none. Raises SourceError if that is something else."""
 
     def look() -> Any | None:

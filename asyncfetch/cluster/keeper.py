@@ -60,7 +60,7 @@ class Keeper:
         self._downloaded = 0
         self._scope = anyio.CancelScope()
         self._task: asyncio.Task[None] | None = None
-        self._asked: tuple[str, ...] = ()
+        self._asked = ""
 
     async def begin(self, errand: Errand, plan: Plan) -> None:
         """Begin to bring a checkpoint to its nodes. The request, with the token, comes from the driver past Ray."""
@@ -73,8 +73,8 @@ class Keeper:
         self._spreading = Spreading(plan, plan_ref, errand.keep, self._members, me, self._notify)
         self._task = asyncio.create_task(self._run(request))
 
-    async def asked(self) -> tuple[str, ...]:
-        """What was asked of it, so that another driver sees whether that is what it wants."""
+    async def asked(self) -> str:
+        """The digest of what was asked of it, so that another driver sees whether that is what it wants."""
         return self._asked
 
     async def _run(self, request: Request) -> None:

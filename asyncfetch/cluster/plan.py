@@ -141,9 +141,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What the keeper is told, beside the plan. `asked` tells calls apart; at `offer` it takes a pickled Request."""
+    """What the keeper is told, beside the plan. `asked` is a digest that tells calls apart; at `offer` it takes a
+    pickled Request."""
 
-    asked: tuple[str, ...]
+    asked: str
     offer: str
     nodes: Nodes
     keep: Keep

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asyncfetch.cluster.driving import _asked
 from asyncfetch.cluster.fetching import Arriving, Served
 from asyncfetch.cluster.keeper import _identifies
-from asyncfetch.cluster.plan import Plan, stripped
+from asyncfetch.cluster.options import ClusterOptions, TensorParallel
+from asyncfetch.cluster.plan import Errand, Plan, stripped
 from asyncfetch.errors import ChecksumMismatchError, OfflineError
 from asyncfetch.network.ranges import Target
 from asyncfetch.policy import Policy
@@ -18,7 +21,7 @@ from asyncfetch.sources.located import Located, SourceFile
 from asyncfetch.storage.cache import RepoCache
 from asyncfetch.storage.checksums import Checksum
 
-from ..kit.canaries import SIGNATURE, TOKEN, shown
+from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATA = bytes(range(256)) * 1000
@@ -72,6 +75,22 @@ def test_a_plan_tells_no_secret(tmp_path: Path) -> None:
     plan.located.files[0].header = object()  # type: ignore[assignment]
     with pytest.raises(OfflineError):
         plan.landed()
+
+
+def test_what_tells_calls_apart_tells_no_secret() -> None:
+    """The keeper is asked by anybody what it holds: the address that somebody loads from is not in the answer."""
+
+    def errand(source: str, nodes: int = 2, **options: Any) -> Errand:
+        wanted: ClusterOptions = {"revision": "v2", **options}  # type: ignore[typeddict-item]
+        return Errand(_asked(source, wanted, nodes, "both", True, "name", TensorParallel()), "/tmp/x", nodes, "both")
+
+    web = f"https://me:{PASSWORD}@files.example/m/model.safetensors?X-Amz-Signature={SIGNATURE}"
+    hub = {"endpoint": f"https://me:{PASSWORD}@hub.example"}
+    told = [errand(web), errand(web + "&more"), errand("a/b", **hub), errand("a/b"), errand("a/b", 3), errand("a/c")]
+    assert shown(pickle.dumps(told)) is None
+    assert "files.example" not in repr(told)
+    assert len({one.asked for one in told}) == len(told)
+    assert errand(web).asked == told[0].asked
 
 
 def test_who_may_have_a_link() -> None:

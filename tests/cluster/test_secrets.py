@@ -1,4 +1,5 @@
-"""The token of who loads for a cluster goes past Ray: no call, no log and no listing of Ray shows it."""
+"""The token of who loads for a cluster goes past Ray, as do passwords and signatures of the address that is loaded
+from: no call, no log and no listing of Ray shows them."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ import pytest
 import asyncfetch
 from asyncfetch.cluster.keeper import Keeper
 
-from ..kit.canaries import shown
+from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
 from ..kit.fault_server import FaultServer
 from ..kit.small_model import ONE_LOOP
-from .conftest import Raylets
-from .test_cluster import DIGESTS, FILES, KEPT, options, seen_there
+from .conftest import CALM, Raylets
+from .test_cluster import DIGESTS, FILES, KEPT, SHARDS, options, seen_there
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(180)]
 
@@ -78,3 +79,28 @@ async def test_a_source_without_links(raylets: Raylets, server: FaultServer, mon
     assert showing(Path(ray._private.worker._global_node.get_session_dir_path())) == []
     async with asyncfetch.cluster.load_async("org/closed", **options(server, token=False)) as held:
         assert held.downloaded == 0
+
+
+@ONE_LOOP
+@pytest.mark.anyio
+async def test_an_address_with_a_password(
+    raylets: Raylets, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads out of what is held where it came from, also not who knows its name."""
+    ray, told = raylets.ray, list[bytes]()
+    monkeypatch.setattr("asyncfetch.cluster.driving.Keeper", WatchedKeeper)
+    watched(monkeypatch, told)
+    file = server.web("/signed", {"model.safetensors": FILES[next(iter(SHARDS))]}) + "model.safetensors"
+    url = file.replace("://", f"://me:{PASSWORD}@") + f"?X-Amz-Signature={SIGNATURE}"
+    held = await asyncfetch.cluster.load_async(url, keep="both", hold="signed", nodes=2, policy=CALM, token=TOKEN)
+    again = await asyncfetch.cluster.load_async(url, keep="both", hold="signed", nodes=2, policy=CALM, token=TOKEN)
+    assert again.downloaded == 0
+    assert any(b"Errand" in call for call in told)
+    assert not any(map(shown, told))
+    made, found_in_calls = ray.get(held._keeper.calls.remote())
+    assert made
+    assert found_in_calls == []
+    assert shown(repr(ray.get(held._keeper.asked.remote()))) is None
+    assert shown(listed(ray)) is None
+    assert showing(Path(ray._private.worker._global_node.get_session_dir_path())) == []
+    held.release()

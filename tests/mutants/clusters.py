@@ -81,8 +81,16 @@ MUTANTS = (
         _TOKEN,
         "cluster.driving:brought",
         "Errand(asked, offer, nodes, keep)",
-        "Errand((*asked, str(access)), offer, nodes, keep)",
+        "Errand(asked + str(access), offer, nodes, keep)",
         ("cluster/test_secrets.py::test_a_source_without_links",),
+    ),
+    Mutant(
+        "source-as-it-is-goes-through-ray",
+        _TOKEN,
+        "cluster.driving:_asked",
+        "hashlib.sha256(json.dumps([str(one) for one in what]).encode()).hexdigest()",
+        "json.dumps([str(one) for one in what])",
+        ("cluster/test_files.py::test_what_tells_calls_apart_tells_no_secret",),
     ),
     Mutant(
         "token-in-the-name-of-a-call",
