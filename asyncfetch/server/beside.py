@@ -1,7 +1,8 @@
 """A folder of one's own and another Hub, as one.
 
 A repository that lies in the folder is answered from there, whatever the Hub says of that name: nothing is asked there
-about it. All others are the Hub's. A listing has those of the folder first.
+about it, but for revisions that the folder does not have, such as those of a download into it that is under way. All
+others are the Hub's. A listing has those of the folder first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..storage.cache import is_commit
 from ..tasks import off_loop
 from .folders.layout import KINDS
 from .protocol.access_log import raw_path
@@ -70,7 +72,13 @@ class Beside:
             return await self.passing.respond(request)
         if target.name:
             place = await off_loop(lambda: self.own.catalog.locate(target.kind, target.name))
-            return await (self.own if place else self.passing).respond(request)
+            if place is None:
+                return await self.passing.respond(request)
+            answer = await self.own.respond(request)
+            if not _may_be_elsewhere(answer, target.revision):
+                return answer
+            theirs = await self.passing.respond(request)
+            return theirs if _tells_more(theirs) else answer
         if target.action == "list" and request.method in ("GET", "HEAD"):
             return self.own.gate.refusal(request) or await self._listing(request, target)
         return await self.passing.respond(request)
@@ -94,6 +102,19 @@ class Beside:
             return JSONResponse(listed, headers=self.own.links(request, urlencode([*query, ("cursor", after)])))
         rest = [pair for pair in query if pair[0] != "limit"] + ([("limit", str(room))] if page else [])
         return _merged(listed, await self.passing.respond(_asking(request, rest if page else query)), names)
+
+
+def _may_be_elsewhere(answer: Response, revision: str) -> bool:
+    """Whether the folder does not have a revision, or cannot tell yet: its commits are made of hashes."""
+    code = answer.headers.get("x-error-code")
+    return code == "RevisionNotFound" or (code in ("Hashing", "Changed") and is_commit(revision))
+
+
+def _tells_more(theirs: Response) -> bool:
+    """Whether the Hub has the revision, whatever it says of the file; or may have it, and could not be asked."""
+    if theirs.status_code in (401, 404):
+        return theirs.headers.get("x-error-code") == "EntryNotFound"
+    return True
 
 
 def _asking(request: Request, query: list[tuple[str, str]]) -> Request:

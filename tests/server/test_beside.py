@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import pytest
 
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
+from asyncfetch.server.folders import catalog
 
 from ..kit.canaries import TOKEN
-from ..kit.fault_server import Answer, FaultServer, Resource
+from ..kit.fault_server import COMMIT, Answer, FaultServer, Resource
 from .clients import hub
 from .trees import write
 
@@ -106,6 +108,63 @@ def test_a_new_folder_counts_at_once(source: FaultServer, service: Server, own: 
     assert httpx.get(url).text == "theirs"
     write(own / "org" / "model" / "config.json", b"ours by now")
     assert httpx.get(url).text == "ours by now"
+
+
+def test_a_download_into_the_folder(source: FaultServer, service: Server, own: Path, tmp_path: Path) -> None:
+    """It goes on after its first file has landed there, and all of it is served from there in the end."""
+    files = {"a/config.json": b"{}", "b.safetensors": bytes(range(256)) * 3000, "c.json": b"3", "d.txt": b"4"}
+    source.listing(source.hub("new/model", files))
+    code = f"result = snapshot_download('new/model', local_dir={str(own / 'new' / 'model')!r}, max_workers=1)"
+    assert hub(service.url, tmp_path / "home", code) == str(own / "new" / "model")
+    assert {name: (own / "new" / "model" / name).read_bytes() for name in files} == files
+    source.go_away()
+    info = httpx.get(f"{service.url}/api/models/new/model").json()
+    assert {one["rfilename"] for one in info["siblings"]} == set(files)
+
+
+def _without(source: FaultServer, *revisions: str) -> None:
+    """Have the Hub say that it does not have these revisions of org/shared."""
+    refused = Resource(respond=lambda _: Answer(404, {"x-error-code": "RevisionNotFound"}, b"Invalid rev id"))
+    for revision in revisions:
+        source.resources[f"/org/shared/resolve/{revision}/config.json"] = refused
+        source.resources[f"/api/models/org/shared/tree/{revision}"] = refused
+
+
+def test_what_the_folder_does_not_have_of_revisions(source: FaultServer, service: Server) -> None:
+    """The Hub may: of a commit of its own, and of a branch. Else the folder's own answer stays."""
+
+    def told(revision: str, path: str = "config.json") -> tuple[int, str]:
+        answer = httpx.get(f"{service.url}/org/shared/resolve/{revision}/{path}")
+        return answer.status_code, answer.headers.get("x-error-code", answer.text)
+
+    ours = httpx.get(f"{service.url}/api/models/org/shared").json()["sha"]
+    assert [told(revision) for revision in ("main", "HEAD", ours)] == [(200, "ours org/shared")] * 3
+    assert told("main", "absent") == (404, "EntryNotFound")
+    assert not [seen for seen in source.seen if "shared" in seen.path]
+    assert told(COMMIT) == (200, "theirs")
+    assert told(COMMIT, "absent") == (404, "EntryNotFound")
+    _without(source, "0" * 40, "1" * 40, "v9")
+    assert told("0" * 40) == told("v9") == (404, "RevisionNotFound")
+    unknown_there = httpx.get(f"{service.url}/team/one/resolve/v9/config.json")
+    assert unknown_there.headers["x-error-code"] == "RevisionNotFound"
+    body = {"paths": ["config.json"]}
+    listed = httpx.post(f"{service.url}/api/models/org/shared/paths-info/{'1' * 40}", json=body)
+    assert listed.headers["x-error-code"] == "RevisionNotFound"
+    source.go_away()
+    assert told("2" * 40)[0] == 502  # nobody knows
+
+
+def test_a_commit_while_the_folder_is_hashed(
+    source: FaultServer, service: Server, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then nobody knows whether it is the folder's: the Hub is asked whether it is one of its."""
+    monkeypatch.setattr(catalog, "PATIENCE", 0.1)
+    os.truncate(write(own / "org" / "shared" / "w.safetensors"), 1 << 40)
+    page = f"{service.url}/org/shared/resolve"
+    assert httpx.get(f"{page}/{COMMIT}/config.json").text == "theirs"
+    _without(source, "5" * 40)
+    for revision in ("main", "5" * 40):
+        assert httpx.get(f"{page}/{revision}/config.json").headers["x-error-code"] == "Hashing"
 
 
 def test_it_goes_with_another_hub_alone(own: Path, tmp_path: Path) -> None:

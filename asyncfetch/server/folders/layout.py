@@ -1,6 +1,6 @@
 """Which repositories lie in a directory, and where. Blocking calls: run them in a thread.
 
-    DIR/org/name/...                    the model "org/name"
+    DIR/org/name/...                    the model "org/name", when there is a file in or below it
     DIR/name/...                        the model "name", when the folder itself holds a file
     DIR/datasets/org/name/...           the dataset "org/name", and likewise "name"
     DIR/models--org--name/snapshots/... the model "org/name" of a hub cache, and likewise datasets--...
@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -270,6 +271,23 @@ class Layout:
         if self.leads_out(os.fspath(real), os.fspath(folder)):
             return None
         watch(real, watched)
-        if len(parts) == 1 and not any(map(_is_file, entries_of(real))):
-            return None
-        return real
+        holding = self._holding(real, deep=len(parts) > 1)
+        if holding is not None:
+            watch(holding, watched)
+        return None if holding is None else real
+
+    def _holding(self, top: Path, *, deep: bool) -> Path | None:
+        """The first folder with a file that may be served: `top`, or where `deep` one below. It ends at that file."""
+        folders, passed = [top], {top}
+        for folder in folders:
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in filter(lambda entry: _servable(entry.name), entries):
+                    if _is_file(entry) and os.access(entry.path, os.R_OK):
+                        real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                        if not self.leads_out(real, entry.path):
+                            return folder
+                    elif deep and is_folder(entry) and (self.boundary is None or not entry.is_symlink()):
+                        below = Path(os.path.realpath(entry.path))
+                        folders += [below] if below not in passed else []
+                        passed.add(below)
+        return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asyncfetch.errors import SourceError
-from asyncfetch.server.folders.layout import Layout
+from asyncfetch.server.folders.layout import Layout, Watched, unchanged
 from asyncfetch.server.folders.revisions import commit_of, has_file, refs_of
 from asyncfetch.server.folders.walk import walk
 
@@ -40,6 +40,30 @@ def test_names(tmp_path: Path) -> None:
     assert layout.names("models") == ["org/a", "org/b", "single"]
     assert layout.names("datasets") == ["d", "org/d"]
     assert layout.locate("models", "datasets/d")[0] is None
+
+
+def test_a_folder_without_a_file_is_no_repository(tmp_path: Path) -> None:
+    """Such as one into which a download has just begun. What lands counts at once, and what goes too."""
+    for file in ("org/begun/.cache/huggingface/x", "org/begun/a.incomplete", "org/begun/deep/er/.x", "datasets/o/d/.x"):
+        write(tmp_path / file)
+    (tmp_path / "org" / "begun" / "link.json").symlink_to(write(tmp_path.parent / "outside" / "file"))
+    (tmp_path / "org" / "begun" / "folder").symlink_to(tmp_path.parent / "outside")
+    (tmp_path / "org" / "begun" / "round").symlink_to(tmp_path / "org" / "begun")
+    layout = Layout(tmp_path)
+    assert layout.names("models") == layout.names("datasets") == []
+    assert layout.locate("models", "org/begun")[0] is None
+    assert folder_of(tmp_path, "org/begun", follow_links=True) == tmp_path / "org" / "begun"
+    landed = write(tmp_path / "org" / "begun" / "deep" / "er" / "w.safetensors")
+    assert layout.names("models") == ["org/begun"]
+    there: Watched = {str(landed.parent): None}
+    while not unchanged(there):  # until a change would show
+        place, watched = layout.locate("models", "org/begun")
+        assert place is not None
+        there = {folder: state for folder, state in watched.items() if folder == str(landed.parent)}
+        assert there
+    landed.unlink()
+    assert not unchanged(there)
+    assert layout.locate("models", "org/begun")[0] is None
 
 
 def test_a_root_that_is_one_model(tmp_path: Path) -> None:
