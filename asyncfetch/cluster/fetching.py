@@ -17,7 +17,7 @@ from typing import Any, Self
 import anyio
 from anyio.abc import TaskGroup
 
-from ..engine.receiving import stored_partial
+from ..engine.beginning import stored_partial
 from ..engine.transfer import Transfer
 from ..errors import ChecksumMismatchError, StorageError
 from ..events import Event, FileProgress, FileStarted, FileVerified, Finished, Notifier

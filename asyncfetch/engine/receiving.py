@@ -1,4 +1,4 @@
-"""One file on its way: begun or gone on with, received, hashed, verified, published, or started over.
+"""One file on its way: received, hashed, verified, published, or started over.
 
 Its hash follows the bytes that come in order; what came out of order is hashed by a task behind the
 lanes, so that little is left when the last byte is here. Whoever brings the file to its end, a
@@ -8,7 +8,6 @@ lane or that task, verifies and publishes it.
 from __future__ import annotations
 
 import mmap
-import os
 import time
 from dataclasses import replace
 from enum import Enum
@@ -18,7 +17,7 @@ from anyio import to_thread
 from filelock import FileLock
 
 from ..errors import ChecksumMismatchError, StorageError
-from ..events import FileProgress, FileStarted, FileVerified, Retrying, Waiting
+from ..events import FileProgress, FileStarted, FileVerified, Retrying
 from ..format.header import PREFIX_BYTES
 from ..network.body import Body
 from ..network.ranges import Intake, Target, differ, receive, version_of
@@ -26,19 +25,17 @@ from ..sources.headers import read_early
 from ..sources.late import hold_one_against_index
 from ..sources.located import PREFIX_LIMIT, Landed, SourceFile
 from ..spans import MiB, Span
-from ..storage.cache import RepoCache
 from ..storage.files import vanished
-from ..storage.locks import lock_blob, unlock
+from ..storage.locks import unlock
 from ..storage.maps import pages_of
 from ..storage.partial import FilePartial, MemoryPartial, Partial, StoredPartial
-from ..storage.sequential import SequentialPartial
 from ..storage.small import SMALL, SmallFile
 from ..tasks import off_loop
 from .job import Job
 from .schedule import Lease
 from .signals import Signal
 
-__all__ = ["Receiving", "Stage", "begin", "stored_partial"]
+__all__ = ["Receiving", "Stage", "tell_landed"]
 
 _REPORT_INTERVAL = 0.1
 _BACKLOG = 8 * MiB  # bytes at the frontier that wait to be hashed before a task of its own does that
@@ -54,77 +51,10 @@ class Stage(Enum):
     LANDED = "whole, verified, and where it belongs"
 
 
-async def begin(job: Job, file: SourceFile) -> Receiving | None:
-    """Make the partial of `file`, or go on with the one that is there. None if the whole file is: then it has landed.
-
-    Waits while another process downloads it. Raises StorageError, DiskFullError.
-    """
-    if job.storage == "memory":
-        return Receiving(job, file, await off_loop(lambda: _memory_partial(job, file)), None)
-    if (small := await _small_form(job, file)) is not None:
-        return Receiving(job, file, small, None)
-
-    def waits(holder: int | None) -> None:
-        ours = "another call in this process" if holder == os.getpid() else f"process {holder}"
-        who = "another process" if holder is None else ours
-        job.notify(Waiting(file.name, f"{who} is downloading this file", None))
-
-    lock, landed = await lock_blob(
-        job.cache, file.key, job.policy.lock_patience, lambda: _already_there(job, file), on_wait=waits
-    )
-    try:
-        if landed is not None:
-            unlock(lock)
-            _tell_landed(job, file, landed)
-            return None
-        if file.target is None:  # known by a listing alone: its first bytes come with the answer
-            await job.links.target(file, None)
-        partial = await off_loop(lambda: stored_partial(job.cache, file))
-    except BaseException:
-        unlock(lock)
-        raise
-    return Receiving(job, file, partial, lock)
-
-
-async def _small_form(job: Job, file: SourceFile) -> MemoryPartial | None:
-    """The form of a small file that is not here: in memory, and without a lock, since two may fetch it. Else None."""
-    followed = job.consumer is not None and job.consumer.reads_partials
-    if followed or file.in_blobs or not (file.sized and file.size <= SMALL):
-        return None
-    if file.target is None:
-        await job.links.target(file, None)
-    if file.size > SMALL:  # a listing told another size
-        return None
-    return MemoryPartial(file.size, file.algorithm, data_start=0)
-
-
-def _tell_landed(job: Job, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+def tell_landed(job: Job, file: SourceFile, landed: Landed, partial: Partial | None = None) -> None:
+    """Tell the transfer and the reporter where a file is."""
     job.landed(file, landed, partial)
     job.notify(FileVerified(file.name, file.size, str(file.checksum) if file.checksum else None))
-
-
-def stored_partial(cache: RepoCache, file: SourceFile) -> StoredPartial:
-    """The partial of a file in the cache, as its file system allows it; what an earlier run left is in it."""
-    path = cache.partial(file.key)
-    if not cache.any_order():
-        return SequentialPartial(path, file.size, file.algorithm)
-    identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"
-    return FilePartial(path, file.size, file.algorithm, identity=identity)
-
-
-def _memory_partial(job: Job, file: SourceFile) -> Partial:
-    if job.consumer is not None:
-        return job.consumer.partial(file)
-    return MemoryPartial(file.size, file.algorithm, data_start=len(file.raw_header) or PREFIX_BYTES)
-
-
-def _already_there(job: Job, file: SourceFile) -> Landed | None:
-    """Another run, or another commit, may have brought the same blob: then only link it. Blocks."""
-    blob = file.path.name if file.path else file.blob or (file.checksum.hex if file.checksum else "")
-    if not blob or job.cache.whole_blob(blob, file.size) is None:
-        return None
-    path = job.cache.link(blob, job.commit, file.name, named=job.named)
-    return Landed(path=path, pages=None if job.named else pages_of(path, file.size))
 
 
 class Receiving:
@@ -275,7 +205,7 @@ class Receiving:
     def _land(self, landed: Landed) -> None:
         self.stage = Stage.LANDED
         unlock(self._lock)
-        _tell_landed(self.job, self.file, landed, self.partial)
+        tell_landed(self.job, self.file, landed, self.partial)
 
     @property
     def _size_of_same(self) -> int | None:

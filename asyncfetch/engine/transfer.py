@@ -27,10 +27,11 @@ from ..storage.buffers import aligned_buffer
 from ..storage.maps import pages_of
 from ..storage.partial import Partial
 from ..tasks import off_loop
+from .beginning import begin
 from .bookkeeping import prepare_cache, record
 from .consumer import Consumer
 from .job import Job
-from .receiving import Receiving, begin
+from .receiving import Receiving
 from .schedule import Lease, least_cut, least_piece, most_connections
 from .signals import Signal
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import storage_errors
 from .cache import RepoCache, is_commit
 
-__all__ = ["commit_of", "known_states", "read_identities", "write_identities"]
+__all__ = ["commit_of", "known_states", "read_identities", "same_blob", "write_identities"]
 
 
 def commit_of(identities: Mapping[str, str]) -> str:
@@ -27,11 +27,25 @@ def commit_of(identities: Mapping[str, str]) -> str:
 
 def known_states(cache: RepoCache, ref: str) -> dict[str, dict[str, str]]:
     """The keys of each snapshot's files: first that which `ref` names, then from the newest to the oldest."""
-    folder, named = cache.folder / "snapshots", cache.commit_of(ref)
-    with storage_errors(folder):
-        snapshots = [path for path in folder.iterdir() if is_commit(path.name)] if folder.is_dir() else []
+    snapshots, named = _snapshots(cache), cache.commit_of(ref)
     snapshots.sort(key=lambda path: (path.name == named, _written(path)), reverse=True)
     return {path.name: read_identities(cache, path.name) for path in snapshots}
+
+
+def same_blob(cache: RepoCache, file: str, key: str) -> str:
+    """The blob of a file in the state that `key` stands for, as a snapshot links it; "" if none does."""
+    for snapshot in _snapshots(cache):
+        link = cache.find(snapshot.name, file)  # first, since most have no such file
+        checksum = cache.checksum_of(link) if link is not None else None
+        if checksum is not None and read_identities(cache, snapshot.name).get(file) == key:
+            return checksum.hex
+    return ""
+
+
+def _snapshots(cache: RepoCache) -> list[Path]:
+    folder = cache.folder / "snapshots"
+    with storage_errors(folder):
+        return [path for path in folder.iterdir() if is_commit(path.name)] if folder.is_dir() else []
 
 
 def _written(path: Path) -> float:

@@ -504,7 +504,7 @@ MUTANTS = (
     Mutant(
         "another-snapshots-file-fetched-again",
         _FOLDER,
-        "engine.receiving:_already_there",
+        "engine.beginning:_already_there",
         "file.path.name if file.path else file.blob",
         "file.blob",
         ("sources/test_web_cache.py::test_the_whole_after_a_part",),
@@ -865,7 +865,7 @@ MUTANTS = (
     Mutant(
         "small-whatever-its-size",
         _MANY,
-        "engine.receiving:_small_form",
+        "engine.beginning:_small_form",
         "if file.size > SMALL:",
         "if file.size < 0:",
         ("api/test_requests.py::test_a_listing_that_tells_less_or_lies",),
@@ -873,7 +873,7 @@ MUTANTS = (
     Mutant(
         "small-shards-of-streams-take-locks",
         _MANY,
-        "engine.receiving:_small_form",
+        "engine.beginning:_small_form",
         "followed = job.consumer is not None and job.consumer.reads_partials",
         "followed = job.consumer is not None",
         ("api/test_requests.py::test_streams_of_small_shards",),

@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant(
         "link-in-a-file",
         _ANYTHING,
-        "engine.receiving:stored_partial",
+        "engine.beginning:stored_partial",
         'identity = file.journal_identity if file.resumable else f"{file.identity}:{time.time_ns()}"',
         'identity = file.target.url if file.target else ""',
         ("engine/test_transfer.py::test_no_progress_gives_up",),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -28,7 +30,7 @@ import asyncfetch
 from asyncfetch.cli.commands import run
 from asyncfetch.cli.output import exit_code
 from asyncfetch.errors import AccessError, AsyncfetchError, ChangedError, EntryNotFoundError, NotFoundError, SourceError
-from asyncfetch.events import Event, Resolved, Retrying, Warned
+from asyncfetch.events import Event, Resolved, Retrying, Waiting, Warned
 from asyncfetch.sources import stores
 from asyncfetch.sources.signature import for_blob, with_header
 from asyncfetch.sources.store_finder import _sha256_in
@@ -513,6 +515,33 @@ def test_google_signs_offline(relay: Relay, google: str, tmp_path: Path, monkeyp
     scope = fields["X-Goog-Credential"].partition("/")[2]
     text = f"GOOG4-RSA-SHA256\n{fields['X-Goog-Date']}\n{scope}\n{digest.finalize().hex()}"
     private.public_key().verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
+
+
+@pytest.mark.parametrize("name", ["load", "download"])
+def test_two_calls_at_once(relay: Relay, port: int, tmp_path: Path, name: str) -> None:
+    """Of an object without a SHA-256 too one call brings the bytes for both, by what the store tells of its version."""
+    content = safetensors_bytes({"a": np.arange(200_000, dtype=np.float32)})
+    put(port, "shared", {SINGLE: content, "config.json": b"{}"}, hashed=False)
+    begun, waits = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert waits.wait(20)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Waiting):
+            waits.set()
+
+    relay.script[f"/shared/{SINGLE}"].extend([lambda: None, hold])
+    options: dict[str, Any] = {"cache_dir": tmp_path, "policy": ONE_LANE}
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(asyncfetch.load, "s3://shared", **options)
+        assert begun.wait(20)
+        second = pool.submit(getattr(asyncfetch, name), "s3://shared", report=hear, **options)
+        found = second.result(30)
+        assert first.result(30).keys() == {"a"}
+    assert {"a"} == found.keys() if name == "load" else found.files[SINGLE].read_bytes() == content
+    assert sum(one.sent for one in relay.of(SINGLE) if one.sent > 1 << 16) == len(content) - (1 << 16)
 
 
 def test_google_with_a_token(relay: Relay, google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
