@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from anyio import from_thread
 
+from ..engine.bookkeeping import room_needed
 from ..errors import DiskFullError, StorageError
 from ..sources.located import Landed, Located
+from ..storage.cache import RepoCache
 from ..storage.checksums import Checksum, checksum_of_etag, file_digest
 from ..storage.copies import takes_clones
+from ..storage.files import on_one_disk
 from ..storage.folders import LocalFolder, Standing
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
@@ -54,16 +58,19 @@ class Placing:
 
     def _make_room(self, located: Located) -> None:
         self.folder.prepare(self._standings)
-        files = [file for file in located.files if self._standings[file.name] is not Standing.SAME]
-        needed, free = sum(file.size for file in files), self.folder.free_bytes()
-        cache = located.cache
+        cache, free = located.cache, self.folder.free_bytes()
         if cache is None or free is None or cache.root == self.folder.own_cache:
             return
-        blobs = cache.folder / "blobs"
-        if blobs.is_dir() and blobs.stat().st_dev == self.folder.path.stat().st_dev:
-            needed += sum(file.size for file in files if file.path is None)
-        if needed > free and not takes_clones(blobs, self.folder.path):
+        needed = sum(file.size for file in located.files if self._standings[file.name] is not Standing.SAME)
+        if on_one_disk(cache.folder, self.folder.path):
+            needed += sum(room_needed(located).values())
+        if needed > free and not self._takes_clones(cache):
             raise DiskFullError(str(self.folder.path), needed=needed, free=free)
+
+    def _takes_clones(self, cache: RepoCache) -> bool:
+        with suppress(StorageError):  # of what is read there alone, nothing is cloned
+            cache.prepare()
+        return takes_clones(cache.folder / "blobs", self.folder.path)
 
     async def fill(self, located: Located, landed: Mapping[str, Landed]) -> dict[str, Path]:
         """Put there what landed, and record it. Returns where each file is, by name.

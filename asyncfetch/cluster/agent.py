@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import numpy as np
 
-from ..engine.bookkeeping import file_states, prepare_cache, record
+from ..engine.bookkeeping import file_states, prepare_cache, record, room_needed
 from ..errors import NetworkError, StorageError, storage_errors
 from ..format.dtypes import Array
 from ..policy import __version__
@@ -42,7 +42,8 @@ class Agent:
         def look() -> NodeState:
             located = self._plan.here(self._cache)
             present = {state.file: state.present for state in file_states(located, "disk")}
-            return NodeState(__version__, str(self._cache.root), self._cache.free_bytes(), present)
+            free, room = self._cache.free_bytes(), room_needed(located)
+            return NodeState(__version__, str(self._cache.root), free, present, room)
 
         return await off_loop(look, slow=True)
 

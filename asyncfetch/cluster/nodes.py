@@ -41,13 +41,14 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class NodeState:
     """What a node says of itself: the version of asyncfetch there, free bytes (None: not told) at the cache `root`,
-    and how many bytes of each file are on its disk.
+    and how many bytes of each file are on its disk. `room`: the bytes that a missing one takes more, if not the rest.
     """
 
     version: str
     root: str
     free: int | None
     present: Mapping[str, int]
+    room: Mapping[str, int] = field(default_factory=dict)
 
 
 def nodes_of(table: Iterable[Mapping[str, object]], free: Mapping[str, Mapping[str, float]]) -> list[Node]:
@@ -101,7 +102,7 @@ def check_room(
         error = DiskFullError(where, needed=in_memory, free=node.store)
         error.hint = 'Start Ray there with a larger --object-store-memory, or use keep="disk".'
         raise error
-    needed = sum(sizes[name] - state.present.get(name, 0) for name in on_disk)
+    needed = sum(state.room.get(name, sizes[name] - state.present.get(name, 0)) for name in on_disk)
     if state.free is not None and needed > state.free:
         raise DiskFullError(f"Node {node.address} ({node.id[:12]}), {state.root}", needed=needed, free=state.free)
 

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 from ..errors import DiskFullError
 from ..events import FileState
 from ..sources.located import Located
+from ..storage.files import held_bytes
 from ..storage.identities import write_identities
 from ..storage.journal import spans_on_disk
 
-__all__ = ["file_states", "prepare_cache", "record"]
+__all__ = ["file_states", "prepare_cache", "record", "room_needed"]
 
 
 def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
@@ -26,6 +27,19 @@ def file_states(located: Located, storage: str) -> tuple[FileState, ...]:
     return tuple(states)
 
 
+def room_needed(located: Located) -> dict[str, int]:
+    """How many more bytes of the disk each file takes that is missing. Reads journals: call it in a thread.
+
+    What an earlier run has written is written over where it counts no more, as without a hash after a restart.
+    """
+    cache, needed = located.cache, dict[str, int]()
+    for file, state in zip(located.files, file_states(located, "disk"), strict=True):
+        if file.path is None:
+            held = held_bytes(cache.partial(file.key)) if cache is not None else 0
+            needed[file.name] = file.size - max(state.present, min(held, file.size))
+    return needed
+
+
 def prepare_cache(located: Located, *, named: bool) -> None:
     """Check that there is room for what is missing, make the folders, publish the index.
 
@@ -34,17 +48,17 @@ def prepare_cache(located: Located, *, named: bool) -> None:
     Raises DiskFullError, StorageError.
     """
     cache = located.cache
-    states = file_states(located, "disk")
-    needed = sum(state.size - state.present for state in states)
-    if cache is None or not (needed or located.index_file or any(file.in_blobs for file in located.files)):
+    missing = any(file.path is None and file.size for file in located.files)
+    if cache is None or not (missing or located.index_file or any(file.in_blobs for file in located.files)):
         return
+    needed = sum(room_needed(located).values())
     free = cache.free_bytes()
     if free is not None and needed > free and cache.wrong.paths:
         cache.drop_wrong()
         free = cache.free_bytes()
     if free is not None and needed > free:
         raise DiskFullError(str(cache.folder), needed=needed, free=free)
-    with nullcontext() if needed else cache.left_out("folders"):
+    with nullcontext() if missing else cache.left_out("folders"):
         cache.prepare()
     if located.identities:
         write_identities(cache, located.identities)

@@ -13,20 +13,23 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import StorageError, storage_errors
 from ..reasons import NO_ROOM, Writing
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "free_bytes", "has_locks", "make_folder", "make_link", "rename", "start_writing", "sync_file",
-    "sync_folder", "sync_names", "takes_any_order", "vanished", "write_at", "write_synced",
+    "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link", "on_one_disk", "rename",
+    "start_writing", "sync_file", "sync_folder", "sync_names", "takes_any_order", "vanished", "write_at",
+    "write_synced",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 # What a file system says of something that it cannot do at all. EPERM: Linux of links on FAT, mountpoint-s3 of renames.
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY})
@@ -230,11 +233,29 @@ def sync_names(files: Iterable[Path]) -> None:
 
 def free_bytes(folder: Path) -> int | None:
     """Free bytes on the file system that holds, or will hold, `folder`; None where it does not tell."""
+    usage = _of_nearest(folder, shutil.disk_usage)
+    return usage.free if usage is not None and usage.total else None
+
+
+def held_bytes(path: Path) -> int:
+    """How much of its disk a file takes, holes left out; 0 if there is none."""
+    with suppress(OSError):
+        return os.lstat(path).st_blocks * 512
+    return 0
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether the same file system holds, or will hold, two folders."""
+    found = [_of_nearest(folder, os.stat) for folder in (one, other)]
+    return len({None if status is None else status.st_dev for status in found}) == 1
+
+
+def _of_nearest(folder: Path, ask: Callable[[Path], T]) -> T | None:
+    """What `ask` says of a folder, or of the nearest one above it that is there."""
     with storage_errors(folder):
         for candidate in (folder, *folder.parents):  # as they are: the working directory may be gone
             with suppress(FileNotFoundError, NotADirectoryError):
-                usage = shutil.disk_usage(candidate)
-                return usage.free if usage.total else None
+                return ask(candidate)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from huggingface_hub import snapshot_download
 
 import asyncfetch
-from asyncfetch.errors import SourceError, StorageError
+from asyncfetch.errors import DiskFullError, SourceError, StorageError
 from asyncfetch.events import Event, Warned
 
-from ..kit.fault_server import COMMIT, QUICK, FaultServer, Repository, Truncate
-from ..kit.files import sharded_bytes
+from ..kit.fault_server import COMMIT, LOOK, QUICK, FaultServer, Repository, Truncate
+from ..kit.files import safetensors_bytes, sharded_bytes
+from ..kit.mounts import tiny_disk
 
 TENSORS = {f"layer.{n}": np.full(30_000, n, dtype=np.uint8) for n in range(2)}
 CHECKPOINT = sharded_bytes(TENSORS, 2)
@@ -276,6 +278,46 @@ def test_interrupted_it_goes_on(server: FaultServer, repository: Repository, tmp
     server.heal(page)
     assert tree(download(server, tmp_path).path) == FILES
     assert [path.name for path in records.glob("*.incomplete")] == ["new.asyncfetch.12345678.incomplete"]
+
+
+LARGE = {"model.safetensors": safetensors_bytes({"w": np.zeros(3 << 20, np.uint8)}), "config.json": b"{}"}
+
+
+@pytest.fixture
+def large(server: FaultServer) -> str:
+    """A repository of 3 MiB. Where the bytes of its weights are."""
+    made = server.hub("org/model", LARGE)
+    server.listing(made)
+    return made.storage["model.safetensors"]
+
+
+@pytest.mark.parametrize(("size", "apart"), [("5M", False), ("2M", True)], ids=["for one alone", "for none"])
+def test_no_room_is_said_before_a_byte_moves(
+    server: FaultServer, large: str, tmp_path: Path, size: str, apart: bool
+) -> None:
+    """What lands in the cache and what is put into the folder count both, also before there is a cache."""
+    with tiny_disk(tmp_path / "disk", size) as disk:
+        cache = tmp_path / "cache" if apart else disk / "new" / "cache"
+        with pytest.raises(DiskFullError) as caught:
+            download(server, disk, cache_dir=cache)
+        assert caught.value.needed == (1 if apart else 2) * sum(map(len, LARGE.values()))
+        assert not [seen for seen in server.to(large) if seen.sent > 1 << 16]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one disk", "two disks"])
+def test_what_an_earlier_call_brought_needs_no_room(
+    server: FaultServer, large: str, tmp_path: Path, apart: bool
+) -> None:
+    """On a disk with room for what there is to be in the end, and little more, the same call goes on."""
+    server.fault(large, LOOK, Truncate(2 << 20))
+    with tiny_disk(tmp_path / "disk", "4M" if apart else "7M") as disk:
+        cache = tmp_path / "cache" if apart else disk / "cache"
+        once = replace(QUICK, attempts=1, connections=1)
+        with pytest.raises(asyncfetch.NetworkError):
+            download(server, disk, cache_dir=cache, policy=once)
+        assert tree(download(server, disk, cache_dir=cache).path) == LARGE
+        shutil.rmtree(disk / "dir")
+        assert tree(download(server, disk, cache_dir=cache).path) == LARGE
 
 
 @pytest.mark.parametrize("cache", ["/sys/cache", "~nobody-of-this-name/cache"], ids=["closed", "nowhere"])

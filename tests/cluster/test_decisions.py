@@ -100,6 +100,9 @@ def test_room_is_asked_of_each_node() -> None:
     assert "--object-store-memory" in error.value.hint
     with pytest.raises(DiskFullError, match=r"Node 10\.0\.0\.7 .*90 bytes.*40"):
         check_room(node, NodeState("1", "/cache", 40, {}), sizes, in_memory=0, on_disk=sizes)
+    check_room(node, NodeState("1", "/cache", 40, {"b": 30}, {"a": 40}), sizes, in_memory=0, on_disk=sizes)
+    with pytest.raises(DiskFullError, match=r"Node 10\.0\.0\.7 .*41 bytes.*40"):
+        check_room(node, NodeState("1", "/cache", 40, {}, {"a": 40, "b": 1}), sizes, in_memory=0, on_disk=sizes)
 
 
 def test_files_are_spread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncfetch.errors import NetworkError
+from asyncfetch.errors import DiskFullError, NetworkError
 from asyncfetch.storage.boot import boot_id
 
 from ..kit.fault_server import LOOK, FaultServer, Truncate
 from ..kit.files import safetensors_bytes
+from ..kit.mounts import tiny_disk
 from ..kit.small_model import CALM, ONE_LOOP, SINGLE, load
 
 pytestmark = [pytest.mark.anyio, ONE_LOOP]
@@ -84,3 +86,22 @@ async def test_a_hash_counts_over_a_restart(server: FaultServer, tmp_path: Path)
     sent = server.sent(PATH)
     assert np.array_equal((await load(server, tmp_path, "/files/", **HASH))["w"], WEIGHTS["w"])
     assert server.sent(PATH) - sent < len(DATA) - 900_000
+
+
+@pytest.mark.parametrize("version", [{}, {"etag": ""}], ids=["a version", "no version"])
+async def test_what_counts_no_more_is_written_over(
+    server: FaultServer, tmp_path: Path, version: dict[str, str]
+) -> None:
+    """What an earlier run wrote takes no more room when it comes again: on a full disk too the load goes on."""
+    server.web("/files", {SINGLE: DATA}, **version)
+    with tiny_disk(tmp_path / "disk", "3500k") as disk:
+        server.fault(PATH, LOOK, Truncate(2_000_000))
+        with pytest.raises(NetworkError):
+            await load(server, disk, "/files/", policy=replace(CALM, attempts=1, connections=1))
+        lose_power(journal_in(disk), pages=slice(0, 0))
+        assert shutil.disk_usage(disk).free < len(DATA)
+        assert np.array_equal((await load(server, disk, "/files/"))["w"], WEIGHTS["w"])
+        server.web("/files", {SINGLE: safetensors_bytes({"w": WEIGHTS["w"][::-1].copy()})}, **version)
+        with pytest.raises(DiskFullError) as caught:
+            await load(server, disk, "/files/")
+        assert caught.value.needed == len(DATA)

@@ -29,6 +29,14 @@ MUTANTS = (
         ("cluster/test_decisions.py::test_room_is_asked_of_each_node",),
     ),
     Mutant(
+        "what-a-disk-holds-besides-is-forgotten",
+        _ROOM,
+        "cluster.nodes:check_room",
+        "state.room.get(name, sizes[name] - state.present.get(name, 0))",
+        "sizes[name] - state.present.get(name, 0)",
+        ("cluster/test_decisions.py::test_room_is_asked_of_each_node",),
+    ),
+    Mutant(
         "tensors-lie-as-in-the-file",
         _LAID,
         "cluster.layout:groups_of",
