@@ -22,6 +22,9 @@ __all__ = ["our_request", "proxy_answered", "raise_translated", "redact_logs", "
 # By name, since an injected client may be of httpx's or of httpx2's family.
 # h2's own errors come through both where a body of HTTP/2 contradicts its length.
 _FAMILIES = frozenset({"httpx", "httpcore", "httpx2", "httpcore2", "h2"})
+_PARSERS = _FAMILIES | {"h11"}
+# Bytes that came over the wire, or were to go: of a line that is no HTTP the parsers show all.
+_QUOTATION = re.compile(r":?\s*(bytearray\()?\bb\\*['\"].*", re.DOTALL)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -55,10 +58,22 @@ def raise_translated(error: Exception, url: str, proxy: Proxy | None = None) -> 
 
     `proxy` is the one that the request went through, as far as that is known.
     """
+    _cut_quotations(error)
     ours = _translated(error, url, proxy)
     if ours is error:
         raise error
     raise ours from error
+
+
+def _cut_quotations(error: BaseException) -> None:
+    """Take out of a parser's error, and of those behind it, what they quote: it may be a token, or a signed link.
+
+    What is left says what is wrong, and they stay causes of ours.
+    """
+    for one in _chain(error):
+        if "ProtocolError" in type(one).__name__ and type(one).__module__.partition(".")[0] in _PARSERS:
+            texts = (str(arg) if isinstance(arg, BaseException) else arg for arg in one.args)
+            one.args = tuple(_QUOTATION.sub("", text) if isinstance(text, str) else text for text in texts)
 
 
 def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
@@ -142,12 +157,17 @@ def _certificate_error(fault: ssl.SSLCertVerificationError, url: str, through: s
 
 
 def _certificate_fault(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    return next((seen for seen in _chain(error) if isinstance(seen, ssl.SSLCertVerificationError)), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those behind it, as far as they are looked at."""
     seen: BaseException | None = error
     for _ in range(10):
-        if seen is None or isinstance(seen, ssl.SSLCertVerificationError):
-            return seen
+        if seen is None:
+            return
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return None
 
 
 # Each by its name, since a filter on a parent is not asked for the records of its children.
@@ -174,6 +194,7 @@ class _Redact(logging.Filter):
             if record.levelno <= logging.INFO and not _LOG.isEnabledFor(logging.DEBUG):
                 return False
             text = re.sub(r"\?[^\s'\"]+", "?…", record.getMessage())
+            text = _QUOTATION.sub("", text) if "ProtocolError(" in text else text
             text = re.sub(r"//[^\s'\"/?#]*@", "//", text)
             record.msg, record.args = re.sub(r"(?i)(b'set-cookie', b)('[^']*'|\"[^\"]*\")", r"\1'…'", text), ()
         return True

@@ -12,7 +12,7 @@ from ..errors import SourceError, redact_url
 from ..network.urls import origin_of
 from ..storage.roots import expanded
 
-__all__ = ["DEFAULT_ENDPOINT", "Settings", "find_token", "token_place"]
+__all__ = ["DEFAULT_ENDPOINT", "Settings", "cleaned", "find_token", "token_place"]
 
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -84,13 +84,13 @@ def find_token(environ: Mapping[str, str], token: str | bool | None) -> tuple[st
     fails nobody who may need no token, as for a public repository, a folder or a URL.
     """
     if isinstance(token, str):
-        return _clean(token, "The token"), ""
+        return cleaned(token, "The token"), ""
     if token is False or (token is None and environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in _TRUE):
         return None, ""
     found, fault = None, ""
     try:
-        found = _clean(environ.get("HF_TOKEN"), "The token in HF_TOKEN")
-        found = found or _clean(environ.get("HUGGING_FACE_HUB_TOKEN"), "The token in HUGGING_FACE_HUB_TOKEN")
+        found = cleaned(environ.get("HF_TOKEN"), "The token in HF_TOKEN")
+        found = found or cleaned(environ.get("HUGGING_FACE_HUB_TOKEN"), "The token in HUGGING_FACE_HUB_TOKEN")
         found = found or _read_token(environ)
     except SourceError as error:
         fault = str(error)
@@ -117,7 +117,7 @@ def _read_token(environ: Mapping[str, str]) -> str | None:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
         text = "\0"
-    return _clean(text, f"The token in the file {str(path)!r}")
+    return cleaned(text, f"The token in the file {str(path)!r}")
 
 
 def _token_file(environ: Mapping[str, str]) -> Path | None:
@@ -131,7 +131,8 @@ def token_place(environ: Mapping[str, str]) -> str:
     return next(named, None) or str(_token_file(environ))
 
 
-def _clean(token: str | None, what: str) -> str | None:
+def cleaned(token: str | None, what: str) -> str | None:
+    """A secret without what files and shells put around it; None for nothing. Raises SourceError."""
     text = (token or "").replace("\r", "").replace("\n", "").strip().strip("\ufeff").strip()
     if not text.isascii() or not text.isprintable():
         raise SourceError(f"{what} has characters that no HTTP header can carry.")

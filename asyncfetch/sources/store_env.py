@@ -19,6 +19,7 @@ from typing import Any, Literal
 from ..errors import SourceError, redact_url
 from ..storage.roots import expanded
 from .bucket import BucketSource
+from .settings import cleaned
 
 __all__ = ["DEVELOPMENT", "Way", "endpoint_of", "way_to"]
 
@@ -75,6 +76,11 @@ def way_to(source: BucketSource, environ: Mapping[str, str]) -> Way:
             return _way_to_azure(source, environ)
 
 
+def _secret(settings: Mapping[str, str], name: str, where: str = "") -> str | None:
+    """A key, a token or a signature as it can be sent; None for nothing. Raises SourceError for what can be none."""
+    return cleaned(settings.get(name), f"What {name} is set to{where}")
+
+
 def _is_true(environ: Mapping[str, str], name: str) -> bool:
     return environ.get(name, "").strip().lower() in _TRUE
 
@@ -98,10 +104,10 @@ def _way_to_aws(environ: Mapping[str, str]) -> Way:
         config["region"] = region
     if _is_true(environ, "AWS_SKIP_SIGNATURE"):
         return Way("anonymous", "AWS_SKIP_SIGNATURE is set", config)
-    for found, where, prefix in (("AWS_ACCESS_KEY_ID is used", environ, "AWS_"), (_named(environ), profile, "aws_")):
-        names = ("access_key_id", "secret_access_key", "session_token")
-        values = [where.get(prefix + (name.upper() if prefix == "AWS_" else name)) for name in names]
-        keys = dict(zip(names, values, strict=True))
+    names, named = ("access_key_id", "secret_access_key", "session_token"), _named(environ)
+    for found, where, prefix in (("AWS_ACCESS_KEY_ID is used", environ, "AWS_"), (named, profile, "aws_")):
+        spelt = {name: prefix + (name.upper() if prefix == "AWS_" else name) for name in names}
+        keys = {name: _secret(where, spelt[name], "" if where is environ else f" ({named})") for name in names}
         if keys["access_key_id"] and keys["secret_access_key"]:
             return Way("static", found, config | {name: key for name, key in keys.items() if key})
         if keys["access_key_id"] or keys["secret_access_key"]:
@@ -163,9 +169,8 @@ def _sections_of(path: Path | None) -> dict[str, dict[str, str]] | None:
 def _way_to_google(environ: Mapping[str, str]) -> Way:
     if _is_true(environ, "GOOGLE_SKIP_SIGNATURE"):
         return Way("anonymous", "GOOGLE_SKIP_SIGNATURE is set")
-    if environ.get("GOOGLE_BEARER_TOKEN"):
-        config = {"bearer_token": environ["GOOGLE_BEARER_TOKEN"]}
-        return Way("bearer", "GOOGLE_BEARER_TOKEN is used", config)
+    if token := _secret(environ, "GOOGLE_BEARER_TOKEN"):
+        return Way("bearer", "GOOGLE_BEARER_TOKEN is used", {"bearer_token": token})
     if environ.get("GOOGLE_SERVICE_ACCOUNT_KEY"):
         config = {"service_account_key": environ["GOOGLE_SERVICE_ACCOUNT_KEY"]}
         return Way("static", "GOOGLE_SERVICE_ACCOUNT_KEY is used", config)
@@ -206,7 +211,7 @@ def _azure(source: BucketSource, environ: Mapping[str, str]) -> dict[str, str]:
     if _is_true(environ, "AZURE_STORAGE_USE_EMULATOR"):
         text = "UseDevelopmentStorage=true"
     else:
-        text = environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
+        text = _secret(environ, "AZURE_STORAGE_CONNECTION_STRING") or ""
     parts = {name.strip().lower(): value for name, _, value in (one.partition("=") for one in text.split(";"))}
     told = {
         "account_name": parts.get("accountname", ""),
@@ -226,7 +231,7 @@ def _azure(source: BucketSource, environ: Mapping[str, str]) -> dict[str, str]:
         ("sas_key", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"),
         ("endpoint", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
     ):
-        told[name] = told[name] or next(filter(None, map(environ.get, variables)), "")
+        told[name] = told[name] or next(filter(None, (_secret(environ, variable) for variable in variables)), "")
     if source.account and source.account != told["account_name"]:
         told = {"account_name": source.account}
     return {name: value for name, value in told.items() if value}

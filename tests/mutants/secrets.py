@@ -74,6 +74,33 @@ MUTANTS = (
         ("test_errors.py::test_redact_url",),
     ),
     Mutant(
+        "parsers-quote-what-they-cannot-read",
+        _MESSAGES,
+        "network.wall:raise_translated",
+        "_cut_quotations(error)",
+        "pass",
+        (
+            "network/test_wall.py::test_answers_that_are_no_http",
+            "network/test_wall.py::test_what_is_left_of_their_words",
+        ),
+    ),
+    Mutant(
+        "quotations-in-log-lines",
+        _MESSAGES,
+        "network.wall:_Redact.filter",
+        '_QUOTATION.sub("", text) if "ProtocolError(" in text else text',
+        "text",
+        ("network/test_wall.py::test_answers_that_are_no_http",),
+    ),
+    Mutant(
+        "a-line-end-is-part-of-a-secret",
+        _MESSAGES,
+        "sources.store_env:_secret",
+        'cleaned(settings.get(name), f"What {name} is set to{where}")',
+        "settings.get(name)",
+        ("sources/test_store_env.py::test_secrets_as_files_and_shells_leave_them",),
+    ),
+    Mutant(
         "unredacted-network-errors",
         _MESSAGES,
         "errors:NetworkError.__init__",
@@ -92,7 +119,7 @@ MUTANTS = (
     Mutant(
         "impossible-token-shown",
         _MESSAGES,
-        "sources.settings:_clean",
+        "sources.settings:cleaned",
         'raise SourceError(f"{what} has characters that no HTTP header can carry.")',
         'raise SourceError(f"{what} {text!r} has characters that no HTTP header can carry.")',
         ("sources/test_hub.py::test_impossible_tokens",),

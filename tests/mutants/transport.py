@@ -368,7 +368,7 @@ MUTANTS = (
     Mutant(
         "certificate-error-not-recognized",
         _CERTIFICATE,
-        "network.wall:_certificate_fault",
+        "network.wall:_chain",
         "seen = seen.__cause__ or seen.__context__",
         "seen = None",
         ("network/test_sockets.py::test_untrusted_certificate",),

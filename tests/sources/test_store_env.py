@@ -13,7 +13,7 @@ from asyncfetch.errors import SourceError
 from asyncfetch.sources.request import parse_source
 from asyncfetch.sources.store_env import DEVELOPMENT, Way, endpoint_of, way_to
 
-from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN
+from ..kit.canaries import PASSWORD, SIGNATURE, TOKEN, shown
 
 S3, GS, AZ = "s3://b/m", "gs://b/m", "az://b/m"
 HOME = "https://mine.blob.core.windows.net"
@@ -151,6 +151,47 @@ def test_what_makes_no_sense(
     with pytest.raises(SourceError, match=said):
         endpoint_of(found, environ), way_to(found, environ)
     (tmp_path / "broken").unlink()
+
+
+AZURE = {"AZURE_STORAGE_ACCOUNT": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("source", "environ", "name"),
+    [
+        (GS, {"GOOGLE_BEARER_TOKEN": TOKEN}, "bearer_token"),
+        (S3, {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": PASSWORD}, "secret_access_key"),
+        (S3, {**KEYS, "AWS_SESSION_TOKEN": TOKEN}, "session_token"),
+        (S3, {"AWS_SECRET_ACCESS_KEY": PASSWORD, "AWS_ACCESS_KEY_ID": "A"}, "access_key_id"),
+        (AZ, {**AZURE, "AZURE_STORAGE_SAS_TOKEN": f"?sv=1&sig={SIGNATURE}"}, "sas_key"),
+        (AZ, {**AZURE, "AZURE_STORAGE_KEY": PASSWORD}, "account_key"),
+        (AZ, {"AZURE_STORAGE_CONNECTION_STRING": f"AccountName=mine;AccountKey={PASSWORD}"}, "account_key"),
+    ],
+)
+def test_secrets_as_files_and_shells_leave_them(source: str, environ: dict[str, str], name: str) -> None:
+    """What is put around a secret is no part of it. One that cannot be one is an error that says which it is."""
+    last = list(environ)[-1]
+    clean = way_to(parsed(source), environ).config[name]
+    for around in ("{}\n", "\ufeff{}\r\n", "  {}\t"):
+        assert way_to(parsed(source), environ | {last: around.format(environ[last])}).config[name] == clean
+    for wrong in ("{}\0", "{}\x1b[0m", "{}é"):
+        with pytest.raises(SourceError, match=last) as caught:
+            way_to(parsed(source), environ | {last: wrong.format(environ[last])})
+        assert not shown(f"{caught.value!r} {caught.value.hint}")
+
+
+def test_a_secret_of_a_profile(tmp_path: Path) -> None:
+    """The setting and its profile are named."""
+    (tmp_path / "keys").write_text("[work]\naws_access_key_id = A\naws_secret_access_key = x\x01\n")
+    environ = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "keys"), "AWS_PROFILE": "work", "HOME": str(tmp_path)}
+    with pytest.raises(SourceError, match=r"aws_secret_access_key .*AWS profile 'work'"):
+        way_to(parsed(S3), environ)
+
+
+def test_nothing_but_a_line_end_is_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the variable were not set."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert way_to(parsed(GS), {"GOOGLE_BEARER_TOKEN": "\n", "NO_GCE_CHECK": "1"}).kind == "anonymous"
 
 
 def test_a_way_is_kept_to_itself() -> None:

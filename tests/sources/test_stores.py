@@ -546,7 +546,7 @@ def test_two_calls_at_once(relay: Relay, port: int, tmp_path: Path, name: str) -
 
 def test_google_with_a_token(relay: Relay, google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token goes along in a header, and to the store alone; nothing is signed."""
-    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", TOKEN)
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", f"{TOKEN}\n")
     assert same(asyncfetch.load(google, cache_dir=tmp_path))
     assert relay.asked
     assert all(shown(one.headers["authorization"]) and not one.query for one in relay.asked)
