@@ -18,7 +18,7 @@ from ..errors import CertificateError, redact_url
 from ..tasks import off_loop
 from .proxies import Proxies, Proxy
 from .reach import Reach
-from .sockets import Backend
+from .sockets import KEPT_IDLE, Backend, served_before
 from .socks import SocksBackend
 from .trust import trusted
 from .wall import raise_translated
@@ -109,7 +109,25 @@ class _Pool(httpcore.AsyncConnectionPool):
     def create_connection(self, origin: httpcore.Origin) -> httpcore.AsyncConnectionInterface:
         connection = super().create_connection(origin)
         _made.get().append(connection)
+        served_before.set(False)
         return connection
+
+    async def ask(self, request: httpcore.Request) -> httpcore.Response:
+        """The head of an answer. What was made for a request that fails is closed."""
+        made = list[httpcore.AsyncConnectionInterface]()
+        _made.set(made)
+        served_before.set(True)  # unless the pool makes one
+        try:
+            return await self.handle_async_request(request)
+        except BaseException:
+            await _close(made)
+            raise
+        finally:
+            made.clear()  # the context outlives the request
+
+    async def forget(self, origin: httpcore.Origin) -> None:
+        """Close the idle connections that the pool itself keeps for an origin."""
+        await _close([one for one in self.connections if one.is_idle() and one.can_handle_request(origin)])
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
@@ -144,7 +162,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 ssl_context=context,
                 max_connections=None,
                 max_keepalive_connections=None,
-                keepalive_expiry=30.0,
+                keepalive_expiry=KEPT_IDLE,
                 network_backend=None if by_http else self._backend(proxy),
                 proxy=None if by_http is None else _as_httpcore_has_it(by_http, context),
             )
@@ -162,22 +180,31 @@ class PoolTransport(httpx.AsyncBaseTransport):
         )
         proxy = self.proxies.for_url(str(request.url))
         pool = await self._pool(request.url, proxy)
-        made = list[httpcore.AsyncConnectionInterface]()
-        _made.set(made)
+        asked = httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
         try:
-            answer = await pool.handle_async_request(
-                httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
-            )
-        except BaseException as error:
-            await _close(made)
-            if not isinstance(error, Exception):
-                raise
+            answer = await self._answer(pool, asked, proxy)
+        except Exception as error:
             raise_translated(error, str(request.url), proxy)
-        finally:
-            made.clear()  # the context outlives the request
         return httpx.Response(
             answer.status, headers=answer.headers, stream=_PoolStream(answer), extensions=answer.extensions
         )
+
+    async def _answer(self, pool: _Pool, asked: httpcore.Request, proxy: Proxy | None) -> httpcore.Response:
+        """The head of an answer. Once more, at once, where it was asked for over a connection that had served before.
+
+        Such a one may have died while it was idle, and nobody told: that says nothing of the server. All that is sent
+        are GET and HEAD, which may be sent again (RFC 9110, section 9.2.2).
+        """
+        try:
+            return await pool.ask(asked)
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.TimeoutException):
+            if not served_before.get():
+                raise
+        origin = asked.url.origin
+        await pool.forget(origin)
+        if proxy in self._backends:
+            self._backends[proxy].forget(origin.host.decode("ascii"), origin.port)
+        return await pool.ask(asked)
 
     async def aclose(self) -> None:
         for pool in self._pools.values():

@@ -4,41 +4,45 @@
 socket and hand httpcore the response head alone: what follows the head is left for whoever reads
 the body. `Stream.burst` receives a body in a worker thread without ever blocking: recv until the
 buffer is full or the socket would block. A stream whose body was read to its exact end goes back
-to the backend and serves the next connection to the same place, TLS session and all.
+to the backend and serves the next connection to the same place, TLS session and all, unless it was idle for long.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import math
-import os
 import select
 import socket
 import ssl
 import sys
 import termios
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import httpcore
-from anyio.abc import TaskGroup
 
-from ..reasons import reason_of
+from .dialing import connect, describe
 from .heads import HeadSplitter
-from .names import addresses_of
 from .reach import Reach
 
-__all__ = ["Backend", "Stream"]
+__all__ = ["KEPT_IDLE", "Backend", "Stream", "served_before"]
 
-_STAGGER = 0.25  # seconds between attempts: RFC 8305, section 5
+# Seconds for which an idle connection is kept. What stands in between forgets idle ones, and says so to nobody: often
+# after minutes, whatever RFC 5382, section 5, asks for.
+KEPT_IDLE = 30.0
+# A clock that goes on while the machine sleeps; on Linux another one than the monotonic clock is it.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _MAX_PARKED = 64
 _GATHER_SECONDS = 0.03  # how long a body's bytes may gather in the socket before they are received
 _TLS_RECORD = 32 * 1024  # more than the TLS library may have taken from the socket and not handed out
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
+
+# Whether the connection that the request which runs was given has served another one before.
+served_before: ContextVar[bool] = ContextVar("asyncfetch_served_before", default=False)
 
 
 class Stream(httpcore.AsyncNetworkStream):
@@ -54,6 +58,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self._asked_at = 0.0  # when the last of a request was sent; 0 once something came after it
         self.waited: float | None = None  # seconds from there to the first byte of the answer
         self.reusable = False  # set by who has read a body to its exact end
+        self.idle_since = 0.0  # by the clock of the backend, while it is parked there
         self.tls_host: str | None = None
 
     # -- what httpcore calls -----------------------------------------------------------------
@@ -79,7 +84,7 @@ class Stream(httpcore.AsyncNetworkStream):
             except (*_WOULD_BLOCK, ssl.SSLWantWriteError) as error:
                 await self._wait(error, timeout, httpcore.WriteTimeout)
             except OSError as error:
-                raise httpcore.WriteError(_describe(error)) from error
+                raise httpcore.WriteError(describe(error)) from error
         self._asked_at = time.monotonic()
 
     async def aclose(self) -> None:
@@ -107,7 +112,7 @@ class Stream(httpcore.AsyncNetworkStream):
                     await self._wait(error, timeout, httpcore.ConnectTimeout)
         except (OSError, ValueError) as error:
             self.close()
-            raise httpcore.ConnectError(_describe(error)) from error
+            raise httpcore.ConnectError(describe(error)) from error
         except BaseException:
             self.close()
             raise
@@ -228,7 +233,7 @@ class Stream(httpcore.AsyncNetworkStream):
             except ssl.SSLEOFError:
                 return b""
             except OSError as error:
-                raise httpcore.ReadError(_describe(error)) from error
+                raise httpcore.ReadError(describe(error)) from error
 
     async def _wait(self, error: Exception, timeout: float | None, timed_out: type[Exception]) -> None:
         sending = isinstance(error, ssl.SSLWantWriteError) or (
@@ -243,9 +248,11 @@ class Stream(httpcore.AsyncNetworkStream):
 class Backend(httpcore.AsyncNetworkBackend):
     """Opens connections, and keeps those that can serve again."""
 
-    def __init__(self, reach: Reach | None = None) -> None:
-        self._parked: dict[tuple[str, int], list[Stream]] = {}
-        self._reach = reach
+    def __init__(
+        self, reach: Reach | None = None, *, clock: Callable[[], float] = lambda: time.clock_gettime(_CLOCK)
+    ) -> None:
+        self._parked: dict[tuple[str, int], list[Stream]] = {}  # of each place, who was idle longest first
+        self._reach, self._clock = reach, clock
         self._closed = False
         self.opened = 0
 
@@ -260,7 +267,8 @@ class Backend(httpcore.AsyncNetworkBackend):
         parked = self._parked.get((host, port), [])
         while parked:
             stream = parked.pop()
-            if stream.parked_alive():
+            if stream.parked_alive() and self._clock() - stream.idle_since <= KEPT_IDLE:
+                served_before.set(True)
                 return stream
             stream.close()
         try:
@@ -269,7 +277,7 @@ class Backend(httpcore.AsyncNetworkBackend):
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from error
         except OSError as error:
-            raise httpcore.ConnectError(_describe(error)) from error
+            raise httpcore.ConnectError(describe(error)) from error
         for option in socket_options or ():
             sock.setsockopt(*option)
         self.opened += 1
@@ -277,7 +285,7 @@ class Backend(httpcore.AsyncNetworkBackend):
 
     async def dial(self, host: str, port: int, local_address: str | None) -> socket.socket:
         """A connected socket. Raises OSError; ProtocolError where it may not be connected to."""
-        return await _connect(host, port, local_address, self._reach)
+        return await connect(host, port, local_address, self._reach)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
@@ -290,8 +298,14 @@ class Backend(httpcore.AsyncNetworkBackend):
     def park(self, stream: Stream) -> None:
         parked = self._parked.setdefault(stream._key, [])
         if len(parked) < _MAX_PARKED and not self._closed:
+            stream.idle_since = self._clock()
             parked.append(stream)
         else:
+            stream.close()
+
+    def forget(self, host: str, port: int) -> None:
+        """Close the idle connections to a place: one of them turned out to be dead, and the others are older."""
+        for stream in self._parked.pop((host, port), []):
             stream.close()
 
     def close(self) -> None:
@@ -309,76 +323,3 @@ def _readable(sock: socket.socket) -> bool:
         poll.register(sock, select.POLLIN)
         return bool(poll.poll(0))
     return bool(select.select([sock], [], [], 0)[0])
-
-
-def _describe(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return reason_of(error)
-    return str(error) or type(error).__name__
-
-
-def interleave(addresses: list[Any]) -> list[Any]:
-    """Addresses with the families in turn, each family's order kept: RFC 8305, section 4."""
-    first = [info for info in addresses if info[0] == addresses[0][0]]
-    other = [info for info in addresses if info[0] != addresses[0][0]]
-    mixed = []
-    for index in range(max(len(first), len(other))):
-        mixed += first[index : index + 1] + other[index : index + 1]
-    return mixed
-
-
-async def _connect(host: str, port: int, local_address: str | None, reach: Reach | None) -> socket.socket:
-    """Happy eyeballs (RFC 8305): the first address to answer wins, a new one starts each 250 ms."""
-    addresses = interleave(await addresses_of(host, port))
-    if reach is not None:
-        reach.check(host, [str(info[4][0]) for info in addresses])
-    winner: list[socket.socket] = []
-    failures: list[OSError] = []
-
-    async def attempt(info: Any, failed: anyio.Event, group: TaskGroup) -> None:
-        family, kind, protocol, _, address = info
-        sock = None
-        try:
-            sock = socket.socket(family, kind, protocol)
-            await _connect_one(sock, address, local_address)
-        except OSError as error:
-            failures.append(error)
-            failed.set()
-        else:
-            if not winner:
-                winner.append(sock)
-                sock = None
-                group.cancel_scope.cancel()
-        finally:
-            if sock is not None:
-                sock.close()
-
-    try:
-        async with anyio.create_task_group() as group:
-            for info in addresses:
-                failed = anyio.Event()
-                group.start_soon(attempt, info, failed, group)
-                with anyio.move_on_after(_STAGGER):
-                    await failed.wait()
-    except BaseException:  # cancelled in the moment in which one had won
-        for sock in winner:
-            sock.close()
-        raise
-    if winner:
-        return winner[0]
-    if len(failures) == 1:
-        raise failures[0]
-    raise OSError(failures[0].errno, _describe(failures[0])) from ExceptionGroup("all addresses failed", failures)
-
-
-async def _connect_one(sock: socket.socket, address: Any, local_address: str | None) -> None:
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if local_address is not None:
-        sock.bind((local_address, 0))
-    code = sock.connect_ex(address)
-    if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-        await anyio.wait_writable(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))

@@ -142,7 +142,7 @@ MUTANTS = (
     Mutant(
         "looks-names-up-in-threads-of-the-loop",
         _LEAVING,
-        "network.sockets:_connect",
+        "network.dialing:connect",
         "interleave(await addresses_of(host, port))",
         "interleave(await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM))",
         (
@@ -307,7 +307,7 @@ MUTANTS = (
     Mutant(
         "cancelled-connection-left-open",
         _SOCKETS,
-        "network.sockets:_connect",
+        "network.dialing:connect",
         "for sock in winner:\n    sock.close()",
         "",
         ("network/test_sockets.py::test_cancelled_when_connected",),
@@ -315,7 +315,7 @@ MUTANTS = (
     Mutant(
         "connections-kept-for-nobody",
         _SOCKETS,
-        "network.pool:PoolTransport.handle_async_request",
+        "network.pool:_Pool.ask",
         "await _close(made)",
         "pass",
         ("network/test_cancelled.py::test_cancelled_at_each_await",),

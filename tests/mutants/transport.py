@@ -7,7 +7,9 @@ from . import Mutant
 _CLOSED = "closed early, the length is known"
 _EOF = "closed early, nothing tells the length"
 _RESET = "reset, in the head or in the body"
-_STALE = "an idle connection that the server has closed, or that is out of step"
+_STALE = (
+    "an idle connection that the server has closed, or that is out of step, or that somebody in between has forgotten"
+)
 _SILENT = "silence"
 _DRIP = "a drip: a few bytes before each time-out"
 _CONNECT = "no name, no route, nobody listens, nobody answers"
@@ -243,6 +245,58 @@ MUTANTS = (
         ("network/test_sockets.py::test_a_head_after_a_big_body",),
     ),
     Mutant(
+        "idle-connections-are-kept-for-ever",
+        _STALE,
+        "network.sockets:Backend.connect_tcp",
+        "and self._clock() - stream.idle_since <= KEPT_IDLE",
+        "",
+        ("network/test_idle_connections.py::test_what_is_idle_for_long_is_dropped",),
+    ),
+    Mutant(
+        "idle-since-it-was-made",
+        _STALE,
+        "network.sockets:Backend.park",
+        "stream.idle_since = self._clock()",
+        "stream.idle_since = stream.idle_since or self._clock()",
+        ("network/test_idle_connections.py::test_what_is_idle_for_long_is_dropped",),
+    ),
+    Mutant(
+        "a-dead-connection-is-the-servers-failure",
+        _STALE,
+        "network.pool:PoolTransport._answer",
+        "if not served_before.get():",
+        "if True:",
+        (
+            "network/test_idle_connections.py::test_the_next_request_comes_through",
+            "network/test_idle_connections.py::test_a_client_that_was_idle_gets_the_new_model",
+            "network/test_idle_connections.py::test_a_checkpoint_that_was_idle",
+        ),
+    ),
+    Mutant(
+        "a-new-connection-gets-a-second-try-too",
+        _STALE,
+        "network.pool:_Pool.create_connection",
+        "served_before.set(False)",
+        "",
+        ("network/test_idle_connections.py::test_a_server_that_does_fail",),
+    ),
+    Mutant(
+        "one-dead-connection-after-another",
+        _STALE,
+        "network.pool:PoolTransport._answer",
+        'self._backends[proxy].forget(origin.host.decode("ascii"), origin.port)',
+        "pass",
+        ("network/test_idle_connections.py::test_one_of_many_tells_of_all",),
+    ),
+    Mutant(
+        "the-pool-keeps-its-dead-connections",
+        _STALE,
+        "network.pool:PoolTransport._answer",
+        "await pool.forget(origin)",
+        "",
+        ("network/test_idle_connections.py::test_one_of_many_tells_of_all",),
+    ),
+    Mutant(
         "a-late-loop-is-silence",
         _SILENT,
         "network.sockets:Stream.readable",
@@ -349,7 +403,7 @@ MUTANTS = (
     Mutant(
         "waits-for-the-first-address",
         _CONNECT,
-        "network.sockets:_connect",
+        "network.dialing:connect",
         "with anyio.move_on_after(_STAGGER):",
         "with anyio.move_on_after(30):",
         ("network/test_sockets.py::test_happy_eyeballs",),

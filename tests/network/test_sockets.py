@@ -18,9 +18,11 @@ import trustme
 
 from asyncfetch.errors import CertificateError, NetworkError, ProtocolError
 from asyncfetch.events import Event, Notifier
+from asyncfetch.network import dialing
 from asyncfetch.network import sockets as network
+from asyncfetch.network.dialing import interleave
 from asyncfetch.network.ranges import Target, read_span
-from asyncfetch.network.sockets import Backend, Stream, interleave
+from asyncfetch.network.sockets import Backend, Stream
 from asyncfetch.network.transport import Transport
 from asyncfetch.network.urls import no_downgrade
 from asyncfetch.sources.hub import Hub
@@ -382,7 +384,7 @@ async def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async def getaddrinfo(*_: object, **__: object) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(network, "addresses_of", getaddrinfo)
+    monkeypatch.setattr(dialing, "addresses_of", getaddrinfo)
     async with Transport(QUICK) as transport:
         with pytest.raises(NetworkError, match="not known"):
             await transport.fetch("http://nowhere.invalid/", limit=10)
@@ -422,7 +424,7 @@ async def test_happy_eyeballs(
     port = int(server.url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", 0)) as closed:
         refusing = closed.getsockname()
-    monkeypatch.setattr(network, "addresses_of", resolver(refusing, black_hole, ("127.0.0.1", port)))
+    monkeypatch.setattr(dialing, "addresses_of", resolver(refusing, black_hole, ("127.0.0.1", port)))
     began = time.monotonic()
     stream = await Backend().connect_tcp("host", port, 2)
     assert 0.2 < time.monotonic() - began < 0.6
@@ -433,14 +435,14 @@ async def test_happy_eyeballs(
 @pytest.mark.anyio
 async def test_cancelled_when_connected(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that succeeds in the moment of a cancellation is closed."""
-    connect_one, sockets = network._connect_one, []
+    connect_one, sockets = dialing._connect_one, []
 
     async def connect_then_cancel(sock: socket.socket, *arguments: Any) -> None:
         await connect_one(sock, *arguments)
         sockets.append(sock)
         scope.cancel()
 
-    monkeypatch.setattr(network, "_connect_one", connect_then_cancel)
+    monkeypatch.setattr(dialing, "_connect_one", connect_then_cancel)
     with anyio.CancelScope() as scope:
         await Backend().connect_tcp("localhost", int(server.url.rpartition(":")[2]), 2)
     assert scope.cancelled_caught
