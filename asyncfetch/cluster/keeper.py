@@ -13,7 +13,8 @@ import anyio
 
 from ..errors import AsyncfetchError, NetworkError
 from ..events import Event, FileProgress, FileVerified, Finished, NodeProgress, Notifier, Warned
-from ..network.ranges import Target, read_span
+from ..network.ranges import Target
+from ..network.reading import read_span
 from ..network.transport import Transport
 from ..sources.links import Links
 from ..sources.request import Request

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+
+import anyio
 
 from ..errors import (
     AccessError,
@@ -28,7 +30,7 @@ from ..errors import (
 from ..spans import MiB, Span
 from ..words import quoted
 from .body import Body
-from .retry import Budget, retrying
+from .retry import Budget, is_away, retrying
 from .transport import Transport
 from .urls import may_identify, no_downgrade, redirected
 from .wall import words_of
@@ -36,12 +38,14 @@ from .wall import words_of
 __all__ = [
     "Intake",
     "Target",
+    "Whereabouts",
+    "check_status",
     "differ",
     "opaque",
+    "open_followed",
     "open_span",
-    "read_all",
-    "read_span",
     "receive",
+    "scratch",
     "strong",
     "strong_etag",
     "version_of",
@@ -57,7 +61,8 @@ class Target:
     the strong ETag that the bytes had when the file was first seen, None where there is none. `version` is
     what is left then to tell a changed file: its weak ETag and its Last-Modified, each empty if not known.
     `hashed`: who reads holds the whole file against a hash, so these and the lengths of answers decide nothing.
-    `until` is when the link ends, by `time.monotonic`, None if that is not known.
+    `until` is when the link ends, by `time.monotonic`, None if that is not known. `asked` is how often the source had
+    been asked anew when it told this, where somebody counts.
     """
 
     url: str = field(repr=False)
@@ -68,6 +73,7 @@ class Target:
     version: tuple[str, str] = ("", "")
     hashed: bool = False
     until: float | None = None
+    asked: int | None = field(default=None, compare=False)
 
 
 @asynccontextmanager
@@ -80,8 +86,8 @@ async def open_span(
     when size or validator are not those of `file` any more, LinkExpiredError, NetworkError kinds.
     """
     headers = {**target.headers, "range": f"bytes={span.start}-{span.stop - 1}"}
-    async with _open_followed(transport, target, headers, file) as body:
-        _check_status(body, target, file)
+    async with open_followed(transport, target, headers, file) as body:
+        check_status(body, target, file)
         if body.encoded:
             raise ProtocolError("the body is compressed although that was declined", url=body.url)
         if target.hashed:
@@ -93,7 +99,7 @@ async def open_span(
 
 
 @asynccontextmanager
-async def _open_followed(
+async def open_followed(
     transport: Transport, target: Target, headers: Mapping[str, str], file: str
 ) -> AsyncIterator[Body]:
     """The answer behind redirects. What identifies the caller, and the validator, stay at the first origin."""
@@ -129,7 +135,7 @@ def differ(was: tuple[str, str], now: tuple[str, str]) -> bool:
     return any(before and after and before != after for before, after in zip(was, now, strict=True))
 
 
-def _check_status(body: Body, target: Target, file: str) -> None:
+def check_status(body: Body, target: Target, file: str) -> None:
     status = body.status
     if status in (200, 206):
         return
@@ -219,7 +225,7 @@ class Intake:
         raise NotImplementedError
 
     async def target(self, refused: Target | None) -> Target:
-        """Where the file is served; another link than `refused`, which has expired."""
+        """Where the file is served; asked for anew if that is still `refused`, which has expired or is away."""
         raise NotImplementedError
 
     def place(self, nbytes: int) -> memoryview:
@@ -247,25 +253,55 @@ class Intake:
         """A request failed; it may be made again."""
 
 
+class Whereabouts:
+    """Where to send the next request for a file, by what became of the last one.
+
+    `ask` tells where it is served, and asks the source anew if that is still at the target which it gets. A link that
+    has expired must be renewed. Where a link, or what else a redirect led to, is away at every second failure in a row,
+    the source is asked whether somebody else serves the file now: for so many `seconds`, as it may be away as well.
+    """
+
+    def __init__(self, ask: Callable[[Target | None], Awaitable[Target]], seconds: float) -> None:
+        self._ask, self._seconds = ask, seconds
+        self._expired: Target | None = None
+        self._away: Target | None = None
+
+    async def target(self) -> Target:
+        """Raises what asking for a link in place of an expired one raises."""
+        away, self._away = self._away, None
+        if away is None:
+            target = await self._ask(self._expired)
+            self._expired = None
+            return target
+        with anyio.move_on_after(self._seconds), suppress(AsyncfetchError):
+            return await self._ask(away)
+        return away  # whatever the source says of it, this one may come back and go on
+
+    def failed(self, target: Target, error: AsyncfetchError, budget: Budget) -> None:
+        """A request to `target` failed, which `budget` has not counted yet."""
+        if isinstance(error, LinkExpiredError):
+            self._expired = target
+        elif target.signed and is_away(error) and budget.failures % 2:
+            self._away = target
+
+
 async def receive(transport: Transport, intake: Intake, *, file: str, size: int, told: str | None = None) -> None:
     """Receive all of `intake`, over as many requests as that takes.
 
     Transient failures are retried, from where they struck, and told as those of the file `told`. A
     connection that is given back for others' sake is no failure. Raises what `open_span` raises.
     """
-    budget = transport.budget()
-    refused: Target | None = None
+    budget, whereabouts = transport.budget(), Whereabouts(intake.target, transport.policy.read_timeout)
     while intake.span.nbytes:
         await intake.ready()
         async for attempt in retrying(budget, transport.notify, file=told):
             with attempt:
-                target = await intake.target(refused)
-                refused = None
+                target = await whereabouts.target()
                 try:
                     await _receive_from(transport, target, intake, budget, file, size)
                 except AsyncfetchError as error:
                     intake.interrupted()
-                    refused = target if isinstance(error, LinkExpiredError) else None
+                    whereabouts.failed(target, error, budget)
                     raise
 
 
@@ -294,107 +330,14 @@ async def _receive_from(
                 return
 
 
-async def read_span(
-    transport: Transport,
-    target: Target,
-    span: Span,
-    *,
-    file: str,
-    size: int,
-    on_answer: Callable[[Body, Target], None] = lambda _body, _target: None,
-    renew: Callable[[], Awaitable[Target]] | None = None,
-) -> bytes:
-    """The bytes of a small span, in memory. Transient failures are retried, from where they struck.
-
-    `on_answer` is told each answer, and which target gave it. `renew` asks for the target anew when its
-    link has expired.
-    """
-    intake = _InMemory(target, span, on_answer, renew)
-    await receive(transport, intake, file=file, size=size)
-    return bytes(intake.data)
-
-
-async def read_all(
-    transport: Transport,
-    target: Target,
-    *,
-    limit: int,
-    file: str,
-    renew: Callable[[], Awaitable[Target]] | None = None,
-) -> bytes:
-    """A small file from its first byte to the end of the body, whatever it is told to have: for who checks its hash.
-
-    No more than `limit` bytes and one, which says that there are more. Transient failures are retried.
-    """
-    refused: Target | None = None
-    async for attempt in retrying(Budget(transport.policy), transport.notify):
-        with attempt:
-            if refused is not None and renew is not None:
-                target, refused = await renew(), None
-            try:
-                return await _read_once(transport, target, limit, file)
-            except LinkExpiredError:
-                refused = target
-                raise
-    raise AssertionError("unreachable: the last attempt raises")
-
-
-async def _read_once(transport: Transport, target: Target, limit: int, file: str) -> bytes:
-    data = bytearray()
-    async with _open_followed(transport, target, target.headers, file) as body:
-        _check_status(body, target, file)
-        if body.encoded:
-            raise ProtocolError("the body is compressed although that was declined", url=body.url)
-        while len(data) <= limit and await body.pull(
-            min(limit + 1 - len(data), MiB), _scratch, data.extend, in_memory=True
-        ):
-            pass
-    return bytes(data)
-
-
-class _InMemory(Intake):
-    in_memory = True
-
-    def __init__(
-        self,
-        target: Target,
-        span: Span,
-        on_answer: Callable[[Body, Target], None],
-        renew: Callable[[], Awaitable[Target]] | None,
-    ) -> None:
-        self.data = bytearray()
-        self._target = target
-        self._whole = span
-        self._on_answer = on_answer
-        self._renew = renew
-
-    @property
-    def span(self) -> Span:
-        return Span(self._whole.start + len(self.data), self._whole.stop)
-
-    async def target(self, refused: Target | None) -> Target:
-        if refused is not None and self._renew is not None:
-            self._target = await self._renew()
-        return self._target
-
-    def place(self, nbytes: int) -> memoryview:
-        return _scratch(min(nbytes, MiB))
-
-    def accept(self, view: memoryview) -> None:
-        self.data += view
-
-    def answered(self, body: Body, target: Target, at: int) -> None:  # noqa: ARG002
-        self._on_answer(body, target)
-
-
 async def _skip(body: Body, nbytes: int) -> None:
     """Read `nbytes` and drop them: what a server without ranges sends before the wanted part."""
     while nbytes:
-        got = await body.pull(min(nbytes, MiB), _scratch, lambda _view: None)
+        got = await body.pull(min(nbytes, MiB), scratch, lambda _view: None)
         if not got:
             raise NetworkError("the body ended early", url=body.url)
         nbytes -= got
 
 
-def _scratch(nbytes: int) -> memoryview:
+def scratch(nbytes: int) -> memoryview:
     return memoryview(bytearray(nbytes))

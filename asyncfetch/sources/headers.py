@@ -16,7 +16,8 @@ from pathlib import Path
 from ..errors import ChangedError, EntryNotFoundError, InvalidHeaderError, NetworkError, storage_errors
 from ..format.header import PREFIX_BYTES, Header, header_length, parse_header
 from ..network.body import Body
-from ..network.ranges import Target, differ, read_span, strong_etag, version_of
+from ..network.ranges import Target, differ, strong_etag, version_of
+from ..network.reading import read_span
 from ..network.transport import Transport
 from ..spans import Span
 from ..tasks import off_loop

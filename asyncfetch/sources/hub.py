@@ -17,7 +17,8 @@ from urllib.parse import quote, urlsplit
 
 from ..errors import AccessError, ChangedError, ProtocolError, RepositoryNotFoundError, redact_url
 from ..format.index import index_too_large
-from ..network.ranges import Target, read_all, read_span, strong
+from ..network.ranges import Target, strong
+from ..network.reading import read_all, read_span
 from ..network.transport import Reply, Transport
 from ..network.urls import may_identify, no_downgrade, origin_of, redirected
 from ..spans import MiB, Span

@@ -158,7 +158,7 @@ MUTANTS = (
     Mutant(
         "416-is-nothing-special",
         _416,
-        "network.ranges:_check_status",
+        "network.ranges:check_status",
         "if status == 416:",
         "if status == 999:",
         ("network/test_ranges.py::test_refused_answers",),
@@ -174,7 +174,7 @@ MUTANTS = (
     Mutant(
         "no-if-range",
         _CHANGED,
-        "network.ranges:_open_followed",
+        "network.ranges:open_followed",
         'own["if-range"] = target.validator',
         "pass",
         ("network/test_ranges.py::test_content_that_changes_is_not_mixed",),
@@ -230,7 +230,7 @@ MUTANTS = (
     Mutant(
         "if-range-goes-elsewhere",
         _WEAK,
-        "network.ranges:_open_followed",
+        "network.ranges:open_followed",
         "if target.validator is not None and url == target.url and not target.hashed:",
         "if target.validator is not None and not target.hashed:",
         ("network/test_ranges.py::test_redirects_leave_the_caller_behind",),

@@ -17,6 +17,7 @@ _ABSENT = "a 404 of another moment than the commit"
 _NOTHING = "no checkpoint where it was looked for"
 _READINGS = "a source that can be read in two ways"
 _RECALL = "a source that cannot be asked, and all of it is cached"
+_MOVED = "a node that a redirect or a link led to dies"
 
 MUTANTS = (
     Mutant(
@@ -46,7 +47,7 @@ MUTANTS = (
     Mutant(
         "expired-link-is-fatal",
         _EXPIRED,
-        "network.ranges:_check_status",
+        "network.ranges:check_status",
         "if target.signed and status in (400, 401, 403, 404, 410):",
         "if target.signed and status == 0:",
         ("engine/test_transfer.py::test_expired_link_is_renewed", "network/test_ranges.py::test_signed_links_expire"),
@@ -54,34 +55,89 @@ MUTANTS = (
     Mutant(
         "expired-link-is-used-again",
         _EXPIRED,
-        "network.ranges:receive",
-        "refused = target if isinstance(error, LinkExpiredError) else None",
+        "network.ranges:Whereabouts.failed",
+        "self._expired = target",
         "pass",
         ("engine/test_transfer.py::test_expired_link_is_renewed",),
     ),
     Mutant(
         "forgets-to-renew",
         _EXPIRED,
-        "network.ranges:receive",
-        "target = await intake.target(refused)\nrefused = None",
-        "now, refused = refused, None\ntarget = await intake.target(now)",
+        "network.ranges:Whereabouts.target",
+        "target = await self._ask(self._expired)\nself._expired = None",
+        "now, self._expired = self._expired, None\ntarget = await self._ask(now)",
         ("engine/test_transfer.py::test_trouble_while_renewing",),
     ),
     Mutant(
         "fresh-403-retried-for-ever",
         _EXPIRED,
-        "network.ranges:receive",
-        "refused = target",
-        "refused = target\nbudget.failures -= 1",
+        "network.ranges:Whereabouts.failed",
+        "self._expired = target",
+        "self._expired = target\nbudget.failures -= 1",
         ("engine/test_transfer.py::test_link_that_is_always_refused",),
     ),
     Mutant(
         "each-connection-renews-the-link",
         _EXPIRED,
         "sources.links:Links.target",
-        "and file.target is not None and file.target.url == refused.url",
+        "and _is_still(file.target, refused) and refused.asked in (None, asked)",
         "",
         ("engine/test_transfer.py::test_one_of_many_connections_renews_the_link",),
+    ),
+    Mutant(
+        "a-dead-node-is-asked-for-ever",
+        _MOVED,
+        "network.ranges:Whereabouts.failed",
+        "self._away = target",
+        "pass",
+        (
+            "engine/test_moved_files.py::test_the_source_leads_to_another_node",
+            "engine/test_moved_files.py::test_an_open_checkpoint_goes_on_elsewhere",
+            "engine/test_moved_files.py::test_what_is_read_into_memory",
+        ),
+    ),
+    Mutant(
+        "asks-the-source-at-each-failure",
+        _MOVED,
+        "network.ranges:Whereabouts.failed",
+        "and budget.failures % 2",
+        "",
+        ("engine/test_moved_files.py::test_links_of_a_hub",),
+    ),
+    Mutant(
+        "asks-anew-where-nothing-led-elsewhere",
+        _MOVED,
+        "network.ranges:Whereabouts.failed",
+        "target.signed and is_away(error)",
+        "is_away(error)",
+        ("engine/test_moved_files.py::test_what_is_read_into_memory",),
+    ),
+    Mutant(
+        "waits-for-a-source-that-is-away-too",
+        _MOVED,
+        "network.ranges:Whereabouts.target",
+        "with anyio.move_on_after(self._seconds), suppress(AsyncfetchError):",
+        "with suppress(AsyncfetchError):",
+        ("engine/test_moved_files.py::test_a_source_that_cannot_tell",),
+    ),
+    Mutant(
+        "a-source-that-refuses-ends-what-a-node-may-finish",
+        _MOVED,
+        "network.ranges:Whereabouts.target",
+        "with anyio.move_on_after(self._seconds), suppress(AsyncfetchError):",
+        "with anyio.move_on_after(self._seconds):",
+        (
+            "engine/test_moved_files.py::test_a_source_that_cannot_tell",
+            "engine/test_moved_files.py::test_another_file_elsewhere_is_not_mixed_in",
+        ),
+    ),
+    Mutant(
+        "each-connection-asks-where-a-file-is",
+        _MOVED,
+        "sources.links:Links.target",
+        "and refused.asked in (None, asked)",
+        "",
+        ("engine/test_moved_files.py::test_the_same_answer_is_for_all_who_wait",),
     ),
     Mutant(
         "path-of-the-endpoint-ignored",
@@ -251,7 +307,7 @@ MUTANTS = (
     Mutant(
         "redirects-of-ranges-without-end",
         _REDIRECT,
-        "network.ranges:_open_followed",
+        "network.ranges:open_followed",
         "for _ in range(transport.policy.max_redirects + 1):",
         "for _ in range(100 * transport.policy.max_redirects):",
         ("network/test_ranges.py::test_redirect_loop",),
@@ -283,7 +339,7 @@ MUTANTS = (
     Mutant(
         "range-out-of-the-web",
         _REDIRECT,
-        "network.ranges:_open_followed",
+        "network.ranges:open_followed",
         "if not no_downgrade(here, url):",
         "if not url:",
         ("network/test_sockets.py::test_no_redirect_leaves_tls",),
@@ -302,7 +358,7 @@ MUTANTS = (
     Mutant(
         "token-goes-behind-a-redirected-range",
         _ORIGIN,
-        "network.ranges:_open_followed",
+        "network.ranges:open_followed",
         "neutral = target.neutral or not may_identify(target.url, url)",
         "neutral = target.neutral",
         ("network/test_ranges.py::test_redirects_leave_the_caller_behind",),

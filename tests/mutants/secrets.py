@@ -32,14 +32,14 @@ MUTANTS = (
         "link-in-an-event",
         _ANYTHING,
         "network.ranges:receive",
-        "refused = target",
-        "refused = target\ntransport.notify(target.url)",
+        "whereabouts.failed(target, error, budget)",
+        "whereabouts.failed(target, error, budget)\ntransport.notify(target.url)",
         ("engine/test_transfer.py::test_expired_link_is_renewed",),
     ),
     Mutant(
         "link-in-the-context-of-an-error",
         _ANYTHING,
-        "network.ranges:_check_status",
+        "network.ranges:check_status",
         "raise LinkExpiredError(status, url=target.url)",
         (
             "try:\n"

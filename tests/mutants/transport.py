@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "asks-for-bytes-again",
         _CLOSED,
-        "network.ranges:_InMemory.target",
+        "network.reading:_InMemory.target",
         "return self._target",
         "self.data.clear()\nreturn self._target",
         ("network/test_ranges.py::test_goes_on_where_it_broke",),

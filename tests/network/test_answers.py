@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from asyncfetch.errors import ChangedError, ChecksumMismatchError, CorruptError, ProtocolError, ServerError
-from asyncfetch.network.ranges import Target, open_span, read_span
+from asyncfetch.network.ranges import Target, open_span
+from asyncfetch.network.reading import read_span
 from asyncfetch.network.retry import may_pass
 from asyncfetch.spans import Span
 

@@ -16,7 +16,8 @@ from asyncfetch.errors import (
     NetworkError,
     ProtocolError,
 )
-from asyncfetch.network.ranges import Target, open_span, read_span
+from asyncfetch.network.ranges import Target, open_span
+from asyncfetch.network.reading import read_span
 from asyncfetch.network.transport import Transport
 from asyncfetch.spans import Span
 

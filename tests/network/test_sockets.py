@@ -21,7 +21,8 @@ from asyncfetch.events import Event, Notifier
 from asyncfetch.network import dialing
 from asyncfetch.network import sockets as network
 from asyncfetch.network.dialing import interleave
-from asyncfetch.network.ranges import Target, read_span
+from asyncfetch.network.ranges import Target
+from asyncfetch.network.reading import read_span
 from asyncfetch.network.sockets import Backend, Stream
 from asyncfetch.network.transport import Transport
 from asyncfetch.network.urls import no_downgrade

@@ -26,7 +26,8 @@ from asyncfetch.errors import (
 )
 from asyncfetch.events import Event, Notifier, Retrying
 from asyncfetch.network.body import Body
-from asyncfetch.network.ranges import Target, read_span
+from asyncfetch.network.ranges import Target
+from asyncfetch.network.reading import read_span
 from asyncfetch.network.transport import Reply, Transport, retry_after
 from asyncfetch.network.urls import origin_of
 from asyncfetch.policy import Policy

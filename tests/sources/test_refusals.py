@@ -19,7 +19,8 @@ from asyncfetch.errors import (
     RepositoryNotFoundError,
     ServerError,
 )
-from asyncfetch.network.ranges import Target, read_span
+from asyncfetch.network.ranges import Target
+from asyncfetch.network.reading import read_span
 from asyncfetch.network.transport import Reply, Transport
 from asyncfetch.sources.hub import Hub
 from asyncfetch.sources.refusals import Asked, refusal

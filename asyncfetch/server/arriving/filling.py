@@ -23,7 +23,7 @@ from ...engine.signals import Signal
 from ...engine.transfer import Transfer
 from ...errors import AsyncfetchError, ChecksumMismatchError, DiskFullError, StorageError
 from ...events import Retrying, Waiting
-from ...network.ranges import read_span
+from ...network.reading import read_span
 from ...progress.state import ProgressState
 from ...sources.located import Landed, Located
 from ...spans import MiB, Span
