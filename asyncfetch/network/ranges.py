@@ -51,6 +51,10 @@ __all__ = [
     "version_of",
 ]
 
+# Bytes of a part that is shorter than was asked for and still worth a request. In smaller ones a file would take more
+# requests than anybody should send: each counts as a failure, of which only so many are allowed.
+_GOOD_PART = 16 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -308,7 +312,10 @@ async def receive(transport: Transport, intake: Intake, *, file: str, size: int,
 async def _receive_from(
     transport: Transport, target: Target, intake: Intake, budget: Budget, file: str, size: int
 ) -> None:
-    """One request, until all is here or the connection is to be given back."""
+    """One request, until all is here, or the connection is to be given back, or a good part of it came.
+
+    A server may answer with less than was asked for (RFC 9110, section 15.3.7): that is no failure.
+    """
     span = intake.span
     if not span.nbytes:  # somebody else brings it by now
         return
@@ -317,17 +324,27 @@ async def _receive_from(
         if not intake.span.nbytes:
             return
         await _skip(body, span.start - at)
+        here = span.start
         while intake.span.nbytes:
             room = await intake.room()
             if not room:
                 return
             got = await body.pull(room, intake.place, intake.accept, in_memory=intake.in_memory)
+            if not got and here - span.start >= _GOOD_PART and here == _end_of_part(body):
+                return
             if not got:
                 raise NetworkError("the body ended early", url=target.url)
+            here += got
             budget.progress(got)
             intake.pulled(got)
             if intake.span.nbytes and transport.limits.connections.owes(transport):
                 return
+
+
+def _end_of_part(body: Body) -> int | None:
+    """Where the part of a file ends that an answer says it is; None if it says nothing of the kind."""
+    match = re.match(r"bytes \d{1,18}-(\d{1,18})/", body.headers.get("content-range", ""), re.ASCII)
+    return int(match[1]) + 1 if match and body.status == 206 else None
 
 
 async def _skip(body: Body, nbytes: int) -> None:

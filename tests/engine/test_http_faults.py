@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from asyncfetch.errors import AsyncfetchError, ChangedError, CorruptError, LinkExpiredError, NetworkError, ProtocolError
+from asyncfetch.events import Event, Retrying, Waiting
 
 from ..kit.child import in_child
 from ..kit.fault_server import (
@@ -24,6 +25,7 @@ from ..kit.fault_server import (
     QUICK,
     SIGNATURE,
     Answer,
+    Capped,
     Chunked,
     Drip,
     Expire,
@@ -344,6 +346,24 @@ async def test_no_ranges_many_connections(server: FaultServer, tmp_path: Path, s
     assert np.array_equal(state["w"], np.arange(2_000_000, dtype=np.uint32))
     assert len(server.to(path)) <= 4 + 1
     assert server.sent(path) < len(body) + 4 * 1_000_000  # and not for each of them
+
+
+@pytest.mark.anyio
+@KINDS
+@pytest.mark.parametrize("source", ["org/model", "/files/"])
+async def test_capped_ranges_many_connections(server: FaultServer, tmp_path: Path, source: str, kind: str) -> None:
+    """Where no answer is longer than some bytes, a model comes in parts of so many: no failure, and no byte twice."""
+    body = safetensors_bytes({"w": np.arange(700_000, dtype=np.uint32)})
+    path = server.hub("org/model", {SINGLE: body}).storage[SINGLE] if source == "org/model" else f"/files/{SINGLE}"
+    server.web("/files", {SINGLE: body})
+    server.fault(path, Capped(70_000), forever=True)
+    told: list[Event] = []
+    policy = replace(CALM, connections=4, min_split=300_000)
+    state = await load(server, tmp_path, source, policy=policy, kind=kind, report=told.append)
+    assert np.array_equal(state["w"], np.arange(700_000, dtype=np.uint32))
+    assert not any(isinstance(event, Retrying | Waiting) for event in told)
+    assert server.covered(path) == len(body)
+    assert len(server.to(path)) < 2 * len(body) / 70_000
 
 
 # -- descriptors -----------------------------------------------------------------------------------

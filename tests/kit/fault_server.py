@@ -236,6 +236,19 @@ def IgnoreRange(answer: Answer) -> Answer:  # noqa: N802
     return replace(Headers(content_range=None)(answer), status=200, body=answer.full)
 
 
+def Capped(nbytes: int) -> Fault:  # noqa: N802
+    """Of a range at most so many bytes, as those who stand before a server may have it (RFC 9110, section 15.3.7)."""
+
+    def fault(answer: Answer) -> Answer:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("content-range", ""))
+        if match is None or len(answer.body) <= nbytes:
+            return answer
+        told = f"bytes {match[1]}-{int(match[1]) + nbytes - 1}/{match[2]}"
+        return replace(Headers(content_range=told)(answer), body=answer.body[:nbytes])
+
+    return fault
+
+
 def Flip(position: int, mask: int = 1) -> Fault:  # noqa: N802
     """One wrong bit (or those of `mask`) in byte `position` of the file, if this answer holds it."""
 

@@ -14,6 +14,7 @@ _SIZES = "a size that is not told, or wrong, where a hash is known"
 _WEAK = "a weak ETag, an ETag of another origin"
 _STATUS = "statuses that pass by themselves"
 _WAIT = "Retry-After, RateLimit"
+_CAPPED = "206 with fewer bytes than were asked for"
 
 MUTANTS = (
     Mutant(
@@ -442,5 +443,32 @@ MUTANTS = (
         "if len(data) < limit:\n    raise",
         "raise",
         ("api/test_hash_decides.py::test_weaker_signs",),
+    ),
+    Mutant(
+        "a-capped-range-is-a-failure",
+        _CAPPED,
+        "network.ranges:_receive_from",
+        "if not got and here - span.start >= _GOOD_PART and here == _end_of_part(body):\n    return",
+        "",
+        (
+            "network/test_ranges.py::test_ranges_that_are_capped",
+            "engine/test_http_faults.py::test_capped_ranges_many_connections",
+        ),
+    ),
+    Mutant(
+        "tiny-parts-for-ever",
+        _CAPPED,
+        "network.ranges:_receive_from",
+        "here - span.start >= _GOOD_PART and",
+        "",
+        ("network/test_ranges.py::test_parts_that_are_worth_no_request",),
+    ),
+    Mutant(
+        "an-end-that-nobody-announced",
+        _CAPPED,
+        "network.ranges:_receive_from",
+        "and here == _end_of_part(body)",
+        "",
+        ("network/test_ranges.py::test_a_part_that_ends_elsewhere_than_it_says",),
     ),
 )

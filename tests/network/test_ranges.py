@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import anyio
 import pytest
 
 from asyncfetch.errors import (
@@ -16,6 +17,7 @@ from asyncfetch.errors import (
     NetworkError,
     ProtocolError,
 )
+from asyncfetch.events import Event, Notifier, Retrying
 from asyncfetch.network.ranges import Target, open_span
 from asyncfetch.network.reading import read_span
 from asyncfetch.network.transport import Transport
@@ -26,6 +28,7 @@ from ..kit.fault_server import (
     OK,
     QUICK,
     Answer,
+    Capped,
     Chunked,
     ContentRange,
     Drip,
@@ -118,6 +121,53 @@ async def test_shorter_range_than_asked(server: FaultServer) -> None:
     async with transport_of("own") as transport:
         assert await read(server, transport) == BODY[1000:91_000]
     assert [seen.start for seen in server.to(PATH)] == [1000, 2000]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("hashed", [False, True], ids=["by-signs", "by-a-hash"])
+@pytest.mark.parametrize("kind", ["own", "client"])
+@pytest.mark.parametrize("framing", [OK, Chunked, UntilClose], ids=["length", "chunks", "until-close"])
+async def test_ranges_that_are_capped(server: FaultServer, kind: str, framing: Fault, *, hashed: bool) -> None:
+    """Each part is as long as it says: the rest is asked for at once, and that is neither a failure nor a wait."""
+    server.fault(PATH, (Capped(21_000), framing), forever=True)
+    told: list[Event] = []
+    async with transport_of(kind, replace(QUICK, attempts=1)) as transport:
+        transport.notify = Notifier(told.append)
+        assert await read(server, transport, hashed=hashed) == BODY[1000:91_000]
+    assert [seen.start for seen in server.to(PATH)] == [1000, 22_000, 43_000, 64_000, 85_000]
+    assert server.sent(PATH) == SPAN.nbytes
+    assert not told
+    if framing is OK:
+        assert server.connections == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("nbytes", [9000, 1, 0])
+async def test_parts_that_are_worth_no_request(server: FaultServer, nbytes: int) -> None:
+    """A server that gives few bytes at a time for ever gets as many requests as one that fails."""
+    server.fault(PATH, Capped(nbytes), forever=True)
+    async with transport_of("own") as transport:
+        with anyio.fail_after(30), pytest.raises(NetworkError):
+            await read(server, transport)
+    assert len(server.to(PATH)) == QUICK.attempts
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("says", ["bytes {start}-{last}/{size}", "bytes {start}-{last-1}/{size}", "bytes 1000-", None])
+async def test_a_part_that_ends_elsewhere_than_it_says(server: FaultServer, says: str | None) -> None:
+    """Where a hash decides lengths need not be right, but an end that nobody announced is a failure."""
+
+    def short(answer: Answer) -> Answer:
+        told = Headers(content_range=None) if says is None else ContentRange(says)
+        return replace(told(answer), body=answer.body[:40_000])
+
+    server.fault(PATH, short)
+    told: list[Event] = []
+    async with transport_of("own") as transport:
+        transport.notify = Notifier(told.append)
+        assert await read(server, transport, hashed=True) == BODY[1000:91_000]
+    assert [seen.start for seen in server.to(PATH)] == [1000, 41_000]
+    assert [type(event) for event in told] == [Retrying]
 
 
 @pytest.mark.anyio
