@@ -58,6 +58,7 @@ from .protocol.forms import paths_of
 from .protocol.wire import parse_resource
 from .source.freshness import PATIENCE
 from .source.grants import Grants
+from .source.relayed import next_query, told_headers
 from .source.store import Store
 from .source.upstream import Upstream, Who
 
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PullThrough"]
 
-_RELAYED = ("x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 _PRIVATE = ("whoami", "list")
 SAVE = 2.0  # seconds between two times that counters are written
 _MOST_FOLDERS = 8  # that are listed for one request
@@ -274,12 +274,12 @@ class PullThrough:
         return self.public_url or f"{request.url.scheme}://{request.url.netloc}"
 
     def _relayed(self, request: Request, answer: Answer) -> Response:
-        headers = {name: answer.headers[name] for name in _RELAYED if name in answer.headers}
+        headers = told_headers(answer.headers)
         # What a browser would run is text: it shares an origin with this server.
         is_json = answer.body[:1] in (b"{", b"[")
         headers["Content-Type"] = "application/json" if is_json else "text/plain; charset=utf-8"
         headers["X-Content-Type-Options"] = "nosniff"
-        if following := following_page(answer.headers.get("link", "")):
+        if following := next_query(answer.headers.get("link", ""), self.endpoint):
             headers["Link"] = f'<{self._origin(request)}{raw_path(request.scope)}?{following}>; rel="next"'
         return Response(answer.body, answer.status, headers)
 

@@ -140,6 +140,33 @@ MUTANTS = (
         ("server/source/test_hostile_sources.py::test_lies_of_the_source",),
     ),
     Mutant(
+        "headers-are-handed-on-as-they-came",
+        _LIES,
+        "server.source.relayed:told_headers",
+        "header_text(text[:_MOST_TEXT])",
+        "text",
+        (
+            "server/source/test_hostile_sources.py::test_any_headers_are_made_fit",
+            "server/source/test_hostile_sources.py::test_headers_that_cannot_be_handed_on",
+        ),
+    ),
+    Mutant(
+        "commits-that-are-none-are-handed-on",
+        _LIES,
+        "server.source.relayed:told_headers",
+        "if _TOLD[name].fullmatch(text)",
+        "if _TOLD[name]",
+        ("server/source/test_hostile_sources.py::test_headers_that_cannot_be_handed_on",),
+    ),
+    Mutant(
+        "a-next-page-as-the-source-writes-it",
+        _LIES,
+        "server.source.relayed:next_query",
+        'quote(following_page(link) or "", safe=_IN_QUERIES)',
+        'following_page(link) or ""',
+        ("server/source/test_hostile_sources.py::test_a_next_page_in_any_script",),
+    ),
+    Mutant(
         "a-listing-that-leads-elsewhere-is-handed-on",
         _LIES,
         "server.source.relayed:without_xet",

@@ -373,6 +373,14 @@ MUTANTS = (
         ("server/test_beside.py::test_what_the_folder_does_not_have_of_revisions",),
     ),
     Mutant(
+        "limits-are-looked-at-where-something-is-listed",
+        _BESIDE,
+        "server.served.documents:list_page",
+        "names = ()",
+        "return [], None",
+        ("server/test_beside.py::test_both_are_listed_together",),
+    ),
+    Mutant(
         "listed-twice",
         _BESIDE,
         "server.beside:_merged",

@@ -97,7 +97,8 @@ def test_both_are_listed_together(service: Server, source: FaultServer) -> None:
     assert listed(service.url, "search=team&limit=1")[0][:2] == ["team/one", "team/two"]
     page = httpx.get(f"{service.url}/").text
     assert all(name in page for name in ours)
-    assert httpx.get(f"{service.url}/api/models?limit=x").status_code == 400
+    for query in ("limit=x", "filter=y&limit=", "filter=y&limit=1e3", "limit=2&limit=%E4%B8%AD", f"limit={'9' * 5000}"):
+        assert httpx.get(f"{service.url}/api/models?{query}").status_code == 400
     source.go_away()
     assert httpx.get(f"{service.url}/api/models").status_code == 502  # half a listing would pass for the whole
 

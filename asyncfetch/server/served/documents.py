@@ -129,7 +129,7 @@ def list_page(names: Iterable[str], query: Query) -> tuple[list[str], str | None
     """
     asked = dict(query)
     if not UNKNOWN.isdisjoint(asked):
-        return [], None
+        names = ()
     search, author = asked.get("search", "").lower(), asked.get("author")
     found = [name for name in names if search in name.lower() and author in (None, name.rpartition("/")[0])]
     return _page(sorted(found), query)

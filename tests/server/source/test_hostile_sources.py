@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncfetch.errors import ProtocolError
 from asyncfetch.network.reach import Reach
@@ -18,6 +20,7 @@ from asyncfetch.network.transport import Transport
 from asyncfetch.server import Server
 from asyncfetch.server.arriving import distrust
 from asyncfetch.server.source import freshness
+from asyncfetch.server.source.relayed import told_headers
 from asyncfetch.spans import MiB
 
 from ...kit.fault_server import COMMIT, QUICK, FaultServer, Headers, LoginPage, Resource, Seen, Status
@@ -239,3 +242,50 @@ def test_a_source_elsewhere_does_not_lead_here(
         answer = CLIENT.get(service.url + AT_MAIN)
         assert (answer.status_code, answer.headers["x-error-code"]) == (502, "Source")
         assert not inside.accepted
+
+
+def sent(text: str) -> str:
+    """A text as it is in a head of ours when it is in UTF-8 on the way."""
+    return text.encode().decode("latin-1")
+
+
+@given(
+    st.dictionaries(st.sampled_from(["x-error-message", "x-error-code", "x-repo-commit", "x-total-count"]), st.text())
+)
+def test_any_headers_are_made_fit(headers: dict[str, str]) -> None:
+    for value in told_headers(headers).values():
+        assert value.isascii()
+        assert value.isprintable()
+        assert len(value) <= 1000
+
+
+@pytest.mark.parametrize("path", [AT_MAIN, TREE, f"/{NAME}/raw/main/model.safetensors"])
+def test_headers_that_cannot_be_handed_on(source: FaultServer, service: Server, path: str) -> None:
+    """A refusal in any script arrives as such, from the source and from what is kept; what is none is left out."""
+    told = {"x-error-code": "EntryNotFound", "x-repo-commit": "../../x", "x-total-count": sent("四")}
+    message = sent("没有 模型.safetensors") + " " + "m" * 5000
+    source.fault(path, Status(404, {**told, "x-error-message": message}), forever=True)
+    for _ in range(2):
+        refused = httpx.get(service.url + path)
+        assert (refused.status_code, refused.headers["x-error-code"]) == (404, "EntryNotFound")
+        assert refused.headers["x-error-message"].startswith("?? ??.safetensors m")
+        assert len(refused.headers["x-error-message"]) == 1000
+        assert not {"x-repo-commit", "x-total-count"} & set(refused.headers)
+
+
+def test_a_next_page_in_any_script(source: FaultServer, service: Server) -> None:
+    """It is asked for as the source named it; an address that no client could follow is no listing."""
+
+    def listing(seen: Seen) -> Sent:
+        headers = {"content-type": "application/json"}
+        if "cursor" not in seen.query:
+            headers["link"] = f'<{source.url}{TREE}?cursor={sent("页")}%20%2B+2>; rel="next"'
+        return Sent(200, headers, json.dumps([entry(seen.query or "first")]).encode())
+
+    source.resources[TREE] = Resource(respond=listing)
+    first = httpx.get(service.url + TREE)
+    second = httpx.get(first.links["next"]["url"])
+    assert [one["path"] for one in first.json() + second.json()] == ["first", "cursor=%E9%A1%B5%20%2B+2"]
+    far = {"content-type": "application/json", "link": f'<{source.url}{TREE}?cursor={"p" * 20_000}>; rel="next"'}
+    source.resources[TREE] = Resource(respond=lambda _: Sent(200, far, b"[]"))
+    assert httpx.get(service.url + TREE + "?recursive=true").status_code == 502
