@@ -66,8 +66,8 @@ class ServeFlags:
     """Send the token in this variable to --upstream for all clients, instead of their own. Needs --allow: it opens
     what it may see to everybody who reaches the port."""
     admin_token_env: str | None = None
-    """Let who sends the token in this variable start jobs, pin and evict. Without it, only clients on this machine of
-    a server that listens on loopback may."""
+    """Let who sends the token in this variable start jobs, pin and evict. Without it, only who asks a server that
+    listens on loopback from this machine may, as the user who runs it: behind a proxy or a tunnel it is needed."""
     max_size: str | None = None
     """How large the cache may get, as in 200G or 180GiB. Beyond it goes what was not read for the
     longest time, whoever brought it. What is larger is handed on without being kept."""
@@ -198,9 +198,11 @@ def _refuse_misfits(directory: Path | None, flags: ServeFlags) -> None:
 
 def _warnings(flags: ServeFlags) -> Iterator[str]:
     """What an operator should know who lets others reach another Hub by this server."""
-    from ..server.access import is_loopback
+    from ..server.access import is_for_others, is_loopback
 
     if is_loopback(flags.host):
+        if is_for_others(flags.public_url) and flags.admin_token_env is None:
+            yield "nobody may start jobs, pin or evict at a --public-url: --admin-token-env names a token for it."
         return
     if flags.token_env is None and not flags.allow:
         whose = "read what is public there" if not flags.upstream_token_env else "read what the token may see"

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hmac import compare_digest
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
 
 from ..errors import SourceError
+from ..tasks import off_loop
 from .folders.layout import kind_and_name
 from .protocol.answers import failure, invalid_credentials
+from .protocol.peers import is_own_user
 from .source.upstream import Who
 
 if TYPE_CHECKING:
@@ -28,7 +31,11 @@ if TYPE_CHECKING:
 
     from .source.freshness import Answer
 
-__all__ = ["Admin", "Door", "Rules", "is_loopback"]
+__all__ = ["Admin", "Door", "Rules", "is_for_others", "is_loopback"]
+
+# Headers that proxies add, and clients do not.
+_OF_PROXIES = frozenset({"forwarded", "via", "cdn-loop", "true-client-ip", "x-client-ip", "x-real-ip", "x-scheme"})
+_PREFIXES_OF_PROXIES = ("x-forwarded-", "x-original-", "x-envoy-", "x-amzn-", "cf-", "fly-", "tailscale-")
 
 
 class Rules(NamedTuple):
@@ -156,9 +163,10 @@ def _is_token(text: str) -> bool:
 class Admin:
     """Who may change what a server does: jobs, pins, evictions.
 
-    With a `token`, who sends it. Without one nobody; but where `local` says that the server listens on loopback alone,
-    who asks from this machine by its name: a page elsewhere that leads a browser here has another Host
-    (DNS rebinding), and so has what a proxy passes on.
+    With a `token`, who sends it. Without one nobody; but where `local` says that only this machine reaches the server,
+    who asks from here by its name, and as the user who runs it: a page elsewhere that leads a browser here has another
+    Host (DNS rebinding), and what a proxy passes on shows that, or comes from another user. Who lets others in by
+    what shows nothing and runs as that user (ssh -R, socat) needs the token.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -168,11 +176,34 @@ class Admin:
         if self.token is not None and not _is_token(self.token):
             raise SourceError("A token is one word of printable ASCII characters.")
 
-    def allows(self, request: Request) -> bool:
+    async def admits(self, request: Request) -> bool:
         """Whether a request may change something."""
+        if not self.allows(request):
+            return False
+        client, server = request.scope["client"], request.scope["server"]
+        return self.token is not None or await off_loop(lambda: is_own_user(client, server))
+
+    def allows(self, request: Request) -> bool:
+        """Whether it may, as far as the request itself tells."""
         if self.token is not None:
             return holds(request, self.token)
         client = request.client.host if request.client else ""
-        passed_on = "forwarded" in request.headers or "x-forwarded-for" in request.headers
+        passed_on = _is_passed_on(request)
         named = request.url.hostname or ""
         return self.local and not passed_on and is_loopback(client) and is_loopback(named.strip("[]"))
+
+
+def is_for_others(public_url: str | None) -> bool:
+    """Whether clients on other machines find the server at `public_url`."""
+    return public_url is not None and not is_loopback(urlsplit(public_url).hostname or "")
+
+
+def _is_passed_on(request: Request) -> bool:
+    """Whether a proxy shows itself: by a header, or by how nginx asks unless it is told otherwise.
+
+    That is in HTTP/1.0, and for the end of the connection; no browser does, nor does our own command.
+    """
+    asked_to_close = "close" in ",".join(request.headers.getlist("connection")).lower()
+    if request.scope.get("http_version", "1.1") < "1.1" or asked_to_close:
+        return True
+    return any(name in _OF_PROXIES or name.startswith(_PREFIXES_OF_PROXIES) for name in request.headers)

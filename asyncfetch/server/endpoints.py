@@ -51,7 +51,7 @@ except ImportError as missing:
         hint="Run: pip install 'asyncfetch[serve]'",
     ) from missing
 
-from .access import Admin, Door, Rules, holds
+from .access import Admin, Door, Rules, holds, is_for_others
 from .beside import Beside
 from .counts import Counts
 from .keeping.room import Limits
@@ -138,11 +138,11 @@ def create_app(root: str | os.PathLike[str], *, local: bool = False, **options: 
     And with `upstream` alone:
     `allow`, `deny`: patterns of repositories that may be asked for, and that may not (`org/*`, `datasets/org/name`);
     what is in both may not. `admin_token`: who sends it may change what the server does; without one nobody, or where
-    the server listens on loopback alone (`local`) who asks from there. `max_size`: bytes of the cache, beyond which
-    goes what was not read for the longest time; `min_free`: bytes of the disk that stay free, by default a
-    hundredth of it and 1 GiB at the most. Where neither is given nothing goes. What has no room is
-    handed on without being kept. `upstream_bandwidth`: bytes a second from that Hub. `strict`: send no byte of a file
-    before its hash is right.
+    the server listens on loopback alone (`local`), and `public_url` names no other machine, who asks from there as the
+    same user and through no proxy. `max_size`: bytes of the cache, beyond which goes what was not read for the longest
+    time; `min_free`: bytes of the disk that stay free, by default a hundredth of it and 1 GiB at the most. Where
+    neither is given nothing goes. What has no room is handed on without being kept. `upstream_bandwidth`: bytes a
+    second from that Hub. `strict`: send no byte of a file before its hash is right.
 
     Raises SourceError when `root` is not a directory that can be read, `secret` is empty, `public_url` or `upstream`
     is no URL, or options do not go together; StorageError when the cache cannot be made.
@@ -209,13 +209,14 @@ def _pull_through(
     upstream_bandwidth: float | None = None,
     strict: bool = False,
 ) -> PullThrough:
+    public_url = _checked(public_url)
     return PullThrough(
         upstream,
         root,
         state_dir=None if state_dir is None else Path(state_dir),
-        public_url=_checked(public_url),
+        public_url=public_url,
         door=Door(Rules.checked(allow, deny), token, upstream_token),
-        admin=Admin(admin_token, local),
+        admin=Admin(admin_token, local and not is_for_others(public_url)),
         limits=Limits.checked(max_size, min_free),
         bandwidth=upstream_bandwidth,
         strict=strict,

@@ -141,7 +141,7 @@ MUTANTS = (
         "strangers-may-change",
         _CHANGE,
         "server.people.control:Control._refusal",
-        "if not self.may_change(request):",
+        "if not await self.may_change(request):",
         "if request.method is None:",
         ("server/jobs/test_jobs.py::test_who_may_change_something",),
     ),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,12 +22,15 @@ from asyncfetch.cli.serving import ServeFlags, _warnings
 from asyncfetch.errors import SourceError
 from asyncfetch.server import Server
 from asyncfetch.server.access import Admin, Door, Rules
+from asyncfetch.server.protocol import peers
+from asyncfetch.server.protocol.peers import user_of
 from asyncfetch.server.source import freshness
 from asyncfetch.server.source.freshness import Access
 from asyncfetch.server.source.grants import Grants
 
 from ..kit.canaries import TOKEN
 from ..kit.fault_server import COMMIT, Answer, FaultServer, Resource
+from ..kit.users import as_nobody
 from .clients import hub
 
 if TYPE_CHECKING:
@@ -160,11 +166,14 @@ def test_a_token_of_its_own(source: FaultServer, tmp_path: Path) -> None:
             Admin(token)
 
 
-def request_of(client: str = "127.0.0.1", host: str = "localhost:8000", **headers: str) -> Request:
+def request_of(
+    client: str = "127.0.0.1", host: str = "localhost:8000", http_version: str = "1.1", **headers: str
+) -> Request:
     sent = {"host": host, **{name.replace("_", "-"): value for name, value in headers.items()}}
     return Request(
         {
             "type": "http",
+            "http_version": http_version,
             "method": "POST",
             "scheme": "http",
             "path": "/",
@@ -190,11 +199,93 @@ def test_who_may_change_something() -> None:
         request_of(host="models.example.org"),  # a name that was made to lead here
         request_of(x_forwarded_for="127.0.0.1"),
         request_of(forwarded="for=127.0.0.1"),
+        request_of(via="1.1 proxy"),
+        request_of(x_real_ip="127.0.0.1"),
+        request_of(x_forwarded_proto="https"),
+        request_of(cf_ray="1"),
+        request_of(http_version="1.0"),  # as nginx asks
+        request_of(connection="Keep-Alive, Close"),
     ):
         assert not at_home.allows(request)
+    assert at_home.allows(request_of(connection="keep-alive", accept="*/*", origin="http://localhost:8000"))
     assert not off.allows(request_of())
     assert not off.allows(request_of(**ours))
     assert TOKEN not in repr((with_token, Door(token=TOKEN)))
+
+
+ROW = "   7: {ours} {theirs} {state} 00000000:00000000 02:00000000 00000000 {user:5d}        0 4242 2 0 20 4 30 10 -1\n"
+
+
+def in_table(address: tuple[str, int]) -> str:
+    """An address as the kernel spells it, of IPv4 and on this machine."""
+    return f"{int.from_bytes(socket.inet_aton(address[0]), sys.byteorder):08X}:{address[1]:04X}"
+
+
+def test_which_user_a_client_is() -> None:
+    """By its own end of the connection, and not by that of the server, while it is open at both ends."""
+    ours, theirs = ("127.0.0.1", 51_234), ("127.0.0.2", 8001)
+    row = {"ours": in_table(ours), "theirs": in_table(theirs), "state": "01", "user": 33}
+    other_end = {"ours": row["theirs"], "theirs": row["ours"], "state": "01", "user": 0}
+    for state, user in (("01", 33), ("05", None), ("06", None)):
+        table = "  sl  local_address ...\n" + ROW.format(**other_end) + ROW.format(**{**row, "state": state})
+        assert user_of(table, ours, theirs) == user
+    assert user_of(ROW.format(**row), ("127.0.0.1", 51_235), theirs) is None
+
+
+def asked_from(sock: socket.socket, server: Server) -> int:
+    """The status of an eviction that is asked for on `sock`, which may have a port already."""
+    url = urlsplit(server.url)
+    body = json.dumps({"repository": "org/none"})
+    with sock:
+        sock.connect((f"::ffff:{url.hostname}" if sock.family == socket.AF_INET6 else url.hostname, url.port))
+        head = f"Host: {url.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        sock.sendall(f"POST /api/asyncfetch/kept/evict HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+        return int(sock.recv(1000).split()[1])
+
+
+def test_another_user_of_this_machine_may_change_nothing(
+    source: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "tcp"
+    with Server(tmp_path / "cache", upstream=source.url) as server:
+        url = urlsplit(server.url)
+        assert asked_from(socket.socket(), server) == 404  # nothing of it is kept
+        if Path("/proc/net/tcp6").exists():
+            assert asked_from(socket.socket(socket.AF_INET6), server) == 404
+        monkeypatch.setattr(peers, "_TABLES", (table, tmp_path / "none"))
+        assert asked_from(socket.socket(), server) == 404  # nobody can tell
+        for user, status in ((os.geteuid(), 404), (os.geteuid() + 1, 403)):
+            sock = socket.socket()
+            sock.bind(("127.0.0.1", 0))
+            ends = {"ours": in_table(sock.getsockname()), "theirs": in_table(("127.0.0.1", url.port or 0))}
+            table.write_text(ROW.format(**ends, state="01", user=user))
+            assert asked_from(sock, server) == status
+        assert asked_from(socket.socket(), server) == 403  # it is not in the table
+
+
+def test_a_process_of_another_user_may_change_nothing(source: FaultServer, tmp_path: Path) -> None:
+    code = """
+client = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+client.request("POST", "/api/asyncfetch/kept/evict", b"{}", {"Content-Type": "application/json"})
+print(client.getresponse().status)
+"""
+    with Server(tmp_path / "cache", upstream=source.url) as server:
+        done = as_nobody("import http.client, sys, encodings.idna", code, urlsplit(server.url).port)
+    assert done.stdout.split() == ["403"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("public_url", "status"),
+    [("https://models.example.org", 403), ("http://10.1.2.3:9000/hub", 403), ("http://localhost:9000", 404)],
+)
+def test_a_server_with_a_public_url_is_for_others(
+    source: FaultServer, tmp_path: Path, public_url: str, status: int
+) -> None:
+    with Server(tmp_path / "cache", upstream=source.url, public_url=public_url) as server:
+        answer = httpx.post(f"{server.url}/api/asyncfetch/kept/evict", json={"repository": "org/none"})
+        assert answer.status_code == status
+    warned = [*_warnings(ServeFlags(public_url=public_url)), *_warnings(ServeFlags(admin_token_env="ADMIN"))]
+    assert ["--admin-token-env" in line for line in warned] == [True] * (status == 403)
 
 
 def statuses(service: Server, *tokens: str) -> list[int]:

@@ -54,6 +54,10 @@ _MOST_GLOBS = 100
 _MOST_OPEN = 1000  # jobs that are not over
 _ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _TOKEN = re.compile(r"[!-~]{1,1000}", re.ASCII)
+_NOT_ADMIN = (
+    "Without an admin token (--admin-token-env) only the user who runs the server may do this: from its machine, and"
+    " not through a proxy, as HTTP/1.0, Connection: close and headers such as Via show. There it takes the token."
+)
 _KEPT = ("pin", "unpin", "evict", "verify")
 # What there is: methods by the path below BASE, with its parameter. openapi.py describes each.
 ROUTES = {
@@ -81,9 +85,9 @@ class Control:
         self._jobs, self._kept, self._state, self._live = jobs, kept, state, live
         self._admin, self._door, self._public_url = admin, door, public_url
 
-    def may_change(self, request: Request) -> bool:
+    async def may_change(self, request: Request) -> bool:
         """Whether a request comes from who may change something."""
-        return self._admin.allows(request)
+        return await self._admin.admits(request)
 
     async def page(self, request: Request, origin: str, own: Mapping[str, Sequence[str]]) -> Response:
         """The page for people, as it is now. `origin` is where they find this server, `own` what else it serves.
@@ -91,7 +95,7 @@ class Control:
         With `?kept=all` it has every repository, else the largest.
         """
         every = request.query_params.get("kept") == "all"
-        may = "yes" if self.may_change(request) else "no" if self._admin.token is None else "token"
+        may = "yes" if await self.may_change(request) else "no" if self._admin.token is None else "token"
         try:
             document = await self._state.document(full=may == "yes", every=every)
         except StorageError as error:
@@ -109,7 +113,7 @@ class Control:
         method = "GET" if request.method == "HEAD" else request.method
         if method not in allowed:
             return not_allowed(request.method, ", ".join(["HEAD", *allowed] if "GET" in allowed else allowed))
-        if method != "GET" and (refusal := self._refusal(request)) is not None:
+        if method != "GET" and (refusal := await self._refusal(request)) is not None:
             return refusal
         try:
             if method == "GET":
@@ -122,15 +126,14 @@ class Control:
         except AsyncfetchError as error:
             return failure(500, "Failed", error.message)
 
-    def _refusal(self, request: Request) -> Response | None:
+    async def _refusal(self, request: Request) -> Response | None:
         """The answer to who may not change something, or was led here by another site."""
         if not self._is_same_site(request):
             return failure(403, "CrossSite", "A page of another site may not do this.")
-        if not self.may_change(request):
+        if not await self.may_change(request):
             if self._admin.token is not None:
                 return failure(401, "Unauthorized", "This takes the admin token, as Authorization: Bearer.")
-            message = "Only who asks from the machine of the server may do this, and only if it listens there alone."
-            return failure(403, "NotAdmin", message)
+            return failure(403, "NotAdmin", _NOT_ADMIN)
         return None
 
     def _is_same_site(self, request: Request) -> bool:
@@ -148,7 +151,7 @@ class Control:
     # -- what is told ------------------------------------------------------------------------------
 
     async def _told(self, request: Request, route: str, job_id: str) -> Response:
-        full = self.may_change(request)
+        full = await self.may_change(request)
         if route == "openapi.json":
             return JSONResponse(openapi_document())
         if route == "events":
