@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PATIENCE", "Access", "Answer", "Health", "is_fresh"]
+__all__ = ["OPEN", "PATIENCE", "Access", "Answer", "Health", "is_fresh"]
 
 BRANCH = 30.0  # seconds
 DECISION = 60.0  # seconds for which the source's word on who may see what counts
@@ -24,7 +24,8 @@ LAPSED = 86400.0  # seconds for which that word counts while the source cannot b
 REACHED = 30.0  # seconds for which an answer shows that it is there
 KEPT_AGAIN = 3600.0  # seconds after which a decision that was renewed is written down again
 AWAY = 10.0  # seconds for which a source that did not answer is not waited for where an answer is kept
-_MOST = 10_000  # decisions
+OPEN = "open "
+_MOST = 10_000  # decisions of each kind
 _SCOPES = ("told", "files")
 
 
@@ -53,33 +54,44 @@ class Access:
     Who asks, for what, is known by a digest with the secret `key`, so that neither a token nor a repository can be
     read from what is kept on disk (grants.py); `known` is what was kept there. Who may have the files (scope "files")
     may have what is told of them ("told"), and not the other way round: of a gated repository everybody may read the
-    listing. Times are seconds since 1970.
+    listing. Who has no token is "": what everybody may see is known until the source says otherwise, by digests that
+    begin with OPEN. Times are seconds since 1970.
     """
 
     def __init__(self, key: bytes, known: Mapping[str, float] | None = None) -> None:
         self._key = key
-        self._decisions = OrderedDict(known or {})
-        self._kept = dict(self._decisions)  # as they are on disk
+        self._decisions = OrderedDict[str, float]()
+        self._opened = OrderedDict[str, float]()  # apart, so that many tokens do not close what is open
+        for digest, at in (known or {}).items():
+            self._book(digest)[digest] = at
+        self._kept = dict(known or {})  # as they are on disk
         self._changes: dict[str, float | None] = {}
 
     def grant(self, who: str, repository: str, scope: str, now: float) -> None:
         for one in _SCOPES[: _SCOPES.index(scope) + 1]:
             digest = self._digest(who, repository, one)
-            self._decisions[digest] = now
-            self._decisions.move_to_end(digest)
-            if not 0 <= now - self._kept.get(digest, -math.inf) < KEPT_AGAIN:
+            book = self._book(digest)
+            book[digest] = now
+            book.move_to_end(digest)
+            waits = self._changes.get(digest) is not None
+            if waits or not 0 <= now - self._kept.get(digest, -math.inf) < KEPT_AGAIN:
                 self._kept[digest] = self._changes[digest] = now
-        while len(self._decisions) > _MOST:
-            digest, _ = self._decisions.popitem(last=False)
-            self._kept.pop(digest, None)
+            while len(book) > _MOST:
+                oldest, _ = book.popitem(last=False)
+                self._kept.pop(oldest, None)
 
     def revoke(self, who: str, repository: str, scope: str) -> None:
-        """It was refused; so is what only those may see who may see that."""
+        """It was refused; so is what only those may see who may see that. Another server may have kept that too."""
         for one in _SCOPES[_SCOPES.index(scope) :]:
             digest = self._digest(who, repository, one)
-            if self._decisions.pop(digest, None) is not None:
-                self._kept.pop(digest, None)
-                self._changes[digest] = None
+            self._forget(digest)
+            self._changes[digest] = None
+
+    def take_back(self, refused: Mapping[str, float]) -> None:
+        """Heed what other servers were told: when what was granted was refused."""
+        for digest, at in refused.items():
+            if self._book(digest).get(digest, math.inf) <= at:
+                self._forget(digest)
 
     @property
     def changed(self) -> bool:
@@ -99,11 +111,24 @@ class Access:
         """Whether it said so the last time, within LAPSED seconds: that counts while it cannot be asked."""
         return 0 <= now - self._granted(who, repository, scope) < LAPSED
 
+    def is_open(self, repository: str, scope: str) -> bool:
+        """Whether it said the last time, whenever that was, that everybody may see it."""
+        return self._granted("", repository, scope) > -math.inf
+
     def _granted(self, who: str, repository: str, scope: str) -> float:
-        return self._decisions.get(self._digest(who, repository, scope), -math.inf)
+        digest = self._digest(who, repository, scope)
+        return self._book(digest).get(digest, -math.inf)
+
+    def _forget(self, digest: str) -> None:
+        self._book(digest).pop(digest, None)
+        self._kept.pop(digest, None)
+
+    def _book(self, digest: str) -> OrderedDict[str, float]:
+        return self._opened if digest.startswith(OPEN) else self._decisions
 
     def _digest(self, who: str, repository: str, scope: str) -> str:
-        return hmac.digest(self._key, f"{who} {scope} {repository}".encode(), "sha256").hex()
+        digest = hmac.digest(self._key, f"{who} {scope} {repository}".encode(), "sha256").hex()
+        return digest if who else OPEN + digest
 
 
 class Health:

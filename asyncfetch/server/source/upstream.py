@@ -54,6 +54,7 @@ _LIMIT = 32 * MiB  # bytes of an answer
 _TOLD = ("link", "x-repo-commit", "x-error-code", "x-error-message", "x-total-count")
 # "api";r=489;t=268 (https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/)
 _RATE_LIMIT = re.compile(r";\s*r=([0-9]{1,9})\s*;\s*t=([0-9]{1,9})\b", re.ASCII)
+_NOT_FOUND, _GATED = "RepoNotFound", "GatedRepo"
 _ABSENT = frozenset({"EntryNotFound", "RevisionNotFound"})  # said of a repository that one may see
 
 
@@ -204,10 +205,7 @@ class Upstream:
         if kept is not None and may and is_fresh(kept, asked_at):
             self._counts.add("answers_kept")
             return kept
-        could = self._access.could(who.key, repository, scope, asked_at)
-        fallback = kept if kept and (kept.open or could) else None
-        if fallback is not None and self._health.away(asked_at):
-            self._counts.add("answers_kept")
+        if self._health.away(asked_at) and (fallback := await self._fallback(kept, who, repository, scope)):
             return fallback
 
         async def ask() -> Answer:
@@ -215,17 +213,25 @@ class Upstream:
             await self._judge(answer, who, repository, scope)
             if keep and _is_for_all(answer):
                 await off_loop(lambda: self._keep(question, answer))
-            elif kept is not None and kept.open and who.token is None:
-                await off_loop(lambda: self._store.put(question, kept._replace(open=False)))
             return answer
 
         try:
             return await self._once((question, who.key), ask)
         except (NetworkError, RateLimitedError):
-            if fallback is None:
-                raise
-            self._counts.add("answers_kept")
-            return fallback
+            if fallback := await self._fallback(kept, who, repository, scope):
+                return fallback
+            raise
+
+    async def _fallback(self, kept: Answer | None, who: Who, repository: str, scope: str) -> Answer | None:
+        """What was kept, for who may have it by the last word of the source, also to another server of the cache."""
+        if kept is None:
+            return None
+        self._access.take_back(await off_loop(self._grants.refused))
+        could = self._access.could(who.key, repository, scope, self._now())
+        if not (could or (kept.open and self._access.is_open(repository, scope))):
+            return None
+        self._counts.add("answers_kept")
+        return kept
 
     def _keep(self, question: str, answer: Answer) -> None:
         """Keep an answer. That of who has a token says nothing about who has none. Blocks."""
@@ -239,8 +245,13 @@ class Upstream:
             self._access.grant(who.key, repository, scope, self._now())
             if self._access.changed:
                 self._tasks.start_soon(self._save_grants)
-        elif answer.status in (401, 403) or answer.headers.get("x-error-code") == "RepoNotFound":
-            self._access.revoke(who.key, repository, scope)
+            return
+        code = answer.headers.get("x-error-code")
+        if answer.status in (401, 403) or code == _NOT_FOUND:
+            # A gated repository shows its listing; one that is not found has nothing to show, to who has no token too.
+            self._access.revoke(who.key, repository, scope if code == _GATED else "told")
+            if code in (_NOT_FOUND, _GATED):
+                self._access.revoke("", repository, "files" if code == _GATED else "told")
             await self._save_grants()
 
     async def _save_grants(self) -> None:

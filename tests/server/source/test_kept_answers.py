@@ -11,7 +11,9 @@ import pytest
 
 from asyncfetch.server import Server, endpoints
 from asyncfetch.server.pull_through import PullThrough
+from asyncfetch.server.source import freshness, grants
 from asyncfetch.server.source.freshness import AWAY, BRANCH, DECISION, LAPSED, Access, Answer, Health, is_fresh
+from asyncfetch.server.source.grants import Grants
 
 from ...kit.canaries import TOKEN
 from ...kit.fault_server import COMMIT, FaultServer, Mute, Status
@@ -126,6 +128,91 @@ def test_years_later_and_the_source_is_away(source: FaultServer, tmp_path: Path,
             ]["size"]
             == 2
         )
+
+
+def statuses(service: Server, paths: list[str], headers: dict[str, str] | None = None) -> list[int]:
+    return [httpx.get(service.url + path, headers=headers, timeout=15).status_code for path in paths]
+
+
+@pytest.mark.parametrize("hears", [{}, {"Authorization": "Bearer of-somebody-else"}], ids=["nobody", "somebody-else"])
+def test_what_is_not_for_everybody_any_more(
+    source: FaultServer, tmp_path: Path, clock: Clock, hears: dict[str, str]
+) -> None:
+    """One refusal of one file closes all of it, for all servers of the cache, until the Hub says otherwise."""
+    asked = [page("config.json"), page("model.safetensors", COMMIT), f"/api/models/{NAME}/tree/{COMMIT}"]
+    with Server(tmp_path, upstream=source.url) as one, Server(tmp_path, upstream=source.url) as other:
+        for service in (one, other):
+            assert [statuses(service, asked), statuses(service, asked, BEARER)] == [[200] * 3] * 2
+        source.token = TOKEN
+        assert statuses(one, [page("another.safetensors")], hears) == [401]
+        source.go_away()
+        clock.ahead = DECISION + 1
+        with Server(tmp_path, upstream=source.url) as later:
+            for service in (one, other, later):
+                assert statuses(service, asked) == [502] * 3
+                assert statuses(service, asked, BEARER) == [200] * 3
+        source.come_back()
+        source.token = None
+        assert statuses(one, asked) == [200] * 3
+        source.go_away()
+        clock.ahead = YEARS
+        with Server(tmp_path, upstream=source.url) as later:
+            for service in (one, later):
+                assert statuses(service, asked) == [200] * 3
+
+
+def test_what_became_gated(source: FaultServer, tmp_path: Path, clock: Clock) -> None:
+    """Its listing stays for everybody, its files do not."""
+    files = [page("config.json"), page("config.json", COMMIT), page("model.safetensors")]
+    listings = [f"/api/models/{NAME}/tree/{COMMIT}", f"/api/models/{NAME}/revision/main"]
+    with Server(tmp_path, upstream=source.url) as one, Server(tmp_path, upstream=source.url) as other:
+        for service in (one, other):
+            assert statuses(service, files + listings) == [200] * 5
+        clock.ahead = DECISION + 1
+        source.fault(page("model.safetensors"), Status(403, {"x-error-code": "GatedRepo"}))
+        assert statuses(one, [page("model.safetensors")]) == [403]
+        source.go_away()
+        for service in (one, other):
+            assert statuses(service, files + listings) == [502] * 3 + [200] * 2
+
+
+def test_many_tokens_do_not_close_what_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freshness, "_MOST", 3)
+    access = Access(b"key")
+    access.grant("", NAME, "told", 1.0)
+    for number in range(5):
+        access.grant(f"token {number}", NAME, "told", 2.0)
+    assert access.is_open(NAME, "told")
+    assert [access.could(f"token {number}", NAME, "told", 2.0) for number in range(5)] == [False] * 2 + [True] * 3
+    for number in range(3):
+        access.grant("", f"org/model-{number}", "told", 3.0)
+    assert not access.is_open(NAME, "told")
+
+
+def test_the_last_word_counts_whichever_server_heard_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grants, "_MOST", 2)
+    now = 1e9
+    one, other = Grants(tmp_path, lambda: now), Grants(tmp_path, lambda: now)
+    for access in (one.access, other.access):
+        for name in "abc":
+            access.grant("who", name, "told", now)
+    one.save(one.access.take_changes())
+    assert other.refused() == {}
+    now += 5
+    for name in "abc":
+        one.access.revoke("who", name, "told")
+    one.access.revoke("who", "nobody may", "told")  # nor ever might: nothing is kept of it
+    one.save(one.access.take_changes())
+    other.access.grant("who", "a", "told", now + 1)
+    refused = other.refused()
+    assert list(refused.values()) == [now] * 3
+    assert other.refused() == {}  # nothing is new
+    other.access.take_back(refused)
+    assert [other.access.could("who", name, "told", now + 1) for name in "abc"] == [True, False, False]
+    other.save(other.access.take_changes())  # what it was told before does not come back
+    later = Grants(tmp_path, lambda: now + 1)
+    assert [later.access.could("who", name, "told", now + 1) for name in "abc"] == [True, False, False]
+    assert len(Grants(tmp_path, lambda: now).refused()) == 2
 
 
 def test_several_questions_take_no_longer_than_one(
