@@ -33,10 +33,14 @@ class Connections:
     A call is any object that stands for it. A call that has several connections is asked to give one
     back (`owes`) while another call has none. A connection that waits for something else than its
     server is to be given back as soon as somebody wants one (`wanted`).
+
+    `spare`: as many more are there for calls that have none, so that these need not wait for others
+    to end. Who has several gives them back while there are more than `most`.
     """
 
-    def __init__(self, most: int) -> None:
-        self._free = most
+    def __init__(self, most: int, spare: int = 0) -> None:
+        self._free = most  # below zero: so many of the spare ones are in use
+        self._spare = spare
         self._held: Counter[object] = Counter()
         self._waiting: list[_Waiter] = []
         self._promised = 0  # connections that were asked back and are on their way
@@ -52,9 +56,8 @@ class Connections:
             self._release(call)
 
     async def _acquire(self, call: object) -> None:
-        if self._free and not self._waiting:
-            self._free -= 1
-            self._held[call] += 1
+        if self._is_free_for(call) and not (self._waiting and self._held[call]):
+            self._take(call)
             return
         waiter = _Waiter(call)
         self._waiting.append(waiter)
@@ -74,23 +77,31 @@ class Connections:
         self._promised = max(self._promised - 1, 0)
         if not self._held[call]:
             del self._held[call]
+        self._free += 1
         if not self._waiting:
-            self._free += 1
             return
         waiter = min(self._waiting, key=lambda one: self._held[one.call])  # of equals the first
-        self._waiting.remove(waiter)
-        self._held[waiter.call] += 1
-        waiter.granted.set()
+        if self._is_free_for(waiter.call):
+            self._waiting.remove(waiter)
+            self._take(waiter.call)
+            waiter.granted.set()
+
+    def _is_free_for(self, call: object) -> bool:
+        return self._free > (0 if self._held[call] else -self._spare)
+
+    def _take(self, call: object) -> None:
+        self._free -= 1
+        self._held[call] += 1
 
     def owes(self, call: object) -> bool:
-        """Whether `call` must give a connection back now, since it has several and another call has none.
+        """Whether `call` must give a connection back now: it has several, and another has none, or a spare one.
 
         Who is told so must close one: no other connection is asked for that other call's sake.
         """
-        if not self._waiting or self._held[call] < 2:
+        if self._held[call] < 2 or not (self._waiting or self._free < 0):
             return False
         without = {waiter.call for waiter in self._waiting} - self._held.keys()
-        if self._promised >= len(without):
+        if self._promised >= len(without) + max(-self._free, 0):
             return False
         self._promised += 1
         return True
@@ -116,15 +127,15 @@ class Meter(Protocol):
 class Limits:
     """Few threads that receive and hash, a bandwidth, and connections. `for_call` shares them all with one call.
 
-    `meter` is told of requests and bytes.
+    `meter` is told of requests and bytes; `spare` is that of Connections.
     """
 
-    def __init__(self, policy: Policy, meter: Meter | None = None) -> None:
+    def __init__(self, policy: Policy, meter: Meter | None = None, spare: int = 0) -> None:
         self.meter = meter
         threads = max(2, os.cpu_count() or 2)
         self.threads = anyio.CapacityLimiter(threads)
         self.hashing = anyio.CapacityLimiter(threads // 2)  # apart, so that hashing never queues behind all bodies
-        self.connections = Connections(policy.connections)
+        self.connections = Connections(policy.connections, spare)
         self.busy = 0.0  # seconds that worker threads spent on the bodies of this call
         self._bandwidth = _Bandwidth(policy.bandwidth_limit)
 

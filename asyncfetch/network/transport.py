@@ -61,7 +61,7 @@ class Transport:
 
     `notify` is told each wait. `client` is the caller's: it is never changed and never closed, and its
     bodies take the generic path. Without it, one of our own is made by the first request. `meter` counts; `reach` says
-    where our own client may lead.
+    where our own client may lead; `spare` are connections beyond those of the policy, for calls that have none.
     """
 
     def __init__(
@@ -72,10 +72,11 @@ class Transport:
         notify: Notifier | None = None,
         meter: Meter | None = None,
         reach: Reach | None = None,
+        spare: int = 0,
     ) -> None:
         self.policy = policy
         self.notify = notify or Notifier(None)
-        self.limits = Limits(policy, meter)
+        self.limits = Limits(policy, meter, spare)
         self.requests = 0
         self._client = LazyClient(client, reach)
         self._gates: dict[tuple[str, str, int], float] = {}

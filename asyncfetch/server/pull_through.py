@@ -39,7 +39,7 @@ from ..tasks import off_loop
 from .access import Admin, Door
 from .arriving.distrust import Distrust
 from .arriving.files import FileAnswers
-from .arriving.fills import Fills
+from .arriving.fills import Fills, most_at_once
 from .background import Background
 from .counts import Counts
 from .folders.layout import is_id
@@ -134,7 +134,10 @@ class PullThrough:
         told, reach = Notifier(self._hear), Reach(urlsplit(self.endpoint).hostname or "")
         questions, fills = counts.meter("questions"), counts.meter("fills")
         asking = await self._tasks.enter_async_context(Transport(brief, notify=told, meter=questions, reach=reach))
-        fetching = await self._tasks.enter_async_context(Transport(many, notify=told, meter=fills, reach=reach))
+        # And each file that arrives has one of its own, as has each reader who is passed on.
+        fetching = await self._tasks.enter_async_context(
+            Transport(many, notify=told, meter=fills, reach=reach, spare=4 * most_at_once())
+        )
         now, store = self._now, Store(self._state / "answers", self._now)
         self.distrust = await off_loop(lambda: Distrust(self._state / "distrust.json", now))
         grants = await off_loop(lambda: Grants(self._state, now))

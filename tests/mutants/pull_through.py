@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import Mutant
 
 _ONCE = "many clients that ask for the same at once"
+_MANY = "more cold files than turns or connections of a server"
 _WRONG = "wrong bytes from the Hub behind a server"
 _SHARED = "a file that is wanted in several places at once"
 _COUNTED = "what a server costs the Hub behind it"
@@ -17,6 +18,54 @@ _WHO = "what only some may see of the Hub behind a server"
 _ANSWERS = "what the Hub behind a server says that is not for clients"
 
 MUTANTS = (
+    Mutant(
+        "who-waits-for-a-turn-gets-nothing",
+        _MANY,
+        "server.arriving.filling:Fill.is_far",
+        "self._queued and offset < self.file.size - HELD",
+        "False",
+        ("server/arriving/test_many_at_once.py::test_who_reads_a_file_that_waits_for_its_turn",),
+    ),
+    Mutant(
+        "whose-turn-it-is-is-passed-on",
+        _MANY,
+        "server.arriving.fills:Fills._run",
+        "fill.queue(waits=turns.available_tokens <= 0)",
+        "fill.queue(waits=True)",
+        ("server/arriving/test_many_at_once.py::test_more_files_than_connections",),
+    ),
+    Mutant(
+        "no-connection-for-one-file-more",
+        _MANY,
+        "server.pull_through:PullThrough.__aenter__",
+        "spare=4 * most_at_once()",
+        "spare=0",
+        ("server/arriving/test_many_at_once.py::test_more_files_than_connections",),
+    ),
+    Mutant(
+        "more-files-than-descriptors",
+        _MANY,
+        "server.arriving.fills:most_at_once",
+        "max(min(AT_ONCE, soft // _DESCRIPTORS), 1)",
+        "AT_ONCE",
+        ("server/arriving/test_many_at_once.py::test_as_many_as_descriptors_allow",),
+    ),
+    Mutant(
+        "spare-connections-for-who-has-some",
+        _MANY,
+        "network.limits:Connections._is_free_for",
+        "0 if self._held[call] else -self._spare",
+        "-self._spare",
+        ("network/test_connections.py::test_who_has_none_gets_a_spare_one_and_who_has_several_gives_back",),
+    ),
+    Mutant(
+        "spare-connections-are-kept",
+        _MANY,
+        "network.limits:Connections.owes",
+        "len(without) + max(-self._free, 0)",
+        "len(without)",
+        ("network/test_connections.py::test_who_has_none_gets_a_spare_one_and_who_has_several_gives_back",),
+    ),
     Mutant(
         "each-client-asks-for-itself",
         _ONCE,

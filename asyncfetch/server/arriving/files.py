@@ -90,7 +90,7 @@ class FileAnswers:
             if not fill.over:
                 part, headers = self._part(request, file)  # what came may have proved wrong meanwhile
                 self.kept.note(cache.blob(file.etag))
-                return FillBody(fill, self.fills.passing, part.span, part.status, headers)
+                return FillBody(fill, self.fills.apart(), part.span, part.status, headers)
         except BaseException:
             fill.release()
             raise

@@ -52,6 +52,7 @@ __all__ = ["AHEAD", "Fill"]
 LOG = logging.getLogger("asyncfetch.server")
 AHEAD = 8 * MiB  # beyond what has come: who reads there is not kept waiting until that comes in order
 PIECE = 4 * MiB  # of a request for it alone
+PIECE_IN_QUEUE = MiB // 4  # where many share the line: it comes before the client gives up
 LOOK_AGAIN = 0.1  # seconds between looks at what another process brings
 
 
@@ -95,6 +96,7 @@ class Fill:
         self._transfer: Transfer | None = None
         self._descriptor: int | None = None
         self._readers = self._jobs = 0
+        self._queued = False
         self._asked_for = False  # by a reader, who may have left: it goes on then
         self.scope = anyio.CancelScope()
 
@@ -157,9 +159,11 @@ class Fill:
         return max(min(here, size if self._verified else size - HELD) - offset, 0)
 
     def is_far(self, offset: int) -> bool:
-        """Whether the fill comes to `offset` late, in order."""
-        if self._ended or self._verified or self._strict or self.generation or self._partial is None:
+        """Whether the fill comes to `offset` late: in order, or since it waits for its turn."""
+        if self._ended or self._verified or self._strict or self.generation:
             return False
+        if self._partial is None:
+            return self._queued and offset < self.file.size - HELD
         missing = not self._partial.reach(offset) > offset
         return missing and self._partial.frontier + AHEAD < offset < self.file.size - HELD
 
@@ -173,7 +177,8 @@ class Fill:
 
     async def read_far(self, offset: int, stop: int, transport: Transport) -> bytes:
         """Some bytes from `offset` on, from the source and not kept. Raises the network's errors, ChangedError."""
-        span = Span(offset, min(offset + PIECE, stop, self.file.size - HELD))
+        piece = PIECE_IN_QUEUE if self._queued else PIECE
+        span = Span(offset, min(offset + piece, stop, self.file.size - HELD))
         target = await self._origin.target(self.file, renew=False)
         return await read_span(
             transport,
@@ -204,6 +209,11 @@ class Fill:
             self._descriptor = None
 
     # -- the transfer's side -------------------------------------------------------------------
+
+    def queue(self, *, waits: bool) -> None:
+        """Whether it `waits` for its turn: who reads it is passed on until then."""
+        self._queued = waits
+        self.changed.give()
 
     async def run(self, transport: Transport, policy: Policy) -> None:
         """Bring the file into the cache, where it is not there yet. What goes wrong is told by `error`."""

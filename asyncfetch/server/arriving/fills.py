@@ -6,6 +6,7 @@ part in its fill, and it gets its name there when it is here.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from .distrust import Distrust
     from .wanted import WantedFile
 
-__all__ = ["Failure", "Fill", "Fills"]
+__all__ = ["Failure", "Fill", "Fills", "most_at_once"]
 
-AT_ONCE = 32  # files; the others wait for their turn
+AT_ONCE = 256  # files, large or small ones; the others wait for their turn, and who reads them is passed on
+_DESCRIPTORS = 16  # for each of these: its own and those of its readers
 _FAILURES = 20  # that are remembered
 
 
@@ -45,11 +47,17 @@ class Failure(NamedTuple):
     error: AsyncfetchError
 
 
+def most_at_once(soft: int | None = None) -> int:
+    """How many files, large or small ones, may be on their way together. `soft`: open files of a process, as it is."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if soft is None else soft
+    return AT_ONCE if soft == resource.RLIM_INFINITY else max(min(AT_ONCE, soft // _DESCRIPTORS), 1)
+
+
 class Fills:
     """All files on their way, each once. `tasks` is where they run, so that they outlast their readers.
 
-    `transport` is for fills, `passing` for what is handed on beside them. `strict` is that of each fill; `kept` says
-    whether there is room. `failures` are the last files that could not be fetched, and not since.
+    `transport` is for fills. `strict` is that of each fill; `kept` says whether there is room. `failures` are the last
+    files that could not be fetched, and not since.
     """
 
     def __init__(
@@ -66,14 +74,14 @@ class Fills:
         self.transport, self.policy, self.strict, self._kept = transport, policy, strict, kept
         self._distrust, self._tasks, self._counts = distrust, tasks, counts
         self._lender = Lender()
-        self.passing = self.apart()
         self._running: dict[tuple[Path | None, str, int], Fill] = {}
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
-        # Each of a large file has several buffers; those of small files never wait for them.
-        self._large, self._small = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(AT_ONCE)
+        # As many as descriptors allow, since readers give up when nothing comes; memory goes by connections, which are
+        # shared. Small files never wait for large ones.
+        self._large, self._small = (anyio.CapacityLimiter(most_at_once()) for _ in range(2))
 
     def apart(self) -> Transport:
-        """A transport for bytes that are handed on and not kept, as those of a call of its own."""
+        """A transport for bytes that are handed on to one reader and not kept: a call of its own."""
         return self.transport.for_call(self.transport.notify, self._counts.meter("passed"))
 
     @property
@@ -99,7 +107,10 @@ class Fills:
         partial = fill.wanted.cache.partial(fill.file.key)
         try:
             with fill.scope, self._counts.running("fills"):
-                async with self._large if fill.file.size > AHEAD else self._small:
+                turns = self._large if fill.file.size > AHEAD else self._small
+                fill.queue(waits=turns.available_tokens <= 0)
+                async with turns:
+                    fill.queue(waits=False)
                     if await self._borrowed(fill.wanted) or await self._kept.admit(partial, fill.file.size):
                         await fill.run(self.transport.for_call(Notifier(fill.hear)), self.policy)
                         await self._learn(fill)
