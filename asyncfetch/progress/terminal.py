@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
 from ..events import Reporter
 from .drawing import REDRAW, Drawing, PlainLines, drawn
+from .foot import Foot
 from .lines import (
     fold_line,
     hold_reasons,
@@ -121,42 +121,43 @@ def terminal_reporter(console: Console, *, clock: Callable[[], float] = time.mon
 
 
 class Table(Drawing):
-    """A table that redraws itself, and what it does not say as lines: above it, and when all is done below."""
+    """A table that redraws itself, and what it does not say as lines: above it, and when all is done below.
+
+    What the program writes meanwhile appears above it too.
+    """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console
+        console.file = console.file  # as it is now: who replaces stderr meanwhile wants no table there
 
     def run(self) -> None:
-        ascii_only = not self._console.encoding.lower().startswith("utf")
-
-        def lines() -> Group:
-            width, height = self._console.size
-            with self._lock:
-                shown = frame(self.state, self.clock(), width=width, height=height - 1, ascii_only=ascii_only)
-            return Group(*shown)
-
-        with Live(
-            get_renderable=lines,
-            console=self._console,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        ) as live:
-            ended, below = False, list[str]()
+        with Foot(self._console.file) as foot:
+            ended, below = False, list[Text]()
             while not ended:
                 ended = self.ended.wait(REDRAW)
                 messages, finished = self.messages()
-                below += messages
+                below += [Text(wrapped(message, self._console.width)) for message in messages]
+                above = list[Text]()
                 if not finished:  # or something else has begun: what closed what was before goes above its table
-                    self._print(below)
-                    below = []
-                live.refresh()
+                    above, below = below, above
+                foot.draw(self._rendered(self._frame()), self._rendered(above))
             with self._lock:
-                live.transient = not self.state.rows  # that it looks for the source is over too
-        self._print(below)
+                found = bool(self.state.rows)
+            if not found:  # that it looks for the source is over too
+                foot.forget()
+        for line in below:
+            self._console.print(line, soft_wrap=True)
 
-    def _print(self, messages: list[str]) -> None:
-        for message in messages:
-            self._console.print(Text(wrapped(message, self._console.width)), soft_wrap=True)
+    def _frame(self) -> list[Text]:
+        ascii_only = not self._console.encoding.lower().startswith("utf")
+        width, height = self._console.size
+        with self._lock:
+            return frame(self.state, self.clock(), width=width, height=height - 1, ascii_only=ascii_only)
+
+    def _rendered(self, lines: Sequence[Text]) -> str:
+        """What makes the terminal show these lines."""
+        with self._console.capture() as rendered:
+            for line in lines:
+                self._console.print(line, soft_wrap=True)
+        return rendered.get()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import pty
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from asyncfetch.server import Server
 
 from ..kit.files import index_bytes, safetensors_bytes
 from ..kit.samples import EVENTS
+from ..kit.screen import Terminal
 
-ROOT = Path(__file__).parents[2]
 SHARDS = 5
 LISTED = {f"layer.{n}.weight": f"model-{n + 1:05}-of-{SHARDS:05}.safetensors" for n in range(SHARDS)}
 
@@ -86,24 +83,41 @@ except asyncfetch.AsyncfetchError:
 
 def test_a_terminal_gets_one_table(models: Path) -> None:
     """Two loads at once: one draws, the other writes lines; the cursor is back in the end, after an error too."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    arguments = [sys.executable, "-c", TERMINAL, str(models / "org" / "model")]
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=follower, stderr=follower, env=environment)
-    os.close(follower)
-    out = b""
-    try:
-        while chunk := os.read(leader, 65536):
-            out += chunk
-    except OSError:  # EIO: the other side closed
-        pass
-    finally:
-        os.close(leader)
-    assert process.wait(20) == 0
-    text = out.decode()
+    with Terminal(100, 30) as terminal:
+        assert terminal.run([sys.executable, "-c", TERMINAL, str(models / "org" / "model")]) == 0
+    text = terminal.written()
     assert text.count("5 files, 40.") >= 2
     assert "refused" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+PRINTING = """
+import asyncfetch, logging, sys, time
+logging.basicConfig(level=logging.INFO, format="%(message)s")  # whose handler has the stream that is stderr now
+with asyncfetch.stream(sys.argv[1], progress=True) as tensors:
+    for name, array in tensors:
+        print(name, array.shape)
+        time.sleep(0.15)  # for the table to be drawn
+        print("and", end=" ")
+        print("its sum", array.sum())
+print("done")
+"""
+
+
+def test_what_a_program_prints_beside_the_table(models: Path, tmp_path: Path) -> None:
+    """Each line of it is there once, and so are those of the log and the table, which is below them."""
+    with Server(models) as server, Terminal(100, 24) as terminal:
+        where = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(tmp_path / "hub")}
+        assert terminal.run([sys.executable, "-c", PRINTING, "org/model"], **where) == 0
+    lines = terminal.lines()
+    told = [line for name in LISTED for line in (f"{name} (40, 25)", "and its sum 1000.0")]
+    assert sorted(line for line in lines if line in told) == sorted(told)
+    assert len([line for line in lines if re.match(r"model-0000\d", line)]) == SHARDS
+    assert len([line for line in lines if line.startswith("total ")]) == 1
+    assert all(lines.index(line) < lines.index("done") for line in told)
+    (logged,) = (line for line in lines if re.fullmatch(r"org/model: 5 files, 40\.\d kB: .* downloaded in .*", line))
+    assert lines.index(logged) < next(n for n, line in enumerate(lines) if line.startswith("total "))
+    assert [line for line in lines if line][-1] == "done"
 
 
 def test_the_log_of_a_load(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,8 @@ from . import Mutant
 _WATCHED = "who watches a load"
 _DOCTOR = "an environment in which nothing can work"
 _SHOWING = "api/test_showing.py::"
+_FOOT = "progress/test_foot.py::"
+_PRINTED = "a program that prints beside a table"
 _INSPECTED = "what a checkpoint is said to need"
 _TRACED = "a program that uses OpenTelemetry"
 _SPANS = "api/test_telemetry.py::"
@@ -89,9 +91,65 @@ MUTANTS = (
         "a-look-up-that-failed-goes-on",
         _WATCHED,
         "progress.terminal:Table.run",
-        "live.transient = not self.state.rows",
+        "foot.forget()",
         "pass",
         ("progress/test_terminal.py::test_a_look_up_that_failed_leaves_nothing",),
+    ),
+    Mutant(
+        "what-is-printed-is-drawn-over",
+        _PRINTED,
+        "progress.foot:Foot.__enter__",
+        "stream.take()",
+        "pass",
+        (f"{_FOOT}test_lines_appear_above", f"{_SHOWING}test_what_a_program_prints_beside_the_table"),
+    ),
+    Mutant(
+        "a-line-that-is-begun-is-drawn-over",
+        _PRINTED,
+        "progress.foot:Foot.draw",
+        "if not self._begun:",
+        "if True:",
+        (f"{_FOOT}test_a_line_that_is_not_ended",),
+    ),
+    Mutant(
+        "a-table-for-each-line",
+        _PRINTED,
+        "progress.foot:Foot.let",
+        "time.monotonic() - self._drawn >= _REST",
+        "True",
+        (f"{_FOOT}test_lines_that_come_fast",),
+    ),
+    Mutant(
+        "a-stuck-table-stops-the-program",
+        _PRINTED,
+        "progress.foot:Foot.turn",
+        "self._lock.acquire(timeout=_PATIENCE)",
+        "self._lock.acquire()",
+        (f"{_FOOT}test_who_draws_is_stuck",),
+    ),
+    Mutant(
+        "a-child-draws-too",
+        _PRINTED,
+        "progress.foot:Foot.turn",
+        "os.getpid() == self._process and",
+        "True and",
+        (f"{_FOOT}test_a_fork",),
+    ),
+    Mutant(
+        "streams-stay-changed",
+        _PRINTED,
+        "progress.foot:_Stream.give_back",
+        "del own[name]",
+        "continue",
+        (f"{_FOOT}test_all_is_as_before",),
+    ),
+    Mutant(
+        "the-table-of-another-terminal",
+        _PRINTED,
+        "progress.foot:_streams_beside",
+        "_terminal_of(stream) == terminal",
+        "_terminal_of(stream) is not None",
+        (f"{_FOOT}test_streams_that_lead_elsewhere",),
     ),
     Mutant(
         "a-terminal-cuts-words",

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -33,8 +29,8 @@ from asyncfetch.progress.state import ProgressState
 from asyncfetch.progress.terminal import frame, terminal_reporter
 
 from ..kit.samples import EVENTS
+from ..kit.screen import Terminal
 
-ROOT = Path(__file__).parents[2]
 GB = 10**9
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 LOAD = tuple(event for event in EVENTS if not isinstance(event, Writing | FileWritten | NodeProgress))
@@ -295,21 +291,9 @@ with terminal_reporter(Console(stderr=True)) as report:
 
 def test_through_a_pty() -> None:
     """On a real terminal of 80x24 the table redraws in place and ends complete."""
-    leader, follower = pty.openpty()
-    os.set_blocking(leader, True)
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stderr=follower, env=environment)
-    os.close(follower)
-    chunks = []
-    try:
-        while chunk := os.read(leader, 65536):
-            chunks.append(chunk)
-    except OSError:  # EIO: the other side closed
-        pass
-    finally:
-        os.close(leader)
-    assert process.wait(20) == 0
-    out = b"".join(chunks).decode()
+    with Terminal() as terminal:
+        assert terminal.run([sys.executable, "-c", SCRIPT]) == 0
+    out = terminal.written()
     assert "\x1b[1A" in out  # the cursor goes up: redrawn in place
     last = ESCAPE.sub("", out[out.rindex("s0") :])
     assert last.count("verified") == 3
