@@ -1,28 +1,35 @@
-"""Work that asyncio's own cancellation does not cut in two.
+"""Work that asyncio's own cancellation does not cut in two, nor a fork.
 
 `Task.cancel`, and so asyncio's time-outs, strike wherever the task waits: through shielded clean-up, and
 while a worker thread writes, which then goes on alone. A task group hands a cancellation down as one of
 anyio's, which waits for threads and spares what is shielded. So what touches disk, connections or
 the caller's model runs in a task of its own.
+
+A fork strikes wherever other threads are. The child has their locks and not them, so it would wait for ever.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  see below: what it and logging lock for a fork is locked after ours
 import gc
+import logging  # noqa: F401
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from .errors import AsyncfetchError
+from .errors import AsyncfetchError, SourceError
 
-__all__ = ["collapse", "each", "off_loop", "plain_errors", "run_as_task", "without_collections"]
+__all__ = ["collapse", "each", "forks_wait", "off_loop", "plain_errors", "run_as_task", "without_collections"]
 
 _MOST_THREADS = 8
+_FORK_PATIENCE = 30.0  # seconds
 # Of each event loop.
 _threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_threads")
 _slow_threads: RunVar[anyio.CapacityLimiter] = RunVar("asyncfetch_slow_threads")
@@ -69,18 +76,52 @@ async def off_loop(work: Callable[[], T], *, abandon: bool = False, slow: bool =
     return await to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=abandon)
 
 
-_pausing = threading.Lock()
+# Held by who forks; else for moments, by who begins or ends what a fork must not cut in two.
+_door = threading.Condition()
+_inside: list[_Block] = []  # the blocks of `forks_wait` that are under way
+_cut = False  # whether this process was forked under one of another thread
 _pauses, _collects = 0, False  # blocks that are under way, and whether garbage was collected before the first
+
+
+@dataclass(eq=False, slots=True)
+class _Block:
+    thread: int
+    waited_for: bool
+
+
+@contextmanager
+def forks_wait(*, long: bool = True) -> Iterator[None]:
+    """In the block no other thread forks this process: for who imports, or holds a lock that all calls share.
+
+    This thread may fork. So may another after half a minute, in case that this one waits for something of it; and
+    at once where it is not for `long`, which is for what waits itself for forks to end.
+    Raises SourceError in a child that was forked under such a block after all.
+    """
+    if _cut:
+        raise SourceError(
+            "This process was forked while another thread of its parent imported what is needed here.",
+            hint="Fork before the first call or after it, or start processes by `spawn`.",
+        )
+    block = _Block(threading.get_ident(), long)
+    with _door:
+        _inside.append(block)
+    try:
+        yield
+    finally:
+        with _door:
+            _inside.remove(block)
+            _door.notify_all()
 
 
 @contextmanager
 def without_collections() -> Iterator[None]:
     """In the block this process collects no garbage: for who makes many objects that stay, and no cycles.
 
-    Else each collection visits all objects made so far, and holds up the event loop too.
+    Else each collection visits all objects made so far, and holds up the event loop too. A forked child collects.
     """
     global _pauses, _collects
-    with _pausing:
+    process = os.getpid()
+    with _door:
         _pauses += 1
         if _pauses == 1:
             _collects = gc.isenabled()
@@ -88,10 +129,38 @@ def without_collections() -> Iterator[None]:
     try:
         yield
     finally:
-        with _pausing:
-            _pauses -= 1
-            if not _pauses and _collects:
-                gc.enable()
+        with _door:
+            if os.getpid() == process:
+                _pauses -= 1
+                if not _pauses and _collects:
+                    gc.enable()
+
+
+def _before_fork() -> None:
+    _door.acquire()
+    begun = [block for block in _inside if not block.waited_for]
+    if not any(block.thread == threading.get_ident() for block in _inside):
+        _door.wait_for(lambda: all(block in begun for block in _inside), _FORK_PATIENCE)
+
+
+def _after_fork() -> None:
+    _door.release()
+
+
+def _after_fork_in_child() -> None:
+    """Of all threads this one is left: what the others were in the middle of is over."""
+    global _cut, _pauses
+    here = [block for block in _inside if block.thread == threading.get_ident()]
+    _cut = _cut or len(here) < len(_inside)
+    _inside[:] = here
+    if _pauses and _collects:
+        gc.enable()
+    _pauses = 0
+    _door.release()
+
+
+# Those that were registered before are called after it: they lock what an import may wait for.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]], at_once: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,9 +164,19 @@ async def _alone(work: Callable[[], T]) -> T:
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    while not _one_at_a_time.acquire(timeout=0.05):
+    turn = _one_at_a_time
+    while not turn.acquire(timeout=0.05):
         from_thread.check_cancelled()
     try:
         yield
     finally:
-        _one_at_a_time.release()
+        turn.release()
+
+
+def _nobody_runs() -> None:
+    """In a forked child, which has no threads of its parent."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_nobody_runs)

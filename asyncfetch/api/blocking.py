@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from ..errors import AsyncfetchError, SourceError, storage_errors
+from ..tasks import forks_wait
 from .hearing import hearing
 from .public import refuse_misfits, shortened
 
@@ -145,13 +146,17 @@ class _LooseExecutor(ThreadPoolExecutor):
 
 def _run_loop(started: Future[BlockingPortal]) -> None:
     async def main() -> None:
+        importing.close()
         asyncio.get_running_loop().set_default_executor(_LooseExecutor())
         async with BlockingPortal() as portal:
             started.set_result(portal)
             await portal.sleep_until_stopped()
 
+    importing = ExitStack()  # the first loop of a process imports what anyio has for it
     try:
-        anyio.run(main)
+        with importing:
+            importing.enter_context(forks_wait())
+            anyio.run(main)
     except BaseException as error:  # an interrupt that struck in the loop has reached who waits, by its own way
         if not started.done():
             started.set_exception(error)

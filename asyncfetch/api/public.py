@@ -16,7 +16,7 @@ import anyio
 
 from ..errors import AsyncfetchError, SourceError, TimedOutError
 from ..policy import Policy
-from ..tasks import off_loop, run_as_task, without_collections
+from ..tasks import forks_wait, off_loop, run_as_task, without_collections
 from .hearing import hearing
 from .options import spelled_out
 
@@ -160,7 +160,11 @@ async def imported(module: str) -> Any:
 
 def _import_quietly(name: str) -> Any:
     with nullcontext() if name in sys.modules else without_collections():
-        return import_module(name)
+        # Alone of all it has something to do before each fork and after it, so what is half of it waits for forks.
+        with forks_wait(long=False):
+            import_module("filelock")
+        with forks_wait():
+            return import_module(name)
 
 
 async def within(seconds: float | None, work: Callable[[], Awaitable[T]]) -> T:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from ..errors import SourceError
 from ..format.arrays import PackedArray
 from ..format.header import TensorInfo
+from ..tasks import forks_wait
 from .fit import Array
 
 if TYPE_CHECKING:
@@ -21,7 +24,8 @@ __all__ = ["hollow_tensor", "import_torch", "to_torch", "to_torch_or_bytes"]
 def import_torch() -> Any:
     """The package torch. Raises SourceError where it is not installed."""
     try:
-        import torch
+        with nullcontext() if "torch" in sys.modules else forks_wait():
+            import torch
     except ImportError as error:
         raise SourceError("torch is not installed.", hint="pip install 'asyncfetch[torch]'.") from error
     return torch

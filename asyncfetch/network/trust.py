@@ -19,6 +19,8 @@ from functools import lru_cache
 
 import httpx
 
+from ..tasks import forks_wait
+
 if sys.platform == "darwin" or sys.platform == "win32":
     import truststore
 
@@ -44,7 +46,7 @@ def trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
     REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE name besides. Raises OSError that says which variable is wrong.
     """
     file, folder, *more = (environ.get(name, "").strip() for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", *_MORE))
-    with _making:  # it takes 30 ms: who asks at the same time waits for it
+    with forks_wait(), _making:  # it takes 30 ms: who asks at the same time waits for it
         return _named(file, folder) if file or folder else _system(tuple(filter(None, more)))
 
 

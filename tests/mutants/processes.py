@@ -16,6 +16,7 @@ _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
 _STILL = "an interrupt while nothing moves"
 _STREAMS = "standard streams that are closed, full, or whose reader has left"
+_FORK = "a fork, whatever other threads do"
 _LEAVING = "leaving while a name is looked up"
 
 MUTANTS = (
@@ -474,6 +475,86 @@ MUTANTS = (
         "if self._exhausted:",
         "if False:",
         ("api/test_streaming.py::test_after_the_end_there_is_no_more",),
+    ),
+    Mutant(
+        "forks-cut-imports",
+        _FORK,
+        "tasks:_before_fork",
+        "_door.wait_for(lambda: all(block in begun for block in _inside), _FORK_PATIENCE)",
+        "pass",
+        ("torture/test_forks.py::test_the_first_call_in_another_thread",),
+    ),
+    Mutant(
+        "who-imports-waits-for-itself",
+        _FORK,
+        "tasks:_before_fork",
+        "if not any(block.thread == threading.get_ident() for block in _inside):",
+        "if _inside is not None:",
+        ("torture/test_forks.py::test_in_the_middle_of_what_all_calls_share",),
+    ),
+    Mutant(
+        "no-garbage-collected-after-a-fork",
+        _FORK,
+        "tasks:_after_fork_in_child",
+        "if _pauses and _collects:",
+        "if _cut and _collects:",
+        ("torture/test_forks.py::test_in_the_middle_of_what_all_calls_share",),
+    ),
+    Mutant(
+        "a-block-ends-twice-after-a-fork",
+        _FORK,
+        "tasks:without_collections",
+        "if os.getpid() == process:",
+        "if process:",
+        ("torture/test_forks.py::test_in_the_middle_of_what_all_calls_share",),
+    ),
+    Mutant(
+        "hangs-where-a-fork-cut-an-import",
+        _FORK,
+        "tasks:forks_wait",
+        "if _cut:",
+        "if _cut is None:",
+        ("torture/test_forks.py::test_a_fork_that_cannot_wait",),
+    ),
+    Mutant(
+        "waits-for-what-waits-for-forks",
+        _FORK,
+        "api.public:_import_quietly",
+        "forks_wait(long=False)",
+        "forks_wait()",
+        ("torture/test_forks.py::test_a_fork_that_cannot_wait",),
+    ),
+    Mutant(
+        "forks-cut-the-first-loop",
+        _FORK,
+        "api.blocking:_run_loop",
+        "importing.enter_context(forks_wait())",
+        "pass",
+        ("torture/test_forks.py::test_the_first_call_in_another_thread",),
+    ),
+    Mutant(
+        "forks-cut-the-import-of-torch",
+        _FORK,
+        "models.torch_tensors:import_torch",
+        'nullcontext() if "torch" in sys.modules else forks_wait()',
+        "nullcontext()",
+        ("torture/test_forks.py::test_the_first_call_in_another_thread",),
+    ),
+    Mutant(
+        "forks-keep-the-lock-of-certificates",
+        _FORK,
+        "network.trust:trusted",
+        "with forks_wait(), _making:",
+        "with _making:",
+        ("torture/test_forks.py::test_in_the_middle_of_what_all_calls_share",),
+    ),
+    Mutant(
+        "forks-keep-the-turn-of-a-model",
+        _FORK,
+        "adapters.pretrained:_nobody_runs",
+        "_one_at_a_time = threading.Lock()",
+        "pass",
+        ("torture/test_forks.py::test_in_the_middle_of_what_all_calls_share",),
     ),
     Mutant(
         "records-without-end",

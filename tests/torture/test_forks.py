@@ -24,16 +24,16 @@ from ..kit.strace import ROOT
 _RANDOM = np.random.default_rng(23)
 TENSORS = {f"layer.{n}": _RANDOM.integers(0, 255, 900_000, dtype=np.uint8) for n in range(3)}
 
-# What each program begins with. `in_child` forks, runs a function there and tells how that ended.
-BEGIN = """
-import glob, os, sys, threading, time
+# What each program has. `in_child` forks, and runs a function there; `end_of` tells how that ended.
+FUNCTIONS = """
+import gc, glob, os, sys, threading, time
 import numpy as np
 import anyio
 import asyncfetch
 from asyncfetch.errors import SourceError
 from asyncfetch.events import FileStarted
 
-endpoint, cache = sys.argv[1:]
+endpoint, cache, *more = sys.argv[1:]
 
 def load(folder, **options):
     folder = os.path.join(cache, folder)
@@ -76,11 +76,17 @@ def idle_child():
 def under_way():
     while not glob.glob(os.path.join(cache, "shared/models--*/blobs/*.map.incomplete")):
         time.sleep(0.01)
+"""
 
+# What those begin with in which the parent has loaded before.
+BEGIN = (
+    FUNCTIONS
+    + """
 expected = load("reference")
 print("ready", flush=True)
 input()
 """
+)
 
 AFTER_A_LOAD = """
 def child():
@@ -163,6 +169,147 @@ print(idle_child(), flush=True)
 thread.join()
 """
 
+# The fork falls into the import of one module by another thread, which goes on when the fork is over, or after a while.
+FIRST_CALL = """
+import importlib.abc
+
+class Gate(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == at and not begun.is_set():
+            begun.set()
+            forked.wait(0.5)
+
+at = more[0]
+work = lambda folder: load(folder)
+if at == "torch":
+    from asyncfetch.models.torch_tensors import import_torch
+    with open(os.path.join(cache, "torch.py"), "w") as file:
+        file.write("whole = True")
+    sys.path.insert(0, cache)
+    work = lambda folder: import_torch().whole
+
+begun, forked = threading.Event(), threading.Event()
+sys.meta_path.insert(0, Gate())
+os.register_at_fork(after_in_parent=forked.set)
+thread = threading.Thread(target=work, args=("parent",))
+thread.start()
+begun.wait()
+
+def child():
+    assert gc.isenabled()
+    assert work("child")
+    assert gc.isenabled()
+
+print(end_of(in_child(child)))
+thread.join()
+assert gc.isenabled()
+"""
+
+# The thread that imports forks itself, and so would wait for itself.
+BY_AN_IMPORT = """
+import importlib.abc
+
+class Gate(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "httpx" and not children:
+            children.append(0)
+            children[0] = os.fork()
+            if not children[0]:
+                os._exit(0 if gc.isenabled() else 1)
+
+children = []
+sys.meta_path.insert(0, Gate())
+began = time.monotonic()
+assert load("parent")
+assert end_of(children[0]) == 0
+assert time.monotonic() - began < 20
+assert gc.isenabled()
+assert end_of(in_child(lambda: load("child"))) == 0
+"""
+
+COLLECTIONS = """
+from asyncfetch.tasks import without_collections
+
+def child():
+    assert gc.isenabled()
+    with without_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+def paused(work):
+    def wait():
+        with without_collections():
+            begun.set()
+            over.wait()
+
+    begun, over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=wait)
+    thread.start()
+    begun.wait()
+    work()
+    over.set()
+    thread.join()
+
+children = []
+paused(lambda: children.append(in_child(child)))
+assert end_of(children[0]) == 0
+with without_collections():
+    pid = os.fork()  # in the middle of a block of this very thread, which ends in the child too
+if not pid:
+    child()
+    os._exit(0)
+assert end_of(pid) == 0
+assert gc.isenabled()
+
+gc.disable()
+paused(lambda: children.append(in_child(lambda: os._exit(4 if gc.isenabled() else 0))))
+assert end_of(children[1]) == 0
+assert not gc.isenabled()
+"""
+
+# Another thread looks for certificates, which all calls wait for.
+CERTIFICATES = """
+from asyncfetch.network.trust import trusted
+
+def look():
+    try:
+        trusted({"SSL_CERT_DIR": cache})
+    except OSError as error:
+        assert "has no certificates" in str(error)
+
+def gate(event, args):
+    if event == "os.listdir" and not begun.is_set():
+        begun.set()
+        forked.wait(0.5)
+
+begun, forked = threading.Event(), threading.Event()
+sys.addaudithook(gate)
+os.register_at_fork(after_in_parent=forked.set)
+thread = threading.Thread(target=look)
+thread.start()
+begun.wait()
+assert end_of(in_child(look)) == 0
+thread.join()
+"""
+
+# Another thread makes a model, for which it is alone.
+MODELS = """
+from asyncfetch.adapters.pretrained import _alone
+
+def make():
+    begun.set()
+    over.wait()
+
+begun, over = threading.Event(), threading.Event()
+thread = threading.Thread(target=anyio.run, args=(_alone, make))
+thread.start()
+begun.wait()
+assert end_of(in_child(lambda: anyio.run(_alone, int))) == 0
+over.set()
+thread.join()
+assert anyio.run(_alone, int) == 0
+"""
+
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
@@ -171,9 +318,9 @@ def server() -> Iterator[FaultServer]:
         yield running
 
 
-def python(code: str, server: FaultServer, cache: Path) -> subprocess.Popen[str]:
+def python(code: str, server: FaultServer, cache: Path, *more: str, begin: str = BEGIN) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEGIN + code, server.url, str(cache)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", begin + code, server.url, str(cache), *more],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -253,3 +400,34 @@ def test_killed_while_a_child_lives(server: FaultServer, tmp_path: Path) -> None
     assert all(np.array_equal(state[name], TENSORS[name]) for name in TENSORS)
     started = [event.present for event in events if isinstance(event, FileStarted)]
     assert max(started) > PREFIX_LIMIT
+
+
+@pytest.mark.parametrize("module", ["anyio._backends._asyncio", "httpx", "asyncfetch.engine.transfer", "torch"])
+def test_the_first_call_in_another_thread(server: FaultServer, tmp_path: Path, module: str) -> None:
+    """The fork waits for what another thread imports: the child has all of it, and collects its garbage."""
+    with python(FIRST_CALL, server, tmp_path, module, begin=FUNCTIONS) as process:
+        try:
+            assert ended(process) == "0\n"
+        finally:
+            process.kill()
+
+
+def test_a_fork_that_cannot_wait(server: FaultServer, tmp_path: Path) -> None:
+    """What waits for forks itself is waited for by none. The child says why it cannot load, and does not hang."""
+    with python(FIRST_CALL, server, tmp_path, "filelock", begin=FUNCTIONS) as process:
+        try:
+            output = ended(process)
+        finally:
+            process.kill()
+    assert output.startswith("refused: This process was forked while another thread of its parent imported")
+    assert output.endswith("\n3\n")
+
+
+@pytest.mark.parametrize("name", ["BY_AN_IMPORT", "COLLECTIONS", "CERTIFICATES", "MODELS"])
+def test_in_the_middle_of_what_all_calls_share(server: FaultServer, tmp_path: Path, name: str) -> None:
+    """Neither garbage collection nor a lock of the process stays as another thread had it."""
+    with python(globals()[name], server, tmp_path, begin=FUNCTIONS) as process:
+        try:
+            assert ended(process) == ""
+        finally:
+            process.kill()
