@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -35,6 +36,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 C = TypeVar("C", covariant=True)
 
+# The thread of the loop in which this runs, or from which it was given to another thread.
+_home: ContextVar[threading.Thread | None] = ContextVar("asyncfetch_home", default=None)
 _PATIENCE = 15.0  # seconds for what runs in the loop to end, once it is told to
 
 
@@ -42,13 +45,13 @@ class Portal:
     """The way into the loop, from any thread of this process."""
 
     def __init__(self) -> None:
-        started: Future[BlockingPortal] = Future()
+        started: Future[tuple[BlockingPortal, Callable[[], object]]] = Future()
         self._owner = os.getpid()
         self._thread = threading.Thread(target=_run_loop, args=(started,), name="asyncfetch portal", daemon=True)
         self._thread.start()
         with _greenlets_told(), storage_errors("the event loop"):  # which has descriptors, and there may be none left
-            self._portal = started.result()
-        self._at_exit = weakref.finalize(self, _stop, self._portal, self._thread, self._owner)
+            self._portal, end = started.result()
+        self._at_exit = weakref.finalize(self, _stop, end, self._thread, self._owner)
 
     @property
     def inherited(self) -> bool:
@@ -60,7 +63,7 @@ class Portal:
         if self.inherited:
             raise SourceError("It was opened in another process, before a fork.", hint="Open it in this one.")
         with _greenlets_told():
-            future = self._portal.start_task_soon(work)
+            future = self._portal.start_task_soon(self._at_home, work)
         try:
             result: T = future.result()
         except BaseException:
@@ -68,11 +71,17 @@ class Portal:
             raise
         return result
 
+    async def _at_home(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        _home.set(self._thread)
+        return await work()
+
     def enter(self, block: AbstractAsyncContextManager[T]) -> tuple[T, Callable[[], None]]:
         """Enter `block` in the loop. Returns what it gives, and what leaves it. An interrupt cancels the entering."""
         entered: Future[tuple[T, anyio.Event]] = Future()
+        home = self._thread  # and not all of this, which nobody may have by then
 
         async def hold() -> None:
+            _home.set(home)
             try:
                 async with block as value:
                     leave = anyio.Event()
@@ -144,13 +153,15 @@ class _LooseExecutor(ThreadPoolExecutor):
         return
 
 
-def _run_loop(started: Future[BlockingPortal]) -> None:
+def _run_loop(started: Future[tuple[BlockingPortal, Callable[[], object]]]) -> None:
     async def main() -> None:
         importing.close()
-        asyncio.get_running_loop().set_default_executor(_LooseExecutor())
+        loop, end = asyncio.get_running_loop(), anyio.Event()
+        loop.set_default_executor(_LooseExecutor())
         async with BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
+            started.set_result((portal, partial(loop.call_soon_threadsafe, end.set)))
+            await end.wait()
+            await portal.stop(cancel_remaining=True)
 
     importing = ExitStack()  # the first loop of a process imports what anyio has for it
     try:
@@ -162,13 +173,15 @@ def _run_loop(started: Future[BlockingPortal]) -> None:
             started.set_exception(error)
 
 
-def _stop(portal: BlockingPortal, thread: threading.Thread, owner: int) -> None:
+def _stop(end: Callable[[], object], thread: threading.Thread, owner: int) -> None:
+    """Garbage is collected in any thread: also in that of the loop, and in those that it waits for when it ends."""
     if os.getpid() == owner:
         patience = 1.0
-        with suppress(RuntimeError):  # it has ended, or is a greenlet beside us
-            portal.start_task_soon(portal.stop, True)
+        with suppress(RuntimeError):  # it has ended
+            end()
             patience = _PATIENCE
-        thread.join(patience)
+        if thread not in (threading.current_thread(), _home.get()):
+            thread.join(patience)
 
 
 class Handle(Generic[T]):

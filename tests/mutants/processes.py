@@ -16,6 +16,7 @@ _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
 _STILL = "an interrupt while nothing moves"
 _STREAMS = "standard streams that are closed, full, or whose reader has left"
+_FORGOTTEN = "a handle that was never closed"
 _FORK = "a fork, whatever other threads do"
 _LEAVING = "leaving while a name is looked up"
 
@@ -475,6 +476,30 @@ MUTANTS = (
         "if self._exhausted:",
         "if False:",
         ("api/test_streaming.py::test_after_the_end_there_is_no_more",),
+    ),
+    Mutant(
+        "a-loop-waits-for-its-own-end",
+        _FORGOTTEN,
+        "api.blocking:_stop",
+        "if thread not in (threading.current_thread(), _home.get()):",
+        "if thread:",
+        ("api/test_client.py::test_a_forgotten_stream_is_collected_by_its_own_loop",),
+    ),
+    Mutant(
+        "threads-of-a-loop-wait-for-its-end",
+        _FORGOTTEN,
+        "api.blocking:_stop",
+        "(threading.current_thread(), _home.get())",
+        "(threading.current_thread(),)",
+        ("api/test_client.py::test_a_forgotten_stream_is_collected_by_its_own_loop",),
+    ),
+    Mutant(
+        "a-forgotten-loop-goes-on",
+        _FORGOTTEN,
+        "api.blocking:_stop",
+        "end()",
+        "pass",
+        ("api/test_client.py::test_a_forgotten_stream_is_collected_by_its_own_loop",),
     ),
     Mutant(
         "forks-cut-imports",
