@@ -103,6 +103,8 @@ class Checkpoint(Contents, Generic[T]):
         Neighbours are fetched in one range, and all ranges at once. Ranges of parts that overlap are
         fetched for each of them.
         """
+        if not isinstance(wanted, Mapping):
+            raise SourceError(f"slices() takes lists of indices by name, not {short_repr(wanted)}.")
         for name, indices in wanted.items():
             if not isinstance(indices, Sequence) or isinstance(indices, tuple | str):
                 given = f"{short_repr(indices)} for {short_repr(name)}"

@@ -191,7 +191,7 @@ class Files(TypedDict, total=False):
 
     repo_type: `"dataset"` for a repository of data, of which all files come; `"datasets/owner/name"` says it too.
     weights_only: the checkpoint alone, without config, tokenizer and the like.
-    files: exactly these files, by their names in the source, whatever they are.
+    files: exactly these files, by their names in the source, whatever they are; at least one.
     include: a glob or several over all files, as huggingface_hub has them; `"*"` is everything.
     exclude: a glob or several over files to leave out, of what `include` and `files` say, or beside the checkpoint.
     local_dir: put the files into this folder too, as the source has them; what is there already is not fetched.

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from importlib import import_module
@@ -94,7 +94,7 @@ def _names_nodes(value: object) -> bool:
     if isinstance(value, int):
         return _is_positive(value)
     texts = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
-    return isinstance(texts, Iterable) and bool(texts) and all(isinstance(text, str) and text for text in texts)
+    return isinstance(texts, Collection) and bool(texts) and all(isinstance(text, str) and text for text in texts)
 
 
 def _are_ranks(value: object) -> bool:

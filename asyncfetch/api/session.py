@@ -348,6 +348,8 @@ def _texts(option: str, value: object) -> tuple[str, ...]:
     texts = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
     if not all(isinstance(text, str) and text for text in texts):
         raise SourceError(f"{option}= takes names or globs, not {value!r:.80}.")
+    if not texts and option != "exclude":  # not the whole checkpoint, which may be large
+        raise SourceError(f"{option}= is empty: it names no file.", hint="Leave it out to download the checkpoint.")
     return texts
 
 

@@ -266,11 +266,31 @@ def test_interrupted_companions_go_on(server: FaultServer, repository: Repositor
         ({"files": [1]}, "files= takes names or globs"),
         ({"include": ""}, "include= takes names or globs"),
         ({"exclude": 5}, "exclude= takes names or globs"),
+        ({"files": []}, "files= is empty: it names no file"),
+        ({"files": (name for name in ())}, "files= is empty"),
+        ({"files": {}, "include": "*"}, "files= is empty"),
+        ({"include": ()}, "include= is empty"),
+        ({"include": set(), "files": ["config.json"]}, "include= is empty"),
+        ({"include": [], "weights_only": True}, "include= is empty"),
+        ({"files": [], "repo_type": "dataset"}, "files= is empty"),
     ],
 )
 def test_senseless_options(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(SourceError, match=text):
         asyncfetch.download("org/model", cache_dir=tmp_path, offline=True, **options)
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_nothing_is_chosen(server: FaultServer, repository: Repository, tmp_path: Path, plan: bool) -> None:
+    """An empty choice is never the whole checkpoint: nothing is asked for. Nothing may be left out, though."""
+    call: Any = asyncfetch.dry_run if plan else asyncfetch.download
+    given: dict[str, Any] = {"endpoint": server.url, "cache_dir": tmp_path, "token": False}
+    for options in ({"files": []}, {"include": ()}):
+        with pytest.raises(SourceError, match="is empty: it names no file"):
+            call("org/model", **options, **given)
+    assert not server.seen
+    found = call("org/model", exclude=[], **given).files
+    assert ({state.file for state in found} if plan else set(found)) >= {"config.json", "tokenizer.json"}
 
 
 def test_a_misspelt_name(server: FaultServer, repository: Repository, tmp_path: Path) -> None:

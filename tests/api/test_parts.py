@@ -171,6 +171,8 @@ async def test_several_parts_of_several_tensors(server: Server) -> None:
                 await checkpoint.slices({"qkv": mistaken})
         with pytest.raises(SelectionError, match=r"no tensor 'qvk'\. Is it 'qkv'"):
             await checkpoint.slices({"qvk": [...]})
+        with pytest.raises(SourceError, match="slices\\(\\) takes lists of indices by name, not \\['qkv'\\]"):
+            await checkpoint.slices(["qkv"])  # type: ignore[arg-type]
 
 
 # -- tied names -------------------------------------------------------------------------------------

@@ -123,7 +123,14 @@ def test_ray_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(SourceError, match=r"ray is not installed.*asyncfetch\[ray\]"):
         asyncfetch.cluster.load("org/model")
-    for wrong in ({"nodes": 0}, {"nodes": {}}, {"keep": "tape"}, {"hold": ""}, {"companions": 1}):
+    for wrong in (
+        {"nodes": 0},
+        {"nodes": {}},
+        {"nodes": iter(["a"])},
+        {"keep": "tape"},
+        {"hold": ""},
+        {"companions": 1},
+    ):
         with pytest.raises(SourceError, match=f"{next(iter(wrong))}= takes"):
             asyncfetch.cluster.load("org/model", **wrong)
 

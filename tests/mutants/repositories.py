@@ -33,6 +33,14 @@ MUTANTS = (
         ("sources/test_listing.py::test_companions",),
     ),
     Mutant(
+        "no-file-is-the-whole-checkpoint",
+        _COMPANIONS,
+        "api.session:_texts",
+        'if not texts and option != "exclude":',
+        "if not option:",
+        ("api/test_downloads.py::test_nothing_is_chosen", "api/test_downloads.py::test_senseless_options"),
+    ),
+    Mutant(
         "a-glob-without-a-file-passes",
         _COMPANIONS,
         "sources.listing:chosen_of",
