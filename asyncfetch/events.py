@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,6 +227,10 @@ class Notifier:
 
 
 def event_object(event: Event) -> dict[str, Any]:
-    """`event` as a JSON object; its kind is in "event": "resolved", "file_progress" and so on."""
+    """`event` as a JSON object; its kind is in "event": "resolved", "file_progress" and so on.
+
+    What has no end is null, since JSON has no number for it.
+    """
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
-    return {"type": "event", "event": kind, **dataclasses.asdict(event)}
+    told = {name: None if value == math.inf else value for name, value in dataclasses.asdict(event).items()}
+    return {"type": "event", "event": kind, **told}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import SourceError
@@ -13,6 +17,14 @@ from .spans import MiB
 __all__ = ["Policy", "__version__"]
 
 __version__ = "0.1.0"  # read by pyproject.toml too
+
+
+_MAY_BE_ZERO = frozenset(
+    {"patience", "backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"}
+)
+_MAY_BE_ENDLESS = frozenset(
+    {"patience", "max_wait", "connect_timeout", "read_timeout", "stall_window", "lock_patience"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,9 @@ class Policy:
     another; less where connections are slow, down to 256 KiB. `max_index_bytes` is the largest index: JSON grows
     up to twentyfold in memory, and 250,000 names take some 30 MB.
     `lock_patience` is how long another process may hold a file and not go on with it.
+
+    `math.inf` is a wait without an end. Numbers of numpy will do too.
+    Raises SourceError for what is no number, or makes no sense.
     """
 
     connections: int = 16
@@ -57,24 +72,10 @@ class Policy:
     lock_patience: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "connections",
-            "attempts",
-            "progress_unit",
-            "burst",
-            "min_split",
-            "connect_timeout",
-            "read_timeout",
-            "stall_window",
-            "max_index_bytes",
-        ):
-            if not getattr(self, name) > 0:  # so that NaN is refused too
-                raise SourceError(f"Policy.{name} must be positive, not {getattr(self, name)!r}.")
-        for name in ("patience", "backoff", "max_backoff", "max_wait", "stall_bytes", "max_redirects", "lock_patience"):
-            if not getattr(self, name) >= 0:
-                raise SourceError(f"Policy.{name} must not be negative, not {getattr(self, name)!r}.")
-        if self.bandwidth_limit is not None and not self.bandwidth_limit > 0:
-            raise SourceError(f"Policy.bandwidth_limit must be positive or None, not {self.bandwidth_limit!r}.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field.name, value, whole=field.type == "int"))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Policy:
@@ -104,3 +105,18 @@ class Policy:
                     hint = "Set it to a number, or remove it."
                     raise SourceError(f"{variable} is {text!r}, which is not a number.", hint=hint) from None
         return policy
+
+
+def _checked(name: str, value: object, *, whole: bool) -> float:
+    """`value` as a plain number. Raises SourceError where a knob can have no such value; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise SourceError(f"Policy.{name} must be a {'whole number' if whole else 'number'}, not {value!r:.80}.")
+    number: float = operator.index(value) if isinstance(value, Integral) else float(value)
+    if name in _MAY_BE_ZERO and not number >= 0:  # so that NaN is refused too
+        raise SourceError(f"Policy.{name} must not be negative, not {number!r}.")
+    if name not in _MAY_BE_ZERO and not number > 0:
+        words = "positive or None" if name == "bandwidth_limit" else "positive"
+        raise SourceError(f"Policy.{name} must be {words}, not {number!r}.")
+    if number > sys.maxsize and not (number == math.inf and name in _MAY_BE_ENDLESS):
+        raise SourceError(f"Policy.{name} must be at most {sys.maxsize}.")
+    return number

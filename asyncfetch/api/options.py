@@ -130,7 +130,7 @@ class Access(LocalAccess, total=False):
 
     token: for the Hub only; None finds one as huggingface_hub does, False sends none, True must find one.
     offline: send nothing, use the cache; None reads HF_HUB_OFFLINE.
-    client: an `httpx.AsyncClient` to send with. It is neither changed nor closed.
+    client: an `httpx.AsyncClient` to send with, which is open. It is neither changed nor closed.
     """
 
     token: str | bool | None

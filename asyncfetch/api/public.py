@@ -90,6 +90,18 @@ def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_async_client(value: object) -> bool:
+    """Whether it may be one: `send` of a wrapper need be no coroutine function, but a blocking client is told so."""
+    send, build = getattr(value, "send", None), getattr(value, "build_request", None)
+    if inspect.isclass(value) or not (callable(send) and callable(build)) or _is_closed(value):
+        return False
+    return inspect.iscoroutinefunction(inspect.unwrap(send)) or not hasattr(value, "__enter__")
+
+
+def _is_closed(value: object) -> bool:
+    return getattr(value, "is_closed", None) is True
+
+
 def _names_nodes(value: object) -> bool:
     if isinstance(value, int):
         return _is_positive(value)
@@ -113,7 +125,7 @@ _ALLOWED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "policy": (lambda value: isinstance(value, Policy), "a Policy"),
     "token": (lambda value: isinstance(value, str | bool), "a token, True, False or None"),
     "offline": (_is_flag, "True, False or None"),
-    "client": (lambda value: hasattr(value, "build_request") and hasattr(value, "send"), "an httpx.AsyncClient"),
+    "client": (_is_async_client, "an open httpx.AsyncClient"),
     "revision": (_is_text, "a branch, a tag or a commit"),
     "subfolder": (_is_text, "a folder of the source"),
     "variant": (_is_text, "a variant such as 'fp16'"),
@@ -150,6 +162,8 @@ _SECRET = frozenset({"token", "endpoint", "source"})  # whose values may have a 
 def _shown(option: str, value: object) -> str:
     if option not in _SECRET and isinstance(value, str | int | float | None):
         return repr(value)[:80]
+    if option == "client" and _is_closed(value):
+        return "one that is closed"
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 

@@ -14,7 +14,7 @@ import anyio
 import httpcore
 import httpx
 
-from ..errors import CertificateError, redact_url
+from ..errors import CertificateError, SourceError, redact_url
 from ..tasks import off_loop
 from .proxies import Proxies, Proxy
 from .reach import Reach
@@ -44,7 +44,9 @@ class LazyClient:
         return self._injected is not None
 
     def get(self) -> Any:
-        """The client to send with."""
+        """The client to send with. Raises SourceError where the caller has closed theirs."""
+        if getattr(self._injected, "is_closed", None) is True:
+            raise SourceError("The client of client= is closed.", hint="Keep it open while it is sent with.")
         if self._injected is None and self._own is None:
             self._own = _Sender(PoolTransport(Proxies(getproxies()), self._reach))
         return self._injected if self._own is None else self._own

@@ -10,15 +10,16 @@ import copy
 import platform
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
 
-from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError, redact_url
+from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError, SourceError, redact_url
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
@@ -236,11 +237,11 @@ class Transport:
             request = client.build_request(method, url, headers=own, timeout=timeout)
             with our_request():
                 if not neutral:
-                    response = await client.send(request, stream=True, follow_redirects=False)
+                    response = await _awaited(client.send(request, stream=True, follow_redirects=False))
                 else:
                     for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
                         del request.headers[name]
-                    response = await client.send(request, stream=True, follow_redirects=False, auth=None)
+                    response = await _awaited(client.send(request, stream=True, follow_redirects=False, auth=None))
         except Exception as error:
             raise_translated(error, url)
         stream, origin = response.extensions.get("network_stream"), origin_of(url)
@@ -262,6 +263,12 @@ class Transport:
                 self._gates[origin_of(body.url)] = time.monotonic() + wait
             raise RateLimitedError(body.url, after, words_of(body.headers))
         raise ServerError(body.status, url=body.url, retry_after=after, said=words_of(body.headers))
+
+
+def _awaited(answer: Any) -> Awaitable[Any]:
+    if not isawaitable(answer):
+        raise SourceError(f"client= takes an httpx.AsyncClient, and this one gave {type(answer).__name__} at once.")
+    return answer
 
 
 async def _read_whole(body: Body, limit: int) -> Reply:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Set
 from enum import Enum
-from math import ceil
+from math import ceil, inf
 from typing import assert_never
 
 from ..events import (
@@ -157,7 +157,7 @@ def _hold_status(hold: Hold, now: float) -> list[str]:
 def _patience(hold: Hold) -> str:
     """For how long it goes on, where that is not told by a number of attempts."""
     left = hold.event.patience if isinstance(hold.event, Retrying) else None
-    if not left:
+    if not left or left == inf:
         return ""
     return f" (for {ceil(left / 60)} min at most)" if left >= 60 else f" (for {left:.0f} s at most)"
 

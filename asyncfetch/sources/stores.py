@@ -29,6 +29,7 @@ __all__ = ["PAGE", "Link", "Listed", "Store"]
 
 PAGE = 1000  # objects: those that one request lists
 LIFETIME = 3600.0  # seconds for which a link is signed: as long as Azure's and Google's shortest-lived tokens
+_LONG = 86_400.0  # seconds: the longest time-out that obstore is given, which knows of none without an end
 _MARGIN = 60.0  # seconds before its end at which another one is made
 _PROBE = 1.0  # seconds for the machine itself to say that it has credentials: it is on the machine
 _READING = "https://www.googleapis.com/auth/devstorage.read_only"
@@ -188,8 +189,8 @@ class Store:
         options = {
             "client_options": {
                 "allow_http": endpoint.lower().startswith("http://"),
-                "connect_timeout": timedelta(seconds=self._policy.connect_timeout),
-                "timeout": timedelta(seconds=self._policy.read_timeout),
+                "connect_timeout": timedelta(seconds=min(self._policy.connect_timeout, _LONG)),
+                "timeout": timedelta(seconds=min(self._policy.read_timeout, _LONG)),
             },
             "retry_config": {"max_retries": 0},  # one rule says what is tried again, and it is ours
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import ssl
 import subprocess
@@ -240,7 +241,16 @@ def test_one_event_loop(tmp_path: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     "access",
-    [{"policy": {}}, {"client": 5}, {"cache_dir": 3}, {"token": 1.5}, {"offline": "yes"}, {"endpoint": b"x"}],
+    [
+        {"policy": {}},
+        {"client": 5},
+        {"client": httpx.AsyncClient},
+        {"client": httpx.Client()},
+        {"cache_dir": 3},
+        {"token": 1.5},
+        {"offline": "yes"},
+        {"endpoint": b"x"},
+    ],
     ids=lambda access: next(iter(access)),
 )
 async def test_senseless_access(access: dict[str, Any]) -> None:
@@ -250,6 +260,75 @@ async def test_senseless_access(access: dict[str, Any]) -> None:
         Client(**access)
     with pytest.raises(SourceError, match=f"^{name}= takes "):
         await asyncfetch.load_async("org/model", **access)
+
+
+class Sync(httpx.Client):
+    """A blocking client of the caller's own kind."""
+
+
+class Plain:
+    """What has httpx's two functions, and is no context: whether it can be awaited is seen when it answers."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.build_request = inner.build_request
+
+    def send(self, request: Any, **options: Any) -> Any:
+        return self.inner.send(request, **options)
+
+
+class Wrapped(httpx.AsyncClient):
+    """A client whose `send` is replaced, as tracing does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = 0
+        inner = super().send
+
+        @functools.wraps(inner)
+        def send(*args: Any, **options: Any) -> Any:
+            self.sent += 1
+            return inner(*args, **options)
+
+        self.send = functools.partial(send)  # type: ignore[method-assign]
+
+
+@pytest.mark.anyio
+async def test_clients_of_other_kinds(server: FaultServer, tmp_path: Path) -> None:
+    """Whatever can be awaited is sent with; a blocking client, and one that is closed, is told so before it sends."""
+    server.hub("org/model", FILES)
+    options: dict[str, Any] = {"endpoint": server.url, "token": False, "policy": CALM}
+    async with Wrapped() as wrapped, httpx.AsyncClient() as inner:
+        for number, client in enumerate((wrapped, Plain(inner), Plain(wrapped))):
+            assert same(
+                await asyncfetch.load_async("org/model", client=client, cache_dir=tmp_path / f"{number}", **options)
+            )
+    assert wrapped.sent
+    before = len(server.seen)
+    with Sync() as blocking, pytest.raises(SourceError, match=r"^client= takes an open httpx.AsyncClient, not .*Sync"):
+        await asyncfetch.load_async("org/model", client=blocking, cache_dir=tmp_path / "none", **options)
+    with pytest.raises(SourceError, match=r"^client= takes an open httpx.AsyncClient, not one that is closed"):
+        Client(client=inner)
+    with pytest.raises(SourceError, match="one that is closed"):
+        await anyio.to_thread.run_sync(lambda: asyncfetch.load("org/model", client=wrapped, **options))
+    assert len(server.seen) == before
+    with httpx.Client() as blocking, pytest.raises(SourceError, match="this one gave Response at once"):
+        await asyncfetch.load_async("org/model", client=Plain(blocking), cache_dir=tmp_path / "none", **options)
+
+
+@pytest.mark.anyio
+async def test_a_client_that_is_closed_between_two_calls(server: FaultServer, tmp_path: Path) -> None:
+    """The next call says so; what is cached needs no client."""
+    server.hub("org/a", FILES)
+    async with httpx.AsyncClient() as own:
+        client = client_of(server, tmp_path, client=own)
+        assert same(await client.load("org/a"))
+    before = len(server.seen)
+    for call in (client.load, client.download, client.inspect):
+        with pytest.raises(SourceError, match="The client of client= is closed"):
+            await call("org/b")
+    assert len(server.seen) == before
+    await client.aclose()
 
 
 @pytest.mark.parametrize(

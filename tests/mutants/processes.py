@@ -16,6 +16,7 @@ _REPORT = "a progress callback that raises"
 _INTERRUPT = "Ctrl-C, and event loops that run already"
 _STILL = "an interrupt while nothing moves"
 _STREAMS = "standard streams that are closed, full, or whose reader has left"
+_VALUES = "a client or a number that does not fit"
 _FORGOTTEN = "a handle that was never closed"
 _FORK = "a fork, whatever other threads do"
 _LEAVING = "leaving while a name is looked up"
@@ -476,6 +477,78 @@ MUTANTS = (
         "if self._exhausted:",
         "if False:",
         ("api/test_streaming.py::test_after_the_end_there_is_no_more",),
+    ),
+    Mutant(
+        "blocking-clients-pass",
+        _VALUES,
+        "api.public:_is_async_client",
+        'inspect.iscoroutinefunction(inspect.unwrap(send)) or not hasattr(value, "__enter__")',
+        "True",
+        ("api/test_client.py::test_clients_of_other_kinds",),
+    ),
+    Mutant(
+        "clients-must-be-coroutines",
+        _VALUES,
+        "api.public:_is_async_client",
+        'or not hasattr(value, "__enter__")',
+        "",
+        ("api/test_client.py::test_clients_of_other_kinds",),
+    ),
+    Mutant(
+        "closed-clients-pass",
+        _VALUES,
+        "api.public:_is_closed",
+        'getattr(value, "is_closed", None) is True',
+        "False",
+        ("api/test_client.py::test_clients_of_other_kinds",),
+    ),
+    Mutant(
+        "sends-with-a-closed-client",
+        _VALUES,
+        "network.pool:LazyClient.get",
+        'getattr(self._injected, "is_closed", None) is True',
+        "False",
+        ("api/test_client.py::test_a_client_that_is_closed_between_two_calls",),
+    ),
+    Mutant(
+        "awaits-what-cannot-be",
+        _VALUES,
+        "network.transport:_awaited",
+        "if not isawaitable(answer):",
+        "if answer is None:",
+        ("api/test_client.py::test_clients_of_other_kinds",),
+    ),
+    Mutant(
+        "knobs-of-any-kind",
+        _VALUES,
+        "policy:_checked",
+        "isinstance(value, bool) or not isinstance(value, Integral if whole else Real)",
+        "not isinstance(value, Real)",
+        ("test_policy.py::test_a_policy_has_numbers",),
+    ),
+    Mutant(
+        "knobs-of-any-size",
+        _VALUES,
+        "policy:_checked",
+        "number > sys.maxsize and",
+        "number < 0 and",
+        ("test_policy.py::test_a_policy_has_numbers",),
+    ),
+    Mutant(
+        "knobs-stay-numbers-of-others",
+        _VALUES,
+        "policy:_checked",
+        "return number",
+        "return value",
+        ("test_policy.py::test_numbers_of_others_become_plain",),
+    ),
+    Mutant(
+        "no-end-is-a-number-of-minutes",
+        _VALUES,
+        "progress.lines:_patience",
+        "if not left or left == inf:",
+        "if not left:",
+        ("progress/test_lines.py::test_announcements",),
     ),
     Mutant(
         "a-loop-waits-for-its-own-end",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from asyncfetch.events import (
@@ -59,6 +61,7 @@ def test_announcements() -> None:
             Retrying(None, "refused", 1, 5, 1.0),
             Retrying("a", "reset", 1, 5, 3.2, 300.0),
             Retrying("a", "reset", 9, 5, 0.0, 59.4),
+            Retrying("a", "reset", 1, 5, 2.0, inf),
             Waiting("a", f"{LIMITED}\n", 12.3),
             Waiting("b", "another process is downloading this file", None),
             FileVerified("a", 10**9, "sha256:x"),
@@ -76,6 +79,7 @@ def test_announcements() -> None:
         "source: retry 1/5 in 1 s: refused",
         "a: retry in 3 s (for 5 min at most): reset",
         "a: retry now (for 59 s at most): reset",
+        "a: retry in 2 s: reset",
         f"a: waiting 12 s: {LIMITED}\\n",
         "b: waiting: another process is downloading this file",
         "a: verified",
