@@ -43,7 +43,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .reasons import NO_ROOM, Writing, blamed, hint_of, reason_of
-from .words import quoted, redact_url, some_of, unlike
+from .words import quoted, redact_url, some_of, unlike, without_secrets
 
 __all__ = [
     "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
@@ -63,7 +63,8 @@ class AsyncfetchError(Exception):
     transient = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(re.sub(r"(?<!\.)(\.|\.{3}|[!?…])\s*\.$", r"\1", message))  # a server's words may have theirs
+        told = without_secrets(message)  # what the caller gives may be a URL in a wrong place
+        super().__init__(re.sub(r"(?<!\.)(\.|\.{3}|[!?…])\s*\.$", r"\1", told))  # a server's words may have theirs
         if hint is not None:
             self.hint = hint
 

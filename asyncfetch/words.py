@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_url", "size_of", "some_of", "unlike"]
+__all__ = [
+    "counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_source", "redact_url", "size_of", "some_of",
+    "unlike", "without_secrets",
+]  # fmt: skip
 
 
 def redact_url(url: str) -> str:
@@ -18,6 +21,19 @@ def redact_url(url: str) -> str:
     except ValueError:
         return "<unreadable URL>"
     return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+
+
+def redact_source(source: str) -> str:
+    """What a caller named, fit for a message or a log: a URL without its secrets, a repository or a path as it is."""
+    return redact_url(source) if "://" in source else source
+
+
+def without_secrets(text: str) -> str:
+    """`text` with no credentials, query or fragment in the URLs that it has, such as one in the place of an option."""
+    if ":/" not in text:
+        return text
+    text = re.sub(r"(?<=:/)(/?)[^\s'\"/?#]*@", r"\1", text)
+    return re.sub(r"(\w:/[^\s'\"?#]*)[?#](?!…)[^\s'\"]*", r"\1?…", text)
 
 
 def fit_to_show(text: str, limit: int = 200) -> str:

@@ -72,8 +72,11 @@ def run(arguments: Sequence[str]) -> int:
         with stdout_errors() if only_prints else nullcontext():
             code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise SourceError(f"{str(error).strip()}{_meant(arguments[0])}", hint=_help_for(arguments)) from error
-    return code if isinstance(code, int) else 0
+        wrong = str(error).strip()
+    else:
+        return code if isinstance(code, int) else 0
+    # Not even as the context of the error: that has what was typed, where a URL may stand in a wrong place.
+    raise SourceError(f"{wrong}{_meant(arguments[0])}", hint=_help_for(arguments))
 
 
 def _meant(word: str) -> str:
@@ -298,14 +301,22 @@ def verify(source: Source, /, *, flags: CommonFlags = COMMON) -> int:
 def _mending(source: str, flags: CommonFlags) -> str:
     """The command that fetches again what is wrong of `source` in its cache."""
     if re.match("https?:", source, re.IGNORECASE):
-        shown = "SOURCE" if redact_url(source) != source else source  # a command with half a URL would be of no use
+        shown = _usable(source, "SOURCE")
     elif os.path.exists(os.path.expanduser(source)):
         return "copy or download it again: a local folder has no source to ask"
     else:
         shown = source
     named = ("revision", "subfolder", "variant", "cache_dir", "endpoint")
-    given = [f"--{name.replace('_', '-')}={value}" for name in named if (value := getattr(flags, name)) is not None]
+    values = {name: value for name in named if (value := getattr(flags, name)) is not None}
+    if flags.endpoint is not None:
+        values["endpoint"] = _usable(flags.endpoint, "ENDPOINT")
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     return shlex.join(["asyncfetch", "download", "--verify-cache", "--no-offline", *given, shown])
+
+
+def _usable(url: str, word: str) -> str:
+    """A URL for a command that is shown, or the word for it: with half a URL the command would be of no use."""
+    return url if redact_url(url) == url else word
 
 
 @app.command

@@ -15,6 +15,7 @@ from ..events import Resolved
 from ..format.layers import folded_layers
 from ..format.writer import format_dtype, logical_shape
 from ..progress.text import files, printable, size_text
+from ..words import redact_source
 from .output import NO_ROOM, flush_stdout, print_json, print_table, stdout_errors
 
 __all__ = [
@@ -68,7 +69,9 @@ def list_snapshot(source: str, snapshot: Snapshot, *, command: str = "download",
     """The folder that holds a checkpoint: its path alone, or all its files as JSON."""
     if as_json:
         files = {name: str(path) for name, path in snapshot.files.items()}
-        print_result(command, source=source, commit=snapshot.commit, path=str(snapshot.path), files=files)
+        print_result(
+            command, source=redact_source(source), commit=snapshot.commit, path=str(snapshot.path), files=files
+        )
     else:
         _print_path(snapshot.path)
 
@@ -135,7 +138,8 @@ def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit
             }
             for file in files
         ]
-        print_result("verify", source=source, ok=exit_code == 0, exit_code=exit_code, files=objects)
+        ok = exit_code == 0
+        print_result("verify", source=redact_source(source), ok=ok, exit_code=exit_code, files=objects)
         return
     words = {True: "ok", False: "wrong", None: "no checksum known"}
     print_table(["file", "size", "state"], [(file.file, file.size, words[file.ok]) for file in files], right=["size"])

@@ -45,6 +45,7 @@ from ..errors import (
 )
 from ..events import Event, Reporter, event_object
 from ..progress.text import fit_names, printable, wrapped
+from ..words import without_secrets
 from .wording import in_flags
 
 __all__ = [
@@ -97,7 +98,8 @@ def error_object(error: BaseException) -> dict[str, Any]:
         code, transient = error.code, error.transient
         message, hint = in_flags(error.message), in_flags(error.hint)
     else:
-        code, message, hint, transient = "unexpected", f"{type(error).__name__}: {error}", "Please report this.", False
+        code, message = "unexpected", without_secrets(f"{type(error).__name__}: {error}")
+        hint, transient = "Please report this.", False
     data = {name: value for name, value in vars(error).items() if not name.startswith("_")}
     notes = {"notes": error.__notes__} if getattr(error, "__notes__", None) else {}
     known = {"type": "error", "code": code, "message": message, "hint": hint, "transient": transient}

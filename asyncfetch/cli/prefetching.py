@@ -33,7 +33,7 @@ from ..policy import Policy
 from ..progress.text import printable
 from ..sources.settings import Settings
 from ..storage.checksums import checksum_of_etag
-from ..words import fit_to_show
+from ..words import fit_to_show, redact_source
 from .options import FLAG, CommonFlags, reporting
 from .output import flush_stdout, print_json
 
@@ -85,7 +85,8 @@ def prefetch_from(source: str, flags: PrefetchFlags) -> None:
             if job["state"] != "done":
                 raise job_error(job)
     if flags.json:
-        print_json({"type": "result", "command": "prefetch", "source": source, "server": server.url, "job": job})
+        shown = redact_source(source)
+        print_json({"type": "result", "command": "prefetch", "source": shown, "server": server.url, "job": job})
     else:
         print(f"{job['repository']}@{job['commit']}" if flags.wait else job["id"])
 

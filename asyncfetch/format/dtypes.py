@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -95,12 +96,12 @@ def dtype_of(dtype: object) -> np.dtype[Any]:
     if name.upper() in DTYPES and not DTYPES[name.upper()].packed:
         found = DTYPES[name.upper()].numpy
     else:
-        try:
+        found = None
+        with suppress(TypeError, ValueError):  # whose words repeat what was given, which may be a URL
             found = np.dtype(name or dtype)  # type: ignore[call-overload]
-        except (TypeError, ValueError):
-            raise SourceError(
-                f"dtype={dtype!r} is not a dtype.", hint='Give numpy.float32, torch.float16 or "bfloat16".'
-            ) from None
+        if found is None:
+            hint = 'Give numpy.float32, torch.float16 or "bfloat16".'
+            raise SourceError(f"dtype={dtype!r} is not a dtype.", hint=hint)
     if not is_floating(found):
         raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
     return found

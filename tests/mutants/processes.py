@@ -138,7 +138,7 @@ MUTANTS = (
         "two-full-stops",
         _STREAMS,
         "errors:AsyncfetchError.__init__",
-        'super().__init__(re.sub(r"(?<!\\.)(\\.|\\.{3}|[!?…])\\s*\\.$", r"\\1", message))',
+        'super().__init__(re.sub(r"(?<!\\.)(\\.|\\.{3}|[!?…])\\s*\\.$", r"\\1", told))',
         "super().__init__(message)",
         ("test_errors.py::test_others_sentences_have_one_end",),
     ),
