@@ -42,8 +42,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .reasons import NO_ROOM, Writing, blamed, hint_of, reason_of
-from .words import quoted, redact_url, some_of, unlike, without_secrets
+from .reasons import NO_ROOM, Writing, blamed, hint_of, larger, reason_of
+from .words import misfits, quoted, redact_url, some_of, without_secrets
 
 __all__ = [
     "AccessError", "AsyncfetchError", "CertificateError", "ChangedError", "CheckpointNotFoundError",
@@ -334,15 +334,16 @@ class StorageError(AsyncfetchError):
 
 
 class DiskFullError(StorageError):
-    """Not enough room for what is missing. `needed` and `free` are bytes (free: None if unknown)."""
+    """Not enough room for what is missing. `needed` and `free` (None: unknown) are bytes; `writing` says for what."""
 
     code = "disk_full"
 
-    def __init__(self, path: str, *, needed: int, free: int | None, used_up: str = "room") -> None:
+    def __init__(
+        self, path: str, *, needed: int, free: int | None, used_up: str = "room", writing: Writing | None = None
+    ) -> None:
         self.needed, self.free = needed, free
         room = f"{free:,} bytes are free" if free is not None else f"no {used_up} is left"
-        hint = "Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk."
-        super().__init__(path, f"{needed:,} bytes are needed and {room}" if needed else room, hint=hint)
+        super().__init__(path, f"{needed:,} bytes are needed and {room}" if needed else room, hint=larger(writing))
 
 
 class OfflineError(AsyncfetchError):
@@ -383,10 +384,8 @@ class ModelMismatchError(AsyncfetchError):
         self.missing, self.unexpected, self.reasons = tuple(missing), tuple(unexpected), tuple(reasons)
         self.shapes, self.dtypes = dict(shapes or {}), dict(dtypes or {})
         named = {"missing": self.missing, "unexpected": self.unexpected}
-        parts = [f"{len(names):,} {label} ({some_of(names, 5)})" for label, names in named.items() if names]
-        parts += [part for found in (self.shapes, self.dtypes) for part in unlike(found)]
-        parts += [*self.reasons[:5], *["…"] * (len(self.reasons) > 5)]
-        super().__init__(f"The state dict does not fit the model: {'; '.join(parts)}.", hint=hint)
+        told = misfits(named, (self.shapes, self.dtypes), self.reasons)
+        super().__init__(f"The state dict does not fit the model: {told}.", hint=hint)
 
 
 @contextmanager
@@ -396,5 +395,6 @@ def storage_errors(path: object, *, needed: int = 0, writing: Writing | None = N
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise DiskFullError(str(path), needed=needed, free=None, used_up=NO_ROOM[error.errno]) from error
+            used_up = NO_ROOM[error.errno]
+            raise DiskFullError(str(path), needed=needed, free=None, used_up=used_up, writing=writing) from error
         raise StorageError(blamed(error, path), reason_of(error), hint=hint_of(error, writing=writing)) from error

@@ -7,14 +7,17 @@ import os
 import resource
 from typing import Literal
 
-__all__ = ["NO_PERMISSION", "NO_ROOM", "Writing", "blamed", "hint_of", "reason_of"]
+__all__ = ["NO_PERMISSION", "NO_ROOM", "Writing", "blamed", "elsewhere", "hint_of", "larger", "reason_of"]
 
 NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 NO_ROOM = {errno.ENOSPC: "room", errno.EDQUOT: "quota"}  # and what is used up
 
-Writing = Literal["cache", "output", "removal"]  # what is done with a file that is not only read
+# What is done with a file that is not only read: "folder" is that of local_dir=, "output" what a call writes elsewhere.
+Writing = Literal["cache", "folder", "output", "removal"]
+_BY: dict[Writing, str] = {"cache": " with cache_dir= or HF_HUB_CACHE", "folder": " with local_dir="}
 _INSTEAD: dict[Writing, str] = {
-    "cache": 'Choose another folder with cache_dir= or HF_HUB_CACHE, or pass storage="memory", which writes nothing.',
+    "cache": f'Choose another folder{_BY["cache"]}, or pass storage="memory", which writes nothing.',
+    "folder": f"Choose another folder{_BY['folder']}.",
     "output": "Choose another folder.",
     "removal": "Remove it as its owner, where the file system is not read-only.",
 }
@@ -62,11 +65,27 @@ def hint_of(error: OSError, *, writing: Writing | None) -> str | None:
         case code if code in NO_PERMISSION and writing:
             return instead
         case errno.ENAMETOOLONG:
-            return "Choose a folder with a shorter path with cache_dir= or HF_HUB_CACHE."
+            return f"Choose a folder with a shorter path{_BY.get(writing or 'cache', '')}."
         case errno.ENOENT if _counts_from_nowhere(error):
             return "Give an absolute path, or change into a folder that exists."
         case _:
             return None
+
+
+def elsewhere(writing: Writing) -> str:
+    """What to do where a folder cannot be made."""
+    return f"Choose another folder{_BY.get(writing, '')}."
+
+
+def larger(writing: Writing | None) -> str:
+    """What to do where there is no room."""
+    match writing:
+        case "folder":
+            return "Free some space, or choose a folder on a larger disk with local_dir=."
+        case "output":
+            return "Free some space, or choose a folder on a larger disk."
+        case _:
+            return "Free some space, or point HF_HUB_CACHE or cache_dir= to a larger disk."
 
 
 def _counts_from_nowhere(error: OSError) -> bool:

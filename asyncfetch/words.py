@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 __all__ = [
-    "counted", "fit_to_show", "folded", "kind_of", "quoted", "redact_source", "redact_url", "size_of", "some_of",
-    "unlike", "without_secrets",
+    "counted", "fit_to_show", "folded", "kind_of", "misfits", "quoted", "redact_source", "redact_url", "size_of",
+    "some_of", "unlike", "without_secrets",
 ]  # fmt: skip
 
 
@@ -96,3 +96,12 @@ def unlike(found: Mapping[str, tuple[Any, Any]], most: int = 8) -> list[str]:
     """In what tensors of a model and of a checkpoint differ, by their names; the first `most` of them."""
     told = [f"{name} is {own} in the model and {its} in the checkpoint" for name, (own, its) in found.items()]
     return [*told[:most], *([f"{len(told):,} such in all"] if len(told) > most else [])]
+
+
+def misfits(
+    named: Mapping[str, Sequence[str]], unlikes: Iterable[Mapping[str, tuple[Any, Any]]], reasons: Sequence[str]
+) -> str:
+    """In what a state dict does not fit a model: the first of the names that are `named`, what is `unlike`, and why."""
+    parts = [f"{len(names):,} {label} ({some_of(names, 5)})" for label, names in named.items() if names]
+    parts += [part for found in unlikes for part in unlike(found)]
+    return "; ".join([*parts, *reasons[:5], *["…"] * (len(reasons) > 5)])

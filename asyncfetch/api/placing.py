@@ -65,7 +65,7 @@ class Placing:
         if on_one_disk(cache.folder, self.folder.path):
             needed += sum(room_needed(located).values())
         if needed > free and not self._takes_clones(cache):
-            raise DiskFullError(str(self.folder.path), needed=needed, free=free)
+            raise DiskFullError(str(self.folder.path), needed=needed, free=free, writing="folder")
 
     def _takes_clones(self, cache: RepoCache) -> bool:
         with suppress(StorageError):  # of what is read there alone, nothing is cloned

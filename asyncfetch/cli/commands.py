@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +15,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ..api import functions as api
 from ..api.saving import convert as convert_checkpoint
-from ..errors import SourceError, StorageError, redact_url
+from ..errors import SourceError, redact_url
 from ..format.near import near_name
 from ..format.writer import check_output
-from ..storage.files import free_bytes
-from ..storage.roots import cache_root
 from .caching import cache_app
 from .clustering import ClusterFlags, download_for_cluster
 from .doctor import doctor
@@ -37,6 +35,7 @@ from .options import (
     reporting,
 )  # fmt: skip
 from .output import NO_ROOM, stdout_errors
+from .planning import room_of_cache, room_of_folder
 from .plotting import check_plot
 from .plotting import plot as draw
 from .prefetching import PrefetchFlags, prefetch_from
@@ -250,16 +249,10 @@ def _dry_run(
 ) -> int:
     with noticing(flags) as report:
         resolved = api.dry_run(source, **arguments, report=report)
-    folder = None
-    with suppress(SourceError):  # no place for a cache, and none was needed
-        folder = cache_root(os.environ, flags.cache_dir) if to_disk else None
-    free = None
-    with suppress(StorageError):
-        free = None if folder is None else free_bytes(folder)
-    local_dir = arguments.get("local_dir")
-    fits = list_plan(
-        command, resolved, folder=folder, local_dir=local_dir, free=free, as_json=flags.json, quiet=flags.quiet
-    )
+    cache = room_of_cache(resolved, os.environ, flags.cache_dir) if to_disk else None
+    given = arguments.get("local_dir")
+    local = None if given is None else room_of_folder(resolved, given, None if cache is None else cache.folder)
+    fits = list_plan(command, resolved, cache=cache, local=local, as_json=flags.json, quiet=flags.quiet)
     return 0 if fits else NO_ROOM
 
 

@@ -17,6 +17,7 @@ from ..format.writer import format_dtype, logical_shape
 from ..progress.text import files, printable, size_text
 from ..words import redact_source
 from .output import NO_ROOM, flush_stdout, print_json, print_table, stdout_errors
+from .planning import Room
 
 __all__ = [
     "TENSOR_COLUMNS",
@@ -80,20 +81,19 @@ def list_plan(
     command: str,
     resolved: Resolved,
     *,
-    folder: Path | None,
-    local_dir: Path | None,
-    free: int | None,
+    cache: Room | None,
+    local: Room | None,
     as_json: bool,
     quiet: bool,
 ) -> bool:
-    """What a download would fetch. `folder` is where to, with `free` bytes of room; None for memory.
+    """What a download would fetch, where to (`cache` is None for memory), and the folder that it would fill as well.
 
-    `local_dir`: the folder that it would fill as well. Returns whether there is room for it, as far as that is known.
+    Returns whether there is room for it, as far as that is known.
     """
     columns = ["file", "size", "present", "missing", "checksum"]
     rows = [(file.file, file.size, file.present, file.size - file.present, file.checksum) for file in resolved.files]
     size, missing = sum(row[1] for row in rows), sum(row[3] for row in rows)
-    fits = free is None or missing <= free
+    fits = all(room is None or room.fits for room in (cache, local))
     if as_json:
         print_result(
             command,
@@ -105,23 +105,30 @@ def list_plan(
             size=size,
             present=size - missing,
             missing=missing,
-            cache_dir=None if folder is None else str(folder),
-            **({} if local_dir is None else {"local_dir": str(local_dir)}),
-            disk_free=free,
+            cache_dir=None if cache is None else str(cache.folder),
+            disk_free=None if cache is None else cache.free,
+            **({} if local is None else _local_values(local)),
             files=[dict(zip(columns, row, strict=True)) for row in rows],
         )
         return fits
     cells = [(*row[:4], row[4] or "none") for row in rows]
     print_table(columns, cells, right=columns[1:4], shortened="file", optional=["checksum", "present"])
-    room = "" if free is None or folder is None else f"; {size_text(free)} free in {printable(str(folder))}"
     if not quiet:
-        there = "" if local_dir is None else f"; then put into {printable(str(local_dir))}"
+        room = ""
+        if cache is not None and cache.free is not None:
+            room = f"; {size_text(cache.free)} free in {printable(str(cache.folder))}"
+        there = "" if local is None else f"; then put into {printable(str(local.folder))}"
         _aside(f"{files(len(rows))}, {size_text(size)}; {size_text(missing)} to download{room}{there}")
-    if not fits and folder is not None:
-        room = f"{printable(str(folder))} has room for {size_text(free or 0)}"
-        _aside(f"asyncfetch: {size_text(missing)} to download, and {room}.")
-        _aside("hint: Free some space, or name another place with --cache-dir.")
+    for what, place, flag in (("download", cache, "--cache-dir"), ("put there", local, "--local-dir")):
+        if place is not None and not place.fits:
+            room = f"{printable(str(place.folder))} has room for {size_text(place.free or 0)}"
+            _aside(f"asyncfetch: {size_text(place.needed)} to {what}, and {room}.")
+            _aside(f"hint: Free some space, or name another place with {flag}.")
     return fits
+
+
+def _local_values(local: Room) -> dict[str, object]:
+    return {"local_dir": str(local.folder), "local_needed": local.needed, "local_free": local.free}
 
 
 def list_verified(source: str, files: Sequence[VerifiedFile], *, mend: str, exit_code: int, as_json: bool) -> None:

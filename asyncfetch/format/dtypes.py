@@ -96,12 +96,13 @@ def dtype_of(dtype: object) -> np.dtype[Any]:
     if name.upper() in DTYPES and not DTYPES[name.upper()].packed:
         found = DTYPES[name.upper()].numpy
     else:
-        found = None
+        named: np.dtype[Any] | None = None
         with suppress(TypeError, ValueError):  # whose words repeat what was given, which may be a URL
-            found = np.dtype(name or dtype)  # type: ignore[call-overload]
-        if found is None:
+            named = np.dtype(name or dtype)  # type: ignore[call-overload]
+        if named is None:
             hint = 'Give numpy.float32, torch.float16 or "bfloat16".'
             raise SourceError(f"dtype={dtype!r} is not a dtype.", hint=hint)
+        found = named
     if not is_floating(found):
         raise SourceError(f"dtype={dtype!r} is not a floating-point type.")
     return found

@@ -72,7 +72,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     refuses.
     """
     target = Path(os.path.expanduser(path))  # which leaves alone what it does not know
-    with storage_errors(target):
+    with storage_errors(target, writing="output"):
         if target.is_dir():
             raise SourceError(f"{target} is a folder.", hint="Name the file to write in it.")
         if not target.parent.is_dir():
@@ -158,10 +158,10 @@ def write_safetensors(
     target = check_output(path)
     outgoing = {name: outgoing_array(array) for name, array in tensors.items()}
     size = file_bytes(outgoing, metadata)
-    with storage_errors(target, needed=size):
+    with storage_errors(target, needed=size, writing="output"):
         free = shutil.disk_usage(target.parent).free
         if free < size:
-            raise DiskFullError(str(target), needed=size, free=free)
+            raise DiskFullError(str(target), needed=size, free=free, writing="output")
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".asyncfetch", dir=target.parent))
         try:
             draft = folder / "draft.safetensors"

@@ -53,7 +53,7 @@ def check_output(conversion: Conversion, folder: Path, source: Path | None) -> N
     brought = [folder / path_inside(name) for name in beside]
     there = sum(_size(path) or 0 for path in [*(folder / _STAGING).glob("*.safetensors"), *brought])
     if free is not None and free + there < needed:
-        raise DiskFullError(str(folder), needed=needed, free=free)
+        raise DiskFullError(str(folder), needed=needed, free=free, writing="output")
 
 
 def _standing(folder: Path, source: Path) -> str:

@@ -105,7 +105,7 @@ def saved(draft: Draft, folder: Path, names: re.Pattern[str], told: Told = lambd
     sizes, free = draft.sizes(), free_bytes(folder)
     needed = sum(sizes.values())
     if free is not None and free < needed:
-        raise DiskFullError(str(folder), needed=needed, free=free)
+        raise DiskFullError(str(folder), needed=needed, free=free, writing="output")
     make_folder(folder, writing="output")
     new = [*draft.layout.shards, *([draft.layout.index] if draft.layout.index else [])]
     with locked(folder), storage_errors(folder, needed=needed, writing="output"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..spans import MiB
 from .files import sync_file, write_at
 
-__all__ = ["copy_file", "link_or_copy", "takes_clones"]
+__all__ = ["copy_file", "could_take_clones", "link_or_copy", "takes_clones"]
 
 _FICLONE = 0x40049409  # https://man7.org/linux/man-pages/man2/ioctl_ficlone.2.html
 _PIECE = 16 * MiB
@@ -58,6 +58,21 @@ def takes_clones(source: Path, target: Path) -> bool:
         for folder in (source, target):
             with suppress(OSError):
                 (folder / name).unlink()
+
+
+def could_take_clones(folder: Path) -> bool:
+    """Whether files of a folder can be cloned within it: tried on files without a name, which leave no trace."""
+    opened = list[int]()
+    try:
+        for _ in range(2):
+            opened.append(os.open(folder, os.O_RDWR | os.O_TMPFILE))
+        os.write(opened[0], b"x" * 4096)
+        return _cloned(*opened)
+    except (AttributeError, OSError):  # it is no Linux, may not be written to, or has no such files
+        return False
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def _cloned(source: int, target: int) -> bool:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import StorageError, storage_errors
-from ..reasons import NO_ROOM, Writing
+from ..reasons import NO_ROOM, Writing, elsewhere
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link", "on_one_disk", "rename",
-    "start_writing", "sync_file", "sync_folder", "sync_names", "takes_any_order", "vanished", "write_at",
-    "write_synced",
+    "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link", "on_one_disk",
+    "refuse_obstacles", "rename", "start_writing", "sync_file", "sync_folder", "sync_names", "takes_any_order",
+    "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -73,16 +73,19 @@ def make_folder(folder: Path, *, writing: Writing = "cache") -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            for part in [*reversed(folder.parents), folder]:
-                if part.is_symlink() and not part.exists():
-                    target = os.readlink(part)
-                    hint = "Make that folder, mount its disk, or remove the link."
-                    raise StorageError(str(part), f"it is a link to {target}, which is not there", hint=hint) from None
-                if part.exists() and not part.is_dir():
-                    how = " with cache_dir= or HF_HUB_CACHE" if writing == "cache" else ""
-                    hint = f"Choose another folder{how}."
-                    raise StorageError(str(part), "it is no folder", hint=hint) from None
+            refuse_obstacles(folder, writing=writing)
             raise
+
+
+def refuse_obstacles(folder: Path, *, writing: Writing) -> None:
+    """Raise StorageError about what is in the way of a folder or of one above it, if anything is."""
+    for part in [*reversed(folder.parents), folder]:
+        if part.is_symlink() and not part.exists():
+            target = os.readlink(part)
+            hint = "Make that folder, mount its disk, or remove the link."
+            raise StorageError(str(part), f"it is a link to {target}, which is not there", hint=hint) from None
+        if part.exists() and not part.is_dir():
+            raise StorageError(str(part), "it is no folder", hint=elsewhere(writing)) from None
 
 
 def make_link(target: str, path: Path) -> bool:

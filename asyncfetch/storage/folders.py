@@ -133,7 +133,7 @@ class LocalFolder:
     def prepare(self, names: Collection[str]) -> None:
         """Refuse what cannot be put there, and make the folder. Raises SourceError, StorageError."""
         self.refuse_strays(names)
-        make_folder(self._records)
+        make_folder(self._records, writing="folder")
         self._drop_leftovers()
         home = self.path / BOOKKEEPING
         with LeftOut()("what marks bookkeeping"):
@@ -159,8 +159,8 @@ class LocalFolder:
         With `link` a second name of it will do: then nobody else may have it, because who edits one edits both.
         """
         path = self.path / path_inside(name)
-        make_folder(path.parent)
-        with storage_errors(path, writing="cache"), self._temporary(name) as temporary:
+        make_folder(path.parent, writing="folder")
+        with storage_errors(path, writing="folder"), self._temporary(name) as temporary:
             if link:
                 link_or_copy(source, temporary, check)
             else:
@@ -172,8 +172,8 @@ class LocalFolder:
     def write_record(self, name: str, commit: str, checksum: Checksum) -> None:
         """Record what is there. Call it once the file is."""
         path = self._record_path(name)
-        make_folder(path.parent)
-        with storage_errors(path, writing="cache"), self._temporary(name) as temporary:
+        make_folder(path.parent, writing="folder")
+        with storage_errors(path, writing="folder"), self._temporary(name) as temporary:
             touched = _touched(self.path / path_inside(name))  # and not now: it may be edited at once
             temporary.write_text(f"{commit}\n{checksum.hex}\n{touched}\n", "ascii")
             rename(temporary, path)
@@ -197,7 +197,7 @@ class LocalFolder:
     def _temporary(self, name: str) -> Iterator[Path]:
         """A fresh name among the records, so that the user's tree has whole files alone."""
         record = self._record_path(name)
-        make_folder(record.parent)
+        make_folder(record.parent, writing="folder")
         path = record.with_name(f"{record.stem}.asyncfetch.{secrets.token_hex(4)}.incomplete")
         try:
             yield path

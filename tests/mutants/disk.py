@@ -841,7 +841,7 @@ MUTANTS = (
     Mutant(
         "what-is-in-the-way-not-named",
         _NO_FOLDER,
-        "storage.files:make_folder",
+        "storage.files:refuse_obstacles",
         "if part.is_symlink() and not part.exists():",
         "if not part:",
         ("storage/test_cache.py::test_a_folder_that_cannot_be_made",),

@@ -8,6 +8,8 @@ _WATCHED = "who watches a load"
 _DOCTOR = "an environment in which nothing can work"
 _SHOWING = "api/test_showing.py::"
 _FOOT = "progress/test_foot.py::"
+_ROOMS = "cli/test_rooms.py::"
+_SMALL = "a disk that is too small for a command"
 _PRINTED = "a program that prints beside a table"
 _INSPECTED = "what a checkpoint is said to need"
 _TRACED = "a program that uses OpenTelemetry"
@@ -150,6 +152,46 @@ MUTANTS = (
         "_terminal_of(stream) == terminal",
         "_terminal_of(stream) is not None",
         (f"{_FOOT}test_streams_that_lead_elsewhere",),
+    ),
+    Mutant(
+        "a-dry-run-looks-at-the-cache-alone",
+        _SMALL,
+        "cli.listing:list_plan",
+        "for room in (cache, local)",
+        "for room in (cache,)",
+        (f"{_ROOMS}test_the_folder_of_a_download",),
+    ),
+    Mutant(
+        "what-is-in-the-folder-is-put-there-again",
+        _SMALL,
+        "cli.planning:_is_there",
+        "return promised == wanted",
+        "return False",
+        (f"{_ROOMS}test_what_is_in_the_folder_takes_no_room",),
+    ),
+    Mutant(
+        "a-folder-has-the-disk-for-itself",
+        _SMALL,
+        "cli.planning:room_of_folder",
+        "above.stat().st_dev == _nearest(cache).stat().st_dev",
+        "False",
+        (f"{_ROOMS}test_a_folder_beside_the_cache",),
+    ),
+    Mutant(
+        "a-dry-run-sees-no-file-in-the-way",
+        _SMALL,
+        "cli.planning:room_of_folder",
+        'refuse_obstacles(local.path, writing="folder")',
+        "pass",
+        (f"{_ROOMS}test_a_file_in_the_place_of_the_folder",),
+    ),
+    Mutant(
+        "the-cache-is-told-of-any-full-disk",
+        _SMALL,
+        "errors:DiskFullError.__init__",
+        "larger(writing)",
+        'larger("cache")',
+        (f"{_ROOMS}test_what_a_command_writes",),
     ),
     Mutant(
         "a-terminal-cuts-words",
