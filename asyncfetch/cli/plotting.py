@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,16 @@ def plot(found: Inspection, path: Path) -> None:
     _draw_parts(axes[0], parts, rows)
     if stack is not None:
         _draw_layers(axes[1], stack, rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    partial = path.with_name(
+        f".{secrets.token_hex(8)}.asyncfetch.incomplete"
+    )  # the other name may be as long as can be
     try:
         with storage_errors(path, writing="output"):
             figure.savefig(partial, format=path.suffix.lower().lstrip("."), dpi=150)
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what counts
+            partial.unlink()
 
 
 def _figures() -> Any:

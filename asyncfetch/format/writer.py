@@ -162,7 +162,7 @@ def write_safetensors(
         free = shutil.disk_usage(target.parent).free
         if free < size:
             raise DiskFullError(str(target), needed=size, free=free, writing="output")
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".asyncfetch", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".", suffix=".asyncfetch", dir=target.parent))  # of any target's length
         try:
             draft = folder / "draft.safetensors"
             mode = stat.S_IMODE(target.stat().st_mode) if target.is_file() and not target.is_symlink() else None

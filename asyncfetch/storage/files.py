@@ -24,7 +24,8 @@ from ..reasons import NO_ROOM, Writing, elsewhere
 from ..spans import MiB
 
 __all__ = [
-    "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link", "on_one_disk",
+    "LONGEST_NAME", "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link",
+    "named_beside", "on_one_disk",
     "refuse_obstacles", "rename", "start_writing", "sync_file", "sync_folder", "sync_names", "takes_any_order",
     "vanished", "write_at", "write_synced",
 ]  # fmt: skip
@@ -38,6 +39,7 @@ _NO_SYNC = (_UNSUPPORTED | {errno.EBADF, errno.EISDIR, errno.EACCES, errno.EROFS
 # (https://docs.kernel.org/admin-guide/mm/transhuge.html): where memory is in pieces, to find them takes seven times as
 # long as to write.
 _AT_ONCE = MiB // 2
+LONGEST_NAME = 255  # bytes, on the file systems that are common
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -127,6 +129,12 @@ def rename(source: Path, target: Path) -> None:
             source.unlink()
 
 
+def named_beside(path: Path, ending: str) -> Path:
+    """A path beside another, named after it as far as its own `ending` leaves room of a name."""
+    name = os.fsencode(path.name)[: LONGEST_NAME - len(os.fsencode(ending))]
+    return path.with_name(name.decode(errors="ignore") + ending)  # a character is not cut in two
+
+
 def _make_way(folder: Path) -> None:
     """Take a folder away from the name of a file. What is in it is nobody knows whose: so it is kept beside."""
     try:
@@ -134,7 +142,7 @@ def _make_way(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        os.replace(folder, folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.aside"))
+        os.replace(folder, named_beside(folder, f".{secrets.token_hex(4)}.aside"))
 
 
 def _copy_beside(source: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ from ..errors import SourceError, StorageError, storage_errors
 from .cache import is_commit, path_inside
 from .checksums import Checksum, checksum_of_etag, file_digest
 from .copies import copy_file, link_or_copy
-from .files import LeftOut, free_bytes, make_folder, rename, sync_folder, write_synced
+from .files import LONGEST_NAME, LeftOut, free_bytes, make_folder, named_beside, rename, sync_folder, write_synced
 
 __all__ = ["BOOKKEEPING", "LocalFolder", "Record", "Standing", "refuse_collisions"]
 
@@ -170,8 +170,13 @@ class LocalFolder:
         return path
 
     def write_record(self, name: str, commit: str, checksum: Checksum) -> None:
-        """Record what is there. Call it once the file is."""
+        """Record what is there. Call it once the file is.
+
+        Of a name to which nothing can be added there is no record: then the file is hashed the next time.
+        """
         path = self._record_path(name)
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            return
         make_folder(path.parent, writing="folder")
         with storage_errors(path, writing="folder"), self._temporary(name) as temporary:
             touched = _touched(self.path / path_inside(name))  # and not now: it may be edited at once
@@ -198,7 +203,7 @@ class LocalFolder:
         """A fresh name among the records, so that the user's tree has whole files alone."""
         record = self._record_path(name)
         make_folder(record.parent, writing="folder")
-        path = record.with_name(f"{record.stem}.asyncfetch.{secrets.token_hex(4)}.incomplete")
+        path = named_beside(record.with_suffix(""), f".asyncfetch.{secrets.token_hex(4)}.incomplete")
         try:
             yield path
         except BaseException:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from . import Mutant
 
+_LONG = "names as long as they can be"
+_NAMES = "cli/test_long_names.py::"
 _FULL = "no room, a full quota, a file that may not grow"
 _SYNC = "fsync fails"
 _POWER = "power is cut"
@@ -1117,5 +1119,45 @@ MUTANTS = (
         "_file_system(descriptor) in _SHARED_PAGES",
         "True",
         ("storage/test_hashed_where_it_lies.py::test_a_file_system_that_is_not_known",),
+    ),
+    Mutant(
+        "a-picture-has-a-longer-name-for-a-while",
+        _LONG,
+        "cli.plotting:plot",
+        'partial = path.with_name(f".{secrets.token_hex(8)}.asyncfetch.incomplete")',
+        'partial = path.with_name(f".{path.name}.incomplete")',
+        (f"{_NAMES}test_what_a_command_writes",),
+    ),
+    Mutant(
+        "a-merged-file-has-a-longer-name-for-a-while",
+        _LONG,
+        "format.writer:write_safetensors",
+        'prefix="."',
+        'prefix=f".{target.name[:100]}."',
+        (f"{_NAMES}test_what_a_command_writes",),
+    ),
+    Mutant(
+        "bytes-of-a-name-are-letters",
+        _LONG,
+        "storage.files:named_beside",
+        'name.decode(errors="ignore")',
+        "path.name[: LONGEST_NAME - len(ending)]",
+        (f"{_NAMES}test_a_name_beside",),
+    ),
+    Mutant(
+        "a-record-with-too-long-a-name",
+        _LONG,
+        "storage.folders:LocalFolder.write_record",
+        "len(os.fsencode(path.name)) > LONGEST_NAME",
+        "False",
+        (f"{_NAMES}test_a_file_of_a_folder",),
+    ),
+    Mutant(
+        "what-is-removed-hides-an-error",
+        _LONG,
+        "cli.plotting:plot",
+        "with suppress(OSError):",
+        "if True:",
+        (f"{_NAMES}test_a_picture_that_cannot_be_written",),
     ),
 )
