@@ -86,6 +86,7 @@ from .policy import Policy, __version__
 if TYPE_CHECKING:
     from . import cluster as cluster
     from . import models as models
+    from . import server as server
     from .adapters.pretrained import load_pretrained, load_pretrained_async
     from .api.opened import BlockingCheckpoint, Checkpoint, StoredTensor
     from .format.arrays import PackedArray
@@ -186,6 +187,11 @@ if not TYPE_CHECKING:  # else every name would be one for it
     def __getattr__(name: str) -> object:
         if name in ("cluster", "models"):  # wings whose names are public, as those of errors and events are
             return import_module(f".{name}", __name__)
+        if name == "server":
+            try:
+                return import_module(".server", __name__)
+            except SourceError as error:  # its extra is missing: for those who look through all names, it is not there
+                raise AttributeError(f"module {__name__!r} has no server here. {error}") from error
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -194,4 +200,4 @@ if not TYPE_CHECKING:  # else every name would be one for it
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "open", "cluster", "models", "__doc__", "__name__", "__path__"])
+    return sorted([*__all__, "open", "cluster", "models", "server", "__doc__", "__name__", "__path__"])

@@ -147,6 +147,27 @@ def test_import_needs_no_extra() -> None:
     assert fresh(code) == "True"
 
 
+def test_the_server_is_there_when_it_is_used() -> None:
+    """`asyncfetch.server` needs no import of its own, costs nothing before, and says what it lacks."""
+    code = (
+        "import sys, asyncfetch\n"
+        "before = {'starlette', 'uvicorn'} & set(sys.modules)\n"
+        "print('server' in dir(asyncfetch), before, asyncfetch.server.Server.__name__)"
+    )
+    assert fresh(code) == "True set() Server"
+    lacking = (
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
+        "import inspect, asyncfetch\n"
+        "print('server' in dict(inspect.getmembers(asyncfetch)))\n"
+        "try: asyncfetch.server.Server\n"
+        "except AttributeError as error: print(error)"
+    )
+    there, said = fresh(lacking).splitlines()
+    assert there == "False"
+    assert "no server here" in said
+    assert "pip install 'asyncfetch[serve]'" in said
+
+
 def test_import_is_light() -> None:
     """`import asyncfetch` loads no library that takes a while: the first use of a name does."""
     assert fresh(f"import sys, asyncfetch; print(*(name for name in {HEAVY} if name in sys.modules))") == ""
