@@ -88,7 +88,8 @@ def load_state_dict_into(
     never share memory.
 
     The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured; hooks that run
-    after the load cannot forgive a missing name. Non-persistent buffers are filled where the state dict holds them,
+    after the load cannot forgive a missing name. A `load_state_dict` of the model's own that takes no `assign` needs
+    `assign=False`. Non-persistent buffers are filled where the state dict holds them,
     in the shape and dtype that they have. Refused is what would be on the meta device afterwards, for which there
     is `parameters_on_meta`, and what is no plain tensor (quantised weights of torchao and bitsandbytes). Of a
     DTensor (FSDP2, `distribute_tensor` with Shard and Replicate) each rank takes its part.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import SourceError
 from ..format.arrays import PackedArray
-from .fit import StateDict, Terms, Verdict
+from .fit import StateDict, Terms, Verdict, kind_of
 from .places import Place, attributes_on_meta, obstacle
 from .sharded import is_sharded
 
@@ -17,10 +18,40 @@ __all__ = [
     "judge_device",
     "judge_dtype",
     "judge_kinds",
+    "judge_loader",
     "judge_packed",
     "judge_temporary",
     "reshaped",
 ]
+
+
+def judge_loader(module: Any, terms: Terms) -> None:
+    """Whether the module's own load_state_dict takes what it is to be called with. Raises SourceError.
+
+    One that was written before torch had `assign` takes no such argument, and what it does besides may be needed.
+    """
+    takes = inspect.signature(module.load_state_dict)
+    name = f"{kind_of(module)}.load_state_dict()"
+    if not _binds(takes, {"strict": False}):
+        raise SourceError(f"{name} takes no strict=.", hint=f"Have it do so. {_GOES_ON}")
+    if terms.assign and not _binds(takes, {"strict": False, "assign": True}):
+        meta = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+        copy = "" if meta else "Use assign=False, which copies into the tensors that are there; or have it do so. "
+        raise SourceError(
+            f"{name} takes no assign=, so the module cannot take over arrays.",
+            hint=f"{copy or 'Have it do so. '}{_GOES_ON}",
+        )
+
+
+_GOES_ON = "What it takes goes on to super().load_state_dict()."
+
+
+def _binds(takes: inspect.Signature, keywords: Mapping[str, object]) -> bool:
+    try:
+        takes.bind({}, **keywords)
+    except TypeError:
+        return False
+    return True
 
 
 def judge_temporary(
@@ -117,6 +148,8 @@ def judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) ->
     """Whether copying `given`, None if a hook makes it, into `own` can work and keeps its meaning."""
     if own.is_meta:
         raise SourceError(f"{name} is on the meta device, so nothing can be copied into it.", hint="Use assign=True.")
+    if any(size > 1 and stride == 0 for size, stride in zip(own.shape, own.stride(), strict=True)):
+        raise SourceError(f"{name} is expanded: it has no memory for each value.", hint="Use assign=True.")
     if given is None:
         return
     try:

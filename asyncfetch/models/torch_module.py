@@ -28,6 +28,7 @@ from .judging import (
     judge_device,
     judge_dtype,
     judge_kinds,
+    judge_loader,
     judge_packed,
     judge_temporary,
     reshaped,
@@ -35,7 +36,7 @@ from .judging import (
 from .places import Place, has_own_loading_code, places_of
 from .rehearsal import rehearse
 from .sharded import flaw_of, from_part, is_sharded, part_of, reshard
-from .torch_tensors import hollow_tensor, to_torch
+from .torch_tensors import hollow_tensor, to_torch, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Mapping
@@ -139,8 +140,8 @@ class _ModuleFiller:
             self._targets.setdefault(source, {})[fit.slots[name]] = fit.places[name].tensor
 
     def put(self, name: str, array: Array) -> None:
-        with self._torch.no_grad():
-            for own in self._targets.get(name, {}).values():
+        for own in self._targets.get(name, {}).values():
+            with writing(self._torch, [own]):
                 if is_sharded(own):
                     own.copy_(from_part(self._torch, own, array, to_torch))
                     continue
@@ -164,6 +165,7 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
 
     Modules with loading code of their own are then not judged, nor what is below them.
     """
+    judge_loader(module, terms)
     reshard(module)
     places = places_of(module)
     for name, place in places.items():
@@ -258,8 +260,9 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
             dtype = tensors[name].dtype
             if places[name].tensor.requires_grad and (dtype.itemsize < 2 or not _differentiable(dtype)):
                 places[name].tensor.requires_grad_(False)  # torch carries the flag over, and refuses integers with it
-    with torch.no_grad():
-        module.load_state_dict(tensors, strict=False, assign=assign)
+    own = () if assign else [place.tensor for place in places.values()]
+    with writing(torch, own):
+        module.load_state_dict(tensors, strict=False, **({"assign": True} if assign else {}))
         for name in [name for name in fit.supply if not places[name].persistent]:
             place, given = places[name], reshaped(places[name].tensor, tensors[name])
             if assign:

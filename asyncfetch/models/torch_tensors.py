@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,7 +18,7 @@ from .fit import Array
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["hollow_tensor", "import_torch", "to_torch", "to_torch_or_bytes"]
+__all__ = ["hollow_tensor", "import_torch", "to_torch", "to_torch_or_bytes", "writing"]
 
 
 def import_torch() -> Any:
@@ -133,3 +133,8 @@ def hollow_tensor(torch: Any, array: Array) -> Any:
     else:
         shape, one = array.shape, np.zeros(1, array.dtype)
     return torch.empty((), dtype=to_torch(one).dtype).expand(shape)
+
+
+def writing(torch: Any, tensors: Iterable[Any]) -> Any:
+    """A block in which values may be copied into `tensors`. Those of inference mode can be written to there alone."""
+    return torch.inference_mode() if any(one.is_inference() for one in tensors) else torch.no_grad()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import asyncfetch
-from asyncfetch.errors import ModelMismatchError
+from asyncfetch.errors import ModelMismatchError, SourceError
 from asyncfetch.models import load_state_dict_into
 from asyncfetch.models.into import Loading
 from asyncfetch.server import Server
@@ -176,6 +176,93 @@ def test_loading_code_of_its_own_does_not_put_the_refusal_off() -> None:
     with pytest.raises(ModelMismatchError, match=r"no values.*\(odd\.table\)"):
         Loading(net(bare), hollow, **wishes)
     assert not Loading(net(nn.Linear(2, 3, bias=False)), hollow, **wishes).copies
+
+
+# -- modules and tensors that do not take everything ------------------------------------------------
+
+
+class BeforeAssign(nn.Module):
+    """A module whose loading code was written before torch had `assign`."""
+
+    def __init__(self, rows: int = 3, device: str = "cpu") -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, rows, device=device)
+        self.calls = 0
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        self.calls += 1
+        return super().load_state_dict(state_dict, strict)
+
+
+def test_a_loader_of_its_own_that_takes_no_assign(tmp_path: Path) -> None:
+    """With assign=False it is called with what it takes; else it is refused while nothing is downloaded."""
+    tensors = {"inner.weight": np.full((300, 2), 7, np.float32), "inner.bias": np.arange(300, dtype=np.float32)}
+    sharded(tmp_path / "models" / "org" / "net", tensors, shards=2)
+    net, cache = BeforeAssign(300), tmp_path / "cache"
+    with Server(tmp_path / "models") as server:
+        for model, ways in ((net, "Use assign=False, .*"), (BeforeAssign(300, "meta"), "Have it do so")):
+            with pytest.raises(SourceError, match=rf"BeforeAssign\.load_state_dict\(\) takes no assign=.* {ways}"):
+                asyncfetch.load_into(model, "org/net", endpoint=server.url, cache_dir=cache)
+        assert not cache.exists()
+        assert net.calls == 0
+        asyncfetch.load_into(net, "org/net", assign=False, endpoint=server.url, cache_dir=cache)
+    assert net.calls == 1
+    assert net.inner.bias.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_loader_of_its_own_is_asked_what_it_takes(assign: bool) -> None:
+    """Whatever passes all keywords on will do; one that takes no strict= cannot be called."""
+
+    class Passing(BeforeAssign):
+        def load_state_dict(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return nn.Module.load_state_dict(self, *args, **options)
+
+    given = state(inner_weight=(3, 2), inner_bias=(3,))
+    load_state_dict_into(net := Passing(), given, assign=assign)
+    assert (net.calls, net.inner.bias.tolist()) == (1, [1, 1, 1])
+    net = BeforeAssign()
+    net.load_state_dict = lambda state: BeforeAssign.load_state_dict(net, state)
+    with pytest.raises(SourceError, match=r"takes no strict=.*super\(\)\.load_state_dict"):
+        load_state_dict_into(net, given, assign=assign)
+    assert net.calls == 0
+
+
+def test_parameters_of_inference_mode_are_copied_into() -> None:
+    """They are written to as torch wants it, also where loading code of the module's own does it."""
+
+    class Doubling(nn.Linear):
+        def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+            return super().load_state_dict({name: one * 2 for name, one in state_dict.items()}, strict)
+
+    given = state(weight=(3, 2), bias=(3,))
+    with torch.inference_mode():
+        nets = nn.Linear(2, 3), Doubling(2, 3)
+    for net, value in zip(nets, (1.0, 2.0), strict=True):
+        before = net.weight
+        load_state_dict_into(net, given, assign=False)
+        assert net.weight is before
+        assert net.weight.tolist() == [[value] * 2] * 3
+    streamed = Loading(nets[0], given, strict=True, assign=False, aliases={})
+    assert streamed.copies
+    streamed.put("weight", given["weight"] * 5)
+    streamed.put("bias", given["bias"])
+    streamed.finish()
+    assert nets[0].weight.tolist() == [[5.0] * 2] * 3
+    load_state_dict_into(nets[0], given)
+    assert not nets[0].weight.is_inference()
+
+
+def test_an_expanded_tensor_is_not_copied_into() -> None:
+    """It has one element for many values; with assign=True it becomes the array."""
+    net = nn.Module()
+    net.register_buffer("scale", torch.ones(1).expand(3))
+    given = {"scale": np.arange(3, dtype=np.float32)}
+    with pytest.raises(SourceError, match=r"scale is expanded.* Use assign=True"):
+        load_state_dict_into(net, given, assign=False)
+    load_state_dict_into(net, given)
+    assert net.scale.tolist() == [0, 1, 2]
 
 
 # -- dtypes ------------------------------------------------------------------------------------------

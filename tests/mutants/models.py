@@ -20,6 +20,7 @@ _PINNED = "a pinned buffer that the device still reads"
 _EARLY = "a tensor that is not on the device yet"
 _NO_DEVICE = "a device that cannot be used, or is not meant"
 _SKIPPED = "a head of another size"
+_TAKES = "a module or a tensor that does not take what it would be given"
 
 MUTANTS = (
     Mutant(
@@ -371,5 +372,37 @@ MUTANTS = (
         "owner.reshard()",
         "...",
         ("models/test_sharded.py::test_each_rank_takes_its_part",),
+    ),
+    Mutant(
+        "assign-asked-of-every-loader",
+        _TAKES,
+        "models.torch_module:_fill",
+        '**({"assign": True} if assign else {})',
+        "assign=assign",
+        ("models/test_refusals.py::test_a_loader_of_its_own_that_takes_no_assign",),
+    ),
+    Mutant(
+        "loaders-not-asked",
+        _TAKES,
+        "models.torch_module:_fit_module",
+        "judge_loader(module, terms)",
+        "...",
+        ("models/test_refusals.py::test_a_loader_of_its_own_that_takes_no_assign",),
+    ),
+    Mutant(
+        "inference-mode-forgotten",
+        _TAKES,
+        "models.torch_tensors:writing",
+        "torch.inference_mode() if any(one.is_inference() for one in tensors) else torch.no_grad()",
+        "torch.no_grad()",
+        ("models/test_refusals.py::test_parameters_of_inference_mode_are_copied_into",),
+    ),
+    Mutant(
+        "expanded-tensors-copied-into",
+        _TAKES,
+        "models.judging:judge_copy",
+        "size > 1 and stride == 0",
+        "size < 0",
+        ("models/test_refusals.py::test_an_expanded_tensor_is_not_copied_into",),
     ),
 )
