@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import SourceError
 from ..format.dtypes import dtype_of
+from ..format.hostile import short_repr
 from ..models.fit import Strict
 
-__all__ = ["Asked", "torch_dtype"]
+__all__ = ["Asked", "is_installed", "torch_dtype"]
 
 # Arguments of from_pretrained that are keywords here, and those that have no meaning here.
 _KEYWORDS = {"torch_dtype": "dtype", "proxies": "client", "local_files_only": "offline"} | {
@@ -33,15 +35,27 @@ _MEANINGLESS = {
 }
 
 
+def is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it was put out of the way
+        return False
+
+
 def torch_dtype(dtype: object) -> Any:
-    """A dtype of torch, from one of its own or from what `dtype=` takes elsewhere. Raises SourceError."""
+    """A dtype of torch in which a model can be made, from one of its own or from what `dtype=` takes elsewhere.
+
+    Raises SourceError.
+    """
     import torch
 
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    name = dtype_of(dtype).name
-    if not isinstance(found := getattr(torch, name, None), torch.dtype):
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, name := dtype_of(dtype).name, None)
+    if not isinstance(found, torch.dtype):
         raise SourceError(f"torch {torch.__version__} has no dtype {name}.")
+    if not found.is_floating_point or found.itemsize < 2:  # torch has no other default dtype
+        raise SourceError(
+            f"dtype={short_repr(dtype)} is none that a model is made in.", hint="Give one such as bfloat16 or float32."
+        )
     return found
 
 

@@ -10,22 +10,67 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..api.beside import Beside
-from ..errors import SourceError
+from ..errors import AsyncfetchError, SourceError
 from ..format.hostile import short_repr
+from ..models.device import check_device
+from ..models.torch_tensors import import_torch
 from ..tensors.scaled import scaled_in
 from ..tensors.scaling import copied_alone
 from ..words import fit_to_show
+from .asked import is_installed
 
-__all__ = ["check_arguments", "check_quantisation", "refuse_scaled", "says"]
+__all__ = ["check_arguments", "check_device_map", "check_quantisation", "merged_quantisation", "refuse_scaled", "says"]
 
 
 @contextmanager
-def says(source: str) -> Iterator[None]:
-    """What the library refuses in the block, as a SourceError with its words."""
+def says(source: str, library: str = "transformers") -> Iterator[None]:
+    """What the library refuses in the block, as a SourceError with its words. A lack of memory is no refusal."""
     try:
         yield
-    except (ImportError, OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise SourceError(f"transformers refuses {source}: {fit_to_show(str(error), 400)}") from error
+    except (AsyncfetchError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, import_torch().cuda.OutOfMemoryError):
+            raise
+        words = str(error) if isinstance(error, _SENTENCES) and str(error) else f"{type(error).__name__}: {error}"
+        raise SourceError(f"{library} refuses {source}: {fit_to_show(words, 400)}") from error
+
+
+_SENTENCES = (
+    ImportError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)  # others tell no more than a key
+_SPREADS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
+_NO_DEVICES = frozenset({"disk", "meta"})
+
+
+def check_device_map(device_map: object) -> None:
+    """Raises SourceError for a device_map= that is none, and for a device in it that cannot be used."""
+    if device_map is None:
+        return
+    if not is_installed("accelerate"):
+        raise SourceError("device_map= needs accelerate, which is not installed.", hint="pip install accelerate.")
+    if isinstance(device_map, str) and device_map in _SPREADS:
+        return
+    import torch
+
+    for device in device_map.values() if isinstance(device_map, Mapping) else (device_map,):
+        name = device.type if isinstance(device, torch.device) else device
+        if isinstance(name, str) and name in _NO_DEVICES:
+            continue
+        if not isinstance(device, str | int | torch.device) or (isinstance(device, int) and device < 0):
+            raise SourceError(
+                f"device_map= has {short_repr(device)}, which is no device.",
+                hint='Give "auto", a device such as "cuda:0" or "cpu", or one for each module by name.',
+            )
+        check_device(device, option="device_map", hint=f"Give a device that is here, or one of {_WAYS}.")
+
+
+_WAYS = ", ".join(f'"{way}"' for way in sorted(_SPREADS))
 
 
 def check_arguments(kind: Any, extra: Mapping[str, Any]) -> None:
@@ -75,9 +120,15 @@ def check_quantisation(config: Any, asked: Any, device_map: object, source: str)
         if not AutoHfQuantizer.supports_quant_method(copy.deepcopy(found)):
             raise SourceError(f"{source} has weights quantised by {short_repr(method)}, which transformers lacks.")
     with says(source):
-        merged = copy.deepcopy(asked if found is None else found)
-        if found is not None:
-            merged = AutoHfQuantizer.merge_quantization_configs(merged, copy.deepcopy(asked))
-        quantizer = AutoHfQuantizer.from_config(merged, pre_quantized=found is not None)
+        quantizer = AutoHfQuantizer.from_config(merged_quantisation(found, asked), pre_quantized=found is not None)
         quantizer.validate_environment(device_map=device_map, weights_only=True)
     return found is not None
+
+
+def merged_quantisation(found: Any, asked: Any) -> Any:
+    """What the config of a model says of its quantisation, with what the caller does, as the library merges them."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    if found is None:
+        return copy.deepcopy(asked)
+    return AutoHfQuantizer.merge_quantization_configs(copy.deepcopy(found), copy.deepcopy(asked))

@@ -15,7 +15,7 @@ from ..api.beside import Beside
 from ..errors import SourceError
 from ..format.hostile import short_repr
 from .asked import Asked, torch_dtype
-from .checks import check_arguments, refuse_scaled
+from .checks import check_arguments, check_device_map, refuse_scaled, says
 from .outcome import Outcome
 from .rehearsal import hollow_tensors
 
@@ -56,6 +56,7 @@ class DiffusersModel:
             raise SourceError('diffusers has no dtype="auto".', hint="Name a dtype, or leave it out.")
         if asked.dtype is not None:
             torch_dtype(asked.dtype)
+        check_device_map(asked.device_map)
         check_arguments(kind, {name: value for name, value in asked.model_kwargs.items() if name not in _OWN})
         if not raw.get("quantization_config"):
             refuse_scaled(beside)
@@ -69,7 +70,7 @@ class DiffusersModel:
         config = self.kind.load_config(str(self.beside.folder), local_files_only=True)
         if config.get("quantization_config") or "quantization_config" in self.asked.model_kwargs:
             return None
-        with torch.device("meta"):
+        with says(self.beside.name, "diffusers"), torch.device("meta"):
             model = self.kind.from_config({**config, **changed})
         own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         given = hollow_tensors(self.beside.hollow())
@@ -91,14 +92,15 @@ class DiffusersModel:
             options["torch_dtype"] = torch_dtype(self.asked.dtype)
         if self.asked.device_map is not None:
             options["device_map"] = self.asked.device_map
-        model, said = self.kind.from_pretrained(
-            str(self.beside.folder),
-            variant=self.beside.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+        with says(self.beside.name, "diffusers"):
+            model, said = self.kind.from_pretrained(
+                str(self.beside.folder),
+                variant=self.beside.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
         model.register_to_config(_name_or_path=self.beside.name)
         shapes = {name: (tuple(own), tuple(given)) for name, given, own in said["mismatched_keys"]}
         found = Outcome(

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from anyio import from_thread
@@ -19,7 +18,7 @@ from ..api.public import imported, public
 from ..errors import SourceError
 from ..events import Warned
 from ..tasks import off_loop
-from .asked import Asked
+from .asked import Asked, is_installed
 from .configs import library_of, read_config
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ async def load_pretrained_async(
 
     Raises:
         ModelMismatchError: names or shapes do not fit.
-        SourceError: what this is no model for, a class or a package that is not there, an adapter, quantised weights
-            that the library cannot make here.
+        SourceError: what this is no model for, a class, a package or a device that is not there, an adapter, quantised
+            weights that the library cannot make here; and whatever else the library refuses, in its words.
         AsyncfetchError: one of the errors of `load_async`.
     """
     asked = Asked(
@@ -98,11 +97,7 @@ load_pretrained = blocking(load_pretrained_async)
 
 def _need(package: str, extra: str) -> None:
     """Raises SourceError where a package of an extra is not installed."""
-    try:
-        here = find_spec(package) is not None
-    except ValueError:  # it was put out of the way
-        here = False
-    if not here:
+    if not is_installed(package):
         raise SourceError(f"{package} is not installed.", hint=f"pip install 'asyncfetch[{extra}]'.")
 
 

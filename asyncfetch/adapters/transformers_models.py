@@ -6,7 +6,9 @@ https://huggingface.co/docs/transformers/main_classes/model has the arguments. T
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from posixpath import basename
 from typing import Any
@@ -17,7 +19,14 @@ from ..format.dtypes import Array
 from ..format.hostile import short_repr
 from ..models.torch_tensors import to_torch
 from .asked import Asked, torch_dtype
-from .checks import check_arguments, check_quantisation, refuse_scaled, says
+from .checks import (
+    check_arguments,
+    check_device_map,
+    check_quantisation,
+    merged_quantisation,
+    refuse_scaled,
+    says,
+)
 from .configs import code_of
 from .outcome import Outcome
 from .rehearsal import forgotten, hollow_tensors
@@ -56,6 +65,7 @@ class TransformersModel:
     def judged(cls, asked: Asked, beside: Beside, raw: Mapping[str, Any]) -> TransformersModel:
         """The model that the config names, or that the caller does. Raises SourceError for what cannot be loaded."""
         _dtype(asked.dtype)
+        check_device_map(asked.device_map)
         kind = _class_in_code(asked, beside, raw) or _own_class(asked.cls) or _named_class(beside, raw)
         own = {name: value for name, value in asked.model_kwargs.items() if name in _OWN}
         rest = {name: value for name, value in asked.model_kwargs.items() if name not in _OWN}
@@ -67,16 +77,58 @@ class TransformersModel:
         return cls(asked, beside, kind, config, own, extra, overrides)
 
     def rehearse(self) -> Outcome | None:
-        """What a load would give, by names, dtypes and shapes alone. None where that cannot be known, or soon is."""
-        quantised = getattr(self.config, "quantization_config", None) is not None
-        if self.beside.is_here or quantised or _UNREHEARSED & self.own.keys():
+        """What a load would give, by names, dtypes and shapes alone. None where that cannot be known, or soon is.
+
+        Raises SourceError where the class makes no model of its config and arguments, with or without weights.
+        """
+        if self.beside.is_here:
             return None
-        own = {name: value for name, value in self.own.items() if name not in _ELSEWHERE}
         with forgotten("transformers"):
+            if self._quantised or _UNREHEARSED & self.own.keys():
+                self._construct()
+                return None
+            own = {name: value for name, value in self.own.items() if name not in _ELSEWHERE}
             try:
                 return self._called(hollow_tensors(self.beside.hollow()), own)[1]
-            except Exception:  # what reads values cannot be rehearsed; and what is wrong comes again with them
+            except Exception:  # of what reads values nothing can be said before they are here
+                self._construct()
                 return None
+
+    @property
+    def _quantised(self) -> bool:
+        return getattr(self.config, "quantization_config", None) is not None
+
+    def _construct(self) -> None:
+        """Make the model without values, as from_pretrained does before it reads any. Raises SourceError."""
+        config, dtype = self._config_of_all()
+        surroundings = {"dtype": dtype, "is_quantized": self._quantised, "_is_ds_init_called": False}
+        takes = inspect.signature(self.kind.get_init_context).parameters
+        if "allow_all_kernels" in takes:  # not in every version
+            surroundings["allow_all_kernels"] = self.own.get("allow_all_kernels", False)
+        if takes.keys() != surroundings.keys():
+            return
+        with says(self.beside.name), ExitStack() as stack:
+            for name in ("attn_implementation", "experts_implementation"):
+                if name in self.own:
+                    setattr(config, f"_{name}", self.own[name])
+            for context in self.kind.get_init_context(**surroundings):
+                stack.enter_context(context)
+            self.kind(config, **self.extra)
+
+    def _config_of_all(self) -> tuple[Any, Any]:
+        """The config with what the library knows of dtype and quantisation when it makes a model, and the dtype."""
+        import torch
+
+        config, dtype = copy.deepcopy(self.config), _dtype(self.asked.dtype)
+        if not isinstance(dtype, torch.dtype):
+            dtype = getattr(config, "dtype", None) or torch.get_default_dtype()
+        for one in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+            if one is not None:
+                one.dtype = dtype
+        asked = self.own.get("quantization_config")
+        if self._quantised or asked is not None:
+            config.quantization_config = merged_quantisation(getattr(config, "quantization_config", None), asked)
+        return config, dtype
 
     def load(self, arrays: Callable[[], Mapping[str, Array]]) -> tuple[Any, Outcome]:
         """The model. Its parameters are on the memory of `arrays` where neither dtype nor device changes."""
@@ -90,14 +142,15 @@ class TransformersModel:
         return model, outcome
 
     def _called(self, tensors: dict[str, Any], own: Mapping[str, Any]) -> tuple[Any, Outcome]:
-        model, said = self.kind.from_pretrained(
-            None,
-            config=copy.deepcopy(self.config),
-            state_dict=tensors,
-            dtype=_dtype(self.asked.dtype),
-            output_loading_info=True,
-            **{**own, "ignore_mismatched_sizes": True, **self.extra},
-        )
+        with says(self.beside.name):
+            model, said = self.kind.from_pretrained(
+                None,
+                config=copy.deepcopy(self.config),
+                state_dict=tensors,
+                dtype=_dtype(self.asked.dtype),
+                output_loading_info=True,
+                **{**own, "ignore_mismatched_sizes": True, **self.extra},
+            )
         tied = getattr(model, "all_tied_weights_keys", None) or {}
         missing = set(said["missing_keys"])
         left = [name for name in model.state_dict() if name not in missing and name not in tied]

@@ -281,19 +281,22 @@ def device_of(device: object) -> Any:
     return found
 
 
-def check_device(device: Any) -> None:
-    """Raise SourceError if no memory is to be had on a device."""
-    with _refused(str(device)):
+_NAMED = 'Give "cuda:0" or "cpu".'
+
+
+def check_device(device: Any, option: str = "device", hint: str = _NAMED) -> None:
+    """Raise SourceError if no memory is to be had on a device, which was given as `option`."""
+    with _refused(str(device), option, hint):
         import_torch().empty(1, device=device)
 
 
 @contextmanager
-def _refused(device: object) -> Iterator[None]:
+def _refused(device: object, option: str = "device", hint: str = _NAMED) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0].removesuffix(".") + "."
-        raise SourceError(f"device={device!r} cannot be used: {reason}", hint='Give "cuda:0" or "cpu".') from error
+        raise SourceError(f"{option}={device!r} cannot be used: {reason}", hint=hint) from error
 
 
 def mover_to(device: Any) -> Mover:

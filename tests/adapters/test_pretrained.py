@@ -448,13 +448,133 @@ def test_what_cannot_be_right_is_refused_before_the_weights_come(
     options = dict(options)
     if isinstance(options.get("cls"), str):
         options["cls"] = getattr(transformers, options["cls"])
-    name = make(models)
+    check_refused(models, make(models), tmp_path, options, kind, says)
+
+
+def check_refused(
+    models: Models, name: str, cache: Path, options: dict[str, Any], kind: type[AsyncfetchError], says: str
+) -> None:
+    """A repository is refused before its weights come, and as a folder, of which nothing is downloaded, likewise."""
     with pytest.raises(kind, match=says) as caught:
-        models.load(name, tmp_path, **options)
+        models.load(name, cache, **options)
     assert type(caught.value) is kind
-    assert models.brought(name, tmp_path) == []
-    with pytest.raises(kind, match=says.replace("org/", ".*")):  # a folder: nothing is downloaded, and all the same
+    assert models.brought(name, cache) == []
+    with pytest.raises(kind, match=says.replace("org/", ".*")):
         asyncfetch.load_pretrained(models[name], **options)
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+NOT_MADE: dict[str, tuple[Callable[[Models], str], dict[str, Any], str]] = {
+    "integers": (
+        lambda models: "bert",
+        {"dtype": "torch.uint8"},
+        r"dtype=torch\.uint8 is none that a model",
+    ),
+    "eight bits": (
+        lambda models: "bert",
+        {"dtype": "float8_e5m2"},
+        "dtype='float8_e5m2' is none that a model is made in. Give one such as bfloat16",
+    ),
+    "attention without its package": (
+        lambda models: "bert",
+        {"model_kwargs": {"attn_implementation": "flash_attention_3"}},
+        "transformers refuses org/bert.*FlashAttention3",
+    ),
+    "unknown attention": (
+        lambda models: "llama-tied-bf16",
+        {"model_kwargs": {"attn_implementation": "sdpaa"}},
+        'transformers refuses org/llama-tied-bf16.*"sdpaa"',
+    ),
+    "quantised, and unknown attention": (
+        lambda models: copy_of(models, "llama", config={"quantization_config": FP8}),
+        {"model_kwargs": {"attn_implementation": "egaer"}},
+        'transformers refuses org/llama-.*"egaer"',
+    ),
+    "a config that makes no model": (
+        lambda models: copy_of(models, "bert", config={"num_attention_heads": 7}),
+        {},
+        "transformers refuses org/bert-.*not a multiple of the number of attention heads",
+    ),
+    "no such activation": (
+        lambda models: "bert",
+        {"model_kwargs": {"hidden_act": "gelu_nwe"}},
+        "transformers refuses org/bert.*KeyError: 'gelu_nwe'",
+    ),
+    "no device": (
+        lambda models: "llama",
+        {"device_map": "balancd"},
+        'device_map=\'balancd\' cannot be used: .* one of "auto", "balanced"',
+    ),
+    "a device that is not here": (
+        lambda models: "llama",
+        {"device_map": {"model": "cpu", "lm_head": "cuda:63"}},
+        "device_map='cuda:63' cannot be used",
+    ),
+    "an ordinal that is none": (
+        lambda models: "bert",
+        {"device_map": -2},
+        "device_map= has -2, .* no device",
+    ),
+    "anything as a device": (
+        lambda models: "bert",
+        {"device_map": 0.5},
+        "device_map= has 0.5, .* no device",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_MADE)
+def test_what_the_library_makes_no_model_of_is_refused_before_the_weights_come(
+    torch: Any, models: Models, tmp_path: Path, case: str
+) -> None:
+    """It needs no weights to say so: an attention, an activation, a device, a dtype that are not there."""
+    make, options, says = NOT_MADE[case]
+    if "device_map" in options:
+        pytest.importorskip("accelerate")
+    options = options | ({"dtype": torch.uint8} if options.get("dtype") == "torch.uint8" else {})
+    check_refused(models, make(models), tmp_path, options, SourceError, says)
+
+
+def test_what_a_rehearsal_cannot_know_is_not_refused(
+    torch: Any, transformers: Any, models: Models, tmp_path: Path
+) -> None:
+    """A class that reads numbers when it is made, as the library lets it, and values when they are there."""
+
+    class Reading(transformers.BertModel):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.rates = torch.linspace(0, 0.2, 5).tolist()
+
+        def tie_weights(self, *args: Any, **options: Any) -> None:
+            super().tie_weights(*args, **options)
+            if hasattr(self, "rates"):
+                self.total = self.embeddings.word_embeddings.weight.sum().item()
+
+    model = models.load("bert", tmp_path, cls=Reading)
+    assert len(model.rates) == 5
+    assert model.total == model.embeddings.word_embeddings.weight.sum().item()
+    reference = transformers.BertModel.from_pretrained(models["bert"]).state_dict()
+    assert all(torch.equal(one, reference[name]) for name, one in model.state_dict().items())
+    with pytest.raises(SourceError, match=r"transformers refuses org/bert: .*multiple"):
+        models.load("bert", tmp_path / "new", cls=Reading, model_kwargs={"num_attention_heads": 3})
+    assert models.brought("bert", tmp_path / "new") == []
+
+
+def test_what_a_library_says_after_the_weights_came(transformers: Any, models: Models, tmp_path: Path) -> None:
+    """It is an error of ours as well, with the library's words; a lack of memory is none, and comes as it is."""
+    error: Exception = IndexError("layer 12")
+
+    class Failing(transformers.BertModel):  # type: ignore[misc]
+        def tie_weights(self, *args: Any, **options: Any) -> None:
+            if not self.embeddings.word_embeddings.weight.is_meta:
+                raise error
+            super().tie_weights(*args, **options)
+
+    with pytest.raises(SourceError, match=r"transformers refuses org/bert: IndexError: layer 12"):
+        models.load("bert", tmp_path, cls=Failing)
+    error = MemoryError()
+    with pytest.raises(MemoryError):
+        models.load("bert", tmp_path, cls=Failing)
 
 
 def test_a_rehearsal_leaves_nothing_behind(
@@ -537,6 +657,14 @@ def test_diffusers(torch: Any, models: Models, tmp_path: Path) -> None:
         models.load("pipeline", tmp_path / "memory", subfolder="unet", storage="memory")
     with pytest.raises(SourceError, match=r"'sample_sise', which neither .* Is it 'sample_size'"):
         models.load("pipeline", tmp_path, subfolder="unet", model_kwargs={"sample_sise": 4})
+    for wrong, said in (
+        ({"device_map": "atuo"}, "device_map='atuo' cannot be used"),
+        ({"dtype": torch.int16}, r"dtype=torch\.int16 is none"),
+        ({"model_kwargs": {"norm_num_groups": 3}}, "diffusers refuses org/pipeline"),
+    ):
+        with pytest.raises(SourceError, match=said):
+            models.load("pipeline", tmp_path / "wrong", subfolder="unet", **wrong)
+    assert models.brought("pipeline", tmp_path / "wrong") == []
     with pytest.raises(ModelMismatchError, match=r"conv_in\.weight is \(8, 4, 3, 3\) in the model"):
         asyncfetch.load_pretrained(folder, model_kwargs={"in_channels": 4})
     refused = models["scaled"]

@@ -17,6 +17,7 @@ _PATTERNS = "options and patterns of vLLM"
 _VLLM = "adapters/test_vllm.py::"
 _TEST = "adapters/test_pretrained.py::"
 _REFUSED = f"{_TEST}test_what_cannot_be_right_is_refused_before_the_weights_come"
+_NOT_MADE = f"{_TEST}test_what_the_library_makes_no_model_of_is_refused_before_the_weights_come"
 _SAME = f"{_TEST}test_arguments_mean_what_they_mean_to_the_library"
 
 MUTANTS = (
@@ -67,6 +68,62 @@ MUTANTS = (
         "quantizer.validate_environment(device_map=device_map, weights_only=True)",
         "str(quantizer)",
         (_REFUSED,),
+    ),
+    Mutant(
+        "models-made-late",
+        _LATE,
+        "adapters.transformers_models:TransformersModel.rehearse",
+        "except Exception:\n    self._construct()\n    return None",
+        "except Exception:\n    return None",
+        (_NOT_MADE,),
+    ),
+    Mutant(
+        "quantised-models-made-late",
+        _LATE,
+        "adapters.transformers_models:TransformersModel.rehearse",
+        "self.own.keys():\n    self._construct()",
+        "self.own.keys():\n    ...",
+        (_NOT_MADE,),
+    ),
+    Mutant(
+        "values-missed-by-a-rehearsal",
+        _LATE,
+        "adapters.transformers_models:TransformersModel.rehearse",
+        "except Exception:\n    self._construct()\n    return None",
+        "except Exception:\n    raise",
+        (f"{_TEST}test_what_a_rehearsal_cannot_know_is_not_refused",),
+    ),
+    Mutant(
+        "devices-looked-at-late",
+        _LATE,
+        "adapters.transformers_models:TransformersModel.judged",
+        "check_device_map(asked.device_map)",
+        "...",
+        (_NOT_MADE,),
+    ),
+    Mutant(
+        "integers-as-the-dtype-of-a-model",
+        _LATE,
+        "adapters.asked:torch_dtype",
+        "not found.is_floating_point or found.itemsize < 2",
+        "found is None",
+        (_NOT_MADE,),
+    ),
+    Mutant(
+        "raw-errors-of-a-library",
+        _LATE,
+        "adapters.transformers_models:TransformersModel._called",
+        "with says(self.beside.name):",
+        "if True:",
+        (f"{_TEST}test_what_a_library_says_after_the_weights_came",),
+    ),
+    Mutant(
+        "no-memory-is-a-refusal",
+        _LATE,
+        "adapters.checks:says",
+        "except (AsyncfetchError, MemoryError):",
+        "except AsyncfetchError:",
+        (f"{_TEST}test_what_a_library_says_after_the_weights_came",),
     ),
     Mutant(
         "any-callable-as-a-class",
