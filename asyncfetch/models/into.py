@@ -85,14 +85,14 @@ def load_state_dict_into(
     them with different values are an error if `strict`: the model is not the one that was saved. Else the first
     wins and the others are `unexpected`. `aliases` maps a name that was dropped on saving to the one that was kept
     (safetensors' `save_model` writes this to the metadata): it fills a name that is absent. Slots that are not tied
-    never share memory.
+    never share memory. Other views of one memory (a transposed tie, parts of a flat buffer) are filled in place, in
+    their dtype: where they overlap, values that differ are an error, and on meta they are refused.
 
     The load hooks, the `_load_from_state_dict` and the extra state of torch modules are honoured; hooks that run
-    after the load cannot forgive a missing name. A `load_state_dict` of the model's own that takes no `assign` needs
-    `assign=False`. Non-persistent buffers are filled where the state dict holds them,
-    in the shape and dtype that they have. Refused is what would be on the meta device afterwards, for which there
-    is `parameters_on_meta`, and what is no plain tensor (quantised weights of torchao and bitsandbytes). Of a
-    DTensor (FSDP2, `distribute_tensor` with Shard and Replicate) each rank takes its part.
+    after the load cannot forgive a missing name. A model's own `load_state_dict` without `assign` needs `assign=False`.
+    Non-persistent buffers are filled where the state dict has them, as they are. Refused is what would be on the meta
+    device afterwards, for which there is `parameters_on_meta`, and what is no plain tensor (quantised weights of
+    torchao and bitsandbytes, FSDP1). Of a DTensor (FSDP2, `distribute_tensor`) each rank takes its part.
 
     Raises ModelMismatchError, and SourceError (a model of another kind, a leaf that cannot be filled, a meta
     parameter without `assign`, a dtype that torch lacks). The model is then as it was.

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SourceError
 from ..format.arrays import PackedArray
 from .fit import StateDict, Terms, Verdict, kind_of
-from .places import Place, attributes_on_meta, obstacle
+from .places import Place, attributes_on_meta, is_expanded, obstacle
 from .sharded import is_sharded
 
 __all__ = [
@@ -148,7 +148,7 @@ def judge_copy(torch: Any, name: str, own: Any, given: Any, verdict: Verdict) ->
     """Whether copying `given`, None if a hook makes it, into `own` can work and keeps its meaning."""
     if own.is_meta:
         raise SourceError(f"{name} is on the meta device, so nothing can be copied into it.", hint="Use assign=True.")
-    if any(size > 1 and stride == 0 for size, stride in zip(own.shape, own.stride(), strict=True)):
+    if is_expanded(own):
         raise SourceError(f"{name} is expanded: it has no memory for each value.", hint="Use assign=True.")
     if given is None:
         return

@@ -9,7 +9,16 @@ from typing import Any
 from .fit import kind_of
 from .sharded import flaw_of, is_sharded
 
-__all__ = ["Place", "attributes_on_meta", "has_own_loading_code", "obstacle", "places_of"]
+__all__ = [
+    "Place",
+    "attributes_on_meta",
+    "has_address",
+    "has_own_loading_code",
+    "is_expanded",
+    "memory_of",
+    "obstacle",
+    "places_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +42,27 @@ class Place:
     def identity(self, torch: Any) -> Hashable:
         """Equal for the same tensor and for tensors on the same memory (what save_model drops)."""
         tensor = self.tensor
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)  # others need not have an address
-        if plain and tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
-            return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        return id(tensor)
+        if not has_address(torch, tensor):
+            return id(tensor)
+        where = (memory_of(tensor), tensor.storage_offset()) if tensor.is_meta else (tensor.device, tensor.data_ptr())
+        return (*where, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def has_address(torch: Any, tensor: Any) -> bool:
+    """Whether it is elements at some place of a memory. Other kinds of tensors need not have an address."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return bool(plain and tensor.layout is torch.strided and tensor.numel() and (tensor.is_meta or tensor.data_ptr()))
+
+
+def memory_of(tensor: Any) -> Hashable:
+    """Equal for tensors in one memory. What is on meta has none, but is told apart in the same way."""
+    storage = tensor.untyped_storage()
+    return tensor.device, storage._cdata if tensor.is_meta else storage.data_ptr()
+
+
+def is_expanded(tensor: Any) -> bool:
+    """Whether several of its values are one element in memory."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def places_of(module: Any) -> dict[str, Place]:

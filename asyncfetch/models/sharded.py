@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..errors import SourceError
 from ..format.dtypes import Array
 from ..format.ranks import Cut
 
-__all__ = ["flaw_of", "from_part", "is_sharded", "part_of", "reshard"]
+__all__ = ["flaw_of", "from_part", "is_sharded", "part_of", "refuse_flat", "reshard"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -79,6 +80,17 @@ def reshard(module: Any) -> None:
     for owner in module.modules() if hasattr(fsdp, "FSDPModule") else ():
         if isinstance(owner, fsdp.FSDPModule):
             owner.reshard()
+
+
+def refuse_flat(module: Any) -> None:
+    """Raises SourceError for FSDP1, which cuts one flat parameter of many, wherever one of them ends."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    for name, owner in module.named_modules() if hasattr(fsdp, "FullyShardedDataParallel") else ():
+        if isinstance(owner, fsdp.FullyShardedDataParallel):
+            raise SourceError(
+                f"{name or 'The model'} is a FullyShardedDataParallel, whose ranks hold parts of a flat parameter.",
+                hint="Load before the model is wrapped, or shard it with fully_shard().",
+            )
 
 
 def _local(torch: Any, tensor: Any) -> Any:

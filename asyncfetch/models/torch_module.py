@@ -35,7 +35,8 @@ from .judging import (
 )
 from .places import Place, has_own_loading_code, places_of
 from .rehearsal import rehearse
-from .sharded import flaw_of, from_part, is_sharded, part_of, reshard
+from .sharded import flaw_of, from_part, is_sharded, part_of, refuse_flat, reshard
+from .shared import filled_twice, judge_memories, judge_values, memories_of, overlaid
 from .torch_tensors import hollow_tensor, to_torch, writing
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ __all__ = ["judge_module", "load_module", "shapes_of_module"]
 class _ModuleFit:
     """How a state dict fills a module: `supply` says from which of its names, `losers` which differ from it.
 
-    `tensors` are under the names of both. `skipped` are names of the module that keep what they hold.
+    `tensors` are under the names of both. `skipped` are names of the module that keep what they hold. `overlaid`:
+    {name: the name that fills it too, being of the same elements}. `in_place`: what stays in its memory with `assign`.
+    `values_count`: it takes them to tell whether all fits.
     """
 
     places: dict[str, Place]
@@ -58,10 +61,13 @@ class _ModuleFit:
     losers: dict[str, str]
     tensors: dict[str, Any]
     skipped: tuple[str, ...]
+    overlaid: dict[str, str]
+    in_place: list[str]
+    values_count: bool
     verdict: Verdict
 
     def report(self, module: Any, present: Collection[str]) -> LoadReport:
-        tied = tied_names(self.supply, present, self.losers)
+        tied = tied_names(self.supply, present, self.losers) | self.overlaid
         return LoadReport(
             loaded=tuple(name for name in self.places if name in self.verdict.filled and name not in tied),
             missing=tuple(self.verdict.missing),
@@ -106,7 +112,7 @@ def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> 
     Returns the parts that are wanted of tensors of which this rank holds no more, and what
     copies its tensors one by one, or None where the whole state dict must be seen: with
     `assign`, with loading code that is not torch's own, and where one tensor of the module
-    has several names in the state dict, whose values must be equal. What such code has no part in is
+    (or a part of one) has several names in the state dict, whose values must be equal. What such code has no part in is
     judged all the same.
     """
     own_code = has_own_loading_code(torch)
@@ -114,7 +120,7 @@ def judge_module(torch: Any, module: Any, expected: StateDict, terms: Terms) -> 
     fit.verdict.enforce({}, terms.strict)
     whole = any(own_code(owner) or owner._load_state_dict_post_hooks for owner in module.modules())
     swaps = torch.__future__.get_swap_module_params_on_conversion()
-    filler = None if terms.assign or fit.losers or whole or swaps else _ModuleFiller(torch, module, fit, expected)
+    filler = None if terms.assign or fit.values_count or whole or swaps else _ModuleFiller(torch, module, fit, expected)
     return filler, _parts(fit)
 
 
@@ -165,6 +171,7 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
 
     Modules with loading code of their own are then not judged, nor what is below them.
     """
+    refuse_flat(module)
     judge_loader(module, terms)
     reshard(module)
     places = places_of(module)
@@ -177,6 +184,8 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
     present = {name: array for name, array in state_dict.items() if not terms.skip(name)}
     slots = {name: place.identity(torch) for name, place in places.items()}
     supply = find_supply(slots, present.keys(), terms.aliases)
+    memories = memories_of(torch, places, slots)
+    over = overlaid(memories, supply)
     losers = choose_among_ties(slots, supply, present, (lambda _a, _b: False) if hollow else same_bytes)
     tensors, refused = _tensors(present, supply, partial(hollow_tensor, torch) if hollow else to_torch)
 
@@ -189,7 +198,8 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
         rehearse(torch, module, dict(tensors), "", verdict, stop)
     judge_temporary(places, tensors, supply, verdict)
     used = set(supply) | set(supply.values()) | losers.keys()
-    verdict.missing = [name for name in dict.fromkeys(verdict.missing) if not terms.skip(name)]
+    verdict.filled |= {name: None for name in over if name not in verdict.filled}
+    verdict.missing = [name for name in dict.fromkeys(verdict.missing) if not terms.skip(name) and name not in over]
     verdict.unexpected = [name for name in dict.fromkeys(verdict.unexpected + refused) if name not in used]
     verdict.fits_nothing = not verdict.filled and len(verdict.unexpected) == len(present) and bool(places or present)
     filled = [name for name in places if name in supply or name in verdict.filled]
@@ -200,10 +210,14 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
                 judge_dtype(name, places[name].tensor.dtype, terms, verdict)
             else:
                 judge_copy(torch, name, places[name].tensor, tensors.get(name), verdict)
+    in_place = judge_memories(memories, places, terms.device, verdict) if terms.assign else []
+    if not hollow:
+        judge_values(memories, supply, present, verdict)
     judge_device(places, terms, verdict)
     judge_bare(module, places, _below(module, own_code) if hollow else frozenset(), verdict)
     skipped = tuple(name for name in places if terms.skip(name) and name not in verdict.filled)
-    return _ModuleFit(places, slots, supply, losers, tensors, skipped, verdict)
+    values_count = bool(losers) or filled_twice(memories, supply)
+    return _ModuleFit(places, slots, supply, losers, tensors, skipped, over, in_place, values_count, verdict)
 
 
 def _tensors(
@@ -260,8 +274,8 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
             dtype = tensors[name].dtype
             if places[name].tensor.requires_grad and (dtype.itemsize < 2 or not _differentiable(dtype)):
                 places[name].tensor.requires_grad_(False)  # torch carries the flag over, and refuses integers with it
-    own = () if assign else [place.tensor for place in places.values()]
-    with writing(torch, own):
+    held = {name: places[name].tensor.detach() for name in fit.in_place}
+    with writing(torch, () if assign else [place.tensor for place in places.values()]):
         module.load_state_dict(tensors, strict=False, **({"assign": True} if assign else {}))
         for name in [name for name in fit.supply if not places[name].persistent]:
             place, given = places[name], reshaped(places[name].tensor, tensors[name])
@@ -271,6 +285,7 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
                 place.tensor.copy_(given)
     if not assign:
         return
+    _put_back(torch, places, held)
     groups: dict[int, list[Place]] = {}
     for place in places.values():
         groups.setdefault(id(place.tensor), []).append(place)
@@ -280,6 +295,21 @@ def _fill(torch: Any, module: Any, fit: _ModuleFit, terms: Terms) -> None:
             place.table[place.leaf] = kept
     for place, moved in beside:
         place.table[place.leaf] = moved
+
+
+def _put_back(torch: Any, places: Mapping[str, Place], held: Mapping[str, Any]) -> None:
+    """Have tensors in the memory that they had, which others share, with the values that they were given."""
+    for name, memory in held.items():
+        place = places[name]
+        given = place.table[place.leaf]
+        if given.shape != memory.shape:  # the module's own code has made another one of it
+            continue
+        with writing(torch, [memory]):
+            memory.copy_(given)
+        if given is place.tensor:  # it was left alone, or torch has swapped what is in it
+            given.data = memory
+        else:
+            setattr(place.owner, place.leaf, place.tensor)  # an LSTM keeps a list of its weights in step
 
 
 def _moved(fit: _ModuleFit, device: Any) -> list[tuple[Place, Any]]:

@@ -20,6 +20,7 @@ _PINNED = "a pinned buffer that the device still reads"
 _EARLY = "a tensor that is not on the device yet"
 _NO_DEVICE = "a device that cannot be used, or is not meant"
 _SKIPPED = "a head of another size"
+_VIEWED = "tensors of one memory that are not one tensor"
 _TAKES = "a module or a tensor that does not take what it would be given"
 
 MUTANTS = (
@@ -400,9 +401,81 @@ MUTANTS = (
     Mutant(
         "expanded-tensors-copied-into",
         _TAKES,
-        "models.judging:judge_copy",
+        "models.places:is_expanded",
         "size > 1 and stride == 0",
         "size < 0",
         ("models/test_refusals.py::test_an_expanded_tensor_is_not_copied_into",),
+    ),
+    Mutant(
+        "views-come-apart",
+        _VIEWED,
+        "models.torch_module:_fill",
+        "_put_back(torch, places, held)",
+        "...",
+        ("models/test_shared.py::test_a_transposed_tie_stays_one",),
+    ),
+    Mutant(
+        "weights-of-an-lstm-out-of-step",
+        _VIEWED,
+        "models.torch_module:_put_back",
+        "setattr(place.owner, place.leaf, place.tensor)",
+        "place.table[place.leaf] = place.tensor",
+        ("models/test_shared.py::test_an_lstm_keeps_its_weights_in_step",),
+    ),
+    Mutant(
+        "flat-buffers-recast",
+        _VIEWED,
+        "models.shared:_flaw",
+        "not in (None, own.dtype)",
+        "in ()",
+        ("models/test_shared.py::test_a_flat_buffer_keeps_its_dtype",),
+    ),
+    Mutant(
+        "the-last-view-wins",
+        _VIEWED,
+        "models.shared:judge_values",
+        "if not _agree(",
+        "if _agree is None and not _agree(",
+        ("models/test_shared.py::test_values_of_one_memory_that_differ_are_refused",),
+    ),
+    Mutant(
+        "views-copied-one-by-one",
+        _VIEWED,
+        "models.torch_module:judge_module",
+        "fit.values_count",
+        "fit.losers",
+        ("models/test_shared.py::test_values_of_one_memory_are_compared_when_all_are_here",),
+    ),
+    Mutant(
+        "views-torn-on-meta",
+        _VIEWED,
+        "models.shared:judge_memories",
+        "if anew and memory.overlap:",
+        "if anew is None:",
+        ("models/test_shared.py::test_views_on_meta",),
+    ),
+    Mutant(
+        "columns-as-one-tensor",
+        _VIEWED,
+        "models.shared:_overlap",
+        "if part.of(taken).any():",
+        "if part.names:",
+        ("models/test_shared.py::test_columns_of_one_matrix_are_different_tensors",),
+    ),
+    Mutant(
+        "aliases-of-views-filled",
+        _VIEWED,
+        "models.shared:overlaid",
+        "supply.pop(name, None)",
+        "...",
+        ("models/test_shared.py::test_an_alias_of_a_transposed_tie_does_not_count",),
+    ),
+    Mutant(
+        "flat-parameters-of-fsdp1-filled",
+        _VIEWED,
+        "models.torch_module:_fit_module",
+        "refuse_flat(module)",
+        "...",
+        ("models/test_shared.py::test_fsdp1_is_refused",),
     ),
 )
