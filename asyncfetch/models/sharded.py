@@ -13,7 +13,7 @@ from ..errors import SourceError
 from ..format.dtypes import Array
 from ..format.ranks import Cut
 
-__all__ = ["flaw_of", "from_part", "is_sharded", "part_of", "refuse_flat", "reshard"]
+__all__ = ["flaw_of", "from_part", "is_sharded", "offloaded_of", "part_of", "refuse_flat", "reshard"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -59,19 +59,37 @@ def _bounds(tensor: Any) -> list[tuple[int, int]]:
     return bounds
 
 
-def from_part(torch: Any, tensor: Any, array: Array, convert: Any) -> Any:
-    """A DTensor placed as `tensor`, of this rank's part, or of the whole, of which the part is taken."""
-    part = part_of(tensor)
-    if part is not None and array.shape != tuple(_local(torch, tensor).shape):
+def from_part(torch: Any, tensor: Any, array: Array, convert: Any, *, offloaded: bool = False) -> Any:
+    """A DTensor placed as `tensor`, of this rank's part, or of the whole, of which the part is taken.
+
+    It is where the part of `tensor` is; where that is nowhere yet, on the device of the mesh, or if `offloaded` on the
+    CPU. torch's from_local knows the device of the mesh alone.
+    """
+    part, local = part_of(tensor), _local(torch, tensor)
+    if part is not None and array.shape != tuple(local.shape):
         array = part.of(array)
-    return type(tensor).from_local(
-        convert(array),
-        tensor.device_mesh,
-        tensor.placements,
-        run_check=False,
-        shape=tensor.shape,
-        stride=tensor.stride(),
-    )
+    mesh, given = tensor.device_mesh, convert(array)
+    home = local.device if not local.is_meta else torch.device("cpu") if offloaded else None
+    if home is None or home.type == mesh.device_type:
+        sizes = {"shape": tensor.shape, "stride": tensor.stride()}
+        return type(tensor).from_local(given, mesh, tensor.placements, run_check=False, **sizes)
+    with torch.no_grad():
+        made = torch.empty_like(tensor, dtype=given.dtype, device=home, requires_grad=False)
+        made.to_local().copy_(given)
+    return made
+
+
+def offloaded_of(module: Any) -> set[int]:
+    """The ids of the parameters that FSDP2 wants on the CPU: torch tells nobody where they are to be, once on meta."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    found: set[int] = set()
+    for owner in module.modules() if hasattr(fsdp, "FSDPModule") else ():
+        if isinstance(owner, fsdp.FSDPModule):
+            state = owner._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+            held = [one for group in groups for one in getattr(group, "fsdp_params", ())]
+            found |= {id(one.sharded_param) for one in held if getattr(one, "offload_to_cpu", False)}
+    return found
 
 
 def reshard(module: Any) -> None:

@@ -35,7 +35,7 @@ from .judging import (
 )
 from .places import Place, has_own_loading_code, places_of
 from .rehearsal import rehearse
-from .sharded import flaw_of, from_part, is_sharded, part_of, refuse_flat, reshard
+from .sharded import flaw_of, from_part, is_sharded, offloaded_of, part_of, refuse_flat, reshard
 from .shared import filled_twice, judge_memories, judge_values, memories_of, overlaid
 from .torch_tensors import hollow_tensor, to_torch, writing
 
@@ -193,7 +193,7 @@ def _fit_module(torch: Any, module: Any, state_dict: StateDict, terms: Terms, *,
     stop = own_code if hollow else lambda _: False
     verdict = Verdict()
     if not hollow:
-        _share_out(torch, places, supply, present, tensors)
+        _share_out(torch, places, supply, present, tensors, offloaded_of(module))
     with torch.no_grad():
         rehearse(torch, module, dict(tensors), "", verdict, stop)
     judge_temporary(places, tensors, supply, verdict)
@@ -238,16 +238,21 @@ def _tensors(
 
 
 def _share_out(
-    torch: Any, places: Mapping[str, Place], supply: Mapping[str, str], given: StateDict, tensors: dict[str, Any]
+    torch: Any,
+    places: Mapping[str, Place],
+    supply: Mapping[str, str],
+    given: StateDict,
+    tensors: dict[str, Any],
+    offloaded: Collection[int],
 ) -> None:
-    """Have what goes into a DTensor be one, of the part that this rank holds."""
+    """Have what goes into a DTensor be one, of the part that this rank holds. `offloaded`: ids of those on the CPU."""
     made: dict[tuple[int, str], Any] = {}
     for name, source in supply.items():
         own = places[name].tensor
         if is_sharded(own) and flaw_of(torch, own) is None and _fits(own, given[source]):
             key = (id(own), source)
             if key not in made:
-                made[key] = from_part(torch, own, given[source], to_torch)
+                made[key] = from_part(torch, own, given[source], to_torch, offloaded=id(own) in offloaded)
             tensors[name] = made[key]
 
 
@@ -328,12 +333,13 @@ def _moved(fit: _ModuleFit, device: Any) -> list[tuple[Place, Any]]:
         unused = set(fit.verdict.unexpected)
         for name in fit.supply if device is None else [name for name in fit.tensors if name not in unused]:
             target = fit.places[name].tensor.device if device is None else device
-            if is_sharded(fit.tensors[name]):  # its mesh says where
+            if is_sharded(fit.tensors[name]):  # it is there
                 continue
             if target.type not in ("cpu", "meta"):
                 fit.tensors[name] = moved(fit.tensors[name], target)
         left = [place for name, place in fit.places.items() if device is not None and name not in fit.tensors]
-        left = [place for place in left if not place.tensor.is_meta and place.tensor.device != device]
+        left = [place for place in left if not (place.tensor.is_meta or is_sharded(place.tensor))]
+        left = [place for place in left if place.tensor.device != device]
         beside = [(place, moved(place.tensor, device)) for place in left]
         movers.wait()
     finally:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from asyncfetch.errors import ModelMismatchError
+from asyncfetch.models import load_state_dict_into
 from asyncfetch.server import Server
 
 from ..kit.files import sharded
-from ..kit.torch_or_not import needs_torch
+from ..kit.torch_or_not import needs_torch, nn, torch
 
 pytestmark = needs_torch
 
@@ -169,3 +173,78 @@ def test_each_rank_takes_its_part(tmp_path: Path) -> None:
         looks = 2 * 2 * (64 << 10)  # each rank looks at the first bytes of each shard
         assert nbytes - looks < sent(server, "rows") <= nbytes + looks
     assert not list((tmp_path / "cache").glob("none*/models--org--rows/blobs/*")), "nothing is written"
+
+
+# -- parts that are not on the device of their mesh: without a GPU, "meta" stands for it -------------
+
+
+@pytest.fixture
+def last_of_three() -> Iterator[Any]:
+    """What makes a mesh in which this process is the last of three ranks, which never meet."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    device_mesh = pytest.importorskip("torch.distributed.device_mesh")
+    torch.distributed.init_process_group("fake", rank=2, world_size=3, store=fake.FakeStore())
+    yield lambda: device_mesh.init_device_mesh("cpu", (3,))
+    torch.distributed.destroy_process_group()
+
+
+VALUES = {
+    "0.weight": np.arange(35, dtype=np.float32).reshape(7, 5),
+    "0.bias": np.arange(7, dtype=np.float32) * 3,
+    "1.weight": np.arange(21, dtype=np.float32).reshape(3, 7) - 9,
+}
+LAST = {"0.weight": VALUES["0.weight"][6:], "0.bias": VALUES["0.bias"][6:], "1.weight": VALUES["1.weight"][2:]}
+
+
+def check_here(net: Any, dtype: Any = None) -> None:
+    """Each parameter has the part of the last rank, in memory of the CPU."""
+    for name, own in net.named_parameters():
+        part = own.to_local()
+        assert part.device.type == "cpu"
+        assert part.dtype is (dtype or torch.float32)
+        assert part.tolist() == LAST[name].tolist()
+        assert tuple(own.shape) == VALUES[name].shape
+        assert own.requires_grad
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_part_stays_on_the_device_where_it_is(last_of_three: Any) -> None:
+    """On the CPU beside a mesh of devices, as FSDP2 offloads it; in the dtype that is asked for."""
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    mesh = last_of_three()
+    net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3, bias=False))
+    for part in net:
+        for leaf, own in list(part.named_parameters()):
+            held = tensor.distribute_tensor(own.detach(), mesh, [tensor.Shard(0)], src_data_rank=None)
+            setattr(part, leaf, nn.Parameter(held))
+    mesh._device_type = "meta"
+    load_state_dict_into(net, VALUES)
+    check_here(net)
+    memory = net[0].weight.to_local().data_ptr()
+    load_state_dict_into(net, {name: array * 0 for name, array in VALUES.items()}, assign=False)
+    assert not net[0].weight.to_local().any()
+    assert net[0].weight.to_local().data_ptr() == memory
+    load_state_dict_into(net, VALUES, dtype="bfloat16")
+    check_here(net, torch.bfloat16)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("how", ["offloaded", "made on the CPU", "neither"])
+def test_where_parts_on_meta_come_to_be(last_of_three: Any, how: str) -> None:
+    """On the CPU by the policy of FSDP2, or where to_empty has put them; else on the device of the mesh."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    mesh = last_of_three()
+    policy = fsdp.CPUOffloadPolicy(pin_memory=False) if how != "neither" else fsdp.OffloadPolicy()
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3, bias=False))
+    fsdp.fully_shard(net[0], mesh=mesh, offload_policy=policy)
+    fsdp.fully_shard(net, mesh=mesh, offload_policy=policy)
+    if how == "made on the CPU":
+        net.to_empty(device="cpu")
+    mesh._device_type = "meta"
+    if how != "neither":
+        load_state_dict_into(net, VALUES)
+        check_here(net)
+        return
+    with pytest.raises(ModelMismatchError, match="3 would have no values, being on the meta device"):
+        load_state_dict_into(net, VALUES)

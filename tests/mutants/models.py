@@ -375,6 +375,22 @@ MUTANTS = (
         ("models/test_sharded.py::test_each_rank_takes_its_part",),
     ),
     Mutant(
+        "parts-moved-to-the-device-of-the-mesh",
+        _PARTS,
+        "models.sharded:from_part",
+        "if home is None or home.type == mesh.device_type:",
+        "if home or mesh:",
+        ("models/test_sharded.py::test_a_part_stays_on_the_device_where_it_is",),
+    ),
+    Mutant(
+        "offloaded-parts-made-on-the-device",
+        _PARTS,
+        "models.sharded:offloaded_of",
+        'if getattr(one, "offload_to_cpu", False)',
+        "if one is None",
+        ("models/test_sharded.py::test_where_parts_on_meta_come_to_be",),
+    ),
+    Mutant(
         "assign-asked-of-every-loader",
         _TAKES,
         "models.torch_module:_fill",
