@@ -8,7 +8,16 @@ from ..errors import AccessError, OfflineError, SourceError
 from ..tasks import each, off_loop, plain_errors
 from ..words import counted
 from .finder import Place
-from .listing import Chosen, chosen_of, companions_of, is_hidden, nothing_called
+from .listing import (
+    Chosen,
+    chosen_of,
+    companions_of,
+    is_hidden,
+    is_odd,
+    nothing_called,
+    without_odd,
+    words_of_odd,
+)
 from .located import FoundIndex, Listing, Located, SourceFile
 from .request import BucketSource, HubSource, LocalSource, Request, UrlSource
 
@@ -34,7 +43,10 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     if isinstance(request.source, LocalSource):  # a folder of the user's has secrets in .git and .env
         companions = [path for path in companions if not is_hidden(path)]
-    paths = [path for path in companions if path not in known]
+    odd = {path: None for path in companions if is_odd(path)}
+    if odd:
+        located.warnings.append(words_of_odd(located.source, [*odd]))
+    paths = [path for path in companions if path not in known and path not in odd]
     taken = await _taken(place, request, listed, paths)
     located.listing = listed
     offline = request.settings.offline
@@ -78,7 +90,8 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     by_listing = chosen.include or chosen.exclude or not chosen.names
     listed = await place.listing(commit) if by_listing else (await _listing(place, request, commit))[0]
     if listed is not None:
-        paths = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
+        picked = await off_loop(lambda: chosen_of(_below(listed.files, request), chosen, source), slow=True)
+        paths, odd = await off_loop(lambda: without_odd(picked, (*chosen.names, *chosen.include), source), slow=True)
         files = [*(await _taken(place, request, listed, paths)).values()]
         here = [file for file in files if file.path is not None or not request.settings.offline]
         if len(here) < len(files) and not (chosen.kept and here):
@@ -87,7 +100,8 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
     elif by_listing:
         raise SourceError(f"{source} lists no files.", hint="Give the names of those that you want.")
     else:
-        files = [*(await _looked_at(place, request, chosen.names, commit)).values()]
+        paths, odd = without_odd(chosen.names, chosen.names, source)
+        files = [*(await _looked_at(place, request, paths, commit)).values()]
     state = await place.recall(files, None, files[0].commit)
     return Located(
         source=source,
@@ -102,6 +116,7 @@ async def _files_at(place: Place, request: Request, chosen: Chosen, commit: str 
         identities=state.identities,
         records=listed.records if listed else None,
         listing=listed,
+        warnings=[words_of_odd(source, odd)] if odd else [],
     )
 
 

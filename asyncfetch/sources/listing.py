@@ -11,13 +11,19 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from ..errors import EntryNotFoundError, SelectionError
+from ..errors import EntryNotFoundError, SelectionError, SourceError
+from ..format.hostile import short_repr
 from ..format.near import near_name
+from ..storage.cache import path_inside
 from ..words import counted, fit_to_show
 
-__all__ = ["Chosen", "chosen_of", "companions_of", "holds_weights", "is_hidden", "nothing_called"]
+__all__ = [
+    "Chosen", "chosen_of", "companions_of", "holds_weights", "is_hidden", "is_odd", "nothing_called", "without_odd",
+    "words_of_odd",
+]  # fmt: skip
 
 _SHOWN = 8  # names in an error
+_ODD = 3  # that are named
 
 # Endings of files with weights, by what writes them: PyTorch and pickles, TensorFlow, Flax, Rust, ONNX, TensorRT,
 # llama.cpp, mobile runtimes, Core ML, NeMo, numpy; and archives, of which nothing tells what is in them.
@@ -119,3 +125,32 @@ def nothing_called(name: str, paths: Collection[str], source: str) -> EntryNotFo
     error = EntryNotFoundError(name, source)
     error.hint = f"It has {counted(shown, len(paths))}." if shown else "It is empty."
     return error
+
+
+def is_odd(path: str) -> bool:
+    """Whether a file has a name that is no path on every system: with a backslash, a drive or a control character.
+
+    One that leads out of the repository is not odd but hostile: who lists that is not believed.
+    """
+    try:
+        path_inside(path)
+    except SourceError:
+        return not {"", ".", ".."} & {*path.split("/")}
+    return False
+
+
+def without_odd(paths: Sequence[str], named: Collection[str], source: str) -> tuple[list[str], list[str]]:
+    """Chosen files without the odd ones; and these. Raises SourceError for one that is `named`, and for all."""
+    odd = {path: None for path in paths if is_odd(path)}
+    refused = [path for path in odd if path in named] or ([*odd] if len(odd) == len(paths) else [])
+    if refused:
+        shown = counted([short_repr(path) for path in refused[:_ODD]], len(refused))
+        hint = "Leave out such names with exclude=, or have them changed in the repository."
+        raise SourceError(f"{source}: what is no path on every system cannot be downloaded: {shown}.", hint=hint)
+    return [path for path in paths if path not in odd], [*odd]
+
+
+def words_of_odd(source: str, odd: Sequence[str]) -> str:
+    """The warning of files that are left out for their names."""
+    shown = counted([short_repr(path) for path in odd[:_ODD]], len(odd))
+    return f"{source} has files whose names are no paths on every system, which are left out: {shown}"

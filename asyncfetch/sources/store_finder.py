@@ -40,6 +40,7 @@ from ..tasks import off_loop
 from .bucket import BucketSource
 from .finder import State
 from .hub import size_of
+from .listing import is_odd
 from .located import PREFIX_LIMIT, FoundIndex, Listing, SourceFile
 from .request import Request
 from .store_refusals import refusal, words_in
@@ -247,12 +248,14 @@ class StorePlace:
         try:
             path_inside(name)
         except SourceError as error:
+            if is_odd(name):  # who takes it leaves it out
+                return
             raise SourceError(f"{self._source.at('')} has {name!r}, which is no path on a disk.") from error
 
     def _identity(self, name: str, size: int, etag: str) -> tuple[str, str]:
         """The key of a file in this state, and what a resumed partial of it must still be."""
         source = self._source
-        identity = f"{source.endpoint} {source.scheme}://{source.bucket}/{source.key(name)}\n{size}\n{etag}"
+        identity = f"{source.endpoint} {source.scheme}://{source.bucket}/{source.folder}{name}\n{size}\n{etag}"
         return hashlib.sha256(identity.encode()).hexdigest(), identity
 
 

@@ -246,6 +246,78 @@ def test_names_that_leave_the_repository(server: FaultServer, tmp_path: Path) ->
     assert not list(tmp_path.rglob("evil.json"))
 
 
+ODD = {"logs\\run.json": b"1", "a:notes.txt": b"2", "x/tab\tname.txt": b"3", "up\\..\\..\\evil.json": b"4"}
+
+
+@pytest.fixture
+def from_windows(server: FaultServer) -> Repository:
+    """A repository with names that are no paths on every system, which the Hub takes."""
+    made = server.hub("org/model", {**CHECKPOINT, **BESIDE, **ODD, **{f"many\\{n}.txt": b"" for n in range(40)}})
+    server.listing(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {**CHECKPOINT, **BESIDE}),
+        ({"local_dir": "{}/dir"}, {**CHECKPOINT, **BESIDE}),
+        ({"include": "*"}, {**CHECKPOINT, **BESIDE}),
+        ({"include": ["x/*", "logs*", "config.json"]}, {"config.json": BESIDE["config.json"]}),
+    ],
+    ids=["companions", "folder", "all", "globs"],
+)
+def test_names_that_are_no_paths_everywhere(
+    server: FaultServer, from_windows: Repository, tmp_path: Path, options: dict[str, Any], expected: dict[str, bytes]
+) -> None:
+    """They are left out, and a warning tells the first of them and how many there are; all else comes."""
+    options = {name: text.format(tmp_path) if isinstance(text, str) else text for name, text in options.items()}
+    for offline in (False, True):
+        events: list[Event] = []
+        snapshot = download(server, tmp_path / "cache", report=events.append, offline=offline, **options)
+        assert same(snapshot, expected)
+        warned = [event.message for event in events if isinstance(event, Warned) and "left out" in event.message]
+        if not offline:  # where the listing is kept too
+            (said,) = warned
+            assert said.startswith("org/model has files whose names are no paths on every system, which are left out: ")
+            assert said.isprintable()
+            assert ("'logs\\\\run.json'" in said) is ("'a:notes.txt'" in said or "x/" in said)
+            assert len(said) < 250
+            assert ("more" in said) is ("config.json" not in str(options))
+    assert not list(tmp_path.rglob("*evil*"))
+    assert not list(tmp_path.rglob("*run.json"))
+
+
+def test_a_plan_leaves_them_out_too(server: FaultServer, from_windows: Repository, tmp_path: Path) -> None:
+    """What would not be downloaded is in no plan. Who leaves it out is not warned of it."""
+    options: dict[str, Any] = {"endpoint": server.url, "cache_dir": tmp_path, "token": False, "policy": QUICK}
+    events: list[Event] = []
+    plan = asyncfetch.dry_run("org/model", report=events.append, **options)
+    assert {file.file for file in plan.files} == {*CHECKPOINT, *BESIDE} - {"model.safetensors.index.json"}
+    assert len([event for event in events if isinstance(event, Warned)]) == 1
+    exclude = ["*\\*", "?:*", "x/*"]
+    asyncfetch.download("org/model", report=events.append, exclude=exclude, **options)
+    assert len([event for event in events if isinstance(event, Warned)]) == 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", [*ODD])
+def test_such_a_name_that_is_asked_for(
+    server: FaultServer, from_windows: Repository, tmp_path: Path, listed: bool, name: str
+) -> None:
+    """It is an error before anything comes, with what to do."""
+    if not listed:
+        for path in [path for path in server.resources if "/tree/" in path]:
+            del server.resources[path]
+    wishes: list[dict[str, Any]] = [{"files": [name, "config.json"]}, *([{"include": name}] if listed else [])]
+    for wish in wishes:
+        with pytest.raises(SourceError, match="no path on every system") as caught:
+            download(server, tmp_path, **wish)
+        assert "exclude=" in caught.value.hint
+        assert repr(name) in caught.value.message
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_interrupted_companions_go_on(server: FaultServer, repository: Repository, tmp_path: Path) -> None:
     """What came of a file is not asked for again, but for the first bytes, which come with what is said of it."""
     page, size = repository.pages["tokenizer.json"], len(BESIDE["tokenizer.json"])

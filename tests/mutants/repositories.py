@@ -6,6 +6,7 @@ from . import Mutant
 
 _COMPANIONS = "files beside a checkpoint"
 _LISTING = "a listing of a repository"
+_ODD = "names that are no paths on every system"
 _ONCE = "one listing for many shards"
 _LONE = "a large file without an index"
 _AHEAD = "what is asked for beside the index"
@@ -79,6 +80,60 @@ MUTANTS = (
         "PREFIX_LIMIT if file.target is None else 1",
         "1",
         ("api/test_downloads.py::test_small_files_take_one_request",),
+    ),
+    Mutant(
+        "one-odd-name-holds-up-all",
+        _ODD,
+        "sources.files:add_companions",
+        "odd = {path: None for path in companions if is_odd(path)}",
+        "odd = dict[str, None]()",
+        (
+            "api/test_downloads.py::test_names_that_are_no_paths_everywhere",
+            "api/test_downloads.py::test_a_plan_leaves_them_out_too",
+        ),
+    ),
+    Mutant(
+        "odd-names-left-out-in-silence",
+        _ODD,
+        "sources.files:_files_at",
+        "[words_of_odd(source, odd)] if odd else []",
+        "[]",
+        ("api/test_downloads.py::test_names_that_are_no_paths_everywhere",),
+    ),
+    Mutant(
+        "odd-name-that-was-asked-for-left-out",
+        _ODD,
+        "sources.listing:without_odd",
+        "[path for path in odd if path in named] or ",
+        "",
+        ("api/test_downloads.py::test_such_a_name_that_is_asked_for",),
+    ),
+    Mutant(
+        "hostile-names-are-odd",
+        _ODD,
+        "sources.listing:is_odd",
+        'not {"", ".", ".."} & {*path.split("/")}',
+        "True",
+        (
+            "api/test_downloads.py::test_names_that_leave_the_repository",
+            "api/test_local_dir.py::test_names_that_cannot_be",
+        ),
+    ),
+    Mutant(
+        "an-odd-key-hides-the-bucket",
+        _ODD,
+        "sources.store_finder:StorePlace._refuse_impossible",
+        "if is_odd(name):",
+        "if not name:",
+        ("sources/test_stores.py::test_a_key_that_is_no_path_everywhere",),
+    ),
+    Mutant(
+        "a-prefetch-asks-for-odd-names",
+        _ODD,
+        "server.jobs.prefetch:wanted_paths",
+        "return kept",
+        "return chosen",
+        ("server/jobs/test_jobs.py::test_names_that_are_no_paths_everywhere",),
     ),
     Mutant(
         "first-page-for-the-whole",

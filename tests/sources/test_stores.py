@@ -170,6 +170,16 @@ def test_a_listing_for_others_alone(relay: Relay, bucket: str, tmp_path: Path) -
         asyncfetch.download(bucket, cache_dir=tmp_path, include="*.json")
 
 
+def test_a_key_that_is_no_path_everywhere(relay: Relay, port: int, tmp_path: Path) -> None:
+    """It is left out, and a warning says so; all that is beside it comes."""
+    put(port, "windows", FILES | {"config.json": b"{}", "logs\\run.json": b"1", "a:b.txt": b"2"})
+    events: list[Event] = []
+    snapshot = asyncfetch.download("s3://windows", cache_dir=tmp_path, report=events.append)
+    assert {*snapshot.files} == {*FILES, "config.json"}
+    (warned,) = [event.message for event in events if isinstance(event, Warned) and "left out" in event.message]
+    assert warned.endswith("left out: 'a:b.txt', 'logs\\\\run.json'")
+
+
 def test_a_key_that_is_no_path(relay: Relay, port: int, tmp_path: Path) -> None:
     """obstore lists no bucket that has one: the checkpoint comes, and who wants more is told of the key."""
     put(port, "odd-keys", FILES | {"a//b.json": b"1"})

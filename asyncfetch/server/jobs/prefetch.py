@@ -28,7 +28,7 @@ from ...errors import (
 )
 from ...network.transport import Reply
 from ...sources.hub import following_page, records_of
-from ...sources.listing import Chosen, chosen_of, companions_of
+from ...sources.listing import Chosen, chosen_of, companions_of, without_odd, words_of_odd
 from ...sources.refusals import Asked, refusal
 from ...storage.cache import RepoCache, is_commit
 from ...storage.checksums import checksum_of_etag, verify_file
@@ -64,10 +64,10 @@ T = TypeVar("T")
 
 
 def wanted_paths(paths: Collection[str], wanted: Wanted) -> list[str]:
-    """Which files of a repository a prefetch brings. Raises EntryNotFoundError, SelectionError.
+    """Which files of a repository a prefetch brings. Raises EntryNotFoundError, SelectionError, SourceError.
 
     Without globs to include, all that holds no weights, and the safetensors: of a dataset, and of a repository that
-    has none of these, everything.
+    has none of these, everything. What cannot be kept for its name is left out, and the log says so.
     """
     name = f"{qualified(wanted.kind, wanted.name)}@{wanted.revision}"
     include = wanted.include
@@ -75,7 +75,11 @@ def wanted_paths(paths: Collection[str], wanted: Wanted) -> list[str]:
     if not include and wanted.kind == "models" and shards:
         beside = set(companions_of(paths, "")) | set(shards)
         paths = [path for path in paths if path in beside]
-    return chosen_of(paths, Chosen(exact=True, include=include, exclude=wanted.exclude), name)
+    chosen = chosen_of(paths, Chosen(exact=True, include=include, exclude=wanted.exclude), name)
+    kept, odd = without_odd(chosen, include, name)
+    if odd:
+        LOG.warning("%s.", words_of_odd(name, odd))
+    return kept
 
 
 class Worker:

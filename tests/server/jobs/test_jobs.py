@@ -114,6 +114,16 @@ def test_which_files_come() -> None:
         of(mixed, exclude=("*",))
 
 
+def test_names_that_are_no_paths_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+    """They are left out and the log says which; one that is asked for is an error."""
+    paths = ["a.safetensors", "logs\\run.json", "config.json", "b:c"]
+    assert wanted_paths(paths, Wanted("prefetch", "models", NAME)) == ["a.safetensors", "config.json"]
+    assert wanted_paths(paths, Wanted("prefetch", "datasets", NAME)) == ["a.safetensors", "config.json"]
+    assert ["left out: 'logs\\\\run.json', 'b:c'" in record.message for record in caplog.records] == [True, True]
+    with pytest.raises(SourceError, match="no path on every system"):
+        wanted_paths(paths, Wanted("prefetch", "models", NAME, include=("logs*",)))
+
+
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [
