@@ -11,6 +11,7 @@ _CHANGE = "a served file that changes"
 _CACHE = "a hub cache that is served"
 _PROXY = "a proxy before the server"
 _REFUSED = "requests that are refused"
+_CONDITIONS = "who has a file already, or a part of another one"
 _BROWSER = "what others put into a repository or a request, in a browser or a log"
 
 MUTANTS = (
@@ -157,6 +158,33 @@ MUTANTS = (
         'digits if len(digits) <= _DIGITS else "9" * _DIGITS',
         'digits if len(digits) <= _DIGITS else ""',
         ("server/protocol/test_wire.py::test_ranges_without_bytes",),
+    ),
+    Mutant(
+        "who-has-a-file-is-sent-it-again",
+        _CONDITIONS,
+        "server.protocol.wire:precondition",
+        'if_none_match.strip() == "*" or etag in [found for _, found in _ETAG.findall(if_none_match)]',
+        'if_none_match.strip() == "*"',
+        (
+            "server/protocol/test_wire.py::test_preconditions",
+            "server/served/test_server.py::test_who_has_a_file_is_told_so",
+        ),
+    ),
+    Mutant(
+        "parts-of-another-file-are-sent",
+        _CONDITIONS,
+        "server.protocol.body:Part.asked",
+        "if status := precondition(if_match, if_none_match, etag):",
+        'if status := precondition("", if_none_match, etag):',
+        ("server/served/test_server.py::test_who_has_a_file_is_told_so",),
+    ),
+    Mutant(
+        "a-weak-etag-is-as-good",
+        _CONDITIONS,
+        "server.protocol.wire:precondition",
+        '("", etag) not in _ETAG.findall(if_match)',
+        "etag not in if_match",
+        ("server/protocol/test_wire.py::test_preconditions",),
     ),
     Mutant(
         "html-of-a-repository-runs",

@@ -12,7 +12,7 @@ from ...storage.cache import RepoCache, is_commit
 from ...tasks import off_loop
 from ..keeping.eviction import open_shared
 from ..protocol.answers import failure, source_failure, wrong_bytes
-from ..protocol.body import FileBody, Part, no_range
+from ..protocol.body import FileBody, Part, without_bytes
 from .passing import Passage, PassBody
 from .tailing import FillBody
 from .wanted import WantedFile, file_to_fetch
@@ -68,8 +68,8 @@ class FileAnswers:
         """What `who` asks for of a file of which the source `told`; by `deadline`, on the event loop's clock."""
         file = _File(target.path, told.headers["x-repo-commit"], told.headers["etag"], int(told.headers["size"]))
         part, headers = self._part(request, file)
-        if part.status == 416:
-            return no_range(file.path, part, headers)
+        if (answer := without_bytes(file.path, part, headers)) is not None:
+            return answer
         if request.method == "HEAD" or not part.span:
             return Response(status_code=part.status, headers=headers)
         cache = RepoCache(self.root, target.name, repo_type=target.kind.removesuffix("s"))

@@ -19,7 +19,7 @@ from ...tasks import off_loop
 from ..counts import ORIGIN
 from ..folders.walk import read_listed
 from .answers import failure
-from .wire import parse_range
+from .wire import parse_range, precondition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,9 +41,9 @@ __all__ = [
     "content_type",
     "file_response",
     "in_reader",
-    "no_range",
     "sending",
     "text_response",
+    "without_bytes",
 ]
 
 Given = TypeVarTuple("Given")
@@ -90,7 +90,7 @@ def _headers_by_name(path: str) -> Mapping[str, str]:
 
 
 class Part(NamedTuple):
-    """What a request asks for of `size` bytes (RFC 9110, 13.1.5 and 14). `status` is 200, 206 or 416."""
+    """What a request asks for of `size` bytes (RFC 9110, 13 and 14). `status` is 200, 206, 304, 412 or 416."""
 
     status: int
     span: range
@@ -98,6 +98,9 @@ class Part(NamedTuple):
 
     @classmethod
     def asked(cls, request: Request, size: int, etag: str) -> Part:
+        if_match, if_none_match = (", ".join(request.headers.getlist(name)) for name in ("if-match", "if-none-match"))
+        if status := precondition(if_match, if_none_match, etag):
+            return cls(status, range(0), size)
         span: range | None = None
         if request.method == "GET" and request.headers.get("if-range", etag) == etag:
             span = parse_range(request.headers.get("range"), size)
@@ -107,6 +110,8 @@ class Part(NamedTuple):
 
     def headers(self, path: str, etag: str) -> dict[str, str]:
         told = {"ETag": etag, "Accept-Ranges": "bytes"}
+        if self.status in (304, 412):
+            return told
         if self.status == 416:
             return {**told, "Content-Range": f"bytes */{self.size}"}
         if self.status == 206:
@@ -125,8 +130,8 @@ async def file_response(
     """The file, or the range of it that the request asks for. Raises ChangedError."""
     part = Part.asked(request, file.size, etag)
     headers = {**part.headers(file.path, etag), **extra}
-    if part.status == 416:
-        return no_range(file.path, part, headers)
+    if (answer := without_bytes(file.path, part, headers)) is not None:
+        return answer
     if request.method == "HEAD" or not part.span:
         return Response(status_code=part.status, headers=headers)
     if len(part.span) <= SMALL:
@@ -163,14 +168,23 @@ def text_response(request: Request, data: bytes, path: str, etag: str, extra: Ma
     """Likewise what is in memory: a text that stands for the file `path`."""
     part = Part.asked(request, len(data), etag)
     headers = {**part.headers(path, etag), **extra}
-    if part.status == 416:
-        return no_range(path, part, headers)
+    if (answer := without_bytes(path, part, headers)) is not None:
+        return answer
     body = b"" if request.method == "HEAD" else data[part.span.start : part.span.stop]
     return Response(body, part.status, headers | {"Content-Type": "text/plain; charset=utf-8"})
 
 
-def no_range(path: str, part: Part, headers: Mapping[str, str]) -> Response:
-    return failure(416, "RangeNotSatisfiable", f"{path!r} has {part.size} bytes, none of them in that range.", headers)
+def without_bytes(path: str, part: Part, headers: Mapping[str, str]) -> Response | None:
+    """The answer to a request that gets nothing of the file, for its condition or its range; None for any other."""
+    match part.status:
+        case 304:
+            return Response(status_code=304, headers=headers)
+        case 412:
+            return failure(412, "PreconditionFailed", f"{path!r} has another ETag than If-Match names.", headers)
+        case 416:
+            message = f"{path!r} has {part.size} bytes, none of them in that range."
+            return failure(416, "RangeNotSatisfiable", message, headers)
+    return None
 
 
 class BrokenOffError(Exception):

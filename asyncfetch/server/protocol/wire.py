@@ -1,6 +1,6 @@
 """What a request to the server means: pure, without I/O.
 
-Rules: https://huggingface.co/docs/hub/api, the client huggingface_hub, and RFC 9110 section 14.
+Rules: https://huggingface.co/docs/hub/api, the client huggingface_hub, and RFC 9110, sections 13 and 14.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from ..folders.layout import KINDS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Resource", "parse_paths", "parse_range", "parse_resource", "truthy"]
+__all__ = ["Resource", "parse_paths", "parse_range", "parse_resource", "precondition", "truthy"]
 
 _RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)
+_ETAG = re.compile(r'(W/)?("[^"]*")')
 _DIGITS = 18  # of a number that is larger than every file
 
 
@@ -92,6 +93,18 @@ def parse_range(header: str | None, size: int) -> range | None:
     if last and int(last) < int(first):
         return None
     return range(int(first), min(int(last) + 1, size) if last else size)
+
+
+def precondition(if_match: str, if_none_match: str, etag: str) -> int | None:
+    """The status of a GET or a HEAD that is answered without the file, whose strong ETag is `etag`: 412, 304, or None.
+
+    The headers are the lines of each, joined by commas (RFC 9110, 13.2.2). Dates are ignored: no file has one here.
+    """
+    if if_match.strip() not in ("", "*") and ("", etag) not in _ETAG.findall(if_match):
+        return 412
+    if if_none_match.strip() == "*" or etag in [found for _, found in _ETAG.findall(if_none_match)]:
+        return 304
+    return None
 
 
 def truthy(query: Mapping[str, str], name: str) -> bool:

@@ -79,6 +79,27 @@ def blobs(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("blobs/*") if not path.name.endswith(".lock")]
 
 
+def test_who_has_a_file_already(source: FaultServer, service: Server, tmp_path: Path) -> None:
+    """Nothing is fetched for who has it, nor for who would go on with another one; then it is sent as to everybody."""
+    etag = f'"{SHA256}"'
+    asked = (
+        ({"If-None-Match": etag}, 304, b""),
+        ({"If-Match": '"0"', "Range": "bytes=7-9"}, 412, None),
+        ({"If-Match": etag, "If-None-Match": '"0"', "Range": "bytes=7-9"}, 206, WEIGHTS[7:10]),
+    )
+    for conditions, status, _ in asked[:2]:
+        assert httpx.get(service.url + PAGE, headers=conditions).status_code == status
+    assert not source.to(STORED)
+    for _ in range(2):  # while it arrives, and when it is in the cache
+        for conditions, status, body in asked:
+            answer = httpx.get(service.url + PAGE, headers=conditions)
+            assert answer.status_code == status
+            assert body is None or answer.content == body
+            assert (answer.headers["etag"], answer.headers["x-repo-commit"]) == (etag, COMMIT)
+        assert httpx.get(service.url + PAGE).content == WEIGHTS
+    assert source.times_sent(STORED).max() == 1
+
+
 def test_eight_cold_clients_at_once(source: FaultServer, service: Server, tmp_path: Path) -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor

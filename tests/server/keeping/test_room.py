@@ -99,6 +99,10 @@ result = [hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest(),
     # Alone what ends before the last bytes, which wait for the hash of the whole.
     assert [seen.sent for seen in source.to(STORED)][-3:] == [10, 1_000_000, len(WEIGHTS)]
     assert part(without_room, "3000000-").status_code == 416
+    for headers, status in (({"If-None-Match": f'"{SHA256}"'}, 304), ({"If-Match": '"0"', "Range": "bytes=9-"}, 412)):
+        before = len(source.to(STORED))
+        assert httpx.get(without_room.url + PAGE, headers=headers).status_code == status
+        assert len(source.to(STORED)) == before
     assert not [path for path in blobs(tmp_path / "cache") if path.stat().st_size > 1_000_000]
 
 

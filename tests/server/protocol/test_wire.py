@@ -6,7 +6,7 @@ import pytest
 
 from asyncfetch.errors import SourceError
 from asyncfetch.server.protocol.signing import Signer
-from asyncfetch.server.protocol.wire import Resource, parse_paths, parse_range, parse_resource
+from asyncfetch.server.protocol.wire import Resource, parse_paths, parse_range, parse_resource, precondition
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,29 @@ def test_an_empty_secret_is_refused() -> None:
     """Signing with nothing would let everyone sign."""
     with pytest.raises(SourceError, match="secret"):
         Signer(b"", 60)
+
+
+@pytest.mark.parametrize(
+    ("if_match", "if_none_match", "status"),
+    [
+        ("", "", None),
+        ('"it"', "", None),
+        ('"a", "it" ,"b"', "", None),
+        ("*", "", None),
+        ('"other"', "", 412),
+        ('W/"it"', "", 412),  # the strong comparison
+        ('"it,"', "", 412),
+        ("it", "", 412),
+        ("", '"it"', 304),
+        ("", 'W/"it"', 304),  # the weak one
+        ("", '"a,b",W/"it"', 304),
+        ("", "*", 304),
+        ("", '"other", "it', None),
+        ("", "it", None),
+        ('"it"', '"it"', 304),
+        ('"other"', '"it"', 412),
+        ("," * 60_000, '"' * 60_001, 412),
+    ],
+)
+def test_preconditions(if_match: str, if_none_match: str, status: int | None) -> None:
+    assert precondition(if_match, if_none_match, '"it"') == status

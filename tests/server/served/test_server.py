@@ -268,6 +268,25 @@ def test_if_range(client: httpx.Client, validator: str, status: int) -> None:
     assert answer.content == (WEIGHTS[:10] if status == 206 else WEIGHTS)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "empty.txt"])
+def test_who_has_a_file_is_told_so(client: httpx.Client, name: str) -> None:
+    """Without its bytes, also where a range is asked for; a part of another one is refused (RFC 9110, 13.2.2)."""
+    url = f"/org/name/resolve/main/{name}"
+    whole = client.get(url)
+    etag = whole.headers["etag"]
+    for method in ("GET", "HEAD"):
+        for more in ({}, {"Range": "bytes=0-"}, {"If-Modified-Since": "Tue, 24 Nov 2015 00:00:00 GMT"}):
+            known = client.request(method, url, headers={"If-None-Match": f'"x", W/{etag}', **more})
+            assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", etag)
+            assert "content-type" not in known.headers
+            other = client.request(method, url, headers={"If-Match": f"W/{etag}", **more})
+            assert (other.status_code, other.headers["x-error-code"]) == (412, "PreconditionFailed")
+        lines = [("If-None-Match", '"x"'), ("If-None-Match", etag)]
+        assert client.request(method, url, headers=lines).status_code == 304
+    for headers in ({"If-None-Match": '"x"'}, {"If-Match": etag}, {"If-Modified-Since": whole.headers["date"]}):
+        assert client.get(url, headers=headers).content == whole.content
+
+
 @pytest.mark.parametrize("file", ["empty.safetensors", "empty.txt"])
 def test_empty_files(client: httpx.Client, file: str) -> None:
     """An empty file is 200 with a length of 0."""
