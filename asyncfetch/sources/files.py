@@ -43,10 +43,11 @@ async def add_companions(place: Place, request: Request, chosen: Chosen, located
     companions = await off_loop(lambda: companions_of(files, located.folder, chosen.exclude), slow=True)
     if isinstance(request.source, LocalSource):  # a folder of the user's has secrets in .git and .env
         companions = [path for path in companions if not is_hidden(path)]
-    odd = {path: None for path in companions if is_odd(path)}
+    odd = await off_loop(lambda: [path for path in companions if is_odd(path)], slow=True)
     if odd:
-        located.warnings.append(words_of_odd(located.source, [*odd]))
-    paths = [path for path in companions if path not in known and path not in odd]
+        located.warnings.append(words_of_odd(located.source, odd))
+    left_out = known | {*odd}
+    paths = [path for path in companions if path not in left_out]
     taken = await _taken(place, request, listed, paths)
     located.listing = listed
     offline = request.settings.offline

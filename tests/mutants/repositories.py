@@ -85,8 +85,8 @@ MUTANTS = (
         "one-odd-name-holds-up-all",
         _ODD,
         "sources.files:add_companions",
-        "odd = {path: None for path in companions if is_odd(path)}",
-        "odd = dict[str, None]()",
+        "[path for path in companions if is_odd(path)]",
+        "list[str]()",
         (
             "api/test_downloads.py::test_names_that_are_no_paths_everywhere",
             "api/test_downloads.py::test_a_plan_leaves_them_out_too",
