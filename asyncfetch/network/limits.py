@@ -16,15 +16,18 @@ from anyio import to_thread
 
 from ..policy import Policy
 
-__all__ = ["Connections", "Limits", "Meter"]
+__all__ = ["Connections", "Hold", "Limits", "Meter"]
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class _Waiter:
+class Hold:
+    """One connection that a call may have, as soon as it is granted. `used`: it turned out that there is one."""
+
     call: object
     granted: anyio.Event = field(default_factory=anyio.Event)
+    used: bool = False
 
 
 class Connections:
@@ -36,62 +39,82 @@ class Connections:
 
     `spare`: as many more are there for calls that have none, so that these need not wait for others
     to end. Who has several gives them back while there are more than `most`.
+
+    There may be fewer than that where they are those of a caller's client, which has a bound of its own. Who then gets
+    none waits for one that another uses to be given back (`exchange`).
     """
 
     def __init__(self, most: int, spare: int = 0) -> None:
         self._free = most  # below zero: so many of the spare ones are in use
         self._spare = spare
         self._held: Counter[object] = Counter()
-        self._waiting: list[_Waiter] = []
+        self._waiting: list[Hold] = []
+        self._used = 0
         self._promised = 0  # connections that were asked back and are on their way
         self._arrival = anyio.Event()
 
     @asynccontextmanager
-    async def hold(self, call: object) -> AsyncIterator[None]:
+    async def hold(self, call: object) -> AsyncIterator[Hold]:
         """One connection for `call`, as long as the block."""
-        await self._acquire(call)
+        hold = Hold(call)
         try:
-            yield
+            if self._is_free_for(call) and not (self._waiting and self._held[call]):
+                self._grant(hold)
+            else:
+                await self._wait(hold)
+            yield hold
         finally:
-            self._release(call)
+            if hold.granted.is_set():  # also where it was cancelled in the moment in which it was granted
+                self._release(hold)
+            else:
+                self._waiting.remove(hold)
 
-    async def _acquire(self, call: object) -> None:
-        if self._is_free_for(call) and not (self._waiting and self._held[call]):
-            self._take(call)
-            return
-        waiter = _Waiter(call)
-        self._waiting.append(waiter)
+    def use(self, hold: Hold) -> None:
+        """There is a connection, and a request goes over it."""
+        self._used += not hold.used
+        hold.used = True
+
+    def others_used(self, hold: Hold) -> bool:
+        """Whether others have a connection, so that one of them will be given back."""
+        return self._used > hold.used
+
+    async def exchange(self, hold: Hold) -> None:
+        """Wait for a connection that one of the others gives back, in place of one that there turned out not to be."""
+        self._take(hold)  # and nobody who waits gets it, since it is none
+        hold.granted = anyio.Event()
+        await self._wait(hold)
+
+    async def _wait(self, hold: Hold) -> None:
+        self._waiting.append(hold)
         self._arrival.set()
         self._arrival = anyio.Event()
-        try:
-            await waiter.granted.wait()
-        except BaseException:
-            if waiter.granted.is_set():  # cancelled in the moment in which it was granted
-                self._release(call)
-            else:
-                self._waiting.remove(waiter)
-            raise
+        await hold.granted.wait()
 
-    def _release(self, call: object) -> None:
-        self._held[call] -= 1
-        self._promised = max(self._promised - 1, 0)
-        if not self._held[call]:
-            del self._held[call]
+    def _grant(self, hold: Hold) -> None:
+        self._free -= 1
+        self._held[hold.call] += 1
+        hold.granted.set()
+
+    def _take(self, hold: Hold) -> None:
         self._free += 1
+        self._used -= hold.used
+        hold.used = False
+        self._held[hold.call] -= 1
+        if not self._held[hold.call]:
+            del self._held[hold.call]
+
+    def _release(self, hold: Hold) -> None:
+        self._take(hold)
+        self._promised = max(self._promised - 1, 0)
         if not self._waiting:
             return
         waiter = min(self._waiting, key=lambda one: self._held[one.call])  # of equals the first
         if self._is_free_for(waiter.call):
             self._waiting.remove(waiter)
-            self._take(waiter.call)
-            waiter.granted.set()
+            self._grant(waiter)
 
     def _is_free_for(self, call: object) -> bool:
         return self._free > (0 if self._held[call] else -self._spare)
-
-    def _take(self, call: object) -> None:
-        self._free -= 1
-        self._held[call] += 1
 
     def owes(self, call: object) -> bool:
         """Whether `call` must give a connection back now: it has several, and another has none, or a spare one.

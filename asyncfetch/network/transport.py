@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import isawaitable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,13 +24,13 @@ from ..errors import NetworkError, ProtocolError, RateLimitedError, ServerError,
 from ..events import Notifier, Waiting
 from ..policy import Policy, __version__
 from .body import Body
-from .limits import Limits, Meter
+from .limits import Hold, Limits, Meter
 from .pool import LazyClient
 from .reach import Reach
 from .retry import BRIEF, Budget, Hurry, may_pass, retrying
 from .sockets import Stream
 from .urls import may_identify, origin_of, redirected
-from .wall import our_request, proxy_answered, raise_translated, redact_logs, retry_after, words_of
+from .wall import our_request, pool_is_full, proxy_answered, raise_translated, redact_logs, retry_after, words_of
 
 __all__ = ["Reply", "Transport"]
 
@@ -151,8 +152,8 @@ class Transport:
         caller's to judge.
         """
         await self._pass_gate(url, file)
-        async with self.limits.connections.hold(self):
-            response = await self._send(url, method, headers or {}, neutral)
+        async with self.limits.connections.hold(self) as hold:
+            response = await self._send(hold, url, method, headers or {}, neutral)
             body = Body(response, url, self.policy, self.limits, head=method == "HEAD")
             try:
                 self._raise_transient(body)
@@ -224,32 +225,55 @@ class Transport:
             self.notify(Waiting(file, "the server limits the request rate", delay))
             await anyio.sleep(delay + random.random())
 
-    async def _send(self, url: str, method: str, headers: Mapping[str, str], neutral: bool) -> Any:
-        policy = self.policy
+    async def _send(self, hold: Hold, url: str, method: str, headers: Mapping[str, str], neutral: bool) -> Any:
+        """The answer. Where a caller's client has fewer connections than we, those that we use are waited for."""
+        policy, connections = self.policy, self.limits.connections
         own = {"user-agent": USER_AGENT, "accept-encoding": "identity", "accept": "*/*", **headers}
         timeout = (policy.connect_timeout, policy.read_timeout, policy.read_timeout, policy.connect_timeout)
         self.requests += 1
         if self.limits.meter is not None:
             self.limits.meter.asked()
-        began = time.monotonic()
-        try:
-            client = self._client.get()
-            request = client.build_request(method, url, headers=own, timeout=timeout)
-            with our_request():
-                if not neutral:
-                    response = await _awaited(client.send(request, stream=True, follow_redirects=False))
-                else:
-                    for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
-                        del request.headers[name]
-                    response = await _awaited(client.send(request, stream=True, follow_redirects=False, auth=None))
-        except Exception as error:
-            raise_translated(error, url)
+        while True:
+            began = time.monotonic()
+            try:
+                response = await self._send_once(url, method, own, timeout, neutral, partial(connections.use, hold))
+                connections.use(hold)
+                break
+            except Exception as error:
+                if not (pool_is_full(error) and connections.others_used(hold)):
+                    raise_translated(error, url)
+            await connections.exchange(hold)
         stream, origin = response.extensions.get("network_stream"), origin_of(url)
         took = time.monotonic() - began
         if isinstance(stream, Stream) and stream.waited is not None:
             took = stream.waited  # a connection that had to be made first says nothing of how far away it is
         self._answered[origin] = min(took, self._answered.get(origin, took))
         return response
+
+    async def _send_once(
+        self,
+        url: str,
+        method: str,
+        headers: Mapping[str, str],
+        timeout: tuple[float, float, float, float],
+        neutral: bool,
+        connected: Callable[[], None],
+    ) -> Any:
+        """The answer. `connected` is called as soon as a caller's client that tells so has a connection for it."""
+        client, options = self._client.get(), {}
+        if self.injected:
+
+            async def trace(_event: str, _details: Mapping[str, Any]) -> None:
+                connected()  # the first event is one of the connection: waiting for the pool has none
+
+            options = {"extensions": {"trace": trace}}
+        request = client.build_request(method, url, headers=headers, timeout=timeout, **options)
+        with our_request():
+            if not neutral:
+                return await _awaited(client.send(request, stream=True, follow_redirects=False))
+            for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
+                del request.headers[name]
+            return await _awaited(client.send(request, stream=True, follow_redirects=False, auth=None))
 
     def _raise_transient(self, body: Body) -> None:
         if body.status == 407:  # only ever a proxy's: RFC 9110, section 15.5.8

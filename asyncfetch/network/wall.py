@@ -17,7 +17,15 @@ from ..words import fit_to_show
 from .proxies import Proxy
 from .retry import may_pass
 
-__all__ = ["our_request", "proxy_answered", "raise_translated", "redact_logs", "retry_after", "words_of"]
+__all__ = [
+    "our_request",
+    "pool_is_full",
+    "proxy_answered",
+    "raise_translated",
+    "redact_logs",
+    "retry_after",
+    "words_of",
+]
 
 # By name, since an injected client may be of httpx's or of httpx2's family.
 # h2's own errors come through both where a body of HTTP/2 contradicts its length.
@@ -76,6 +84,16 @@ def _cut_quotations(error: BaseException) -> None:
             one.args = tuple(_QUOTATION.sub("", text) if isinstance(text, str) else text for text in texts)
 
 
+def pool_is_full(error: Exception) -> bool:
+    """Whether a client of the caller had no connection free for a request, which was not sent."""
+    return "PoolTimeout" in _names(error)
+
+
+def _names(error: Exception) -> set[str]:
+    """What the network's libraries call an error; nothing if it is not theirs."""
+    return {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
+
+
 def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
     if isinstance(error, AsyncfetchError):
         return error
@@ -86,7 +104,7 @@ def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
     certificate = _certificate_fault(error)
     if certificate is not None:
         return _certificate_error(certificate, url, through)
-    names = {cls.__name__ for cls in type(error).__mro__ if cls.__module__.partition(".")[0] in _FAMILIES}
+    names = _names(error)
     kind, reason = type(error).__name__, fit_to_show(str(error)) or type(error).__name__
     if isinstance(error, UnicodeError):  # a name that no resolver can be asked for, as with a part of 64 letters
         return ProtocolError(f"{kind}: {reason}", url=url)
@@ -94,11 +112,18 @@ def _translated(error: Exception, url: str, proxy: Proxy | None) -> Exception:
         return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint) if isinstance(error, OSError) else error
     if "ProxyError" in names:
         return _proxy_error(error, reason, url, proxy)
+    if "PoolTimeout" in names:
+        return StalledError(f"the client that was passed had no connection free ({kind})", url=url, hint=_FULL_POOL)
     if "TimeoutException" in names:
         return StalledError(f"timed out ({kind}){through}", url=url, hint=hint)
     if names & {"UnsupportedProtocol", "InvalidURL", "DecodingError", "TooManyRedirects"}:
         return ProtocolError(kind, url=url)
     return NetworkError(f"{kind}: {reason}{through}", url=url, hint=hint)
+
+
+_FULL_POOL = (
+    "Other requests use all that it may have: give it more (httpx.Limits(max_connections=...)), or another client."
+)
 
 
 def _proxy_error(error: Exception, reason: str, url: str, proxy: Proxy | None) -> ProxyError:

@@ -347,7 +347,7 @@ MUTANTS = (
     Mutant(
         "token-goes-everywhere",
         _ORIGIN,
-        "network.transport:Transport._send",
+        "network.transport:Transport._send_once",
         "if not neutral:",
         "if url:",
         (
@@ -390,7 +390,7 @@ MUTANTS = (
     Mutant(
         "only-standard-credentials-stay",
         _ORIGIN,
-        "network.transport:Transport._send",
+        "network.transport:Transport._send_once",
         "if name.lower() not in _NEUTRAL_HEADERS]:",
         'if name.lower() in ("authorization", "cookie")]:',
         ("network/test_transport.py::test_credentials_of_a_client_stay_at_the_first_origin",),
@@ -414,7 +414,7 @@ MUTANTS = (
     Mutant(
         "auth-of-a-client-goes-along",
         _ORIGIN,
-        "network.transport:Transport._send",
+        "network.transport:Transport._send_once",
         "stream=True, follow_redirects=False, auth=None)",
         "stream=True, follow_redirects=False)",
         ("network/test_transport.py::test_credentials_of_a_client_stay_at_the_first_origin",),

@@ -17,6 +17,7 @@ _CERTIFICATE = "a certificate that is not trusted"
 _FOREIGN = "an exception of a library, or of the system"
 
 _AWAY = "the network goes away for a while"
+_POOL = "a caller's client with fewer connections than ours"
 
 MUTANTS = (
     Mutant(
@@ -477,5 +478,56 @@ MUTANTS = (
         "self._receiving.report()",
         "pass",
         ("engine/test_receiving.py::test_what_is_here_is_told_before_a_pause",),
+    ),
+    Mutant(
+        "a-full-pool-is-an-outage",
+        _POOL,
+        "network.transport:Transport._send",
+        "if not (pool_is_full(error) and connections.others_used(hold)):",
+        "if True:",
+        (
+            "network/test_full_pools.py::test_fewer_than_the_policy_allows",
+            "network/test_full_pools.py::test_calls_share_a_small_pool",
+        ),
+    ),
+    Mutant(
+        "waits-for-the-callers-own-for-ever",
+        _POOL,
+        "network.transport:Transport._send",
+        "and connections.others_used(hold)",
+        "",
+        ("network/test_full_pools.py::test_the_callers_own_requests_fill_it",),
+    ),
+    Mutant(
+        "asks-a-full-pool-again-and-again",
+        _POOL,
+        "network.transport:Transport._send",
+        "await connections.exchange(hold)",
+        "",
+        ("network/test_full_pools.py::test_who_has_one_and_does_not_need_it_hears_of_it",),
+    ),
+    Mutant(
+        "has-no-connection-until-it-is-answered",
+        _POOL,
+        "network.transport:Transport._send_once.trace",
+        "connected()",
+        "pass",
+        ("network/test_full_pools.py::test_a_server_that_thinks_for_long",),
+    ),
+    Mutant(
+        "what-is-no-connection-is-given-to-who-waits",
+        _POOL,
+        "network.limits:Connections.exchange",
+        "self._take(hold)\nself._free += 1",
+        "self._release(hold)",
+        ("network/test_full_pools.py::test_what_is_exchanged_is_given_to_each_in_turn",),
+    ),
+    Mutant(
+        "who-leaves-takes-a-connection-along",
+        _POOL,
+        "network.limits:Connections.hold",
+        "if hold.granted.is_set():",
+        "if hold.used:",
+        ("network/test_full_pools.py::test_who_is_cancelled_meanwhile_leaves_nothing",),
     ),
 )
