@@ -46,7 +46,7 @@ class LazyClient:
     def get(self) -> Any:
         """The client to send with. Raises SourceError where the caller has closed theirs."""
         if getattr(self._injected, "is_closed", None) is True:
-            raise SourceError("The client of client= is closed.", hint="Keep it open while it is sent with.")
+            raise SourceError("The caller's httpx.AsyncClient is closed.", hint="Keep it open while it is sent with.")
         if self._injected is None and self._own is None:
             self._own = _Sender(PoolTransport(Proxies(getproxies()), self._reach))
         return self._injected if self._own is None else self._own

@@ -291,7 +291,8 @@ class Transport:
 
 def _awaited(answer: Any) -> Awaitable[Any]:
     if not isawaitable(answer):
-        raise SourceError(f"client= takes an httpx.AsyncClient, and this one gave {type(answer).__name__} at once.")
+        kind = type(answer).__name__
+        raise SourceError(f"The caller's client is no httpx.AsyncClient: {kind} came at once, and cannot be awaited.")
     return answer
 
 
