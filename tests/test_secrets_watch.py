@@ -41,7 +41,7 @@ def log_a_traceback() -> None:
 
 
 def make_an_error() -> None:
-    SourceError(f"Nothing at {SIGNED}.")
+    SourceError(f"Nothing for {TOKEN}.")
 
 
 def make_an_error_with_data() -> None:
