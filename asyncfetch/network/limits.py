@@ -58,7 +58,8 @@ class Connections:
         """One connection for `call`, as long as the block."""
         hold = Hold(call)
         try:
-            if self._is_free_for(call) and not (self._waiting and self._held[call]):
+            behind = self._waiting and (self._held[call] or not self._spare)
+            if self._is_free_for(call) and not behind:
                 self._grant(hold)
             else:
                 await self._wait(hold)

@@ -10,7 +10,7 @@ import copy
 import platform
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -260,20 +260,24 @@ class Transport:
         connected: Callable[[], None],
     ) -> Any:
         """The answer. `connected` is called as soon as a caller's client that tells so has a connection for it."""
-        client, options = self._client.get(), {}
+        client, options, told = self._client.get(), {}, list[Coroutine[Any, Any, None]]()
         if self.injected:
 
-            async def trace(_event: str, _details: Mapping[str, Any]) -> None:
+            async def note() -> None:
                 connected()  # the first event is one of the connection: waiting for the pool has none
+
+            def trace(_event: str, _details: Mapping[str, Any]) -> Coroutine[Any, Any, None]:
+                told[:] = [note()]
+                return told[0]
 
             options = {"extensions": {"trace": trace}}
         request = client.build_request(method, url, headers=headers, timeout=timeout, **options)
         with our_request():
             if not neutral:
-                return await _awaited(client.send(request, stream=True, follow_redirects=False))
+                return await _awaited(partial(client.send, request, stream=True, follow_redirects=False), told)
             for name in [name for name in request.headers if name.lower() not in _NEUTRAL_HEADERS]:
                 del request.headers[name]
-            return await _awaited(client.send(request, stream=True, follow_redirects=False, auth=None))
+            return await _awaited(partial(client.send, request, stream=True, follow_redirects=False, auth=None), told)
 
     def _raise_transient(self, body: Body) -> None:
         if body.status == 407:  # only ever a proxy's: RFC 9110, section 15.5.8
@@ -289,7 +293,15 @@ class Transport:
         raise ServerError(body.status, url=body.url, retry_after=after, said=words_of(body.headers))
 
 
-def _awaited(answer: Any) -> Awaitable[Any]:
+def _awaited(send: Callable[[], Any], told: list[Coroutine[Any, Any, None]]) -> Awaitable[Any]:
+    try:
+        answer = send()
+    except TypeError as error:  # as a blocking one of httpx says of `trace`, which it awaits as little
+        for one in told:
+            one.close()
+        raise SourceError(
+            "The caller's client is no httpx.AsyncClient: it sends at once, and not in a task."
+        ) from error
     if not isawaitable(answer):
         kind = type(answer).__name__
         raise SourceError(f"The caller's client is no httpx.AsyncClient: {kind} came at once, and cannot be awaited.")

@@ -509,7 +509,7 @@ MUTANTS = (
     Mutant(
         "has-no-connection-until-it-is-answered",
         _POOL,
-        "network.transport:Transport._send_once.trace",
+        "network.transport:Transport._send_once.note",
         "connected()",
         "pass",
         ("network/test_full_pools.py::test_a_server_that_thinks_for_long",),

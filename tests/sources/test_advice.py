@@ -123,11 +123,14 @@ async def test_many_files(site: tuple[Path, str, dict[str, Any]]) -> None:
     ids=["hangs up", "silent", "none", "html", "object", "other"],
 )
 async def test_a_hub_that_lists_nothing(server: FaultServer, tmp_path: Path, fault: Any) -> None:
-    """The look is for advice alone: one request, whose failure is not told."""
+    """The look is for advice alone: one request, whose failure is not told.
+
+    It goes once more over a new connection where one that had served before says nothing.
+    """
     server.hub("org/model", {"config.json": b"{}"})
     listing = "/api/models/org/model/tree/0123456789abcdef0123456789abcdef01234567"
     server.fault(listing, fault, forever=True)
     policy = replace(CALM, connect_timeout=0.3, read_timeout=0.3) if fault is Mute else CALM
     error = await said("org/model", endpoint=server.url, cache_dir=tmp_path, token=False, policy=policy)
     assert "tried model.safetensors.index.json" in error.message
-    assert len(server.to(listing)) == 1
+    assert 1 <= len(server.to(listing)) <= (2 if fault in (Hangup, Mute) else 1)
