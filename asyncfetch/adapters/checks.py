@@ -21,6 +21,12 @@ from .asked import is_installed
 
 __all__ = ["check_arguments", "check_device_map", "check_quantisation", "merged_quantisation", "refuse_scaled", "says"]
 
+# What says in a sentence what it is about; others tell no more than a key.
+_SENTENCES = (ImportError, OSError, ValueError, TypeError, AttributeError, RuntimeError)
+_SPREADS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
+_WAYS = ", ".join(f'"{way}"' for way in sorted(_SPREADS))
+_NO_DEVICES = frozenset({"disk", "meta"})
+
 
 @contextmanager
 def says(source: str, library: str = "transformers") -> Iterator[None]:
@@ -34,18 +40,6 @@ def says(source: str, library: str = "transformers") -> Iterator[None]:
             raise
         words = str(error) if isinstance(error, _SENTENCES) and str(error) else f"{type(error).__name__}: {error}"
         raise SourceError(f"{library} refuses {source}: {fit_to_show(words, 400)}") from error
-
-
-_SENTENCES = (
-    ImportError,
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-)  # others tell no more than a key
-_SPREADS = frozenset({"auto", "balanced", "balanced_low_0", "sequential"})
-_NO_DEVICES = frozenset({"disk", "meta"})
 
 
 def check_device_map(device_map: object) -> None:
@@ -68,9 +62,6 @@ def check_device_map(device_map: object) -> None:
                 hint='Give "auto", a device such as "cuda:0" or "cpu", or one for each module by name.',
             )
         check_device(device, option="device_map", hint=f"Give a device that is here, or one of {_WAYS}.")
-
-
-_WAYS = ", ".join(f'"{way}"' for way in sorted(_SPREADS))
 
 
 def check_arguments(kind: Any, extra: Mapping[str, Any]) -> None:

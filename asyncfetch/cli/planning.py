@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from ..errors import SourceError, StorageError, storage_errors
 from ..events import FileState, Resolved
 from ..storage.checksums import Checksum, parse_checksum
 from ..storage.copies import could_take_clones
-from ..storage.files import free_bytes, refuse_obstacles
+from ..storage.files import free_bytes, nearest, on_one_disk, refuse_obstacles
 from ..storage.folders import LocalFolder, Standing
 from ..storage.roots import cache_root, expanded
 
@@ -51,9 +50,9 @@ def room_of_folder(resolved: Resolved, given: Path, cache: Path | None) -> Room:
     with storage_errors(local.path, writing="folder"):
         refuse_obstacles(local.path, writing="folder")
         needed = sum(file.size for file in resolved.files if not _is_there(local, file))
-        above = _nearest(local.path)
-        if cache is not None and above.stat().st_dev == _nearest(cache).stat().st_dev:
-            needed = _missing(resolved) + (0 if could_take_clones(above) else needed)
+        if cache is not None and on_one_disk(local.path, cache):
+            above = nearest(local.path)
+            needed = _missing(resolved) + (0 if above is not None and could_take_clones(above) else needed)
     return Room(local.path, needed, local.free_bytes())
 
 
@@ -74,8 +73,3 @@ def _is_there(local: LocalFolder, file: FileState) -> bool:
 
 def _checksum(file: FileState) -> Checksum | None:
     return None if file.checksum is None else parse_checksum(file.checksum, file=file.file)
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next((one for one in (folder, *folder.parents) if os.path.exists(one)), Path("/"))

@@ -25,9 +25,8 @@ from ..spans import MiB
 
 __all__ = [
     "LONGEST_NAME", "LeftOut", "copy_to", "free_bytes", "has_locks", "held_bytes", "make_folder", "make_link",
-    "named_beside", "on_one_disk",
-    "refuse_obstacles", "rename", "start_writing", "sync_file", "sync_folder", "sync_names", "takes_any_order",
-    "vanished", "write_at", "write_synced",
+    "named_beside", "nearest", "on_one_disk", "refuse_obstacles", "rename", "start_writing", "sync_file", "sync_folder",
+    "sync_names", "takes_any_order", "vanished", "write_at", "write_synced",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -259,6 +258,11 @@ def on_one_disk(one: Path, other: Path) -> bool:
     """Whether the same file system holds, or will hold, two folders."""
     found = [_of_nearest(folder, os.stat) for folder in (one, other)]
     return len({None if status is None else status.st_dev for status in found}) == 1
+
+
+def nearest(folder: Path) -> Path | None:
+    """The folder, or the nearest one above it that is there."""
+    return _of_nearest(folder, lambda one: one if one.stat() else None)
 
 
 def _of_nearest(folder: Path, ask: Callable[[Path], T]) -> T | None:

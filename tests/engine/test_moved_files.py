@@ -60,13 +60,20 @@ def front() -> Iterator[Front]:
         yield Front((source, one, other))
 
 
-def when_half_is_here(strike: Callable[[], object]) -> Callable[[Event], None]:
-    struck: list[Event] = []
+def when_half_is_here(
+    strike: Callable[[], object], *, after: int = 0, then: Callable[[], object] = lambda: None
+) -> Callable[[Event], None]:
+    """A reporter that strikes once half of the file is here, and does `then` at the retry of number `after`."""
+    struck, retried = list[Event](), list[Event]()
 
     def report(event: Event) -> None:
         if isinstance(event, FileProgress) and event.received > len(BODY) // 2 and not struck:
             struck.append(event)
             strike()
+        if isinstance(event, Retrying):
+            retried.append(event)
+            if len(retried) == after:
+                then()
 
     return report
 
@@ -116,7 +123,6 @@ async def test_an_open_checkpoint_goes_on_elsewhere(front: Front, tmp_path: Path
 async def test_a_source_that_cannot_tell(front: Front, tmp_path: Path, says: Fault | None) -> None:
     """A node that is away for a moment is gone back to, whatever becomes of the source: as if it had not been asked."""
     front.one.fault(NODE, OK, Drip(50_000, 0.02), forever=True)
-    told: list[Event] = []
 
     def strike() -> None:
         front.one.go_away()
@@ -125,14 +131,7 @@ async def test_a_source_that_cannot_tell(front: Front, tmp_path: Path, says: Fau
         else:
             front.source.fault(PATH, says, forever=True)
 
-    struck = when_half_is_here(strike)
-
-    def report(event: Event) -> None:
-        told.append(event)
-        struck(event)
-        if isinstance(event, Retrying) and sum(isinstance(one, Retrying) for one in told) == 30:
-            front.one.come_back()
-
+    report = when_half_is_here(strike, after=30, then=front.one.come_back)
     policy = replace(PATIENT, read_timeout=0.3)
     with anyio.fail_after(25):
         await loaded(front, tmp_path, policy=policy, report=report)
@@ -143,20 +142,12 @@ async def test_another_file_elsewhere_is_not_mixed_in(front: Front, tmp_path: Pa
     """Where nothing but its ETag tells what a file is, a node with another one does not take over; the first does."""
     front.other.web("/pool", {"model.safetensors": BODY}, etag='"another"')
     front.one.fault(NODE, OK, Drip(50_000, 0.02), forever=True)
-    told: list[Event] = []
 
     def strike() -> None:
         front.leads_to = front.other
         front.one.go_away()
 
-    struck = when_half_is_here(strike)
-
-    def report(event: Event) -> None:
-        told.append(event)
-        struck(event)
-        if isinstance(event, Retrying) and sum(isinstance(one, Retrying) for one in told) == 25:
-            front.one.come_back()
-
+    report = when_half_is_here(strike, after=25, then=front.one.come_back)
     await loaded(front, tmp_path, report=report)
     assert all(seen.looks and seen.sent <= 1 for seen in front.other.seen)
 

@@ -102,6 +102,17 @@ def times(server: FaultServer, path: str) -> set[int]:
     return set(server.times_sent(path)[PREFIX_LIMIT:].tolist())
 
 
+def the_second_waits(server: FaultServer, pool: ThreadPoolExecutor, url: str, cache: Path) -> None:
+    """Two loads, of which one waits for what the other brings: both get it."""
+    held = Held(server, f"/models/{SINGLE}")
+    first = Loading(pool, url, cache)
+    with held.until_the_end_of_the_block():
+        second = Loading(pool, url, cache)
+        assert second.waits.wait(20)
+    assert same(first.state, OLD)
+    assert same(second.state, OLD)
+
+
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 def test_calls_of_one_process(server: FaultServer, pool: ThreadPoolExecutor, tmp_path: Path, folder: bool) -> None:
     """Who waits for a file finds it as soon as it is here, by what the server told of its version."""
@@ -165,13 +176,7 @@ def test_without_links(
     """Where a snapshot holds the files themselves, who waited takes it from there."""
     monkeypatch.setenv("HF_HUB_DISABLE_SYMLINKS", "1")
     url = server.web("/models", {SINGLE: safetensors_bytes(OLD)}) + SINGLE
-    held = Held(server, f"/models/{SINGLE}")
-    first = Loading(pool, url, tmp_path)
-    with held.until_the_end_of_the_block():
-        second = Loading(pool, url, tmp_path)
-        assert second.waits.wait(20)
-    assert same(first.state, OLD)
-    assert same(second.state, OLD)
+    the_second_waits(server, pool, url, tmp_path)
     assert times(server, f"/models/{SINGLE}") == {1}
 
 
@@ -197,13 +202,7 @@ def test_the_file_changes_between_two_loads(server: FaultServer, pool: ThreadPoo
 def test_a_server_that_tells_no_version(server: FaultServer, pool: ThreadPoolExecutor, tmp_path: Path) -> None:
     """Nothing tells that what is here is what was found: so each load brings its own."""
     url = server.web("/models", {SINGLE: safetensors_bytes(OLD)}, etag="") + SINGLE
-    held = Held(server, f"/models/{SINGLE}")
-    first = Loading(pool, url, tmp_path)
-    with held.until_the_end_of_the_block():
-        second = Loading(pool, url, tmp_path)
-        assert second.waits.wait(20)
-    assert same(first.state, OLD)
-    assert same(second.state, OLD)
+    the_second_waits(server, pool, url, tmp_path)
     assert times(server, f"/models/{SINGLE}") == {2}
     server.web("/models", {SINGLE: safetensors_bytes(NEW)}, etag="")
     assert same(Loading(pool, url, tmp_path).state, NEW)

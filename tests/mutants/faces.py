@@ -173,7 +173,7 @@ MUTANTS = (
         "a-folder-has-the-disk-for-itself",
         _SMALL,
         "cli.planning:room_of_folder",
-        "above.stat().st_dev == _nearest(cache).stat().st_dev",
+        "on_one_disk(local.path, cache)",
         "False",
         (f"{_ROOMS}test_a_folder_beside_the_cache",),
     ),

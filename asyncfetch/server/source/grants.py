@@ -31,9 +31,8 @@ __all__ = ["Grants"]
 
 LOG = logging.getLogger("asyncfetch.server")
 _MOST = 10_000  # decisions of each kind
-_CHANGES = slice(
-    24, 28
-)  # of the file: how often it was changed (https://sqlite.org/fileformat.html#file_change_counter)
+# Bytes of the file: how often it was changed (https://sqlite.org/fileformat.html#file_change_counter).
+_CHANGES = slice(24, 28)
 _OF_ALL = f"{OPEN}*"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (number INTEGER PRIMARY KEY, key BLOB NOT NULL);
