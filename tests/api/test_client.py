@@ -277,6 +277,13 @@ class Plain:
         return self.inner.send(request, **options)
 
 
+class AtOnce(Plain):
+    """One that has its answer at once, whatever it is asked."""
+
+    def send(self, request: Any, **_: Any) -> Any:
+        return httpx.Response(200, request=request)
+
+
 class Wrapped(httpx.AsyncClient):
     """A client whose `send` is replaced, as tracing does it."""
 
@@ -314,6 +321,8 @@ async def test_clients_of_other_kinds(server: FaultServer, tmp_path: Path) -> No
     assert len(server.seen) == before
     with httpx.Client() as blocking, pytest.raises(SourceError, match=r"no httpx\.AsyncClient: it sends at once"):
         await asyncfetch.load_async("org/model", client=Plain(blocking), cache_dir=tmp_path / "none", **options)
+    with pytest.raises(SourceError, match=r"no httpx\.AsyncClient: Response came at once"):
+        await asyncfetch.load_async("org/model", client=AtOnce(wrapped), cache_dir=tmp_path / "none", **options)
 
 
 @pytest.mark.anyio

@@ -523,6 +523,22 @@ MUTANTS = (
         ("network/test_full_pools.py::test_what_is_exchanged_is_given_to_each_in_turn",),
     ),
     Mutant(
+        "who-comes-later-passes-those-who-wait",
+        _POOL,
+        "network.limits:Connections.hold",
+        "self._held[call] or not self._spare",
+        "self._held[call]",
+        ("network/test_full_pools.py::test_what_is_exchanged_is_given_to_each_in_turn",),
+    ),
+    Mutant(
+        "a-blocking-client-leaves-what-nobody-awaits",
+        _POOL,
+        "network.transport:_awaited",
+        "one.close()",
+        "pass",
+        ("api/test_client.py::test_clients_of_other_kinds",),
+    ),
+    Mutant(
         "who-leaves-takes-a-connection-along",
         _POOL,
         "network.limits:Connections.hold",
